@@ -1,0 +1,154 @@
+"""Reading images and masks: files and PIL images of any mode become plain uint8 arrays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..errors import UserError
+
+
+IGNORE = 255
+LOSSY_FORMATS = {"JPEG", "MPO", "JPEG2000", "WEBP"}
+_WIDE_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+
+
+def open_image(source: str | os.PathLike | Image.Image) -> Image.Image:
+    """Open `source` lazily (header only). Raises `UserError` naming the file when it is missing or no image."""
+    if isinstance(source, Image.Image):
+        return source
+    try:
+        return Image.open(source)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{source}: not a readable image ({_reason(error)}); remove or replace the file") from error
+
+
+def image_size(source: str | os.PathLike | Image.Image) -> tuple[int, int]:
+    """(height, width) after EXIF rotation, from the header alone."""
+    image = open_image(source)
+    width, height = image.size
+    # Orientations 5 to 8 swap the axes.
+    swapped = image.getexif().get(0x0112, 1) >= 5
+    if image is not source:
+        image.close()
+    return (width, height) if swapped else (height, width)
+
+
+def read_image(source: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarray:
+    """Read an image as RGB.
+
+    EXIF orientation is applied. 16-bit values are divided by 257, or by 16 when none exceeds 4095 (12-bit sensors stored
+    in 16 bits, which would be nearly black otherwise). Alpha is dropped. Grey becomes three equal channels.
+
+    Args:
+        source: path, PIL image, or array uint8/uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        UserError: the file is missing, corrupt or of an unsupported kind; the message names it.
+    """
+    if isinstance(source, np.ndarray):
+        return array_to_rgb(source)
+    image = open_image(source)
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode in _WIDE_MODES:
+            return array_to_rgb(_wide_to_uint16(np.asarray(image), _name(source)))
+        if image.mode == "P" and "transparency" in image.info:
+            # PIL warns when a palette with byte transparency goes straight to RGB.
+            image = image.convert("RGBA")
+        return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{_name(source)}: corrupt image ({_reason(error)}); remove or replace the file") from error
+
+
+def read_mask(source: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarray:
+    """Read a mask as stored: palette indices, grey values, or the common value of three equal channels.
+
+    Args:
+        source: path, PIL image, or integer/bool array (H, W), (H, W, 1) or (H, W, 3) with values 0..255.
+
+    Returns:
+        uint8 (H, W). A 1-bit or bool mask gives {0, 1}.
+
+    Raises:
+        UserError: corrupt, truly coloured, or with values outside 0..255; the message names the file.
+    """
+    name = _name(source)
+    if not isinstance(source, np.ndarray):
+        image = open_image(source)
+        try:
+            image = ImageOps.exif_transpose(image)
+            if image.mode == "PA":
+                image = image.getchannel(0)
+            elif image.mode in ("LA", "RGBA", "CMYK", "YCbCr"):
+                image = image.convert("L" if image.mode == "LA" else "RGB")
+            source = np.asarray(image)
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            raise UserError(f"{name}: corrupt mask ({_reason(error)}); remove or replace the file") from error
+    return _array_to_mask(source, name)
+
+
+def is_lossy(source: str | os.PathLike | Image.Image) -> bool:
+    """Whether the file's format may have changed the stored mask values (JPEG and the like)."""
+    image = open_image(source)
+    lossy = image.format in LOSSY_FORMATS
+    if image is not source:
+        image.close()
+    return lossy
+
+
+def array_to_rgb(array: np.ndarray) -> np.ndarray:
+    """uint8/uint16/bool array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) -> uint8 (H, W, 3)."""
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    if array.dtype == np.uint16:
+        array = (array // 16 if array.max(initial=0) <= 4095 else array // 257).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise UserError(f"image array of type {array.dtype}: pass uint8 values 0..255 (or uint16)")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise UserError(f"image array of shape {array.shape}: expected (H, W), (H, W, 3) or (H, W, 4)")
+    if array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    return np.ascontiguousarray(array[:, :, :3])
+
+
+def _wide_to_uint16(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype.kind == "f":
+        raise UserError(f"{name}: floating-point image; store it as 8-bit or 16-bit")
+    if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
+        raise UserError(f"{name}: values outside 0..65535; store it as 8-bit or 16-bit")
+    return array.astype(np.uint16)
+
+
+def _array_to_mask(array: np.ndarray, name: str) -> np.ndarray:
+    if array.ndim == 3 and array.shape[2] in (1, 3, 4):
+        if array.shape[2] >= 3 and not ((array[..., 0] == array[..., 1]) & (array[..., 0] == array[..., 2])).all():
+            raise UserError(f"{name}: a coloured mask; store one class index per pixel (grey or palette PNG)")
+        array = array[..., 0]
+    if array.ndim != 2:
+        raise UserError(f"{name}: mask of shape {array.shape}; expected one value per pixel (H, W)")
+    if array.dtype != np.uint8:
+        if array.dtype.kind not in "biu" or array.min(initial=0) < 0 or array.max(initial=0) > 255:
+            raise UserError(f"{name}: mask values outside 0..255; store class indices as 8-bit, 255 = ignore")
+        array = array.astype(np.uint8)
+    return np.ascontiguousarray(array)
+
+
+def _name(source: str | os.PathLike | Image.Image | np.ndarray) -> str:
+    if isinstance(source, (str, Path)):
+        return str(source)
+    return getattr(source, "filename", "") or "image in memory"
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__

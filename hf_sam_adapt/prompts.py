@@ -1,0 +1,166 @@
+"""Prompts derived from a ground-truth mask: boxes, points, degraded masks, or none at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import UserError
+
+
+if TYPE_CHECKING:
+    import torch
+
+
+PROMPT_KINDS = ("none", "box", "point", "mask")
+IGNORE = 255
+MIN_AREA = 0.0005  # components below 0.05 % of the image are noise of the annotation
+
+
+@dataclass
+class Prompt:
+    """The prompts of one image: n objects of one kind.
+
+    In image coordinates the fields are numpy arrays; `SamAdaptProcessor` returns a copy with tensors in the coordinates of
+    the network's input. Pixel coordinates are (x, y), boxes inclusive (x1, y1, x2, y2).
+
+    Attributes:
+        kind: "none", "box", "point" or "mask". With "none" every other field may be None.
+        boxes: float32 (n, 4).
+        points: float32 (n, p, 2).
+        point_labels: int64 (n, p), 1 = on the object, 0 = off it.
+        masks: bool (n, H, W); from the processor float32 (n, 4 grid, 4 grid) logits of +-10.
+        targets: bool (n, H, W), the true objects; from the processor int64 (n, S, S) in {0, 1, 255 = ignore}.
+        labels: int64 (n,), the class of each object.
+    """
+
+    kind: str
+    boxes: np.ndarray | torch.Tensor | None = None
+    points: np.ndarray | torch.Tensor | None = None
+    point_labels: np.ndarray | torch.Tensor | None = None
+    masks: np.ndarray | torch.Tensor | None = None
+    targets: np.ndarray | torch.Tensor | None = None
+    labels: np.ndarray | torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of objects n; 0 for kind "none"."""
+        field = {"box": self.boxes, "point": self.points, "mask": self.masks}.get(self.kind)
+        return 0 if field is None else len(field)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def to(self, device: torch.device | str) -> Prompt:
+        """Copy with every tensor on `device`."""
+        tensors = {
+            field.name: getattr(self, field.name).to(device)
+            for field in dataclasses.fields(self)
+            if hasattr(getattr(self, field.name), "to")
+        }
+        return dataclasses.replace(self, **tensors)
+
+    def select(self, indices: list[int] | np.ndarray) -> Prompt:
+        """Copy with only the objects `indices`."""
+        names = ("boxes", "points", "point_labels", "masks", "targets", "labels")
+        chosen = {name: getattr(self, name)[indices] for name in names if getattr(self, name) is not None}
+        return dataclasses.replace(self, **chosen)
+
+
+def derive_prompts(
+    mask: np.ndarray,
+    kind: str,
+    *,
+    num_labels: int | None = None,
+    rng: np.random.Generator | None = None,
+    max_objects: int = 32,
+) -> Prompt:
+    """Prompts that an annotator with the truth at hand would give.
+
+    One object per 8-connected component that covers at least 0.05 % of the image, the `max_objects` largest, largest
+    first. Ignored pixels belong to no object. With `num_labels` the components are found in each class above 0.
+
+    Args:
+        mask: uint8 (H, W), classes 0..K-1 and 255 = ignore.
+        kind: "none", "box" (tight, inclusive), "point" (the pixel farthest from the component's border) or "mask" (the
+            component after a random dilation or erosion).
+        num_labels: number of classes with the background, None = binary (every value in 1..254 is foreground).
+        rng: draws the degradation of "mask"; a fixed seed when None.
+        max_objects: most objects per image.
+
+    Returns:
+        `Prompt` in image coordinates, with `targets` and `labels` set; n = 0 when no component is large enough.
+    """
+    if kind not in PROMPT_KINDS:
+        raise UserError(f"prompts: unknown kind {kind!r}; choose from {', '.join(PROMPT_KINDS)}")
+    if kind == "none":
+        return Prompt("none")
+    targets, labels = components(mask, num_labels=num_labels, max_objects=max_objects)
+    prompt = Prompt(kind, targets=targets, labels=labels)
+    if kind == "box":
+        prompt.boxes = np.stack([_tight_box(t) for t in targets]) if len(targets) else np.zeros((0, 4), np.float32)
+    elif kind == "point":
+        points = [_inner_point(t) for t in targets]
+        prompt.points = np.stack(points)[:, None] if points else np.zeros((0, 1, 2), np.float32)  # (n, 1, 2)
+        prompt.point_labels = np.ones((len(targets), 1), np.int64)
+    else:
+        rng = np.random.default_rng(0) if rng is None else rng
+        prompt.masks = np.stack([degrade(t, rng) for t in targets]) if len(targets) else targets
+    return prompt
+
+
+def components(
+    mask: np.ndarray, *, num_labels: int | None = None, max_objects: int = 32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Connected components of `mask` (uint8 (H, W)), largest first: bool (n, H, W) and their classes int64 (n,)."""
+    from scipy import ndimage
+
+    smallest = MIN_AREA * mask.size
+    found = []  # (area, class, component image, number in it)
+    for label in range(1, num_labels or 2):
+        foreground = (mask == label) if num_labels else (mask > 0) & (mask != IGNORE)
+        numbered, count = ndimage.label(foreground, structure=np.ones((3, 3), bool))
+        areas = np.bincount(numbered.ravel(), minlength=count + 1)
+        found += [(areas[i], label, numbered, i) for i in range(1, count + 1) if areas[i] >= smallest]
+    found.sort(key=lambda item: -item[0])
+    found = found[:max_objects]
+    targets = [numbered == i for _, _, numbered, i in found]
+    stacked = np.stack(targets) if targets else np.zeros((0, *mask.shape), bool)
+    return stacked, np.array([label for _, label, _, _ in found], np.int64)
+
+
+def degrade(target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Dilate or erode `target` (bool (H, W)) by up to a sixth of its width, the width being sqrt(area).
+
+    An erosion that leaves nothing returns the target itself.
+    """
+    from scipy import ndimage
+
+    reach = max(1.0, np.sqrt(target.sum()) / 6)
+    radius = rng.uniform(min(1.0, reach / 2), reach)
+    if rng.random() < 0.5:
+        return ndimage.distance_transform_edt(~target) <= radius
+    # Pixels outside the image count as object, so that an object cut by the border is not eaten from there.
+    padded = np.pad(target, 1, mode="edge")
+    eroded = (ndimage.distance_transform_edt(padded) > radius)[1:-1, 1:-1]
+    return eroded if eroded.any() else target.copy()
+
+
+def _tight_box(target: np.ndarray) -> np.ndarray:
+    """bool (H, W) -> float32 (4,), inclusive pixel indices x1, y1, x2, y2."""
+    columns = np.flatnonzero(target.any(axis=0))
+    rows = np.flatnonzero(target.any(axis=1))
+    return np.array([columns[0], rows[0], columns[-1], rows[-1]], np.float32)
+
+
+def _inner_point(target: np.ndarray) -> np.ndarray:
+    """bool (H, W) -> float32 (2,): (x, y) of the pixel farthest from the border; the image's edge is a border too."""
+    from scipy import ndimage
+
+    x1, y1, x2, y2 = _tight_box(target).astype(int)
+    window = np.pad(target[y1 : y2 + 1, x1 : x2 + 1], 1)
+    distance = ndimage.distance_transform_edt(window)
+    row, column = np.unravel_index(distance.argmax(), distance.shape)
+    return np.array([column - 1 + x1, row - 1 + y1], np.float32)

@@ -1,0 +1,93 @@
+"""IoU and Dice of binary masks, per image."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Pixel counts of one image, Python integers (exact for any image size).
+
+    `intersection` = |P ∩ T|, `prediction` = |P|, `truth` = |T|, all without the ignored pixels. An image whose truth and
+    prediction are both empty scores 1.0 in both metrics: nothing was to be found and nothing was claimed.
+    """
+
+    intersection: int
+    prediction: int
+    truth: int
+
+    @property
+    def iou(self) -> float:
+        union = self.prediction + self.truth - self.intersection
+        return self.intersection / union if union else 1.0
+
+    @property
+    def dice(self) -> float:
+        total = self.prediction + self.truth
+        return 2 * self.intersection / total if total else 1.0
+
+    def scores(self) -> dict[str, float]:
+        """`{"iou": …, "dice": …}`, fractions 0..1."""
+        return {"iou": self.iou, "dice": self.dice}
+
+
+def overlap(prediction: np.ndarray, mask: np.ndarray) -> Overlap:
+    """Counts the overlap of one prediction with its truth.
+
+    Args:
+        prediction: bool (H, W).
+        mask: uint8 (H, W), 0 background, 255 ignored, anything else foreground.
+
+    Raises:
+        ValueError: the shapes differ, or `prediction` is not boolean (logits or 0/255 masks would be counted wrongly).
+    """
+    prediction, mask = np.asarray(prediction), np.asarray(mask)
+    if prediction.shape != mask.shape or prediction.ndim != 2:
+        raise ValueError(f"prediction {prediction.shape} and mask {mask.shape} must both be (H, W), of one size")
+    if prediction.dtype != bool:
+        raise ValueError(f"prediction must be boolean, got {prediction.dtype}")
+    truth = (mask != 0) & (mask != IGNORE)
+    return Overlap(
+        intersection=int(np.count_nonzero(prediction & truth)),
+        prediction=int(np.count_nonzero(prediction & (mask != IGNORE))),
+        truth=int(np.count_nonzero(truth)),
+    )
+
+
+@dataclass
+class IouDice:
+    """Mean IoU and Dice over images, added one at a time.
+
+    Holds three integers an image and no mask. To use several processes, gather the `per_image` lists and build one
+    metric from them: `merge` counts what it is given, so every image must be in exactly one list.
+    """
+
+    per_image: list[Overlap] = field(default_factory=list)
+
+    def update(self, prediction: np.ndarray, mask: np.ndarray) -> Overlap:
+        """Adds one image (see `overlap` for the arguments) and returns its counts."""
+        counts = overlap(prediction, mask)
+        self.per_image.append(counts)
+        return counts
+
+    def merge(self, others: Iterable["IouDice"]) -> "IouDice":
+        """The metric over the images of this one and of `others`, in that order."""
+        return IouDice(self.per_image + [counts for other in others for counts in other.per_image])
+
+    def compute(self) -> dict[str, float]:
+        """Means over the images, `{"iou": …, "dice": …}` as fractions 0..1.
+
+        Raises:
+            ValueError: no image was added.
+        """
+        if not self.per_image:
+            raise ValueError("no image was added, there is no mean to compute")
+        count = len(self.per_image)
+        return {
+            "iou": sum(image.iou for image in self.per_image) / count,
+            "dice": sum(image.dice for image in self.per_image) / count,
+        }

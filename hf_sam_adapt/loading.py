@@ -1,0 +1,224 @@
+"""From names to models: the base SAM, a method around it, and an adapter out of a folder or the Hub."""
+
+import dataclasses
+import difflib
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, SamModel
+
+from .errors import UserError
+from .image_size import find_vision_encoder, resize_input
+from .processing import SamAdaptProcessor
+from .tuners.common.decoder import freeze_outside_adapter
+from .tuners.sam_adapter import SamAdapterConfig
+from .tuners.sam_decoder import SamDecoderConfig
+
+TINY = "tiny"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+METHODS = {"sam_adapter": SamAdapterConfig, "decoder": SamDecoderConfig, "lora": LoraConfig, "full": None}
+LORA_DEFAULTS = {
+    "r": 8,
+    "lora_alpha": 16,
+    "target_modules": r"vision_encoder\.layers\.\d+\.attn\.qkv",
+    "modules_to_save": ["mask_decoder"],
+}
+
+
+@dataclass
+class Loaded:
+    """A model ready for prediction.
+
+    Attributes:
+        model: `PeftModel` for an adapter, `SamModel` for a fully fine-tuned folder.
+        processor: the processor it was trained with.
+        config: the adapter's config, None for a model folder.
+        base_name: `tiny`, folder or Hub id of the base model; None for a model folder.
+    """
+
+    model: nn.Module
+    processor: SamAdaptProcessor
+    config: PeftConfig | None
+    base_name: str | None
+
+
+def load_base(name: str) -> tuple[SamModel, SamAdaptProcessor]:
+    """Load a plain SAM in fp32 with its processor.
+
+    Args:
+        name: `"tiny"`, a model folder, or a Hub id.
+
+    Raises:
+        UserError: if there is no such model, or it is an adapter, or not a SAM.
+    """
+    if name == TINY:
+        from .tiny import load_tiny_sam
+
+        return load_tiny_sam()
+    if (Path(name) / ADAPTER_CONFIG).is_file():
+        raise UserError(f"model: {name} is an adapter, not a base model; pass it as --adapter")
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type != "sam":
+            raise UserError(f"model: {name} is of type {config.model_type!r}; this package adapts 'sam' models")
+        model = SamModel.from_pretrained(name, dtype=torch.float32)
+    except OSError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"model: cannot load {name!r}: {first_line} Use 'tiny', a model folder or a Hub id") from error
+    return model, _load_processor(name, model)
+
+
+def build_model(method: str, method_args: dict, base: SamModel, image_size: int | None = None) -> nn.Module:
+    """Put a method around a base model, with everything that it does not train frozen.
+
+    Args:
+        method: one of `sam_adapter`, `decoder`, `lora`, `full`.
+        method_args: fields of the method's config.
+        base: the model to adapt; changed in place.
+        image_size: side of the network input in pixels, None = the base's.
+
+    Returns:
+        `PeftModel`, or for `full` the base itself with encoder and decoder trainable.
+
+    Raises:
+        UserError: unknown method, or a key that its config does not have.
+    """
+    if method not in METHODS:
+        raise UserError(f"method: {method!r} is unknown{_nearest(method, METHODS)}; use one of {', '.join(METHODS)}")
+    if method == "full":
+        if method_args:
+            raise UserError(f"method_args: 'full' takes none, found {', '.join(method_args)}")
+        if image_size is not None and image_size != base.config.vision_config.image_size:
+            resize_input(base, image_size)
+        base.requires_grad_(True)
+        freeze_outside_adapter(base)
+        return base
+    if method == "lora":
+        if image_size is not None and image_size != base.config.vision_config.image_size:
+            raise UserError("image_size: a plain LoRA file cannot store another input size; use sam_adapter or full")
+        method_args = LORA_DEFAULTS | method_args
+    elif image_size is not None:
+        method_args = {"image_size": image_size} | method_args
+    config_cls = METHODS[method]
+    known = [field.name for field in dataclasses.fields(config_cls)]
+    for key in method_args:
+        if key not in known:
+            raise UserError(f"method_args.{key} is no field of {config_cls.__name__}{_nearest(key, known)}")
+    model = get_peft_model(base, config_cls(**method_args))
+    freeze_outside_adapter(model)
+    return model
+
+
+def load_adapted(path: str, model: str | None = None, trainable: bool = False) -> Loaded:
+    """Load an adapter (any PEFT method) on its base model, or a fully fine-tuned model folder; strict about both.
+
+    Args:
+        path: run folder, adapter folder or Hub id.
+        model: base model to use instead of the one that the adapter names; its fingerprint is compared.
+        trainable: leave the adapter's weights trainable.
+
+    Raises:
+        UserError: no adapter there, a pickle only, missing or unexpected keys, another base model or input size.
+    """
+    config_file = _find_file(path, ADAPTER_CONFIG)
+    if config_file is None:
+        if _find_file(path, "config.json") is None:
+            raise UserError(
+                f"adapter: {path} holds neither {ADAPTER_CONFIG} nor config.json; name a run folder or Hub id"
+            )
+        base, processor = load_base(path)
+        return Loaded(base, processor, None, None)
+    weights = _find_file(path, ADAPTER_WEIGHTS)
+    if weights is None:
+        pickled = _find_file(path, "adapter_model.bin") is not None
+        found = "only a pickle (adapter_model.bin), which can run code" if pickled else "no weights"
+        raise UserError(f"adapter: {path} holds {found}; save it again as {ADAPTER_WEIGHTS}")
+    named = json.loads(config_file.read_text()).get("base_model_name_or_path")
+    base_name = model or named
+    if not base_name:
+        raise UserError(f"adapter: {path} does not name its base model; pass --model")
+    base, processor = load_base(base_name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error, below
+        peft_model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
+    _check_keys(peft_model, weights)
+    peft_model.eval()
+    if _find_file(path, "preprocessor_config.json") is not None:
+        processor = SamAdaptProcessor.from_pretrained(path)
+    _check_image_size(path, processor, base)
+    return Loaded(peft_model, processor, peft_model.peft_config["default"], base_name)
+
+
+def save_adapter(model: nn.Module, folder: str | Path) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`, or for a plain SAM its model folder.
+
+    Args:
+        model: unwrapped `PeftModel` or `SamModel`.
+        folder: where to; created if needed.
+    """
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        model.save_pretrained(folder)
+
+
+def _load_processor(name: str, model: SamModel) -> SamAdaptProcessor:
+    vision = model.config.vision_config
+    if (
+        _find_file(name, "preprocessor_config.json") is not None
+        or _find_file(name, "processor_config.json") is not None
+    ):
+        return SamAdaptProcessor.from_pretrained(name)
+    return SamAdaptProcessor(image_size=vision.image_size, patch_size=vision.patch_size)
+
+
+def _check_keys(model: PeftModel, weights: Path) -> None:
+    with safe_open(weights, framework="pt") as file:
+        found = set(file.keys())
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    wrong = sorted(expected ^ found)
+    if wrong:
+        raise UserError(
+            f"adapter: {weights} does not fit its config: {len(wrong)} keys differ, the first is {wrong[0]}"
+        )
+
+
+def _check_image_size(path: str, processor: SamAdaptProcessor, base: SamModel) -> None:
+    size = find_vision_encoder(base).config.image_size
+    if processor.image_size != size:
+        raise UserError(
+            f"adapter: {path} was trained at image_size {processor.image_size}, its model runs at {size}; "
+            "the files in this folder do not belong together"
+        )
+
+
+def _find_file(path: str, name: str) -> Path | None:
+    """A file in a local folder or a Hub repository (downloaded, or from the cache when offline); None if absent."""
+    if Path(path).is_dir():
+        local = Path(path) / name
+        return local if local.is_file() else None
+    try:
+        return Path(hf_hub_download(path, name))
+    except (LocalEntryNotFoundError, EntryNotFoundError):
+        return None
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(f"{path} is neither a folder nor a repository on the Hub that can be read") from error
+
+
+def _nearest(word: str, known) -> str:
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""

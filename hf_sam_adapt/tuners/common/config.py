@@ -1,0 +1,77 @@
+"""The fields that every config of this package has."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ...errors import UserError
+
+DECODERS = ("frozen", "full")
+
+
+@dataclass
+class SamConfigMixin:
+    """Decoder, input size and loading behaviour, common to all methods; a base class beside a `PeftConfig`.
+
+    Args:
+        decoder: which mask decoder the adapter brings along. `"full"` (default): the decoder parameters that a loss on
+            mask token 0 reaches are part of the adapter, 3,506,304 of SAM's 4,058,340; the IoU head and the
+            hyper-network MLPs 1-3 stay the base model's. `"frozen"`: the base model's decoder. A model without SAM's
+            mask decoder resolves None to `"frozen"`.
+        train_iou_head: the IoU head is part of the adapter, too. Without it the estimate of an adapted model means
+            nothing.
+        train_no_mask_embed: SAM's `no_mask_embed`, what a promptless forward feeds the decoder, is part of the adapter.
+        faithful: reproduce the official computation with its mistakes, for converted checkpoints and parity tests. The
+            whole decoder and `no_mask_embed` are trained then, so DDP needs `find_unused_parameters=True`.
+        init_weights: True leaves the base model's output unchanged at the start, False draws random weights, `"paper"`
+            initialises as the publication does.
+        image_size: side of the network input in pixels; None keeps the base model's. Another multiple of the patch
+            size resizes the base model at injection.
+        multimask_output: False: a `SamModel` with the adapter active returns mask token 0, the mask that is trained and
+            evaluated, when the caller names nothing.
+        strict_load: False leaves missing and unexpected keys of an adapter file to PEFT's warning.
+        base_fingerprint: shape and 64 values of the base model, written at injection and compared on loading.
+    """
+
+    decoder: str | None = field(
+        default=None, metadata={"help": "'full' (default on SamModel) or 'frozen': the mask decoder in the adapter."}
+    )
+    train_iou_head: bool = field(default=False, metadata={"help": "Train SAM's IoU head as part of the adapter."})
+    train_no_mask_embed: bool = field(
+        default=False, metadata={"help": "Train SAM's no_mask_embed as part of the adapter."}
+    )
+    faithful: bool = field(
+        default=False, metadata={"help": "Reproduce the official computation, its mistakes included."}
+    )
+    init_weights: bool | str = field(
+        default=True, metadata={"help": "True: output unchanged at the start; False: random; 'paper': as published."}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the network input in pixels; None: the base model's."}
+    )
+    multimask_output: bool = field(
+        default=False, metadata={"help": "What SamModel returns when the caller names nothing: False = mask token 0."}
+    )
+    strict_load: bool = field(
+        default=True, metadata={"help": "Missing or unexpected keys of an adapter file are an error."}
+    )
+    base_fingerprint: dict | None = field(
+        default=None, metadata={"help": "Identity of the base model, written at injection."}
+    )
+
+    default_decoder: ClassVar[str] = "full"
+    target_parameters: ClassVar[None] = None  # read by PEFT's check_target_module_exists
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.fingerprint_is_from_file = self.base_fingerprint is not None
+        if self.decoder is not None and self.decoder not in DECODERS:
+            raise UserError(f"decoder={self.decoder!r} is unknown; use one of {', '.join(DECODERS)}")
+        if self.init_weights not in (True, False, "paper"):
+            raise UserError(f"init_weights={self.init_weights!r} is unknown; use true, false or 'paper'")
+        if self.image_size is not None and (not isinstance(self.image_size, int) or self.image_size <= 0):
+            raise UserError(f"image_size={self.image_size!r} must be a positive number of pixels or null")
+
+    def to_dict(self) -> dict:
+        """The config as plain JSON: sets become sorted lists."""
+        plain = super().to_dict()
+        return {key: sorted(value) if isinstance(value, set) else value for key, value in plain.items()}

@@ -1,0 +1,70 @@
+"""The decoder field: which parameters of SAM's mask decoder and prompt encoder an adapter brings along."""
+
+from torch import nn
+
+from ...errors import UserError
+from .config import SamConfigMixin
+
+# Not reached by a loss on mask token 0: their outputs are discarded.
+_UNREACHED = ("iou_prediction_head.", "output_hypernetworks_mlps.")
+_REACHED = "output_hypernetworks_mlps.0."
+
+
+def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
+    """Settle an unset `decoder` in the config: the method's default, or `"frozen"` without SAM's mask decoder.
+
+    Raises:
+        UserError: if a decoder is named that the model does not have.
+    """
+    has_decoder = find_mask_decoder(model) is not None
+    if config.decoder is None:
+        config.decoder = config.default_decoder if has_decoder else "frozen"
+    elif config.decoder != "frozen" and not has_decoder:
+        raise UserError(
+            f"decoder={config.decoder!r}: {type(model).__name__} has no mask decoder; use SamModel, or decoder='frozen'"
+        )
+
+
+def find_mask_decoder(model: nn.Module) -> nn.Module | None:
+    """Return SAM's mask decoder inside `model`, wrapped or not, or None."""
+    decoder = getattr(model, "mask_decoder", None)
+    return decoder if decoder is not None and hasattr(decoder, "output_hypernetworks_mlps") else None
+
+
+def reached_parameters(mask_decoder: nn.Module) -> list[str]:
+    """Names of the decoder parameters that a loss on mask token 0 reaches: 3,506,304 values in SAM's decoder."""
+    names = [name for name, _ in mask_decoder.named_parameters()]
+    return [name for name in names if name.startswith(_REACHED) or not name.startswith(_UNREACHED)]
+
+
+def decoder_parameters(config: SamConfigMixin, mask_decoder: nn.Module) -> list[str]:
+    """Names of the mask decoder's parameters in an adapter with this config; empty for a frozen decoder."""
+    names = [name for name, _ in mask_decoder.named_parameters()]
+    if config.decoder == "frozen":
+        return [name for name in names if config.train_iou_head and name.startswith("iou_prediction_head.")]
+    if config.faithful:
+        return names
+    reached = set(reached_parameters(mask_decoder))
+    return [n for n in names if n in reached or (config.train_iou_head and n.startswith("iou_prediction_head."))]
+
+
+def prompt_encoder_parameters(config: SamConfigMixin) -> list[str]:
+    """Names of the prompt encoder's parameters in an adapter with this config."""
+    trained = config.train_no_mask_embed or (config.faithful and config.decoder != "frozen")
+    return ["no_mask_embed.weight"] if trained else []
+
+
+def freeze_outside_adapter(model: nn.Module) -> None:
+    """Freeze what no method trains when whole modules are trained (`lora` with `modules_to_save`, `full`).
+
+    Prompt encoder, positional matrix and the decoder parameters that a loss on mask token 0 does not reach: left
+    trainable they get no gradient, and DDP stops with "Expected to have finished reduction".
+
+    Args:
+        model: a `SamModel`, or a PEFT model around one.
+    """
+    for name, parameter in model.named_parameters():
+        path = name.replace("modules_to_save.default.", "").rpartition("mask_decoder.")
+        unreached = path[1] and path[2].startswith(_UNREACHED) and not path[2].startswith(_REACHED)
+        if unreached or "prompt_encoder." in name or "shared_image_embedding." in name:
+            parameter.requires_grad_(False)

@@ -1,0 +1,182 @@
+"""What the tuner layers of all methods share: a transparent wrapper, and weights that overlay a whole module."""
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import nn
+from torch.func import functional_call
+
+
+class _AttributeForwarding:
+    """Forward attributes that the wrapper lacks to the wrapped module (`layer.window_size`, say).
+
+    It stands before `nn.Module` in the MRO because `nn.Module.__getattr__` does not call further.
+    """
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+
+class SamTunerLayer(_AttributeForwarding, nn.Module, BaseTunerLayer):
+    """A tuner layer around a whole module (block, patch embedding, decoder) instead of around one Linear."""
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__()
+        self.base_layer = base_layer
+        self._disable_adapters = False
+        self.merged_adapters = []
+
+    @property
+    def live_adapters(self) -> list[str]:
+        """Active adapters with weights in this layer; empty while adapters are disabled."""
+        if self.disable_adapters:
+            return []
+        available = getattr(self, self.adapter_layer_names[0])
+        return [name for name in self.active_adapters if name in available]
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module):
+        for parameter in base_layer.parameters():
+            if parameter.is_floating_point():
+                return parameter.device, parameter.dtype
+        return None, None
+
+    def finish_update(self, adapter_name: str, inference_mode: bool) -> None:
+        """Last step of adding an adapter: place its weights beside the base layer's and set what is trainable."""
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__module__.split('.')[-2]}.{super().__repr__()}"
+
+
+class ParameterTree(nn.Module):
+    """Parameters under dotted names, stored as nested modules so that state-dict keys equal the base module's."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter]):
+        super().__init__()
+        for name, parameter in parameters.items():
+            *path, leaf = name.split(".")
+            owner = self
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, nn.Module())
+                owner = owner._modules[part]
+            owner.register_parameter(leaf, parameter)
+
+
+class ParameterOverlay(SamTunerLayer):
+    """Own copies, per adapter, of some parameters of one module; the module itself stays untouched.
+
+    The forward runs the base module with the copies in the places of its parameters. With one active adapter they are
+    used as they are; with several, the base's plus the sum of their differences. What an adapter has no copy of stays
+    the base's and frozen, whatever `set_adapter`, `disable_adapter` or a load does.
+
+    Args:
+        base_layer: the module to overlay, e.g. SAM's mask decoder.
+        prefix: the method's state-dict prefix; the weights are stored under `<prefix>weights`.
+    """
+
+    def __init__(self, base_layer: nn.Module, prefix: str):
+        super().__init__(base_layer)
+        self.weights_name = f"{prefix}weights"
+        setattr(self, self.weights_name, nn.ModuleDict())
+        self.adapter_layer_names = (self.weights_name,)
+        self._backup: dict[str, torch.Tensor] = {}
+
+    @property
+    def overlays(self) -> nn.ModuleDict:
+        return getattr(self, self.weights_name)
+
+    def update_layer(
+        self, adapter_name: str, names: list[str], random_init: bool = False, inference_mode: bool = False
+    ) -> None:
+        """Add an adapter that owns the base parameters `names`, starting from the base's values.
+
+        Args:
+            adapter_name: name of the adapter.
+            names: dotted parameter names inside the base module.
+            random_init: add noise of the size of each tensor's spread, so that tests see an adapter that acts.
+            inference_mode: True leaves the new weights frozen.
+        """
+        base = dict(self.base_layer.named_parameters())
+        copies = {}
+        for name in names:
+            value = base[name].detach().clone()
+            if random_init:
+                value += torch.randn_like(value) * (value.std(correction=0) + 0.02)
+            copies[name] = nn.Parameter(value)
+        self.overlays[adapter_name] = ParameterTree(copies)
+        self.finish_update(adapter_name, inference_mode)
+
+    def overlaid_parameters(self, adapter_names: list[str]) -> dict[str, torch.Tensor]:
+        """The parameters that take the base's places while `adapter_names` are active, by name.
+
+        In the adapter's dtype, the rest of the base module's parameters included when that dtype differs from theirs.
+        """
+        own = [dict(self.overlays[name].named_parameters()) for name in adapter_names]
+        dtype = next(iter(own[0].values())).dtype
+        base = dict(self.base_layer.named_parameters())
+        effective = {name: value.to(dtype) for name, value in base.items() if value.dtype != dtype}
+        if len(own) == 1:
+            return effective | own[0]
+        for name in set().union(*own):
+            frozen = base[name].to(dtype)
+            effective[name] = frozen + sum(weights[name] - frozen for weights in own if name in weights)
+        return effective
+
+    def forward(self, *args, **kwargs):
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        adapters = self.live_adapters
+        if not adapters or self.merged:
+            return self.base_layer(*args, **kwargs)
+        parameters = self.overlaid_parameters(adapters)
+        _, base_dtype = self._get_base_layer_device_and_dtype(self.base_layer)
+        dtype = next(iter(self.overlays[adapters[0]].parameters())).dtype
+        if dtype == base_dtype:
+            return functional_call(self.base_layer, parameters, args, kwargs)
+        args = tuple(_cast(value, dtype) for value in args)
+        kwargs = {key: _cast(value, dtype) for key, value in kwargs.items()}
+        outputs = functional_call(self.base_layer, parameters, args, kwargs)
+        return tuple(_cast(value, base_dtype) for value in outputs)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write the adapters' weights into the base module.
+
+        Args:
+            safe_merge: refuse weights that are not finite.
+            adapter_names: adapters to merge, default all active ones.
+
+        Raises:
+            ValueError: with `safe_merge`, if a merged tensor holds NaN or infinity.
+        """
+        names = check_adapters_to_merge(self, adapter_names)
+        names = [name for name in names if name in self.overlays]
+        if not names:
+            return
+        names = self.merged_adapters + names
+        self.unmerge()
+        merged = self.overlaid_parameters(names)
+        if safe_merge and not all(torch.isfinite(value).all() for value in merged.values()):
+            raise ValueError(f"NaNs or infinities in the merged weights. The adapters {names} seem to be broken")
+        base = dict(self.base_layer.named_parameters())
+        for name, value in merged.items():
+            self._backup[name] = base[name].detach().clone()
+            base[name].data.copy_(value)
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Put the base module's own weights back, exactly."""
+        base = dict(self.base_layer.named_parameters())
+        for name, value in self._backup.items():
+            base[name].data.copy_(value)
+        self._backup.clear()
+        self.merged_adapters.clear()
+
+
+def _cast(value, dtype: torch.dtype):
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value

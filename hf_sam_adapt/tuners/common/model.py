@@ -1,0 +1,198 @@
+"""What the tuner models of all methods share: placing, naming, loading and unloading on a SAM."""
+
+import re
+from contextlib import contextmanager
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+
+from ...errors import UserError
+from ...fingerprint import check_fingerprint, compute_fingerprint
+from ...image_size import find_vision_encoder, original_position_embedding, resize_input, restore_input
+from .config import SamConfigMixin
+from .decoder import decoder_parameters, find_mask_decoder, prompt_encoder_parameters, resolve_decoder
+from .layer import ParameterOverlay
+
+OVERLAID_MODULES = ("mask_decoder", "prompt_encoder")
+
+
+class MaskTokenDefault:
+    """Forward pre-hook of a `SamModel`: a caller who names no `multimask_output` gets the adapter's.
+
+    An object instead of a closure, so that a model with it can be copied and pickled.
+
+    Args:
+        anchor: a tuner layer of the adapter; while it has no active adapter the base model's default holds.
+        multimask_output: the value of the adapter's config.
+    """
+
+    def __init__(self, anchor: BaseTunerLayer, multimask_output: bool):
+        self.anchor = anchor
+        self.multimask_output = multimask_output
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if "multimask_output" in kwargs or self.anchor.disable_adapters or not self.anchor.active_adapters:
+            return None
+        return args, kwargs | {"multimask_output": self.multimask_output}
+
+
+class SamTunerMixin:
+    """Stands before a PEFT tuner (`BaseTuner`, `LoraModel`, …) in the MRO of every method's model class."""
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        config: SamConfigMixin = self.peft_config[adapter_name]
+        check_adapter_name(model, adapter_name)
+        if config.base_fingerprint is not None and config.fingerprint_is_from_file:
+            check_fingerprint(config.base_fingerprint, model, adapter_name)
+        resolve_decoder(config, model)
+        self._set_image_size(model, config, adapter_name)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if not config.fingerprint_is_from_file:
+            config.base_fingerprint = compute_fingerprint(model)
+        self._install_mask_token_default(model, config)
+
+    def _set_image_size(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> None:
+        encoder = find_vision_encoder(model)
+        if encoder is None:
+            if config.image_size is not None:
+                raise UserError(f"image_size={config.image_size}: {type(model).__name__} has no SAM vision encoder")
+            return
+        current, original = encoder.config.image_size, original_position_embedding(encoder)[1]
+        wanted = original if config.image_size is None else config.image_size
+        if wanted == current:
+            return
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise UserError(
+                f"adapter {adapter_name!r} needs image_size {wanted}, but the adapters on this model run at {current}; "
+                "load it on another copy of the base model"
+            )
+        resize_input(model, wanted)
+
+    @staticmethod
+    def _install_mask_token_default(model: nn.Module, config: SamConfigMixin) -> None:
+        if find_mask_decoder(model) is None or _mask_token_hooks(model):
+            return
+        anchor = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
+        model.register_forward_pre_hook(MaskTokenDefault(anchor, config.multimask_output), with_kwargs=True)
+
+    @classmethod
+    def is_overlay_target(cls, config: SamConfigMixin, model: nn.Module, key: str) -> bool:
+        """Whether the module at `key` gets an overlay of decoder or prompt-encoder weights."""
+        return key in OVERLAID_MODULES and bool(cls._overlay_names(config, model, key))
+
+    @staticmethod
+    def _overlay_names(config: SamConfigMixin, model: nn.Module, key: str) -> list[str]:
+        decoder = find_mask_decoder(model)
+        if decoder is None:
+            return []
+        if key == "prompt_encoder":
+            return prompt_encoder_parameters(config)
+        return decoder_parameters(config, getattr(decoder, "base_layer", decoder))
+
+    def create_overlay(self, config: SamConfigMixin, adapter_name: str, target, target_name: str, parent) -> None:
+        """Wrap `target` (mask decoder or prompt encoder), or extend its wrapper, with this adapter's weights."""
+        layer = target
+        if not isinstance(target, ParameterOverlay):
+            layer = ParameterOverlay(target, self.prefix)
+            layer.set_adapter(self.active_adapters)
+            self._replace_module(parent, target_name, layer, target)
+        layer.update_layer(
+            adapter_name,
+            self._overlay_names(config, self.model, target_name),
+            random_init=config.init_weights is False,
+            inference_mode=config.inference_mode,
+        )
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        setattr(parent, child_name, new_module)  # PEFT's own copies `weight` and `bias`, which blocks do not have
+
+    def _unload_and_optionally_merge(self, *args, **kwargs) -> nn.Module:
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        for hook_id in _mask_token_hooks(model):
+            del model._forward_pre_hooks[hook_id]
+            model._forward_pre_hooks_with_kwargs.pop(hook_id, None)
+        if find_vision_encoder(model) is not None:
+            restore_input(model)
+        return model
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args, **kwargs):
+        if kwargs.get("adapter_names") is not None:
+            raise NotImplementedError(f"{type(self).__name__} does not take adapter_names: one adapter per forward")
+        yield
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        return re.sub(rf"(\.{cls.prefix}[^.]+)\.{re.escape(adapter_name)}(?=\.|$)", r"\1", key)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: SamConfigMixin, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Insert the adapter's name into the keys of a file, and compare them with the adapter's own.
+
+        Raises:
+            UserError: missing or unexpected entries, unless `config.strict_load` is off.
+        """
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        if config.strict_load:
+            check_adapter_keys(cls, model, config, adapter_name, remapped)
+        return remapped
+
+
+def check_adapter_keys(
+    tuner_cls: type, model: nn.Module, config: SamConfigMixin, adapter_name: str, found: dict[str, torch.Tensor]
+) -> None:
+    """Raise `UserError` unless `found`, under the model's own keys, holds exactly the adapter's tensors."""
+    others = [name for name in model.peft_config if name != adapter_name]
+    own = {
+        key: value
+        for key, value in model.state_dict().items()
+        if not any(f".{name}." in key or key.endswith(f".{name}") for name in others)
+    }
+    expected = tuner_cls._get_adapter_state_dict(model, config, adapter_name, own, others)
+    for module_name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):  # in the same file, though not the tuner's
+            prefix = f"{module_name}.modules_to_save.{adapter_name}."
+            expected |= {key: value for key, value in own.items() if key.startswith(prefix)}
+    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or unexpected:
+        listed = "; ".join(
+            f"{len(keys)} {kind}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
+            for kind, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        )
+        raise UserError(
+            f"the weights of adapter {adapter_name!r} do not fit its adapter_config.json ({listed}); "
+            "the file is damaged or belongs to another adapter"
+        )
+
+
+def check_adapter_name(model: nn.Module, adapter_name: str) -> None:
+    """Refuse names that would make PEFT save nothing.
+
+    PEFT selects what to save by the substring `.<name>.`, so a name that is also a part of a module path empties the
+    files of the other adapters.
+
+    Raises:
+        UserError: if the name is empty, holds a dot, or occurs in a module path of the base model.
+    """
+    if not adapter_name or "." in adapter_name:
+        raise UserError(f"adapter name {adapter_name!r} is empty or holds a dot; use letters, digits, '-' and '_'")
+    layers = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    parts = set()
+    for name, _ in model.named_parameters():
+        inside = [layer for layer in layers if name.startswith(f"{layer}.") and ".base_layer." not in name]
+        if not inside:
+            parts.update(name.split("."))
+    if adapter_name in parts:
+        raise UserError(
+            f"adapter name {adapter_name!r} is also a part of the model's module paths, so PEFT would save no weights; "
+            "choose another name"
+        )
+
+
+def _mask_token_hooks(model: nn.Module) -> list[int]:
+    return [key for key, hook in model._forward_pre_hooks.items() if isinstance(hook, MaskTokenDefault)]

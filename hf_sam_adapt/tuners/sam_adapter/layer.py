@@ -1,0 +1,197 @@
+"""The mathematics of SAM-Adapter: guidance at the patch embedding, one prompt before each block."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...features import frequency_component, get_feature
+from ..common.layer import SamTunerLayer
+from .config import SamAdapterConfig
+
+
+class SamAdapterState(nn.Module):
+    """Carries the guidance from the patch embedding to the blocks within one forward; has no parameters.
+
+    A module shared by all wrappers, so deepcopy and pickle keep it one object. Blocks reach the shared up-projection
+    through `owner`, which is not registered as a child: it would appear under every block's name in the state dict.
+    """
+
+    def __init__(self, owner: "SamAdapterPatchEmbed"):
+        super().__init__()
+        self.__dict__["owner"] = owner
+        self.guidance: dict[str, torch.Tensor] = {}
+
+    def prompt(self, adapter_name: str, tune: nn.Linear) -> torch.Tensor:
+        """P_i = Up(GELU(Tune_i(F))), paper eq. 1: (B, h, w, D), or (1, 1, 1, D) without features."""
+        guidance = self.guidance[adapter_name]
+        return self.owner.sam_adapter_up[adapter_name](F.gelu(tune(guidance)))
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"guidance": {}}  # tensors inside a graph can be neither copied nor pickled
+
+
+class SamAdapterPatchEmbed(SamTunerLayer):
+    """Wraps the patch embedding: sees the image and its tokens, the two inputs of the guidance.
+
+    Holds, per adapter, one projection per feature (`sam_adapter_feature`) and the up-projection that all blocks share
+    (`sam_adapter_up`).
+    """
+
+    adapter_layer_names = ("sam_adapter_up", "sam_adapter_feature")
+    other_param_names = ("sam_adapter_config",)
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__(base_layer)
+        self.sam_adapter_up = nn.ModuleDict()
+        self.sam_adapter_feature = nn.ModuleDict()
+        self.sam_adapter_config: dict[str, SamAdapterConfig] = {}
+        self.sam_adapter_state = SamAdapterState(self)
+
+    def update_layer(self, adapter_name: str, config: SamAdapterConfig) -> None:
+        """Add an adapter's projections.
+
+        Raises:
+            UserError: if a feature is not registered.
+        """
+        projection = self.get_base_layer().projection
+        width, patch = projection.out_channels, projection.kernel_size
+        rank = bottleneck(width, config)
+        features = nn.ModuleDict()
+        for name in config.features:
+            if name == "embedding":
+                features[name] = nn.Linear(width, rank)
+            else:
+                channels = projection.in_channels if name in ("high", "low") else get_feature(name).channels
+                features[name] = nn.Conv2d(channels, rank, kernel_size=patch, stride=patch)
+        up = nn.Linear(rank, width)
+        init_weights(features, config)
+        init_weights(up, config)
+        if config.init_weights is True:
+            nn.init.zeros_(up.weight)
+        self.sam_adapter_feature[adapter_name] = features
+        self.sam_adapter_up[adapter_name] = up
+        self.sam_adapter_config[adapter_name] = config
+        self.finish_update(adapter_name, config.inference_mode)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        tokens = self.base_layer(pixel_values)  # (B, h, w, D)
+        self.sam_adapter_state.guidance = {
+            name: self.compute_guidance(name, pixel_values, tokens) for name in self.live_adapters
+        }
+        return tokens
+
+    def compute_guidance(self, adapter_name: str, pixel_values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """F = sum_j w_j F_j (paper eq. 2).
+
+        Args:
+            adapter_name: whose projections.
+            pixel_values: network input (B, 3, H, W).
+            tokens: patch embedding before the position embedding (B, h, w, D).
+
+        Returns:
+            (B, h, w, r) in the adapter's dtype; (1, 1, 1, 0) without features.
+        """
+        config = self.sam_adapter_config[adapter_name]
+        projections = self.sam_adapter_feature[adapter_name]
+        weights = config.feature_weights or [1.0] * len(config.features)
+        guidance = None
+        for name, weight in zip(config.features, weights, strict=True):
+            projection = projections[name]
+            if name == "embedding":
+                feature = self._project_tokens(projection, tokens, config.embedding_layout)
+            else:
+                image = feature_map(name, pixel_values, config).to(projection.weight.dtype)
+                feature = projection(image).permute(0, 2, 3, 1)  # (B, r, h, w) -> (B, h, w, r)
+            feature = feature if weight == 1 else weight * feature
+            guidance = feature if guidance is None else guidance + feature
+        if guidance is None:
+            return tokens.new_zeros((1, 1, 1, 0), dtype=self.sam_adapter_up[adapter_name].weight.dtype)
+        return guidance
+
+    @staticmethod
+    def _project_tokens(projection: nn.Linear, tokens: torch.Tensor, layout: str) -> torch.Tensor:
+        batch, height, width, channels = tokens.shape
+        if layout == "legacy":
+            # The official code reads the channels-last tensor as if it were channels-first: token n gets channel c
+            # from position (c * N + n) // D, so its vector comes from all over the image.
+            tokens = tokens.reshape(batch, channels, height * width).transpose(1, 2)  # (B, N, D)
+        feature = projection(tokens.to(projection.weight.dtype))
+        return feature.reshape(batch, height, width, -1)
+
+
+class SamAdapterBlock(SamTunerLayer):
+    """Wraps one ViT block and adds the prompts of the active adapters to its input.
+
+    The addition stands outside the block's gradient checkpoint, which would otherwise recompute it from a state that
+    a later forward has already overwritten.
+    """
+
+    adapter_layer_names = ("sam_adapter_tune",)
+
+    def __init__(self, base_layer: nn.Module, state: SamAdapterState):
+        super().__init__(base_layer)
+        self.sam_adapter_tune = nn.ModuleDict()
+        self.sam_adapter_state = state
+
+    def update_layer(self, adapter_name: str, config: SamAdapterConfig) -> None:
+        """Add an adapter's layer-own projection Tune_i: r -> r, a bare bias without features."""
+        width = self.sam_adapter_state.owner.get_base_layer().projection.out_channels
+        rank = bottleneck(width, config)
+        tune = nn.Linear(rank, rank) if config.features else BiasOnly(rank)
+        init_weights(tune, config)
+        self.sam_adapter_tune[adapter_name] = tune
+        self.finish_update(adapter_name, config.inference_mode)
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
+        for name in self.live_adapters:
+            prompt = self.sam_adapter_state.prompt(name, self.sam_adapter_tune[name])
+            hidden_states = hidden_states + prompt.to(hidden_states.dtype)
+        return self.base_layer(hidden_states, *args, **kwargs)
+
+
+class BiasOnly(nn.Module):
+    """Tune_i of an adapter without features: the learned bias, whatever the input (…, 0) -> (r,)."""
+
+    def __init__(self, rank: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(rank))
+
+    def forward(self, guidance: torch.Tensor) -> torch.Tensor:
+        return self.bias.expand(*guidance.shape[:-1], -1)
+
+
+def feature_map(name: str, pixel_values: torch.Tensor, config: SamAdapterConfig) -> torch.Tensor:
+    """The image-shaped guidance feature `name`: (B, C, H, W) -> (B, C', H, W), fp32, without gradient."""
+    if name in ("high", "low"):
+        # Low frequencies keep the mean, so the published absolute value folds dark onto bright (faithful only).
+        absolute = name == "high" or config.faithful
+        return frequency_component(pixel_values, config.frequency_rate, keep=name, absolute=absolute)
+    with torch.no_grad():
+        return get_feature(name).compute(pixel_values.float())
+
+
+def bottleneck(width: int, config: SamAdapterConfig) -> int:
+    """r = D // scale_factor, at least 1."""
+    return max(width // config.scale_factor, 1)
+
+
+def init_weights(module: nn.Module, config: SamAdapterConfig) -> None:
+    """Initialise as published (spec of the official code): linear N(0, 0.02), convolution N(0, 2 / fan_out), bias 0.
+
+    With `init_weights=False` all tensors get values of a size that changes the output visibly.
+    """
+    for layer in module.modules():
+        if config.init_weights is False:
+            for parameter in layer.parameters(recurse=False):
+                nn.init.normal_(parameter, std=0.3)
+        elif isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Conv2d):
+            fan_out = math.prod(layer.kernel_size) * layer.out_channels
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, BiasOnly):
+            nn.init.normal_(layer.bias, std=0.02)  # at zero, and with Up at zero, nothing would ever get a gradient

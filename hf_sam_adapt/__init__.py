@@ -8,6 +8,7 @@ from importlib import import_module
 from .tuners.sam_adapter import SamAdapterConfig, SamAdapterModel
 from .tuners.sam_decoder import SamDecoderConfig, SamDecoderModel
 
+
 __version__ = "0.1.0"
 
 _LAZY = {

@@ -6,6 +6,7 @@ from torch import nn
 from .errors import UserError
 from .image_size import find_vision_encoder, original_position_embedding
 
+
 POSITION_ENTRIES = 64
 TOLERANCE = 1e-2  # of the largest entry: wide enough for fp16 and bf16 copies of the same weights
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from .errors import UserError
 
+
 ORIGINAL = "_hf_sam_adapt_original_size"
 
 

@@ -27,6 +27,7 @@ from .tuners.common.decoder import freeze_outside_adapter
 from .tuners.sam_adapter import SamAdapterConfig
 from .tuners.sam_decoder import SamDecoderConfig
 
+
 TINY = "tiny"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

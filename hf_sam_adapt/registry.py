@@ -23,7 +23,7 @@ def ensure_peft_type(name: str) -> PeftType:
     tables = ("_member_names_", "_member_map_", "_value2member_map_")
     if not (issubclass(PeftType, str) and all(hasattr(PeftType, table) for table in tables)):
         raise RuntimeError(
-            f"cannot add {name} to peft's PeftType: its enum has changed; use a peft version that constraints.txt names"
+            f"cannot add {name} to peft's PeftType: the enum has changed; use a peft version of constraints.txt"
         )
     member = str.__new__(PeftType, name)
     member._name_ = member._value_ = name

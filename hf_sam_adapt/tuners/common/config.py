@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from ...errors import UserError
 
+
 DECODERS = ("frozen", "full")
 
 
@@ -19,15 +20,15 @@ class SamConfigMixin:
             mask decoder resolves None to `"frozen"`.
         train_iou_head: the IoU head is part of the adapter, too. Without it the estimate of an adapted model means
             nothing.
-        train_no_mask_embed: SAM's `no_mask_embed`, what a promptless forward feeds the decoder, is part of the adapter.
+        train_no_mask_embed: SAM's `no_mask_embed`, which stands for "no mask prompt", is part of the adapter.
         faithful: reproduce the official computation with its mistakes, for converted checkpoints and parity tests. The
             whole decoder and `no_mask_embed` are trained then, so DDP needs `find_unused_parameters=True`.
         init_weights: True leaves the base model's output unchanged at the start, False draws random weights, `"paper"`
             initialises as the publication does.
         image_size: side of the network input in pixels; None keeps the base model's. Another multiple of the patch
             size resizes the base model at injection.
-        multimask_output: False: a `SamModel` with the adapter active returns mask token 0, the mask that is trained and
-            evaluated, when the caller names nothing.
+        multimask_output: what a `SamModel` with the adapter active returns when the caller names nothing. False = mask
+            token 0, the one that is trained and evaluated.
         strict_load: False leaves missing and unexpected keys of an adapter file to PEFT's warning.
         base_fingerprint: shape and 64 values of the base model, written at injection and compared on loading.
     """

@@ -5,6 +5,7 @@ from torch import nn
 from ...errors import UserError
 from .config import SamConfigMixin
 
+
 # Not reached by a loss on mask token 0: their outputs are discarded.
 _UNREACHED = ("iou_prediction_head.", "output_hypernetworks_mlps.")
 _REACHED = "output_hypernetworks_mlps.0."
@@ -21,7 +22,7 @@ def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
         config.decoder = config.default_decoder if has_decoder else "frozen"
     elif config.decoder != "frozen" and not has_decoder:
         raise UserError(
-            f"decoder={config.decoder!r}: {type(model).__name__} has no mask decoder; use SamModel, or decoder='frozen'"
+            f"decoder={config.decoder!r}: {type(model).__name__} has no mask decoder; use SamModel or 'frozen'"
         )
 
 

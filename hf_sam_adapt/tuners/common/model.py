@@ -15,6 +15,7 @@ from .config import SamConfigMixin
 from .decoder import decoder_parameters, find_mask_decoder, prompt_encoder_parameters, resolve_decoder
 from .layer import ParameterOverlay
 
+
 OVERLAID_MODULES = ("mask_decoder", "prompt_encoder")
 
 
@@ -65,7 +66,7 @@ class SamTunerMixin:
             return
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise UserError(
-                f"adapter {adapter_name!r} needs image_size {wanted}, but the adapters on this model run at {current}; "
+                f"adapter {adapter_name!r} needs image_size {wanted}, but this model's adapters run at {current}; "
                 "load it on another copy of the base model"
             )
         resize_input(model, wanted)
@@ -189,7 +190,7 @@ def check_adapter_name(model: nn.Module, adapter_name: str) -> None:
             parts.update(name.split("."))
     if adapter_name in parts:
         raise UserError(
-            f"adapter name {adapter_name!r} is also a part of the model's module paths, so PEFT would save no weights; "
+            f"adapter name {adapter_name!r} is part of a module path of the model, so PEFT would save no weights; "
             "choose another name"
         )
 

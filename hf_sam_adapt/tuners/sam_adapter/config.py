@@ -8,6 +8,7 @@ from ...errors import UserError
 from ...registry import ensure_peft_type
 from ..common.config import SamConfigMixin
 
+
 LAYOUTS = ("token", "legacy")
 
 
@@ -73,7 +74,7 @@ class SamAdapterConfig(SamConfigMixin, PeftConfig):
             raise UserError(f"features={self.features} names a feature twice; use feature_weights to weight it")
         if self.feature_weights is not None and len(self.feature_weights) != len(self.features):
             raise UserError(
-                f"feature_weights has {len(self.feature_weights)} entries for {len(self.features)} features; give one each"
+                f"feature_weights has {len(self.feature_weights)} entries for {len(self.features)} features"
             )
         if not 0 < self.frequency_rate <= 1:
             raise UserError(f"frequency_rate={self.frequency_rate} must lie in (0, 1]: it is a share of the spectrum")

@@ -3,12 +3,12 @@
 import re
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
-from torch import nn
 
 from ...errors import UserError
 from ..common.model import SamTunerMixin
 from .config import SamAdapterConfig
 from .layer import SamAdapterBlock, SamAdapterPatchEmbed
+
 
 ENCODER = r"(.*\.)?vision_encoder\.(patch_embed|layers\.\d+)"
 
@@ -65,7 +65,7 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError(
-            "SAM-Adapter cannot be merged: its prompts depend on the image, no weight of the base model can hold them. "
+            "SAM-Adapter cannot be merged: its prompts depend on the image, so no base weight can hold them. "
             "Use unload() for the base model, or keep the adapter"
         )
 

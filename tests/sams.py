@@ -1,4 +1,4 @@
-"""Small SAMs with weights that matter: transformers' default initialisation (std 1e-10) makes all images look alike."""
+"""Small SAMs whose weights matter: with transformers' default initialisation (std 1e-10) all images look alike."""
 
 import torch
 from torch import nn

@@ -1,0 +1,138 @@
+"""The command `hf-sam-adapt`: each sub-command parses its arguments and calls one function of the package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .arguments import parse_arguments
+from .errors import UserError
+from .recipe import Recipe, parse_recipe
+
+
+PROG = "hf-sam-adapt"
+
+
+@dataclass
+class ExportTinyArguments:
+    """Arguments of `export-tiny`."""
+
+    folder: str | None = field(default=None, metadata={"help": "Folder to create."})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one sub-command.
+
+    Args:
+        argv: arguments without the program's name, `sys.argv[1:]` when None.
+
+    Returns:
+        Exit status: 0, 2 after bad input (one line on stderr), 130 after Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    return run_guarded(lambda: _run(argv[0], argv[1:]))
+
+
+def run_guarded(action: Callable[[], object]) -> int:
+    """Exit status of `action`, its `UserError` printed as one line; `recipes/train.py` ends the same way."""
+    try:
+        action()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train_command(argv: list[str]) -> None:
+    """Train by a recipe."""
+    recipe = parse_recipe(argv, prog=f"{PROG} train")
+    from .training import train
+
+    train(recipe)
+
+
+def evaluate_command(argv: list[str]) -> None:
+    """Measure an adapter beside zero-shot SAM."""
+    from .evaluation import EvaluateArguments, evaluate_command
+
+    evaluate_command(
+        parse_arguments(
+            EvaluateArguments,
+            argv,
+            prog=f"{PROG} evaluate",
+            description="Measure an adapter, and zero-shot SAM beside it, on the test images of a data set.",
+            positional="adapter",
+            also_in_config=Recipe,
+        )
+    )
+
+
+def predict_command(argv: list[str]) -> None:
+    """Segment images."""
+    from .predict import PredictArguments, predict_command
+
+    predict_command(
+        parse_arguments(
+            PredictArguments,
+            argv,
+            prog=f"{PROG} predict",
+            description="Segment files, folders or globs: masks at original size, overlays, predictions.json.",
+            positional="inputs",
+            also_in_config=Recipe,
+        )
+    )
+
+
+def export_tiny_command(argv: list[str]) -> None:
+    """Write the embedded model as an ordinary model folder."""
+    args = parse_arguments(
+        ExportTinyArguments,
+        argv,
+        prog=f"{PROG} export-tiny",
+        description="Write the embedded model `tiny` as an ordinary model folder.",
+        positional="folder",
+    )
+    if args.folder is None:
+        raise UserError("export-tiny needs the folder to create.")
+    folder = Path(args.folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} already exists and is not an empty folder; name another.")
+    from .tiny import load_tiny_sam
+
+    model, processor = load_tiny_sam()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    print(f"Saved to {folder}.")
+
+
+_COMMANDS = {
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "predict": predict_command,
+    "export-tiny": export_tiny_command,
+}
+
+
+def _run(name: str, argv: list[str]) -> None:
+    if name not in _COMMANDS:
+        raise UserError(f"unknown command '{name}'; use one of {', '.join(_COMMANDS)}.")
+    _COMMANDS[name](argv)
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:<13}{command.__doc__}" for name, command in _COMMANDS.items())
+    return (
+        f"usage: {PROG} COMMAND [--help] ...\n\nAdapt the Segment Anything Model to a domain.\n\ncommands:\n{commands}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

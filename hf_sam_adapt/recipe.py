@@ -1,0 +1,128 @@
+"""The recipe: every key of a run, its default, and how a YAML file and command-line flags become one."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from .arguments import parse_arguments
+from .errors import UserError
+from .losses import parse_loss
+
+
+def _key(default: Any, help: str) -> Any:
+    """A recipe field with its help; lists and dicts get a fresh copy per recipe."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=default.copy, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Recipe:
+    """Everything that decides a run. A run folder's `recipe.yaml` holds all of it, resolved.
+
+    Raises:
+        UserError: a value outside its range, naming key and value.
+    """
+
+    model: str | None = _key(
+        None,
+        "The SAM to adapt: tiny, a folder, or a Hub id such as facebook/sam-vit-base; unset = the adapter's, or tiny.",
+    )
+    method: Literal["sam_adapter", "decoder", "lora", "full"] = _key("sam_adapter", "How SAM is adapted.")
+    method_args: dict = _key({}, "Fields of the method's PEFT config, e.g. --method_args.scale_factor 16.")
+    adapter: str | None = _key(None, "Adapter folder or Hub id to start from instead of a fresh one.")
+
+    dataset: str | None = _key(None, "Folder with images/ and masks/, Hub id, or synthetic:<domain>.")
+    group_by: str | None = _key(None, "Regular expression; images whose match is equal stay in one split.")
+    mask_suffix: str | None = _key(None, "What a mask's file name has after the image's, e.g. _mask.")
+    mask_values: Literal["auto", "binary", "index"] = _key("auto", "How mask values are read.")
+    label_map: dict[int, int] | None = _key(None, "Mask value -> value on reading, 255 = ignore.")
+    num_labels: int | None = _key(None, "Number of classes with the background; unset = one foreground class.")
+    id2label: dict[int, str] | None = _key(None, "Class id -> name.")
+    num_workers: int = _key(0, "Processes per GPU that load images; 0 = the training process itself.")
+
+    prompts: list[str] = _key(["none"], "Prompt kinds to train and measure: none box point mask.")
+    image_size: int | None = _key(
+        None, "Side of the network's input, a multiple of the patch size; unset = the model's."
+    )
+    resize: Literal["pad", "squash"] | None = _key(
+        None, "Keep the aspect ratio (pad) or not (squash); unset = the model's."
+    )
+    augment: list[str] = _key(["flip", "scale", "colour"], "Augmentations: flip scale crop colour, or none.")
+
+    epochs: int = _key(20, "Passes over the training images.")
+    max_steps: int = _key(0, "Optimizer steps; above 0 it wins over epochs.")
+    batch_size: int = _key(4, "Images per process and micro-step.")
+    gradient_accumulation_steps: int = _key(1, "Micro-steps per optimizer step.")
+    learning_rate: float | None = _key(None, "Highest learning rate; unset = 2e-4, tiny 1e-3.")
+    lr_scheduler: Literal["cosine", "linear"] = _key("cosine", "How the learning rate falls after the warm-up.")
+    warmup: float = _key(0.05, "Warm-up: optimizer steps, or below 1 a fraction of all steps.")
+    weight_decay: float = _key(0.01, "AdamW's weight decay.")
+    max_grad_norm: float = _key(1.0, "Gradients are clipped to this norm; 0 = never.")
+    loss: str = _key("structure", "bce, bbce, iou, dice, structure, or a sum such as bce+dice.")
+    eval_every: int | None = _key(None, "Optimizer steps between validations; unset = each epoch.")
+    checkpoint_every: int | None = _key(None, "Optimizer steps between checkpoints; unset = each epoch.")
+    precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
+    gradient_checkpointing: bool = _key(False, "Recompute the encoder's activations in backward to save memory.")
+    seed: int = _key(0, "Seed of everything random.")
+
+    output_dir: str = _key("runs/hf-sam-adapt", "The run folder.")
+    resume_from_checkpoint: str | None = _key(None, "`latest`, or a checkpoint folder of this output_dir.")
+    report_to: list[str] = _key([], "Trackers: trackio tensorboard wandb.")
+
+    def __post_init__(self) -> None:
+        self.loss = "+".join(parse_loss(self.loss))
+        if self.model is None and self.adapter is None:
+            self.model = "tiny"
+        if self.learning_rate is None and self.model is not None:
+            self.learning_rate = 1e-3 if self.model == "tiny" else 2e-4
+        for name in ("max_steps", "num_workers", "seed", "weight_decay", "max_grad_norm", "warmup"):
+            _at_least(self, name, 0)
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every", "checkpoint_every"):
+            _at_least(self, name, 1)
+        _known_names(self, "prompts", ("none", "box", "point", "mask"))
+        _known_names(self, "augment", ("flip", "scale", "crop", "colour", "none"))
+        _known_names(self, "report_to", ("trackio", "tensorboard", "wandb", "none"))
+        if not self.prompts:
+            raise UserError("prompts: empty; name at least one of none, box, point, mask.")
+        self.augment = _without_none(self.augment, "augment")
+        self.report_to = _without_none(self.report_to, "report_to")
+
+    def to_yaml(self) -> str:
+        """YAML with every key, which `--config` reads back to an equal recipe."""
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def parse_recipe(argv: list[str] | None = None, prog: str | None = None) -> Recipe:
+    """Recipe from `--config file.yaml` and flags; flags win.
+
+    Args:
+        argv: arguments without the program's name, `sys.argv[1:]` when None.
+        prog: program name that `--help` shows.
+
+    Raises:
+        UserError: unknown key (with the nearest name) or a value of another type or outside its range.
+    """
+    return parse_arguments(Recipe, argv, prog=prog, description="Adapt SAM to a folder of images and masks.")
+
+
+def _at_least(recipe: Recipe, name: str, smallest: int) -> None:
+    value = getattr(recipe, name)
+    if value is not None and not value >= smallest:
+        raise UserError(f"{name}: {value} is below {smallest}.")
+
+
+def _known_names(recipe: Recipe, name: str, known: tuple[str, ...]) -> None:
+    for value in getattr(recipe, name):
+        if value not in known:
+            raise UserError(f"{name}: unknown '{value}'; choose from {', '.join(known)}.")
+
+
+def _without_none(names: list[str], key: str) -> list[str]:
+    if "none" in names and len(names) > 1:
+        raise UserError(f"{key}: 'none' excludes the other names in {' '.join(names)}.")
+    return [name for name in names if name != "none"]

@@ -1,0 +1,131 @@
+"""Which image goes into which micro-step, and what is drawn for it: functions of seed and position, without state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.augment import augment
+from ..forward import collate
+from ..processing import SamAdaptProcessor
+from ..prompts import Prompt, derive_prompts
+
+
+if TYPE_CHECKING:
+    from ..data import SegmentationSplit
+
+MAX_OBJECTS = 8  # per image in training; the decoder's activations grow with them
+
+Key = tuple[int, int]  # (epoch, index of the image)
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_images)
+
+
+@dataclass(frozen=True)
+class BatchStream:
+    """Keys of the micro-batches of one process, an endless shuffled stream cut into equal pieces.
+
+    Position p of the stream is image `permutation(seed, p // n)[p % n]` of epoch `p // n`. Optimizer step s,
+    micro-step a, on rank r takes `batch_size` positions from `((s * accumulation + a) * world + r) * batch_size`.
+    So an optimizer step takes the same images however they are divided among processes and micro-steps, and a resumed
+    run needs only its step.
+
+    Attributes:
+        num_images: n, images in the training split.
+        first_step, last_step: optimizer steps first_step..last_step-1 are yielded.
+    """
+
+    num_images: int
+    seed: int
+    batch_size: int
+    accumulation: int
+    rank: int
+    world: int
+    first_step: int
+    last_step: int
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for micro_step in range(self.first_step * self.accumulation, self.last_step * self.accumulation):
+            start = (micro_step * self.world + self.rank) * self.batch_size
+            yield [self.key(position) for position in range(start, start + self.batch_size)]
+
+    def key(self, position: int) -> Key:
+        epoch, place = divmod(position, self.num_images)
+        return epoch, int(_permutation(self.seed, epoch, self.num_images)[place])
+
+
+class TrainingSamples(Dataset):
+    """Augmented, prompted, processed images, addressed by `(epoch, index)`.
+
+    Everything drawn for a sample comes from (seed, epoch, index), so neither workers nor processes matter.
+
+    Args:
+        split: the training images.
+        kinds: prompt kinds; one is drawn per sample.
+        augmentations: names for `augment`.
+    """
+
+    def __init__(
+        self,
+        split: SegmentationSplit,
+        processor: SamAdaptProcessor,
+        kinds: Sequence[str],
+        augmentations: Sequence[str],
+        seed: int,
+    ) -> None:
+        self.split, self.processor, self.seed = split, processor, seed
+        self.kinds, self.augmentations = list(kinds), list(augmentations)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        """The processor's output for one image, and `weight` float32 (1,): 0 for an image with nothing to learn."""
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        sample = self.split[index]
+        image, mask = augment(sample.image, sample.mask, rng, self.augmentations)
+        prompt, weight = self._draw_prompt(mask, rng)
+        inputs = self.processor([image], masks=[mask], prompts=[prompt])
+        wanted = ("pixel_values", "labels", "prompts")
+        return {**{name: inputs[name] for name in wanted}, "weight": torch.tensor([weight])}
+
+    def _draw_prompt(self, mask: np.ndarray, rng: np.random.Generator) -> tuple[Prompt, float]:
+        kind = self.kinds[rng.integers(len(self.kinds))]
+        if kind == "none":
+            return Prompt("none"), 1.0
+        prompt = derive_prompts(mask, kind, rng=rng)
+        if len(prompt) == 0:
+            # Still decoded, without weight: every trained parameter gets a gradient in every process, as DDP demands.
+            return Prompt("none"), float("none" in self.kinds)
+        if len(prompt) > MAX_OBJECTS:
+            prompt = prompt.select(rng.choice(len(prompt), MAX_OBJECTS, replace=False))
+        return prompt, 1.0
+
+
+def training_loader(samples: TrainingSamples, stream: BatchStream, num_workers: int, pin_memory: bool) -> DataLoader:
+    """Loader of the stream's micro-batches: `pixel_values` (B,3,S,S), `labels` (B,S,S), `prompts`, `weight` (B,)."""
+    return DataLoader(
+        samples,
+        batch_sampler=stream,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        # The loader's own draw must not touch the training's generator.
+        generator=torch.Generator().manual_seed(stream.seed),
+    )
+
+
+def seed_micro_step(seed: int, step: int, micro_step: int, rank: int) -> None:
+    """Seed torch (dropout) from the place in the training, so that a resumed run draws what the straight one drew."""
+    state = np.random.SeedSequence([seed, step, micro_step, rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))

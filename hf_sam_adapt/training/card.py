@@ -1,0 +1,67 @@
+"""The README.md of a run: what it is, what was measured, how to load it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..recipe import Recipe
+
+
+_NAMES = {"sam_adapter": "SAM-Adapter", "decoder": "decoder fine-tuning", "lora": "LoRA", "full": "full fine-tuning"}
+
+
+def model_card(recipe: Recipe, metrics: dict[str, Any], notes: list[str]) -> str:
+    """Markdown text.
+
+    Args:
+        recipe: the resolved one.
+        metrics: content of `metrics.json`.
+        notes: what was found in the data set.
+    """
+    lines = [f"# SAM adapted to {recipe.dataset}", ""]
+    lines += [f"`{recipe.model}`, adapted by {_NAMES[recipe.method]} with hf_sam_adapt. One foreground class.", ""]
+    lines += ["## Load", "", "```python", *_load_lines(recipe), "```", ""]
+    if recipe.method == "lora":
+        lines += ["It is a plain PEFT LoRA: `PeftModel` loads it without `hf_sam_adapt` too.", ""]
+    lines += ["Or, without code: `hf-sam-adapt predict --adapter <this folder> image.jpg`", ""]
+    lines += _result_lines(metrics["test"])
+    train = metrics["train"]
+    lines += ["## Training", ""]
+    lines += [
+        f"- {train['trainable_parameters']:,} trainable parameters, {train['adapter_bytes'] / 1e6:.1f} MB on disk"
+    ]
+    if train["images_per_second"] is not None:
+        lines += [
+            f"- {train['images_per_second']:.2f} images/s, peak memory {train['peak_memory_bytes'] / 1e6:.0f} MB"
+        ]
+    lines += [f"- {note}" for note in notes]
+    lines += ["- every setting: `recipe.yaml`", ""]
+    return "\n".join(lines)
+
+
+def _load_lines(recipe: Recipe) -> list[str]:
+    processor = 'processor = hf_sam_adapt.SamAdaptProcessor.from_pretrained("<this folder>")'
+    first = "import hf_sam_adapt  # first: registers the PEFT methods"
+    if recipe.method == "full":
+        return [
+            first,
+            "from transformers import SamModel",
+            'model = SamModel.from_pretrained("<this folder>")',
+            processor,
+        ]
+    base = f'SamModel.from_pretrained("{recipe.model}")'
+    imports = ["from peft import PeftModel", "from transformers import SamModel"]
+    if recipe.model == "tiny":
+        base, imports = "hf_sam_adapt.load_tiny_sam()[0]", imports[:1]
+    return [first, *imports, f'model = PeftModel.from_pretrained({base}, "<this folder>")', processor]
+
+
+def _result_lines(test: dict[str, dict[str, dict[str, float] | None]]) -> list[str]:
+    if not test:
+        return ["## Results", "", "No image was held out, so nothing was measured.", ""]
+    lines = ["## Results", "", "Mean IoU over the test images, at original size.", ""]
+    lines += ["| prompt | zero-shot | adapted | best constant mask |", "|---|---|---|---|"]
+    for kind, scores in test.items():
+        cells = [scores.get(name) for name in ("zero_shot", "adapted", "constant")]
+        lines += [f"| {kind} | " + " | ".join("-" if cell is None else f"{cell['iou']:.3f}" for cell in cells) + " |"]
+    return [*lines, "", "![best, median and worst test images](samples.png)", ""]

@@ -1,0 +1,74 @@
+"""What a training costs: images per second and peak memory."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+
+import psutil
+import torch
+
+
+_SAMPLE_SECONDS = 0.02
+
+
+class CostMeter:
+    """Measures the steps of a training between `with` and its end.
+
+    `peak_memory_bytes` is CUDA's `max_memory_allocated`; on a CPU the highest resident memory seen while training less
+    that before it. `images_per_second` comes from the median time of a step, the first tenth left out.
+
+    Args:
+        device: where the model is.
+        images_per_step: images of one optimizer step, all processes together.
+    """
+
+    def __init__(self, device: torch.device, images_per_step: int) -> None:
+        self.device, self.images_per_step = device, images_per_step
+        self.seconds: list[float] = []
+        self._last = 0.0
+        self._before = self._highest = 0
+        self._done = threading.Event()
+
+    def __enter__(self) -> CostMeter:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self._before = self._highest = psutil.Process().memory_info().rss
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        self.restart()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        if self.device.type != "cuda":
+            self._thread.join()
+
+    def restart(self) -> None:
+        """Start the clock of the next step; what happened since the last step is not counted."""
+        self._last = time.perf_counter()
+
+    def step(self) -> None:
+        """An optimizer step has ended."""
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+    @property
+    def images_per_second(self) -> float | None:
+        """None before the first step."""
+        steady = self.seconds[len(self.seconds) // 10 :]
+        return self.images_per_step / statistics.median(steady) if steady else None
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return self._highest - self._before
+
+    def _watch(self) -> None:
+        process = psutil.Process()
+        while not self._done.wait(_SAMPLE_SECONDS):
+            self._highest = max(self._highest, process.memory_info().rss)

@@ -1,0 +1,240 @@
+"""The optimizer steps of a training, with validations and checkpoints between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..data import SegmentationData
+from ..errors import UserError
+from ..evaluation import evaluate
+from ..forward import PromptedSam
+from ..losses import segmentation_loss
+from ..processing import SamAdaptProcessor
+from ..recipe import Recipe
+from .batches import BatchStream, TrainingSamples, seed_micro_step, training_loader
+from .checkpoints import Checkpoints, TrainingState
+from .cost import CostMeter
+from .optim import build_optimizer, learning_rate_at, warmup_steps
+
+
+# Weight of a new step in the running train IoU.
+_RUNNING = 0.1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Optimizer steps of a run, of an epoch, and between validations and checkpoints."""
+
+    total: int
+    eval_every: int
+    checkpoint_every: int
+    images_per_step: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, num_images: int, world: int) -> Schedule:
+        images_per_step = recipe.batch_size * recipe.gradient_accumulation_steps * world
+        epoch = math.ceil(num_images / images_per_step)
+        total = recipe.max_steps or recipe.epochs * epoch
+        return cls(total, recipe.eval_every or epoch, recipe.checkpoint_every or epoch, images_per_step)
+
+
+class TrainingLoop:
+    """Trains `model` in place.
+
+    Args:
+        accelerator: made by the caller with the recipe's precision and accumulation.
+        model: `SamModel` or `PeftModel`, with `requires_grad` as it shall be trained.
+        checkpoints_folder: where checkpoints go.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        model: nn.Module,
+        processor: SamAdaptProcessor,
+        data: SegmentationData,
+        checkpoints_folder: Any,
+    ) -> None:
+        self.recipe, self.accelerator, self.processor, self.data = recipe, accelerator, processor, data
+        self.model = model
+        self.schedule = Schedule.of(recipe, len(data.train), accelerator.num_processes)
+        self.warmup = warmup_steps(recipe.warmup, self.schedule.total)
+        optimizer = build_optimizer(model.parameters(), recipe, accelerator.device)
+        self.wrapped, self.optimizer = accelerator.prepare(PromptedSam(model), optimizer)
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.checkpoints = Checkpoints(checkpoints_folder, accelerator, model)
+        self.state = TrainingState(self.schedule.images_per_step)
+
+    def resume(self, wanted: str) -> None:
+        """Continue from the checkpoint `wanted` ("latest" or a folder); from the start where there is none yet."""
+        path = self.checkpoints.find(wanted)
+        if path is None:
+            self.accelerator.print("No checkpoint yet: the training starts from its beginning.")
+            return
+        self.state = self.checkpoints.load(path)
+        if self.state.images_per_step != self.schedule.images_per_step:
+            raise UserError(
+                f"resume_from_checkpoint: {path} took {self.state.images_per_step} images per optimizer step, this "
+                f"run takes {self.schedule.images_per_step}; keep processes * batch_size * accumulation."
+            )
+        self.accelerator.print(f"Resumed at step {self.state.step} of {self.schedule.total}.")
+
+    def run(self) -> None:
+        """Train to the end and leave the best validated weights in the model."""
+        with CostMeter(self.accelerator.device, self.schedule.images_per_step) as cost, self._progress() as bar:
+            batches = iter(self._loader())
+            running_iou = None
+            for step in range(self.state.step, self.schedule.total):
+                rate = self._set_learning_rate(step)
+                loss, iou = self._optimizer_step(step, batches)
+                cost.step()
+                self.state.step = step + 1
+                self._record_cost(cost)
+                running_iou = iou if running_iou is None else (1 - _RUNNING) * running_iou + _RUNNING * iou
+                bar.set_postfix(
+                    loss=f"{loss:.4f}", iou=f"{running_iou:.3f}", images_s=f"{self.state.images_per_second:.1f}"
+                )
+                bar.update()
+                self.accelerator.log({"loss": loss, "train_iou": iou, "learning_rate": rate}, step=step + 1)
+                if self._after_step():
+                    cost.restart()
+        self.checkpoints.load_best(self.state)
+
+    def _loader(self) -> torch.utils.data.DataLoader:
+        recipe, accelerator = self.recipe, self.accelerator
+        samples = TrainingSamples(self.data.train, self.processor, recipe.prompts, recipe.augment, recipe.seed)
+        stream = BatchStream(
+            num_images=len(self.data.train),
+            seed=recipe.seed,
+            batch_size=recipe.batch_size,
+            accumulation=recipe.gradient_accumulation_steps,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            first_step=self.state.step,
+            last_step=self.schedule.total,
+        )
+        return training_loader(samples, stream, recipe.num_workers, accelerator.device.type == "cuda")
+
+    def _optimizer_step(self, step: int, batches: Iterator[dict[str, Any]]) -> tuple[float, float]:
+        """One optimizer step; mean loss and IoU over its images in all processes."""
+        self.wrapped.train()
+        figures = []
+        for micro_step in range(self.recipe.gradient_accumulation_steps):
+            batch = send_to_device(next(batches), self.accelerator.device)
+            seed_micro_step(self.recipe.seed, step, micro_step, self.accelerator.process_index)
+            with self.accelerator.accumulate(self.wrapped):
+                logits = self.wrapped(batch["pixel_values"], batch["prompts"])
+                loss, iou = batch_loss(logits, batch, self.recipe.loss)
+                self.accelerator.backward(loss)  # divides by the number of micro-steps
+                if self.accelerator.sync_gradients and self.recipe.max_grad_norm:
+                    self.accelerator.clip_grad_norm_(self.trained, self.recipe.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            figures.append(torch.stack([loss.detach(), iou]))
+        loss, iou = self.accelerator.reduce(torch.stack(figures).mean(dim=0), "mean").tolist()
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss became {loss} at step {step + 1}; lower learning_rate (now {self.recipe.learning_rate:g}), "
+                f"lengthen warmup{', or use precision bf16' if self.recipe.precision == 'fp16' else ''}."
+            )
+        return loss, iou
+
+    def _set_learning_rate(self, step: int) -> float:
+        rate = learning_rate_at(
+            step,
+            highest=self.recipe.learning_rate,
+            total_steps=self.schedule.total,
+            warmup=self.warmup,
+            scheduler=self.recipe.lr_scheduler,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _after_step(self) -> bool:
+        """Validate and save where it is time; whether anything was done."""
+        step, last = self.state.step, self.state.step == self.schedule.total
+        validated = self.data.val is not None and (last or step % self.schedule.eval_every == 0)
+        if validated:
+            self._validate()
+        saved = last or step % self.schedule.checkpoint_every == 0 or self.state.best_step == step
+        if saved:
+            self.checkpoints.save(self.state)
+        return validated or saved
+
+    def _validate(self) -> None:
+        """IoU over all validation images for the first prompt kind; remembers the step if it is the best."""
+        recipe, kind = self.recipe, self.recipe.prompts[0]
+        result = evaluate(
+            self.model,
+            self.processor,
+            self.data.val,
+            [kind],
+            batch_size=recipe.batch_size,
+            zero_shot=False,
+            precision=recipe.precision,
+            num_workers=recipe.num_workers,
+            seed=recipe.seed,
+            progress=False,
+        )
+        iou = result.test[kind]["adapted"]["iou"]
+        if self.state.best_iou is None or iou > self.state.best_iou:
+            self.state.best_step, self.state.best_iou = self.state.step, iou
+        self.accelerator.log({"val_iou": iou}, step=self.state.step)
+        if self.accelerator.is_main_process:
+            best = f"best {self.state.best_iou:.4f} at step {self.state.best_step}"
+            tqdm.write(f"step {self.state.step}: validation IoU ({kind}) {iou:.4f}, {best}")
+
+    def _record_cost(self, cost: CostMeter) -> None:
+        self.state.images_per_second = cost.images_per_second
+        self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, cost.peak_memory_bytes)
+
+    def _progress(self) -> tqdm:
+        return tqdm(
+            total=self.schedule.total,
+            initial=self.state.step,
+            desc="train",
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        )
+
+
+def batch_loss(logits: list[torch.Tensor], batch: dict[str, Any], loss: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of a micro-batch, a mean over its images, each a mean over its objects; and its IoU without gradient.
+
+    Args:
+        logits: per image (n, h, w); n = 1 for prompt kind "none", whose target is the whole mask.
+        batch: `labels` int64 (B, S, S), `prompts` with `targets` int64 (n, S, S), `weight` float32 (B,).
+    """
+    targets, weights = [], []
+    for image_logits, labels, prompt, weight in zip(
+        logits, batch["labels"], batch["prompts"], batch["weight"], strict=True
+    ):
+        targets.append(labels[None] if prompt.kind == "none" else prompt.targets)  # (n, S, S)
+        weights.append(weight.expand(len(image_logits)) / len(image_logits))
+    objects, targets = torch.cat(logits)[:, None], torch.cat(targets)  # (R, 1, h, w), (R, S, S)
+    weights = torch.cat(weights)
+    value = segmentation_loss(objects, targets, loss, weights / len(logits))
+    with torch.no_grad():
+        iou = _mean_iou(objects[:, 0], targets, weights)
+    return value, iou
+
+
+def _mean_iou(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean IoU at the resolution of the logits: (R, h, w), (R, S, S), (R,) -> scalar."""
+    stride = targets.shape[-1] // logits.shape[-1]
+    targets = targets[:, stride // 2 :: stride, stride // 2 :: stride]  # (R, h, w)
+    predicted, true = (logits > 0) & (targets != 255), targets == 1
+    union = (predicted | true).sum(dim=(1, 2))
+    iou = torch.where(union > 0, (predicted & true).sum(dim=(1, 2)) / union.clamp(min=1), 1.0)
+    return (iou * weights).sum() / weights.sum().clamp(min=1e-6)

@@ -1,0 +1,38 @@
+"""AdamW and the learning-rate schedule, a function of the step (SAM-Adapter §4.1, per step instead of epoch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from ..recipe import Recipe
+
+
+# The published schedule falls from 2e-4 to 1e-7.
+FINAL_FRACTION = 5e-4
+
+
+def warmup_steps(warmup: float, total_steps: int) -> int:
+    """The recipe's `warmup` in optimizer steps: below 1 it is a fraction of `total_steps`."""
+    return min(total_steps, round(warmup * total_steps) if warmup < 1 else int(warmup))
+
+
+def learning_rate_at(
+    step: int, *, highest: float, total_steps: int, warmup: int = 0, scheduler: str = "cosine"
+) -> float:
+    """Learning rate of optimizer step `step` (from 0): a linear rise over `warmup` steps, then the fall."""
+    if step < warmup:
+        return highest * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    remaining = (1 + math.cos(math.pi * progress)) / 2 if scheduler == "cosine" else 1 - progress
+    return highest * (FINAL_FRACTION + (1 - FINAL_FRACTION) * remaining)
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
+    """AdamW over the trainable ones of `parameters`, fused where torch has it."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(trainable, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused)

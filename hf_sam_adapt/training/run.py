@@ -1,0 +1,204 @@
+"""One run: recipe in, run folder out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
+from torch import nn
+
+from ..data import SegmentationData, load_segmentation_dataset
+from ..errors import UserError
+from ..evaluation import EvalResult, evaluate
+from ..loading import build_model, load_adapted, load_base, save_adapter
+from ..metrics import constant_mask
+from ..processing import SamAdaptProcessor
+from ..recipe import Recipe
+from ..report import print_table, save_samples, write_metrics
+from .card import model_card
+from .loop import TrainingLoop
+from .run_folder import RunFolder
+from .trackers import check_trackers, start_trackers
+
+
+_METHOD_OF_TYPE = {"SAM_ADAPTER": "sam_adapter", "SAM_DECODER": "decoder", "LORA": "lora"}
+
+
+def train(recipe: Recipe) -> Path:
+    """Adapt SAM as `recipe` says: train, choose the best checkpoint, measure on the test images, save.
+
+    Runs in one process, or in each process that `accelerate launch` starts. Bad input raises before anything is
+    written.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: bad input, or a loss that is not finite.
+    """
+    if recipe.dataset is None:
+        raise UserError("dataset: missing; name a folder with images/ and masks/, a Hub id, or synthetic:<domain>.")
+    if recipe.precision == "fp16" and PartialState().device.type == "cpu":
+        raise UserError("precision: fp16 needs a GPU; use bf16 or no on a CPU.")
+    check_trackers(recipe.report_to)
+    folder = RunFolder(recipe)
+    set_seed(recipe.seed)
+    data = load_data(recipe)
+    recipe, model, processor = load_model(recipe, data)
+    folder.check_same_run(recipe)
+
+    accelerator = build_accelerator(recipe, model, folder)
+    loop = TrainingLoop(recipe, accelerator, model, processor, data, folder.checkpoints)
+    if recipe.resume_from_checkpoint is not None:
+        loop.resume(recipe.resume_from_checkpoint)
+    # Every process has looked at the folder before one of them writes.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        folder.begin(recipe, data)
+    accelerator.wait_for_everyone()
+    announce(accelerator, loop, data)
+    start_trackers(accelerator, recipe, folder.logs)
+    loop.run()
+    finish(loop, folder)
+    accelerator.end_training()
+    return folder.path
+
+
+def load_data(recipe: Recipe) -> SegmentationData:
+    """The recipe's data set, read and checked by the main process first.
+
+    Raises:
+        UserError: whatever is wrong with it, and classes, which no decoder of these methods segments.
+    """
+    with PartialState().main_process_first():
+        data = load_segmentation_dataset(
+            recipe.dataset,
+            mask_suffix=recipe.mask_suffix,
+            mask_values=recipe.mask_values,
+            label_map=recipe.label_map,
+            num_labels=recipe.num_labels,
+            id2label=recipe.id2label,
+            group_by=recipe.group_by,
+            seed=recipe.seed,
+        )
+    if data.num_labels is not None:
+        raise UserError(
+            f"num_labels: method {recipe.method} segments one class, the data set has {data.num_labels}; leave "
+            "num_labels unset and make one class of them with label_map or mask_values: binary."
+        )
+    return data
+
+
+def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Module, SamAdaptProcessor]:
+    """The model to train, its processor, and the recipe with everything resolved."""
+    if recipe.adapter is None:
+        base, processor = load_base(recipe.model)
+        model = build_model(recipe.method, recipe.method_args, base, image_size=recipe.image_size)
+        method, base_name = recipe.method, recipe.model
+    else:
+        if recipe.method_args:
+            raise UserError("method_args: an adapter to start from has its own config; leave method_args out.")
+        loaded = load_adapted(recipe.adapter, model=recipe.model, trainable=True)
+        model, processor = loaded.model, loaded.processor
+        method = "full" if loaded.config is None else _METHOD_OF_TYPE[loaded.config.peft_type]
+        base_name = loaded.base_name or recipe.adapter
+        if method == "full":
+            model = build_model("full", {}, model, image_size=recipe.image_size)
+    image_size = model.config.vision_config.image_size
+    if recipe.image_size not in (None, image_size):
+        raise UserError(f"image_size: the adapter {recipe.adapter} runs at {image_size}, not at {recipe.image_size}.")
+    resize = recipe.resize or processor.resize
+    processor = SamAdaptProcessor.from_dict(processor.to_dict(), image_size=image_size, resize=resize)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    resolved = dataclasses.replace(
+        recipe,
+        model=base_name,
+        method=method,
+        image_size=image_size,
+        resize=resize,
+        mask_values=data.mask_values,
+    )
+    return resolved, model, processor
+
+
+def build_accelerator(recipe: Recipe, model: nn.Module, folder: RunFolder) -> Accelerator:
+    """Accelerator of the recipe's precision, accumulation and trackers."""
+    # Only the faithful methods train parts that the loss does not reach.
+    config = getattr(model, "peft_config", {}).get("default")
+    unused = DistributedDataParallelKwargs(find_unused_parameters=bool(getattr(config, "faithful", False)))
+    return Accelerator(
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        mixed_precision=recipe.precision,
+        log_with=recipe.report_to or None,
+        project_config=ProjectConfiguration(project_dir=str(folder.path), logging_dir=str(folder.logs)),
+        kwargs_handlers=[unused],
+    )
+
+
+def announce(accelerator: Accelerator, loop: TrainingLoop, data: SegmentationData) -> None:
+    """Say what is trained on what."""
+    for note in data.notes:
+        accelerator.print(note)
+    counts = {name: len(getattr(data, name) or ()) for name in ("train", "val", "test")}
+    trained, total = (sum(p.numel() for p in group) for group in (loop.trained, loop.model.parameters()))
+    accelerator.print(
+        f"{data.name}: {counts['train']} training, {counts['val']} validation, {counts['test']} test images; "
+        f"{trained:,} of {total:,} parameters trained; "
+        f"{loop.schedule.total} steps of {loop.schedule.images_per_step} images."
+    )
+
+
+def finish(loop: TrainingLoop, folder: RunFolder) -> None:
+    """Measure the trained model on the test images, and write what the run leaves."""
+    recipe, accelerator, data = loop.recipe, loop.accelerator, loop.data
+    zero_shot = {"zero_shot_model": _base_of_full(recipe, accelerator.device)} if recipe.method == "full" else {}
+    # Without a test set the picture shows what there is; it is not measured as a test.
+    split = next(split for split in (data.test, data.val, data.train) if split is not None)
+    result: EvalResult = evaluate(
+        loop.model,
+        loop.processor,
+        split,
+        recipe.prompts,
+        batch_size=recipe.batch_size,
+        constant=constant_mask(data.train) if "none" in recipe.prompts else None,
+        precision=recipe.precision,
+        num_workers=recipe.num_workers,
+        seed=recipe.seed,
+        **zero_shot,
+    )
+
+    def write(target: Path) -> None:
+        save_adapter(loop.model, target)
+        weights = [file for file in target.iterdir() if file.suffix == ".safetensors"]
+        train = {
+            "images_per_second": loop.state.images_per_second,
+            "peak_memory_bytes": loop.state.peak_memory_bytes,
+            "trainable_parameters": sum(parameter.numel() for parameter in loop.trained),
+            "adapter_bytes": sum(file.stat().st_size for file in weights),
+            "best_step": loop.state.best_step,
+            "best_val_iou": loop.state.best_iou,
+        }
+        loop.processor.save_pretrained(target)
+        test = result.test if split is data.test else {}
+        metrics = write_metrics(target, test=test, train=train)
+        path = target / "samples.png"
+        save_samples(
+            path, loop.model, loop.processor, split, result, precision=recipe.precision, seed=recipe.seed, **zero_shot
+        )
+        (target / "README.md").write_text(model_card(recipe, metrics, data.notes), encoding="utf-8")
+        print_table(metrics)
+
+    if accelerator.is_main_process:
+        folder.finish(write)
+        print(f"Saved to {folder.path}.")
+    accelerator.wait_for_everyone()
+
+
+def _base_of_full(recipe: Recipe, device: torch.device) -> nn.Module:
+    """The model as it was before all of it was trained."""
+    base, _ = load_base(recipe.adapter or recipe.model)
+    return build_model("full", {}, base, image_size=recipe.image_size).to(device)

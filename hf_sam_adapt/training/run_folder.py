@@ -1,0 +1,105 @@
+"""The run folder: what may be written where, and what a resumed run must not change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ..arguments import from_values, read_yaml
+from ..data import SegmentationData
+from ..errors import UserError
+from ..recipe import Recipe
+from .files import publish, write_text
+
+
+# Whatever a run writes; a folder that holds one of these belongs to somebody.
+_OWN = (
+    "recipe.yaml",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "metrics.json",
+    "samples.png",
+    "README.md",
+    "checkpoints",
+)
+# What may differ between a run and its continuation without making it another run.
+_MAY_CHANGE = {
+    "batch_size",  # with the number of processes; the images of an optimizer step are compared instead
+    "gradient_accumulation_steps",
+    "num_workers",
+    "gradient_checkpointing",
+    "epochs",
+    "max_steps",
+    "eval_every",
+    "checkpoint_every",
+    "output_dir",
+    "report_to",
+    "resume_from_checkpoint",
+}
+
+
+class RunFolder:
+    """Paths and rules of one run's folder; creating the object writes nothing.
+
+    Raises:
+        UserError: the folder holds another run, or there is none to resume.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.path = Path(recipe.output_dir)
+        self.checkpoints = self.path / "checkpoints"
+        self.logs = self.path / "logs"
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"output_dir: {self.path} is a file; name a folder.")
+        found = [name for name in _OWN if (self.path / name).exists()]
+        if recipe.resume_from_checkpoint is None:
+            if found:
+                raise UserError(
+                    f"output_dir: {self.path} already holds {found[0]}; name another folder, or continue that run "
+                    "with resume_from_checkpoint: latest."
+                )
+        elif found and "recipe.yaml" not in found:
+            raise UserError(f"output_dir: {self.path} holds {found[0]} but no recipe.yaml, so it is no run to resume.")
+
+    def check_same_run(self, recipe: Recipe) -> None:
+        """A continued run must have the recipe of its beginning.
+
+        Args:
+            recipe: the resolved one.
+        """
+        path = self.path / "recipe.yaml"
+        if not path.exists():
+            return
+        before = from_values(Recipe, read_yaml(path), str(path))
+        for field in dataclasses.fields(Recipe):
+            old, new = getattr(before, field.name), getattr(recipe, field.name)
+            if field.name not in _MAY_CHANGE and old != new:
+                raise UserError(
+                    f"resume_from_checkpoint: {field.name} is {new!r}, the run in {self.path} has {old!r}; keep it, "
+                    "or start another output_dir."
+                )
+
+    def begin(self, recipe: Recipe, data: SegmentationData) -> None:
+        """Create the folder with `recipe.yaml` and, for splits drawn by seed, `splits.json`."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(exist_ok=True)
+        if data.splits is not None:
+            write_text(self.path / "splits.json", json.dumps(data.splits, indent=2))
+        # Rerunning the file shall give the whole run, not its end.
+        whole = dataclasses.replace(recipe, resume_from_checkpoint=None)
+        write_text(self.path / "recipe.yaml", whole.to_yaml())
+
+    def finish(self, write: Callable[[Path], None]) -> None:
+        """Let `write` fill an empty folder and move its files into the run folder."""
+        # On the same file system, and not at the run's top level.
+        temporary = self.checkpoints / ".tmp_final"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
+        publish(temporary, self.path)

@@ -1,0 +1,121 @@
+"""Recipes from files and flags: precedence, nesting, types, and one clear error for each mistake."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.recipe import Recipe, parse_recipe
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return ["--config", str(path)]
+
+    return write
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(config):
+    argv = config("epochs: 3\nbatch_size: 2\nmethod: lora\nmethod_args: {r: 4, lora_alpha: 8}\n")
+    recipe = parse_recipe([*argv, "--batch_size", "7", "--method_args.r", "16"])
+    assert (recipe.epochs, recipe.batch_size, recipe.seed) == (3, 7, 0)
+    assert recipe.method_args == {"r": 16, "lora_alpha": 8}
+
+
+def test_order_of_config_and_flags_does_not_matter(config):
+    assert parse_recipe(["--epochs", "5", *config("epochs: 3")]).epochs == 5
+
+
+def test_values_are_typed():
+    recipe = parse_recipe(
+        "--learning_rate 3e-4 --warmup 10 --gradient_checkpointing --group_by none --prompts none box point "
+        "--label_map.4 1 --id2label.1 polyp --report_to=tensorboard --method_args.features embedding high "
+        "--method_args.frequency_rate 1e-1 --method_args.inner.r 8".split()
+    )
+    assert recipe.learning_rate == 3e-4 and recipe.warmup == 10.0 and recipe.gradient_checkpointing is True
+    assert recipe.group_by is None and recipe.prompts == ["none", "box", "point"]
+    assert recipe.label_map == {4: 1} and recipe.id2label == {1: "polyp"} and recipe.report_to == ["tensorboard"]
+    assert recipe.method_args == {"features": ["embedding", "high"], "frequency_rate": 0.1, "inner": {"r": 8}}
+
+
+def test_yaml_of_a_file(config):
+    text = "precision: no\nlearning_rate: 2e-4\nlabel_map: {0: 255, 1: 0}\nprompts: box\naugment: none\nmax_steps: 5\n"
+    recipe = parse_recipe(config(text))
+    assert recipe.precision == "no" and recipe.learning_rate == 2e-4 and recipe.label_map == {0: 255, 1: 0}
+    assert recipe.prompts == ["box"] and recipe.augment == [] and recipe.max_steps == 5
+
+
+def test_learning_rate_defaults_by_model():
+    assert parse_recipe([]).learning_rate == 1e-3
+    assert parse_recipe(["--model", "facebook/sam-vit-base"]).learning_rate == 2e-4
+    assert parse_recipe(["--adapter", "some/adapter"]).model is None
+
+
+def test_written_recipe_reads_back_equal(config):
+    recipe = parse_recipe("--model x/y --method_args.r 8 --prompts none box --precision bf16 --augment none".split())
+    assert parse_recipe(config(recipe.to_yaml())) == recipe
+    assert set(yaml.safe_load(recipe.to_yaml())) == {field.name for field in dataclasses.fields(Recipe)}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--lerning_rate 1", "--lerning_rate.*'learning_rate'"),
+        ("--methd_args.r 8", "--methd_args.r.*'method_args'"),
+        ("--epochs ten", "epochs: 'ten' is not an integer"),
+        ("--epochs 1.5", "epochs: '1.5' is not an integer"),
+        ("--warmup x", "warmup: 'x' is not a number"),
+        ("--gradient_checkpointing maybe", "gradient_checkpointing: 'maybe' is not true or false"),
+        ("--precision fp8", "precision: 'fp8' is not one of no, bf16, fp16"),
+        ("--method magic", "method: 'magic' is not one of sam_adapter"),
+        ("--label_map 3", "label_map: '3' is not a mapping"),
+        ("--label_map.a 3", "label_map: .* is not a mapping"),
+        ("--epochs", "--epochs needs a value"),
+        ("polyp", "unexpected argument 'polyp'"),
+        ("--epochs 1 2", "unexpected argument '2'"),
+        ("--epochs 0", "epochs: 0 is below 1"),
+        ("--max_steps -1", "max_steps: -1 is below 0"),
+        ("--prompts boxes", "prompts: unknown 'boxes'"),
+        ("--augment none flip", "augment: 'none' excludes"),
+        ("--loss bce+focal", "loss: unknown term 'focal'"),
+        ("--report_to mlflow", "report_to: unknown 'mlflow'"),
+        ("--config missing.yaml", "missing.yaml: No such file"),
+        ("--method_args.a 1 --method_args.a.b 2", "method_args.a is '1', not a mapping"),
+    ],
+)
+def test_each_mistake_is_one_line(argv, message):
+    with pytest.raises(UserError, match=message) as raised:
+        parse_recipe(argv.split())
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr_schedular: cosine", "unknown key 'lr_schedular'.*'lr_scheduler'"),
+        ("epochs: [1, 2]", "epochs: '1 2' is not an integer"),
+        ("batch_size: true", "batch_size: 'True' is not an integer"),
+        ("model: {a: b}", "model: .* is not text"),
+        ("seed: null", "seed: 'None' is not an integer"),
+        ("- epochs", "must hold keys and values"),
+        ("epochs: [", "not valid YAML"),
+    ],
+)
+def test_mistakes_in_a_file(config, text, message):
+    with pytest.raises(UserError, match=message) as raised:
+        parse_recipe(config(text))
+    assert "\n" not in str(raised.value)
+
+
+def test_help_names_every_key_with_its_default(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_recipe(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    for field in dataclasses.fields(Recipe):
+        assert f"--{field.name} " in shown
+    assert "default: structure)" in shown and "default: flip scale colour)" in shown and "default: unset)" in shown

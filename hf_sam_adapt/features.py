@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from .errors import UserError
 
@@ -81,7 +82,8 @@ def register_feature(name: str, compute: Callable[[torch.Tensor], torch.Tensor],
     Raises:
         UserError: if the name is taken or not usable as a part of a state-dict key.
     """
-    if not name.isidentifier() or name in BUILT_IN or name in _REGISTERED:
+    taken = name in BUILT_IN or name in _REGISTERED or hasattr(nn.ModuleDict, name)
+    if taken or not name.isidentifier():
         raise UserError(f"feature name {name!r} is taken or not an identifier; built in: {', '.join(BUILT_IN)}")
     _REGISTERED[name] = Feature(compute, channels)
 

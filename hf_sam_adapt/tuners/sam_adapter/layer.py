@@ -112,11 +112,9 @@ class SamAdapterPatchEmbed(SamTunerLayer):
 
     @staticmethod
     def _project_tokens(projection: nn.Linear, tokens: torch.Tensor, layout: str) -> torch.Tensor:
-        batch, height, width, channels = tokens.shape
+        batch, height, width, _ = tokens.shape
         if layout == "legacy":
-            # The official code reads the channels-last tensor as if it were channels-first: token n gets channel c
-            # from position (c * N + n) // D, so its vector comes from all over the image.
-            tokens = tokens.reshape(batch, channels, height * width).transpose(1, 2)  # (B, N, D)
+            tokens = legacy_order(tokens)
         feature = projection(tokens.to(projection.weight.dtype))
         return feature.reshape(batch, height, width, -1)
 
@@ -160,6 +158,16 @@ class BiasOnly(nn.Module):
 
     def forward(self, guidance: torch.Tensor) -> torch.Tensor:
         return self.bias.expand(*guidance.shape[:-1], -1)
+
+
+def legacy_order(tokens: torch.Tensor) -> torch.Tensor:
+    """Reorder tokens (B, h, w, D) into (B, N, D) as the official code does, N = h * w.
+
+    It reads the channels-last tensor as if it were channels-first: channel c of token n comes from position
+    (c * N + n) // D and channel (c * N + n) % D, so every vector is gathered from all over the image.
+    """
+    batch, height, width, channels = tokens.shape
+    return tokens.reshape(batch, channels, height * width).transpose(1, 2)
 
 
 def feature_map(name: str, pixel_values: torch.Tensor, config: SamAdapterConfig) -> torch.Tensor:

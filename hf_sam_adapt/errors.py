@@ -4,6 +4,6 @@
 class UserError(ValueError):
     """Bad input from the user.
 
-    The message is one line: what is wrong, where (file or key), and how to mend it. The command line prints it without a
-    traceback and exits with status 2.
+    The message is one line: what is wrong, where (file or key), and how to mend it. The command line prints it
+    without a traceback and exits with status 2.
     """

@@ -31,8 +31,8 @@ def segment(
 ) -> list[torch.Tensor]:
     """Mask logits of every object of every image; differentiable.
 
-    Every object is a row of its own in the decoder, beside its image's embedding. So the result of an image does not depend
-    on the rest of the batch (equal to one image at a time within 1e-6), and no padding reaches the decoder.
+    Every object is a row of its own in the decoder, beside its image's embedding. So the result of an image does not
+    depend on the rest of the batch (equal to one image at a time within 1e-6), and no padding reaches the decoder.
 
     Args:
         model: `SamModel`, or a `PeftModel` of one.
@@ -42,8 +42,8 @@ def segment(
         multimask_output: SAM's three masks instead of that of mask token 0.
 
     Returns:
-        Per image float logits (n, h, w), h = w = 4 grid; kind "none" gives n = 1, an image without objects n = 0. A decoder
-        with K > 1 channels, and `multimask_output`, give (n, K, h, w), kind "none" then (K, h, w).
+        Per image float logits (n, h, w), h = w = 4 grid; kind "none" gives n = 1, an image without objects n = 0. A
+        decoder with K > 1 channels, and `multimask_output`, give (n, K, h, w), kind "none" then (K, h, w).
     """
     rows = _decode(model, pixel_values, prompts, image_embeddings, multimask_output)
     results = []
@@ -53,6 +53,18 @@ def segment(
         else:
             results.append(masks[:, 0] if masks.shape[1] == 1 else masks)
     return results
+
+
+def segment_scored(
+    model: nn.Module,
+    pixel_values: torch.Tensor | None,
+    prompts: Sequence[Prompt],
+    *,
+    image_embeddings: torch.Tensor | None = None,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """`segment` with the estimates of the masks' IoU: per image ((n, h, w), (n,)); n = 1 for kind "none"."""
+    rows = _decode(model, pixel_values, prompts, image_embeddings, False)
+    return [(masks[:, 0], scores[:, 0]) for masks, scores in rows]
 
 
 def segment_multimask(
@@ -67,7 +79,7 @@ def segment_multimask(
 
 
 class PromptedSam(nn.Module):
-    """`segment` as a module, so that a wrapper such as DistributedDataParallel sees encoder and decoder as one forward.
+    """`segment` as a module: to a wrapper such as DistributedDataParallel, encoder and decoder are one forward.
 
     Args:
         model: `SamModel`, or a `PeftModel` of one.

@@ -85,9 +85,9 @@ class SamAdaptProcessor(BaseImageProcessor):
             return_tensors: only "pt".
 
         Returns:
-            `pixel_values` float32 (B, 3, S, S); `original_sizes` and `reshaped_input_sizes` int64 (B, 2), (height, width);
-            with masks `labels` int64 (B, S, S), 255 on the padding; with prompts `prompts`, a list of `Prompt` with
-            tensors in input coordinates (see there).
+            `pixel_values` float32 (B, 3, S, S); `original_sizes` and `reshaped_input_sizes` int64 (B, 2), (height,
+            width); with masks `labels` int64 (B, S, S), 255 on the padding; with prompts `prompts`, a list of `Prompt`
+            with tensors in input coordinates (see there).
 
         Raises:
             UserError: a mask or prompt count or size that does not fit its image, or an unsupported array.
@@ -109,9 +109,25 @@ class SamAdaptProcessor(BaseImageProcessor):
             masks = [_checked_mask(mask, size) for mask, size in zip(masks, sizes)]
             data["labels"] = torch.from_numpy(np.stack([self._resize_labels(mask) for mask in masks]))
         if prompts is not None:
-            labels = data.get("labels", [None] * len(sizes))
-            data["prompts"] = [self._prepare_prompt(*item) for item in zip(prompts, sizes, labels)]
+            data["prompts"] = self.transform_prompts(prompts, sizes, labels=data.get("labels"))
         return BatchFeature(data)
+
+    def transform_prompts(
+        self,
+        prompts: Sequence[Prompt],
+        original_sizes: torch.Tensor | Sequence[tuple[int, int]],
+        labels: torch.Tensor | None = None,
+    ) -> list[Prompt]:
+        """Prompts from image coordinates to those of the network's input, arrays to tensors.
+
+        Args:
+            prompts: one per image.
+            original_sizes: (height, width) of each image.
+            labels: the images' own labels int64 (B, S, S); where they are 255, so are the prompts' targets.
+        """
+        sizes = _as_sizes(original_sizes)
+        per_image = [None] * len(sizes) if labels is None else labels
+        return [self._transform_prompt(*item) for item in zip(prompts, sizes, per_image)]
 
     def post_process_masks(
         self,
@@ -190,8 +206,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         logits[:, : len(rows), : len(columns)] += 2 * MASK_LOGIT * masks[:, rows[:, None], columns]
         return logits
 
-    def _prepare_prompt(self, prompt: Prompt, size: tuple[int, int], labels: torch.Tensor | None) -> Prompt:
-        """Image coordinates to input coordinates, arrays to tensors. `labels` is the image's (S, S) or None."""
+    def _transform_prompt(self, prompt: Prompt, size: tuple[int, int], labels: torch.Tensor | None) -> Prompt:
         height, width = self.reshaped_size(size)
         scale = np.array([width / size[1], height / size[0]], np.float64)
         ready = dataclasses.replace(prompt)
@@ -212,8 +227,8 @@ class SamAdaptProcessor(BaseImageProcessor):
     def to_dict(self) -> dict[str, Any]:
         """The content of `preprocessor_config.json`.
 
-        With `resize="pad"` the pixel values are those of transformers' own processor, and the file says so in its terms:
-        `SamProcessor` and the pipelines read it too. With "squash" they cannot, and the type tells them.
+        With `resize="pad"` the pixel values are those of transformers' own processor, and the file says so in its
+        terms: `SamProcessor` and the pipelines read it too. With "squash" they cannot, and the type tells them.
         """
         config = {
             "image_processor_type": "SamImageProcessor" if self.resize == "pad" else type(self).__name__,

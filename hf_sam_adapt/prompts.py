@@ -24,8 +24,8 @@ MIN_AREA = 0.0005  # components below 0.05 % of the image are noise of the annot
 class Prompt:
     """The prompts of one image: n objects of one kind.
 
-    In image coordinates the fields are numpy arrays; `SamAdaptProcessor` returns a copy with tensors in the coordinates of
-    the network's input. Pixel coordinates are (x, y), boxes inclusive (x1, y1, x2, y2).
+    In image coordinates the fields are numpy arrays; `SamAdaptProcessor` returns a copy with tensors in the
+    coordinates of the network's input. Pixel coordinates are (x, y), boxes inclusive (x1, y1, x2, y2).
 
     Attributes:
         kind: "none", "box", "point" or "mask". With "none" every other field may be None.
@@ -51,6 +51,7 @@ class Prompt:
         return 0 if field is None else len(field)
 
     def __bool__(self) -> bool:
+        # A prompt without objects is still a prompt.
         return True
 
     def to(self, device: torch.device | str) -> Prompt:
@@ -132,20 +133,27 @@ def components(
 
 
 def degrade(target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Dilate or erode `target` (bool (H, W)) by up to a sixth of its width, the width being sqrt(area).
+    """Dilate or erode `target` (bool (H, W), not empty) by up to a sixth of its width, the width being sqrt(area).
 
-    An erosion that leaves nothing returns the target itself.
+    The image's border does not count as the object's. An erosion that leaves nothing returns the target itself.
     """
     from scipy import ndimage
 
     reach = max(1.0, np.sqrt(target.sum()) / 6)
     radius = rng.uniform(min(1.0, reach / 2), reach)
-    if rng.random() < 0.5:
-        return ndimage.distance_transform_edt(~target) <= radius
-    # Pixels outside the image count as object, so that an object cut by the border is not eaten from there.
-    padded = np.pad(target, 1, mode="edge")
-    eroded = (ndimage.distance_transform_edt(padded) > radius)[1:-1, 1:-1]
-    return eroded if eroded.any() else target.copy()
+    dilate = rng.random() < 0.5
+    x1, y1, x2, y2 = _tight_box(target).astype(int)
+    margin = int(radius) + 1
+    window = np.s_[max(0, y1 - margin) : y2 + margin + 1, max(0, x1 - margin) : x2 + margin + 1]
+    inside = target[window]
+    changed = target.copy()
+    if dilate:
+        changed[window] = ndimage.distance_transform_edt(~inside) <= radius
+    elif not inside.all():
+        eroded = ndimage.distance_transform_edt(inside) > radius
+        if eroded.any():
+            changed[window] = eroded
+    return changed
 
 
 def _tight_box(target: np.ndarray) -> np.ndarray:

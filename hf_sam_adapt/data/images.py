@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,38 +15,63 @@ from ..errors import UserError
 
 IGNORE = 255
 LOSSY_FORMATS = {"JPEG", "MPO", "JPEG2000", "WEBP"}
+END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+EXIF_ORIENTATION = 0x0112  # values 5 to 8 swap height and width
 _WIDE_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
-def open_image(source: str | os.PathLike | Image.Image) -> Image.Image:
-    """Open `source` lazily (header only). Raises `UserError` naming the file when it is missing or no image."""
+def open_image(source: str | os.PathLike | BytesIO | Image.Image, name: str | None = None) -> Image.Image:
+    """Open `source` lazily (header only). Raises `UserError` naming it when it is missing or no image."""
     if isinstance(source, Image.Image):
         return source
     try:
         return Image.open(source)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{source}: not a readable image ({_reason(error)}); remove or replace the file") from error
+        raise UserError(
+            f"{name or source}: not a readable image ({_reason(error)}); remove or replace the file"
+        ) from error
 
 
-def image_size(source: str | os.PathLike | Image.Image) -> tuple[int, int]:
-    """(height, width) after EXIF rotation, from the header alone."""
-    image = open_image(source)
-    width, height = image.size
-    # Orientations 5 to 8 swap the axes.
-    swapped = image.getexif().get(0x0112, 1) >= 5
-    if image is not source:
-        image.close()
-    return (width, height) if swapped else (height, width)
+@dataclass(frozen=True)
+class Header:
+    """What the head of an image file says: size after EXIF rotation, and whether its format is lossy."""
+
+    height: int
+    width: int
+    lossy: bool
 
 
-def read_image(source: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarray:
+def read_header(source: str | BytesIO, name: str | None = None) -> Header:
+    """Header of an encoded image, without decoding it.
+
+    Raises:
+        UserError: missing, no image, or cut short (the end marker is missing and the pixels cannot be decoded).
+    """
+    with open_image(source, name) as image:
+        width, height = image.size
+        # PIL decodes a whole PNG to look for its EXIF; a rotated one is noticed when it is read.
+        if image.format != "PNG" and image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
+            width, height = height, width
+        marker = END_MARKERS.get(image.format)
+        if marker and not _ends_with(image, marker):
+            read_image(source, name)
+        return Header(height, width, is_lossy(image))
+
+
+def is_lossy(image: Image.Image) -> bool:
+    """Whether the format of an opened file may have changed the pixel values (JPEG and the like)."""
+    return image.format in LOSSY_FORMATS
+
+
+def read_image(source: str | os.PathLike | BytesIO | Image.Image | np.ndarray, name: str | None = None) -> np.ndarray:
     """Read an image as RGB.
 
-    EXIF orientation is applied. 16-bit values are divided by 257, or by 16 when none exceeds 4095 (12-bit sensors stored
-    in 16 bits, which would be nearly black otherwise). Alpha is dropped. Grey becomes three equal channels.
+    EXIF orientation is applied. 16-bit values are divided by 257, or by 16 when none exceeds 4095 (12-bit sensors
+    stored in 16 bits, which would be nearly black otherwise). Alpha is dropped. Grey becomes three equal channels.
 
     Args:
         source: path, PIL image, or array uint8/uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+        name: what error messages call it; the file's path by default.
 
     Returns:
         uint8 (H, W, 3).
@@ -54,11 +81,12 @@ def read_image(source: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarr
     """
     if isinstance(source, np.ndarray):
         return array_to_rgb(source)
-    image = open_image(source)
+    name = name or _name(source)
+    image = open_image(source, name)
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode in _WIDE_MODES:
-            return array_to_rgb(_wide_to_uint16(np.asarray(image), _name(source)))
+            return array_to_rgb(_wide_to_uint16(np.asarray(image), name))
         if image.mode == "P" and "transparency" in image.info:
             # PIL warns when a palette with byte transparency goes straight to RGB.
             image = image.convert("RGBA")
@@ -66,14 +94,15 @@ def read_image(source: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarr
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{_name(source)}: corrupt image ({_reason(error)}); remove or replace the file") from error
+        raise UserError(f"{name}: corrupt image ({_reason(error)}); remove or replace the file") from error
 
 
-def read_mask(source: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarray:
+def read_mask(source: str | os.PathLike | BytesIO | Image.Image | np.ndarray, name: str | None = None) -> np.ndarray:
     """Read a mask as stored: palette indices, grey values, or the common value of three equal channels.
 
     Args:
         source: path, PIL image, or integer/bool array (H, W), (H, W, 1) or (H, W, 3) with values 0..255.
+        name: what error messages call it; the file's path by default.
 
     Returns:
         uint8 (H, W). A 1-bit or bool mask gives {0, 1}.
@@ -81,9 +110,9 @@ def read_mask(source: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarra
     Raises:
         UserError: corrupt, truly coloured, or with values outside 0..255; the message names the file.
     """
-    name = _name(source)
+    name = name or _name(source)
     if not isinstance(source, np.ndarray):
-        image = open_image(source)
+        image = open_image(source, name)
         try:
             image = ImageOps.exif_transpose(image)
             if image.mode == "PA":
@@ -94,15 +123,6 @@ def read_mask(source: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarra
         except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
             raise UserError(f"{name}: corrupt mask ({_reason(error)}); remove or replace the file") from error
     return _array_to_mask(source, name)
-
-
-def is_lossy(source: str | os.PathLike | Image.Image) -> bool:
-    """Whether the file's format may have changed the stored mask values (JPEG and the like)."""
-    image = open_image(source)
-    lossy = image.format in LOSSY_FORMATS
-    if image is not source:
-        image.close()
-    return lossy
 
 
 def array_to_rgb(array: np.ndarray) -> np.ndarray:
@@ -142,6 +162,16 @@ def _array_to_mask(array: np.ndarray, name: str) -> np.ndarray:
             raise UserError(f"{name}: mask values outside 0..255; store class indices as 8-bit, 255 = ignore")
         array = array.astype(np.uint8)
     return np.ascontiguousarray(array)
+
+
+def _ends_with(image: Image.Image, marker: bytes) -> bool:
+    """Whether `marker` is among the last bytes of the image's file (some writers append a few of their own)."""
+    position = image.fp.tell()
+    size = image.fp.seek(0, os.SEEK_END)
+    image.fp.seek(max(0, size - 64))
+    found = marker in image.fp.read(64)
+    image.fp.seek(position)
+    return found
 
 
 def _name(source: str | os.PathLike | Image.Image | np.ndarray) -> str:

@@ -1,0 +1,92 @@
+"""Augmentation of an image with its mask. Nothing is resampled here: the processor's resize is the only one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from ..errors import UserError
+from .images import IGNORE
+
+
+AUGMENTATIONS = ("flip", "scale", "crop", "colour")
+DEFAULT_AUGMENTATIONS = ("flip", "scale", "colour")
+MAX_SCALE = 1.5
+MIN_CROP = 0.6
+MAX_COLOUR = 0.25
+
+
+def augment(
+    image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, options: Sequence[str] = DEFAULT_AUGMENTATIONS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Apply the named augmentations with strengths drawn from `rng`.
+
+    "flip" mirrors left to right; "scale" cuts out or surrounds the image so that the processor shows it up to 1.5 times
+    larger or smaller; "crop" keeps 60 to 100 % of each side; "colour" changes brightness, contrast and saturation by up
+    to 25 %.
+
+    Args:
+        image: uint8 (H, W, 3).
+        mask: uint8 (H, W).
+        rng: the only source of chance.
+        options: names out of flip, scale, crop, colour; ["none"] or [] changes nothing.
+
+    Returns:
+        Image and mask, both of a new size where they were scaled or cropped. What lies outside the original has the
+        image's mean colour and the mask value 255 (ignore).
+    """
+    options = check_options(options)
+    if "flip" in options and rng.random() < 0.5:
+        image, mask = image[:, ::-1], mask[:, ::-1]
+    if "scale" in options:
+        image, mask = _scale(image, mask, rng)
+    if "crop" in options:
+        height, width = (max(1, round(side * rng.uniform(MIN_CROP, 1))) for side in mask.shape)
+        image, mask = _cut(image, mask, height, width, rng)
+    if "colour" in options:
+        image = _colour(image, rng)
+    return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+
+
+def check_options(options: Sequence[str] | str | None) -> tuple[str, ...]:
+    """The augmentations to apply. Raises `UserError` on an unknown name."""
+    names = (options,) if isinstance(options, str) else tuple(options or ())
+    unknown = [name for name in names if name not in (*AUGMENTATIONS, "none")]
+    if unknown:
+        raise UserError(f"augment: {unknown[0]!r} is unknown; choose from {', '.join(AUGMENTATIONS)}, or none")
+    if "none" in names and len(names) > 1:
+        raise UserError("augment: none excludes the other names; leave it out or alone")
+    return () if "none" in names else names
+
+
+def _scale(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    scale = MAX_SCALE ** rng.uniform(-1, 1)
+    height, width = (max(1, round(side / scale)) for side in mask.shape)
+    if scale >= 1:
+        return _cut(image, mask, height, width, rng)
+    top, left = (int(rng.integers(0, new - old + 1)) for new, old in zip((height, width), mask.shape))
+    wide_mask = np.full((height, width), IGNORE, np.uint8)
+    wide_image = np.empty((height, width, image.shape[2]), np.uint8)
+    wide_image[:] = image.mean(axis=(0, 1)).round().astype(np.uint8)
+    window = np.s_[top : top + mask.shape[0], left : left + mask.shape[1]]
+    wide_mask[window], wide_image[window] = mask, image
+    return wide_image, wide_mask
+
+
+def _cut(
+    image: np.ndarray, mask: np.ndarray, height: int, width: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A window of `height` x `width` at a random place."""
+    top, left = (int(rng.integers(0, old - new + 1)) for new, old in zip((height, width), mask.shape))
+    window = np.s_[top : top + height, left : left + width]
+    return image[window], mask[window]
+
+
+def _colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    factors = rng.uniform(1 - MAX_COLOUR, 1 + MAX_COLOUR, 3)
+    changed = Image.fromarray(np.ascontiguousarray(image))
+    for enhance, factor in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors):
+        changed = enhance(changed).enhance(factor)
+    return np.asarray(changed)

@@ -1,0 +1,164 @@
+"""COCO annotations: polygons and run lengths drawn into one class mask per image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..errors import UserError
+from .folder import SPLIT_NAMES
+from .images import IGNORE, Header, read_header, read_image
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+FILE_NAMES = ("annotations.json", "_annotations.coco.json")
+
+
+class CocoReader:
+    """Reads rows with the columns image (path), height, width and objects (JSON list: class, segmentation, crowd)."""
+
+    checked_rows = None
+
+    def name(self, row: dict[str, Any]) -> str:
+        return f"annotation of {row['image']}"
+
+    def path(self, row: dict[str, Any]) -> str | None:
+        return row["image"]
+
+    def headers(self, row: dict[str, Any]) -> tuple[Header, Header]:
+        return read_header(row["image"]), Header(row["height"], row["width"], lossy=False)
+
+    def read_image(self, row: dict[str, Any]) -> np.ndarray:
+        return read_image(row["image"])
+
+    def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
+        """Later objects cover earlier ones; crowds are ignored pixels."""
+        mask = np.zeros((row["height"], row["width"]), np.uint8)
+        for item in json.loads(row["objects"]):
+            value = IGNORE if item["crowd"] else item["class"]
+            mask[draw_segmentation(item["segmentation"], row["height"], row["width"], self.name(row))] = value
+        return mask, False
+
+
+def draw_segmentation(segmentation: list | dict, height: int, width: int, name: str) -> np.ndarray:
+    """Polygons [[x, y, x, y, …], …] or a run-length dictionary -> bool (height, width)."""
+    if isinstance(segmentation, dict):
+        return decode_runs(segmentation, height, width, name)
+    canvas = Image.new("1", (width, height))
+    for polygon in segmentation:
+        if len(polygon) >= 6:
+            # COCO counts from the corner of the first pixel, PIL from its centre.
+            ImageDraw.Draw(canvas).polygon([value - 0.5 for value in polygon], fill=1)
+    return np.array(canvas)
+
+
+def decode_runs(runs: dict, height: int, width: int, name: str) -> np.ndarray:
+    """COCO's run lengths (a list, or its compressed string) -> bool (height, width)."""
+    counts = runs["counts"]
+    if isinstance(counts, str):
+        counts = _decompress(counts)
+    if list(runs.get("size", (height, width))) != [height, width] or sum(counts) != height * width:
+        raise UserError(f"{name}: run lengths of another size than the image ({width}x{height}); mend the annotation")
+    values = np.arange(len(counts)) % 2 == 1
+    return np.repeat(values, counts).reshape(width, height).T  # columns first
+
+
+def _decompress(text: str) -> list[int]:
+    """COCO's string: 5 bits a character, low bits first, from the third number on the difference to two before."""
+    counts: list[int] = []
+    position = 0
+    while position < len(text):
+        value, shift, more = 0, 0, True
+        while more:
+            bits = ord(text[position]) - 48
+            value |= (bits & 0x1F) << shift
+            more = bool(bits & 0x20)
+            shift += 5
+            position += 1
+        if bits & 0x10:
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+    return counts
+
+
+def find_annotations(root: Path) -> dict[str, Path]:
+    """Annotation file per split ("all" for one file at the top); empty if `root` is no COCO folder."""
+    found = {}
+    for split, folders in SPLIT_NAMES.items():
+        names = [root / folder / name for folder in folders for name in FILE_NAMES]
+        names += [
+            path for folder in folders for path in sorted((root / "annotations").glob(f"instances_{folder}*.json"))
+        ]
+        path = next((path for path in names if path.is_file()), None)
+        if path:
+            found[split] = path
+    if not found:
+        path = next((root / name for name in FILE_NAMES if (root / name).is_file()), None)
+        found = {"all": path} if path else {}
+    return found
+
+
+def coco_tables(root: Path, files: dict[str, Path]) -> tuple[dict[str, datasets.Dataset], dict[int, str]]:
+    """Tables for `CocoReader`, and class to name: 0 is the background, categories follow by id."""
+    contents = {split: _load(path) for split, path in files.items()}
+    categories = {item["id"]: item["name"] for content in contents.values() for item in content["categories"]}
+    used = {item["category_id"] for content in contents.values() for item in content["annotations"]}
+    unknown = used - set(categories)
+    if unknown:
+        raise UserError(f"{root}: category {sorted(unknown)[0]} is annotated but not listed under categories")
+    # Roboflow lists a super-category that nothing is annotated with.
+    classes = {category: index for index, category in enumerate(sorted(used), start=1)}
+    id2label = {0: "background"} | {index: categories[category] for category, index in classes.items()}
+    tables = {split: _table(root, files[split], split, content, classes) for split, content in contents.items()}
+    return tables, id2label
+
+
+def _load(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a COCO file ({error}); it must be a JSON object") from error
+    if missing:
+        raise UserError(f"{path}: not a COCO file, the list {missing[0]!r} is missing")
+    return content
+
+
+def _table(root: Path, file: Path, split: str, content: dict, classes: dict[int, int]) -> datasets.Dataset:
+    import datasets
+
+    objects: dict[int, list] = {}
+    for item in content["annotations"]:
+        objects.setdefault(item["image_id"], []).append(
+            {
+                "class": classes[item["category_id"]],
+                "segmentation": item.get("segmentation") or [],
+                "crowd": bool(item.get("iscrowd")),
+            }
+        )
+    folders = [file.parent, file.parent / "images", root / file.stem.removeprefix("instances_"), root / split]
+    folders += [root / "images" / split, root / "images", root]
+    images = sorted(content["images"], key=lambda item: item["file_name"])
+    return datasets.Dataset.from_dict(
+        {
+            "id": [str(Path(item["file_name"]).with_suffix("")).replace("/", "_") for item in images],
+            "image": [_locate(item["file_name"], folders, file) for item in images],
+            "height": [item["height"] for item in images],
+            "width": [item["width"] for item in images],
+            "objects": [json.dumps(objects.get(item["id"], [])) for item in images],
+        }
+    )
+
+
+def _locate(name: str, folders: list[Path], file: Path) -> str:
+    for folder in folders:
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise UserError(f"{file}: the image {name} is not in {folders[0]} nor beside it; put the images there")

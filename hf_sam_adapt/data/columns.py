@@ -1,0 +1,155 @@
+"""`datasets` data sets with an image and a mask column: in memory, saved to disk, or on the Hub."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UserError
+from .folder import SPLIT_NAMES
+from .images import Header, is_lossy, open_image, read_header, read_image, read_mask
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+class ColumnReader:
+    """Reads rows with the columns `image` and `mask`: encoded bytes, paths, or arrays."""
+
+    # A header lies inside the cell's bytes: looking at all of them would read the whole table.
+    checked_rows = 2000
+
+    def name(self, row: dict[str, Any]) -> str:
+        return f"row {row['id']}, column mask"
+
+    def path(self, row: dict[str, Any]) -> str | None:
+        return None
+
+    def headers(self, row: dict[str, Any]) -> tuple[Header, Header]:
+        return _header(_cell(row["image"]), _image_name(row)), _header(_cell(row["mask"]), self.name(row))
+
+    def read_image(self, row: dict[str, Any]) -> np.ndarray:
+        return read_image(_cell(row["image"]), _image_name(row))
+
+    def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
+        cell, name = _cell(row["mask"]), self.name(row)
+        if isinstance(cell, np.ndarray):
+            return read_mask(cell, name), False
+        with open_image(cell, name) as image:
+            return read_mask(image, name), is_lossy(image)
+
+
+def is_saved_dataset(root: Path) -> bool:
+    """Whether `root` was written by `save_to_disk`."""
+    return (root / "dataset_dict.json").is_file() or (root / "state.json").is_file()
+
+
+def load_saved(root: Path) -> datasets.Dataset | datasets.DatasetDict:
+    """The memory-mapped data set in `root`."""
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(root))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{root}: cannot be loaded as a saved data set ({_first_line(error)})") from error
+
+
+def load_hub(name: str) -> datasets.Dataset | datasets.DatasetDict:
+    """The data set `owner/name` of the Hub (or of its cache)."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(name)
+    except Exception as error:  # the Hub client, loaders and parsers raise types of many libraries
+        raise UserError(
+            f"{name}: neither a folder here nor a data set that the Hub gives ({_first_line(error)}); check the name"
+        ) from error
+
+
+def column_tables(data: Any) -> dict[str, datasets.Dataset]:
+    """Tables with the columns id, image and mask, cells still encoded.
+
+    Returns:
+        "train" and what there is of "val" and "test"; or "all" for a single `datasets.Dataset`.
+    """
+    import datasets
+
+    if isinstance(data, datasets.Dataset):
+        return {"all": _prepare(data)}
+    if not isinstance(data, datasets.DatasetDict):
+        raise UserError(
+            f"dataset: {type(data).__name__} is not supported; pass a folder, a Hub id or a datasets.Dataset"
+        )
+    tables = {}
+    for split, names in SPLIT_NAMES.items():
+        found = next((name for name in names if name in data), None)
+        if found:
+            tables[split] = _prepare(data[found])
+    if "train" not in tables:
+        raise UserError(f"dataset: no split named train, only {', '.join(data)}; rename one of them")
+    return tables
+
+
+def _prepare(table: datasets.Dataset) -> datasets.Dataset:
+    import datasets
+
+    missing = [name for name in ("image", "mask") if name not in table.column_names]
+    if missing:
+        raise UserError(
+            f"dataset: no column {missing[0]!r}, only {', '.join(table.column_names)}; rename the columns to image "
+            "and mask"
+        )
+    has_ids = "id" in table.column_names
+    table = table.select_columns(["image", "mask"] + ["id"] * has_ids)
+    for name in ("image", "mask"):
+        if isinstance(table.features[name], datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+    if has_ids:
+        ids = [str(value) for value in table["id"]]
+        table = table.remove_columns("id")
+    else:
+        ids = _ids_from_paths(table)
+    return table.add_column("id", ids)
+
+
+def _ids_from_paths(table: datasets.Dataset) -> list[str]:
+    """File stems of the image column where every row has its own, running numbers otherwise."""
+    import datasets
+    import pyarrow.compute as pc
+
+    numbers = [f"{index:06d}" for index in range(len(table))]
+    if not isinstance(table.features["image"], datasets.Image):
+        return numbers
+    stems: list[str | None] = []
+    for batch in table.select_columns(["image"]).with_format("arrow").iter(1000):
+        paths = pc.struct_field(batch["image"], "path").to_pylist()
+        stems += [Path(path).stem if path else None for path in paths]
+    return numbers if None in stems or len(set(stems)) < len(stems) else stems
+
+
+def _image_name(row: dict[str, Any]) -> str:
+    return f"row {row['id']}, column image"
+
+
+def _header(cell: str | BytesIO | np.ndarray, name: str) -> Header:
+    return Header(*cell.shape[:2], lossy=False) if isinstance(cell, np.ndarray) else read_header(cell, name)
+
+
+def _cell(value: Any) -> str | BytesIO | np.ndarray:
+    """What a cell holds: a path, encoded bytes, or an array."""
+    if isinstance(value, dict):
+        return BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
+    if isinstance(value, str):
+        return value
+    array = np.asarray(value)
+    # Nested lists arrive as int64.
+    fits = array.dtype.kind in "iu" and array.dtype != np.uint16 and array.min(initial=0) >= 0
+    return array.astype(np.uint8) if fits and array.max(initial=0) <= 255 else array
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

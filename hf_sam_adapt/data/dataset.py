@@ -1,0 +1,132 @@
+"""The data set as the rest of the package sees it: splits that read one image and mask when indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from ..errors import UserError
+from .encoding import MaskEncoding
+from .images import Header
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+@dataclass
+class Sample:
+    """One image with its mask.
+
+    Attributes:
+        image: uint8 (H, W, 3).
+        mask: uint8 (H, W), classes 0..K-1 (binary: 0 and 1) and 255 = ignore.
+        id: name without extension, unique in its split.
+        index: position in the split.
+        path: the image's file, if it has one of its own.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    id: str
+    index: int
+    path: str | None = None
+
+
+class Reader(Protocol):
+    """Reads what a row of a split's table points to.
+
+    Attributes:
+        checked_rows: how many headers of a split are looked at before training; None = all.
+    """
+
+    checked_rows: int | None
+
+    def name(self, row: dict[str, Any]) -> str:
+        """What error messages call the row's mask."""
+
+    def path(self, row: dict[str, Any]) -> str | None:
+        """The image's file, if it has one of its own."""
+
+    def headers(self, row: dict[str, Any]) -> tuple[Header, Header]:
+        """Of the image and the mask, without decoding them."""
+
+    def read_image(self, row: dict[str, Any]) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+
+    def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
+        """uint8 (H, W) as stored, and whether it is stored lossily."""
+
+
+class SegmentationSplit(Dataset):
+    """A map-style data set over an Arrow table; nothing is opened before it is indexed.
+
+    Args:
+        table: one row an image, with the column "id" and those that `reader` needs.
+        reader: opens the files or cells of a row.
+        encoding: how stored mask values become classes.
+    """
+
+    def __init__(self, table: datasets.Dataset, reader: Reader, encoding: MaskEncoding) -> None:
+        self.table = table
+        self.reader = reader
+        self.encoding = encoding
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one sample. Raises `UserError` naming the file if it is corrupt or its mask does not fit."""
+        index = index if index >= 0 else len(self) + index
+        row = self.table[index]
+        image = self.reader.read_image(row)
+        stored, lossy = self.reader.read_mask(row)
+        name = self.reader.name(row)
+        if stored.shape != image.shape[:2]:
+            raise UserError(size_message(name, stored.shape, image.shape[:2]))
+        mask = self.encoding.decode(stored, lossy, name)
+        return Sample(image, mask, row["id"], index, self.reader.path(row))
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self.table["id"])
+
+    def select(self, indices: Sequence[int]) -> SegmentationSplit:
+        """The same split with only the rows `indices`."""
+        return SegmentationSplit(self.table.select(indices), self.reader, self.encoding)
+
+
+@dataclass
+class SegmentationData:
+    """A loaded data set.
+
+    Attributes:
+        train: never empty.
+        val: chooses the best checkpoint; None when there is a single image or group.
+        test: for the final evaluation only; None when the source has none.
+        num_labels: number of classes with the background, None = binary.
+        id2label: class to name.
+        mask_values: "binary" or "index", as resolved.
+        name: what the user called the data set.
+        notes: sentences about what was found, to be printed.
+        splits: ids per split where they were drawn by seed, else None.
+    """
+
+    train: SegmentationSplit
+    val: SegmentationSplit | None
+    test: SegmentationSplit | None
+    num_labels: int | None
+    id2label: dict[int, str]
+    mask_values: str
+    name: str
+    notes: list[str] = field(default_factory=list)
+    splits: dict[str, list[str]] | None = None
+
+
+def size_message(name: str, mask: tuple[int, int], image: tuple[int, int]) -> str:
+    """The error for a mask of another size than its image; sizes are (height, width)."""
+    return f"{name}: mask of {mask[1]}x{mask[0]} pixels, its image has {image[1]}x{image[0]}; they must be equal"

@@ -1,0 +1,119 @@
+"""Folders of images and masks with equal names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UserError
+from .images import Header, is_lossy, open_image, read_header, read_image, read_mask
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+IMAGE_SUFFIXES = {".bmp", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class FileReader:
+    """Reads rows with the columns `image` and `mask`, both paths."""
+
+    checked_rows = None
+
+    def name(self, row: dict[str, Any]) -> str:
+        return row["mask"]
+
+    def path(self, row: dict[str, Any]) -> str | None:
+        return row["image"]
+
+    def headers(self, row: dict[str, Any]) -> tuple[Header, Header]:
+        return read_header(row["image"]), read_header(row["mask"])
+
+    def read_image(self, row: dict[str, Any]) -> np.ndarray:
+        return read_image(row["image"])
+
+    def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
+        with open_image(row["mask"]) as image:
+            return read_mask(image, row["mask"]), is_lossy(image)
+
+
+def is_paired_folder(root: Path) -> bool:
+    """Whether `root` has the layout `{images,masks}` or `train/{images,masks}`."""
+    return (root / "images").is_dir() or (root / "train" / "images").is_dir()
+
+
+def find_pairs(root: Path, mask_suffix: str | None = None) -> dict[str, datasets.Dataset]:
+    """Tables with the columns id, image and mask for the splits of `root`.
+
+    Returns:
+        "train" and what there is of "val" and "test"; or "all" when `root` has no split folders.
+
+    Raises:
+        UserError: images without masks or the reverse, two files of one stem, or an empty folder.
+    """
+    if (root / "images").is_dir():
+        return {"all": _pair_folder(root, mask_suffix)}
+    tables = {}
+    for split, names in SPLIT_NAMES.items():
+        folder = next((root / name for name in names if (root / name).is_dir()), None)
+        if folder is not None:
+            tables[split] = _pair_folder(folder, mask_suffix)
+    return tables
+
+
+def _pair_folder(folder: Path, mask_suffix: str | None) -> datasets.Dataset:
+    import datasets
+
+    suffix = Path(mask_suffix).stem if mask_suffix and "." in mask_suffix else mask_suffix or ""
+    images, masks = folder / "images", folder / "masks"
+    for part in (images, masks):
+        if not part.is_dir():
+            raise UserError(f"{part}: missing folder; expected images/ and masks/ with equal file names in {folder}")
+    image_files = _by_stem(images)
+    mask_files = _by_stem(masks)
+    if not image_files:
+        raise UserError(f"{images}: no images in it; the data set is empty")
+    wanted = {stem + suffix: stem for stem in image_files}
+    hint = "" if mask_suffix else " (or set mask_suffix if the masks' names end differently)"
+    _raise_if_any((name for name in wanted if name not in mask_files), wanted, image_files, "image", hint)
+    _raise_if_any((name for name in mask_files if name not in wanted), None, mask_files, "mask", hint)
+    stems = sorted(image_files)
+    return datasets.Dataset.from_dict(
+        {
+            "id": stems,
+            "image": [image_files[stem] for stem in stems],
+            "mask": [mask_files[stem + suffix] for stem in stems],
+        }
+    )
+
+
+def _by_stem(folder: Path) -> dict[str, str]:
+    """Stem -> path of every image file in `folder`."""
+    files: dict[str, str] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            stem, extension = os.path.splitext(entry.name)
+            if extension.lower() not in IMAGE_SUFFIXES or entry.name.startswith("."):
+                continue
+            if stem in files:
+                other = os.path.basename(files[stem])
+                raise UserError(f"{folder}: {other} and {entry.name} have the same stem; remove or rename one of them")
+            files[stem] = entry.path
+    return files
+
+
+def _raise_if_any(
+    alone: Iterable[str], wanted: dict[str, str] | None, files: dict[str, str], kind: str, hint: str
+) -> None:
+    names = sorted(alone)
+    if names:
+        paths = [files[wanted[name] if wanted else name] for name in names]
+        shown = ", ".join(paths[:5]) + (", …" if len(paths) > 5 else "")
+        other = "mask" if kind == "image" else "image"
+        raise UserError(f"{len(paths)} {kind}{'s' * (len(paths) > 1)} without {other}: {shown}; add the {other}{hint}")

@@ -1,0 +1,218 @@
+"""From what the user names as `dataset` to checked splits."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UserError
+from . import coco, columns, folder, generated
+from .dataset import Reader, SegmentationData, SegmentationSplit, size_message
+from .encoding import lossy_message, parse_label_map, present_values, resolve_encoding
+from .splits import split_indices
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+SCANNED = 2000  # masks whose values are read before training
+SCANNED_PIXELS = 256_000_000  # their images are decoded too, as long as they have no more pixels together
+THREADS = 4
+CHUNK = 64
+
+
+def load_segmentation_dataset(
+    dataset: Any,
+    *,
+    mask_suffix: str | None = None,
+    mask_values: str = "auto",
+    label_map: Mapping[int, int] | None = None,
+    num_labels: int | None = None,
+    id2label: Mapping[int, str] | None = None,
+    group_by: str | None = None,
+    seed: int = 0,
+) -> SegmentationData:
+    """Load, check and split a segmentation data set.
+
+    The headers of all files are read. The mask values of the training and validation data are read up to 2,000
+    images, beyond that of a seeded sample of 2,000; each mask is checked again when it is used. No pixel of the test
+    split is read.
+
+    Args:
+        dataset: a folder `{train,val?,test?}/{images,masks}` or `{images,masks}`, a COCO folder, a folder written by
+            `save_to_disk`, `synthetic:<domain>`, a Hub id, or a `datasets.Dataset` or `DatasetDict` with the columns
+            image and mask.
+        mask_suffix: what the masks' names have at their end: `_mask` for `x.jpg` and `x_mask.png`.
+        mask_values: "auto", "binary" (above 0, lossy files above 127) or "index" (as stored, 255 = ignore).
+        label_map: stored value -> value, applied before everything else.
+        num_labels: number of classes with the background, None = binary.
+        id2label: class to name.
+        group_by: regular expression on the ids; images whose group is equal stay in one split.
+        seed: of the split and of the sample that is scanned.
+
+    Raises:
+        UserError: whatever would end a training later, in one line.
+    """
+    label_map = parse_label_map(label_map)
+    if num_labels is not None and not 2 <= num_labels <= 255:
+        raise UserError(
+            f"num_labels: {num_labels} is not in 2..255; it counts the background, leave it out for binary masks"
+        )
+    tables, reader, found_labels = _open(dataset, mask_suffix)
+    if found_labels is not None:
+        mask_values, id2label = "index", id2label or found_labels
+        num_labels = num_labels or (len(found_labels) if len(found_labels) > 2 else None)
+    tables, splits, notes = _split(tables, group_by, seed)
+    if "train" not in tables or not len(tables["train"]):
+        raise UserError(f"dataset: {dataset} has no training images")
+
+    for table in tables.values():
+        _check_headers(table, reader, mask_values, seed)
+    seen = [tables[name] for name in ("train", "val") if name in tables]
+    encoding, found_notes = resolve_encoding(_scan(seen, reader, seed), mask_values, num_labels, label_map)
+    parts = {name: SegmentationSplit(table, reader, encoding) for name, table in tables.items()}
+    return SegmentationData(
+        train=parts["train"],
+        val=parts.get("val"),
+        test=parts.get("test"),
+        num_labels=num_labels,
+        id2label=_id2label(id2label, num_labels),
+        mask_values=encoding.mask_values,
+        name=os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__,
+        notes=found_notes + notes,
+        splits=splits,
+    )
+
+
+def _open(dataset: Any, mask_suffix: str | None) -> tuple[dict[str, datasets.Dataset], Reader, dict[int, str] | None]:
+    """Tables per split (or "all"), their reader, and the class names where the source says them."""
+    if not isinstance(dataset, (str, os.PathLike)):
+        return columns.column_tables(dataset), columns.ColumnReader(), None
+    name = os.fspath(dataset)
+    if name.startswith(generated.PREFIX):
+        return generated.generated_tables(name)
+    root = Path(name).expanduser()
+    if not root.is_dir():
+        # A path into an existing folder is a misspelt path rather than a Hub id.
+        if root.exists() or root.parent.is_dir() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+            kind = "is not a folder" if root.exists() else "missing folder"
+            raise UserError(f"dataset: {name}: {kind}; give a folder, a Hub id owner/name, or synthetic:<domain>")
+        return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(), None
+    if columns.is_saved_dataset(root):
+        return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(), None
+    if folder.is_paired_folder(root):
+        return folder.find_pairs(root, mask_suffix), folder.FileReader(), None
+    files = coco.find_annotations(root)
+    if files:
+        tables, id2label = coco.coco_tables(root, files)
+        return tables, coco.CocoReader(), id2label
+    raise UserError(
+        f"dataset: {name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
+        "annotations.json"
+    )
+
+
+def _split(
+    tables: dict[str, datasets.Dataset], group_by: str | None, seed: int
+) -> tuple[dict[str, datasets.Dataset], dict[str, list[str]] | None, list[str]]:
+    """Draw the splits that the source does not name; (tables, ids per drawn split or None, notes)."""
+    source = "all" if "all" in tables else "train"
+    names = ("train", "val", "test") if source == "all" else ("train", "val")
+    if source not in tables or (source == "train" and "val" in tables):
+        return tables, None, [] if "test" in tables else [_no_test(tables)]
+    table = tables[source]
+    ids = list(table["id"])
+    drawn = {name: part for name, part in split_indices(ids, names, group_by=group_by, seed=seed).items() if part}
+    splits = {name: [ids[index] for index in part] for name, part in drawn.items()}
+    result = {name: part for name, part in tables.items() if name != source}
+    result |= {name: table.select(part) for name, part in drawn.items()}
+    counts = ", ".join(f"{len(part)} {name}" for name, part in drawn.items())
+    if "val" in drawn:
+        notes = [f"images dealt by seed {seed}: {counts}"]
+    else:
+        notes = ["one image: nothing is held out" if len(ids) == 1 else "one group of images: nothing is held out"]
+    if "test" not in result:
+        notes.append(_no_test(result))
+    return result, splits, notes
+
+
+def _no_test(tables: dict[str, Any]) -> str:
+    instead = "validation images, which also choose the checkpoint" if "val" in tables else "training images"
+    return f"no test split: the final evaluation uses the {instead}"
+
+
+def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, seed: int) -> None:
+    """Raise `UserError` for the first unreadable file, mask of another size, or lossy mask not read as binary."""
+
+    def check(row: dict[str, Any]) -> None:
+        image, mask = reader.headers(row)
+        name = reader.name(row)
+        if mask.lossy and mask_values != "binary":
+            raise UserError(lossy_message(name))
+        sizes = (mask.height, mask.width), (image.height, image.width)
+        if sizes[0] != sizes[1]:
+            # A header may hide a rotation; the pixels decide.
+            stored, pixels = reader.read_mask(row)[0].shape, reader.read_image(row).shape[:2]
+            if stored != pixels:
+                raise UserError(size_message(name, stored, pixels))
+
+    if reader.checked_rows is not None:
+        table = _sample(table, reader.checked_rows, seed)
+    _parallel(check, table)
+
+
+def _scan(tables: list[datasets.Dataset], reader: Reader, seed: int) -> list[tuple[str, np.ndarray, bool]]:
+    """(name, bool (256,) of the stored values, lossy) of up to 2,000 masks; decodes small images on the way."""
+    if reader.checked_rows == 0:
+        return []
+    total = sum(len(table) for table in tables)
+    budget = SCANNED_PIXELS / min(total, SCANNED)
+
+    def scan(row: dict[str, Any]) -> tuple[str, np.ndarray, bool]:
+        stored, lossy = reader.read_mask(row)
+        if stored.size <= budget:
+            reader.read_image(row)
+        return reader.name(row), present_values(stored), lossy
+
+    counts = [max(1, SCANNED * len(table) // max(total, SCANNED)) for table in tables]
+    return [found for table, count in zip(tables, counts) for found in _parallel(scan, _sample(table, count, seed))]
+
+
+def _sample(table: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
+    if len(table) <= count:
+        return table
+    chosen = np.random.default_rng(seed).choice(len(table), count, replace=False)
+    return table.select(sorted(chosen.tolist()))
+
+
+def _parallel(function: Callable[[dict[str, Any]], Any], table: datasets.Dataset) -> list:
+    """`function` of every row, in threads: files are waited for and decoded without the interpreter's lock."""
+
+    def chunk(start: int) -> list:
+        batch = table[start : start + CHUNK]
+        return [function(dict(zip(batch, values))) for values in zip(*batch.values())]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [result for results in pool.map(chunk, range(0, len(table), CHUNK)) for result in results]
+
+
+def _id2label(id2label: Mapping | None, num_labels: int | None) -> dict[int, str]:
+    count = num_labels or 2
+    try:
+        names = {int(key): str(value) for key, value in (id2label or {}).items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"id2label: {id2label!r} must map classes to names, such as {{0: background, 1: road}}"
+        ) from error
+    wrong = [key for key in names if not 0 <= key < count]
+    if wrong:
+        raise UserError(f"id2label: class {wrong[0]} is not below num_labels {count}")
+    default = {0: "background"} | {i: "foreground" if count == 2 else f"class_{i}" for i in range(1, count)}
+    return default | names

@@ -155,7 +155,10 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False) -
     base, processor = load_base(base_name)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error, below
-        peft_model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
+        try:
+            peft_model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
+        except KeyError as error:  # of PEFT, for an entry of modules_to_save
+            raise UserError(f"adapter: {weights} does not fit its config: it misses {error}") from error
     _check_keys(peft_model, weights)
     peft_model.eval()
     if _find_file(path, "preprocessor_config.json") is not None:

@@ -1,0 +1,149 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sams import perturb, random_sam
+
+from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.loading import build_model, load_adapted, load_base, save_adapter
+from hf_sam_adapt.processing import SamAdaptProcessor
+from hf_sam_adapt.tuners.common.decoder import reached_parameters
+
+
+METHODS = ["sam_adapter", "decoder", "lora", "full"]
+
+
+@pytest.fixture
+def base_folder(tmp_path):
+    random_sam().save_pretrained(tmp_path / "base")
+    SamAdaptProcessor(image_size=64, patch_size=8).save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+def masks(model) -> torch.Tensor:
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.requires_grad_(False).eval()(pixel_values=images, multimask_output=False).pred_masks
+
+
+def trained(method: str, base_folder: str, **method_args):
+    base, processor = load_base(base_folder)
+    model = perturb(build_model(method, method_args, base), std=0.05)
+    return model, processor
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_model_comes_back_bit_for_bit(method, base_folder, tmp_path):
+    model, processor = trained(method, base_folder)
+    save_adapter(model, tmp_path / "run")
+    processor.save_pretrained(tmp_path / "run")
+    loaded = load_adapted(str(tmp_path / "run"))
+    assert torch.equal(masks(loaded.model), masks(model))
+    assert not torch.equal(masks(model), masks(random_sam()))
+    assert loaded.base_name == (None if method == "full" else base_folder)
+    assert loaded.processor.image_size == 64
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert ("model.safetensors" if method == "full" else "adapter_model.safetensors") in names
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_methods_train_the_same_decoder_parts(method, base_folder):
+    model, _ = trained(method, base_folder)
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    decoder = {name.rpartition("mask_decoder.")[2] for name in trainable if "mask_decoder." in name}
+    parts = {name.rpartition("default.")[2] for name in decoder}
+    assert parts == set(reached_parameters(random_sam().mask_decoder))
+    assert not any("prompt_encoder" in name or "shared_image_embedding" in name for name in trainable)
+    loss = model(pixel_values=torch.randn(2, 3, 64, 64), multimask_output=False).pred_masks.square().mean()
+    loss.backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_lora_loads_without_this_package(base_folder, tmp_path):
+    model, _ = trained("lora", base_folder)
+    save_adapter(model, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 8, 16)
+    assert config["modules_to_save"] == ["mask_decoder"]
+    layers = [n for n, _ in model.named_parameters() if "lora_A" in n]
+    assert len(layers) == 3 and all(".attn.qkv." in name for name in layers)
+
+
+def test_full_resizes_lora_refuses(base_folder):
+    base, _ = load_base(base_folder)
+    model = build_model("full", {}, base, image_size=96)
+    assert model.config.vision_config.image_size == 96
+    assert build_model("sam_adapter", {}, load_base(base_folder)[0], 96).peft_config["default"].image_size == 96
+    with pytest.raises(UserError, match="image_size"):
+        build_model("lora", {}, load_base(base_folder)[0], image_size=96)
+
+
+@pytest.mark.parametrize(
+    ("method", "method_args", "message"),
+    [
+        ("sam_adaptor", {}, "did you mean 'sam_adapter'"),
+        ("sam_adapter", {"scale_facter": 3}, r"method_args.scale_facter .*did you mean 'scale_factor'"),
+        ("sam_adapter", {"scale_factor": "many"}, "scale_factor='many'"),
+        ("sam_adapter", {"decoder": "fully"}, "decoder='fully' is unknown"),
+        ("sam_adapter", {"features": ["embedding", "hihg"]}, "'hihg' is unknown"),
+        ("sam_adapter", {"feature_weights": [1.0]}, "feature_weights has 1 entries for 2 features"),
+        ("sam_adapter", {"frequency_rate": 2}, "frequency_rate=2"),
+        ("sam_adapter", {"embedding_layout": "tokens"}, "embedding_layout='tokens'"),
+        ("decoder", {"decoder": "frozen"}, "would train nothing"),
+        ("full", {"r": 3}, "takes none"),
+    ],
+)
+def test_bad_method_is_one_clear_error(method, method_args, message, base_folder):
+    with pytest.raises(UserError, match=message) as error:
+        build_model(method, method_args, load_base(base_folder)[0])
+    assert "\n" not in str(error.value)
+
+
+def test_bad_base_models(base_folder, tmp_path):
+    model, _ = trained("decoder", base_folder)
+    save_adapter(model, tmp_path / "run")
+    with pytest.raises(UserError, match="is an adapter, not a base model"):
+        load_base(str(tmp_path / "run"))
+    with pytest.raises(UserError, match="cannot load 'nobody/nothing'"):
+        load_base("nobody/nothing")
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(UserError, match="of type 'vit'"):
+        load_base(str(tmp_path / "vit"))
+
+
+@pytest.mark.parametrize("method", ["sam_adapter", "lora"])
+def test_damaged_adapters_are_refused(method, base_folder, tmp_path):
+    model, _ = trained(method, base_folder)
+    run = tmp_path / "run"
+    save_adapter(model, run)
+    weights = load_file(run / "adapter_model.safetensors")
+    for first in (sorted(weights)[0], sorted(weights)[-1]):  # the decoder's and the encoder's part
+        save_file({key: value for key, value in weights.items() if key != first}, run / "adapter_model.safetensors")
+        with pytest.raises(UserError, match=r"missing|misses|keys differ"):
+            load_adapted(str(run))
+    save_file(weights | {f"{first}_more": torch.zeros(1)}, run / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"unexpected|keys differ"):
+        load_adapted(str(run))
+    (run / "adapter_model.safetensors").rename(run / "adapter_model.bin")
+    with pytest.raises(UserError, match="only a pickle"):
+        load_adapted(str(run))
+    (run / "adapter_model.bin").unlink()
+    with pytest.raises(UserError, match="no weights"):
+        load_adapted(str(run))
+    with pytest.raises(UserError, match="neither adapter_config"):
+        load_adapted(str(tmp_path))
+    with pytest.raises(UserError, match="neither a folder nor a repository"):
+        load_adapted("not/a/repository")
+
+
+def test_adapter_of_another_base_or_size_is_refused(base_folder, tmp_path):
+    model, _ = trained("sam_adapter", base_folder)
+    save_adapter(model, tmp_path / "run")
+    random_sam(seed=4).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="other weights"):
+        load_adapted(str(tmp_path / "run"), model=str(tmp_path / "other"))
+    SamAdaptProcessor(image_size=96, patch_size=8).save_pretrained(tmp_path / "run")
+    with pytest.raises(UserError, match="image_size 96"):
+        load_adapted(str(tmp_path / "run"))

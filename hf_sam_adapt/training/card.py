@@ -8,6 +8,11 @@ from ..recipe import Recipe
 
 
 _NAMES = {"sam_adapter": "SAM-Adapter", "decoder": "decoder fine-tuning", "lora": "LoRA", "full": "full fine-tuning"}
+_MEASURED_ON = {
+    "test": "test images",
+    "val": "validation images, which also chose the checkpoint: there were no test images",
+    "train": "training images: nothing was held out",
+}
 
 
 def model_card(recipe: Recipe, metrics: dict[str, Any], notes: list[str]) -> str:
@@ -24,7 +29,7 @@ def model_card(recipe: Recipe, metrics: dict[str, Any], notes: list[str]) -> str
     if recipe.method == "lora":
         lines += ["It is a plain PEFT LoRA: `PeftModel` loads it without `hf_sam_adapt` too.", ""]
     lines += ["Or, without code: `hf-sam-adapt predict --adapter <this folder> image.jpg`", ""]
-    lines += _result_lines(metrics["test"])
+    lines += _result_lines(metrics)
     train = metrics["train"]
     lines += ["## Training", ""]
     lines += [
@@ -56,12 +61,11 @@ def _load_lines(recipe: Recipe) -> list[str]:
     return [first, *imports, f'model = PeftModel.from_pretrained({base}, "<this folder>")', processor]
 
 
-def _result_lines(test: dict[str, dict[str, dict[str, float] | None]]) -> list[str]:
-    if not test:
-        return ["## Results", "", "No image was held out, so nothing was measured.", ""]
-    lines = ["## Results", "", "Mean IoU over the test images, at original size.", ""]
+def _result_lines(metrics: dict[str, Any]) -> list[str]:
+    measured_on = _MEASURED_ON[metrics["measured_on"]]
+    lines = ["## Results", "", f"Mean IoU at original size over the {measured_on}.", ""]
     lines += ["| prompt | zero-shot | adapted | best constant mask |", "|---|---|---|---|"]
-    for kind, scores in test.items():
+    for kind, scores in metrics["test"].items():
         cells = [scores.get(name) for name in ("zero_shot", "adapted", "constant")]
         lines += [f"| {kind} | " + " | ".join("-" if cell is None else f"{cell['iou']:.3f}" for cell in cells) + " |"]
-    return [*lines, "", "![best, median and worst test images](samples.png)", ""]
+    return [*lines, "", "![best, median and worst image](samples.png)", ""]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from torch import nn
 
@@ -17,7 +18,7 @@ from ..loading import build_model, load_adapted, load_base, save_adapter
 from ..metrics import constant_mask
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
-from ..report import print_table, save_samples, write_metrics
+from ..report import print_table, save_samples, write_json
 from .card import model_card
 from .loop import TrainingLoop
 from .run_folder import RunFolder
@@ -130,6 +131,8 @@ def build_accelerator(recipe: Recipe, model: nn.Module, folder: RunFolder) -> Ac
     # Only the faithful methods train parts that the loss does not reach.
     config = getattr(model, "peft_config", {}).get("default")
     unused = DistributedDataParallelKwargs(find_unused_parameters=bool(getattr(config, "faithful", False)))
+    # An earlier run in this process may have had another precision, which Accelerate would insist on.
+    AcceleratorState._reset_state()
     return Accelerator(
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         mixed_precision=recipe.precision,
@@ -156,8 +159,9 @@ def finish(loop: TrainingLoop, folder: RunFolder) -> None:
     """Measure the trained model on the test images, and write what the run leaves."""
     recipe, accelerator, data = loop.recipe, loop.accelerator, loop.data
     zero_shot = {"zero_shot_model": _base_of_full(recipe, accelerator.device)} if recipe.method == "full" else {}
-    # Without a test set the picture shows what there is; it is not measured as a test.
-    split = next(split for split in (data.test, data.val, data.train) if split is not None)
+    # Without a test set what there is is measured, and named in metrics.json.
+    measured_on = next(name for name in ("test", "val", "train") if getattr(data, name) is not None)
+    split = getattr(data, measured_on)
     result: EvalResult = evaluate(
         loop.model,
         loop.processor,
@@ -183,8 +187,8 @@ def finish(loop: TrainingLoop, folder: RunFolder) -> None:
             "best_val_iou": loop.state.best_iou,
         }
         loop.processor.save_pretrained(target)
-        test = result.test if split is data.test else {}
-        metrics = write_metrics(target, test=test, train=train)
+        metrics = {"test": result.test, "measured_on": measured_on, "train": train}
+        write_json(target / "metrics.json", metrics)
         path = target / "samples.png"
         save_samples(
             path, loop.model, loop.processor, split, result, precision=recipe.precision, seed=recipe.seed, **zero_shot

@@ -3,4 +3,5 @@
 from .constant import ConstantMask, constant_mask
 from .overlap import IGNORE, IouDice, Overlap, overlap
 
+
 __all__ = ["IGNORE", "ConstantMask", "IouDice", "Overlap", "constant_mask", "overlap"]

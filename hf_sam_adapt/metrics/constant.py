@@ -9,6 +9,7 @@ from PIL import Image
 
 from .overlap import IGNORE
 
+
 GRID = 256
 MAX_MASKS = 2000
 
@@ -36,9 +37,9 @@ class ConstantMask:
 def constant_mask(train_split: Any, size: int = GRID) -> ConstantMask:
     """Finds the best constant mask of a training split.
 
-    The masks are averaged on a common `size` × `size` grid (nearest; ignored pixels do not count), and the threshold is
-    the one among all values of that average with the highest mean IoU over the same masks. Of more than 2,000 masks an
-    evenly spaced 2,000 are read, which keeps time and memory constant (two bits a cell and mask).
+    The masks are averaged on a common `size` x `size` grid (nearest; ignored pixels do not count), and of all the
+    thresholds of that average the one with the highest mean IoU over the same masks is taken. Of more than 2,000 masks
+    an evenly spaced 2,000 are read, which keeps time and memory constant (two bits a cell and mask).
 
     Args:
         train_split: a sequence whose items have `.mask`, uint8 (H, W) with 255 = ignore.
@@ -74,8 +75,8 @@ def _best_threshold(
 ) -> tuple[float, float]:
     """The threshold of `mean` (cells,) with the highest mean IoU, and that IoU.
 
-    With the cells sorted by falling mean, the mask of every threshold is a prefix, so cumulative sums give the IoU of all
-    thresholds at once. Prefix 0 is the empty mask.
+    With the cells sorted by falling mean, the mask of every threshold is a prefix, so cumulative sums give the IoU of
+    all thresholds at once. Prefix 0 is the empty mask.
     """
     order = np.argsort(-mean, kind="stable")
     ranked = mean[order]

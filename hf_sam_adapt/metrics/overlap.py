@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+
 IGNORE = 255
 
 
@@ -12,8 +13,8 @@ IGNORE = 255
 class Overlap:
     """Pixel counts of one image, Python integers (exact for any image size).
 
-    `intersection` = |P ∩ T|, `prediction` = |P|, `truth` = |T|, all without the ignored pixels. An image whose truth and
-    prediction are both empty scores 1.0 in both metrics: nothing was to be found and nothing was claimed.
+    `intersection` = |P & T|, `prediction` = |P|, `truth` = |T|, all without the ignored pixels. An image whose truth
+    and prediction are both empty scores 1.0 in both metrics: nothing was to be found and nothing was claimed.
     """
 
     intersection: int

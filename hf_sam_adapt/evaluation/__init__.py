@@ -1,0 +1,17 @@
+"""Evaluation: zero-shot and adapted SAM side by side, image by image at original size."""
+
+from .command import evaluate_command
+from .evaluate import EvalResult, ImageRecord, evaluate
+from .inference import Variant, image_logits, inference, predicted_masks
+
+
+__all__ = [
+    "EvalResult",
+    "ImageRecord",
+    "Variant",
+    "evaluate",
+    "evaluate_command",
+    "image_logits",
+    "inference",
+    "predicted_masks",
+]

@@ -1,0 +1,168 @@
+"""`hf-sam-adapt evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from ..errors import UserError
+from ..processing import SamAdaptProcessor
+from .evaluate import EvalResult, evaluate
+
+
+def _key(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class EvaluateArguments:
+    """Arguments of `hf-sam-adapt evaluate`: an adapter or a plain SAM, and a data set whose test images are scored.
+
+    With a run folder as adapter and no other data set, what decides which images are test images and how their masks
+    are read is the run's unless it is given.
+    """
+
+    adapter: str | None = _key(None, "Adapter to evaluate, a run folder or Hub id; unset = zero-shot SAM alone.")
+    model: str | None = _key(None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.")
+    dataset: str | None = _key(None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.")
+    group_by: str | None = _key(None, "Regular expression; images whose match is equal stay in one split.")
+    mask_suffix: str | None = _key(None, "What a mask's file name has after the image's, e.g. _mask.")
+    mask_values: Literal["auto", "binary", "index"] | None = _key(None, "How mask values are read; unset = auto.")
+    label_map: dict[int, int] | None = _key(None, "Mask value -> value on reading, 255 = ignore.")
+    seed: int | None = _key(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
+    prompts: list[Literal["none", "box", "point", "mask"]] | None = _key(None, "Kinds to measure; unset = no prompt.")
+    batch_size: int = _key(4, "Images encoded together.")
+    num_workers: int = _key(0, "Processes that load images; 0 = the main process itself.")
+    precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
+    output_dir: str | None = _key(None, "Folder for metrics.json and samples.png; unset = the table is printed only.")
+
+
+DATA_KEYS = ("dataset", "group_by", "mask_suffix", "mask_values", "label_map", "seed", "prompts")
+
+
+def evaluate_command(args: EvaluateArguments) -> EvalResult:
+    """Evaluates on the test images, prints the table, and with `output_dir` writes metrics.json and samples.png there.
+
+    A data set without test images is evaluated on its validation images, or on its training images if it has no
+    others; table and file say so (`measured_on`). An earlier evaluation in `output_dir` is replaced. Works in one
+    process and under `accelerate launch`.
+
+    Raises:
+        UserError: no data set, adapter or model named; `output_dir` is a run folder.
+    """
+    from accelerate import PartialState
+
+    from ..data import load_segmentation_dataset
+    from ..metrics import constant_mask
+    from ..report import print_table, save_samples, write_json
+
+    args = _resolved(args)
+    output_dir = _checked(args)
+    state = PartialState()
+    with state.main_process_first():
+        data = load_segmentation_dataset(
+            args.dataset,
+            mask_suffix=args.mask_suffix,
+            mask_values=args.mask_values,
+            label_map=args.label_map,
+            group_by=args.group_by,
+            seed=args.seed,
+        )
+    measured_on = next(name for name in ("test", "val", "train") if getattr(data, name) is not None)
+    split = getattr(data, measured_on)
+    model, processor, choice = load_for_inference(args.adapter, args.model)
+    for network in (model, choice.get("zero_shot_model")):
+        if network is not None:
+            network.to(state.device)
+    result = evaluate(
+        model,
+        processor,
+        split,
+        args.prompts,
+        batch_size=args.batch_size,
+        constant=constant_mask(data.train) if "none" in args.prompts else None,
+        precision=args.precision,
+        num_workers=args.num_workers,
+        seed=args.seed,
+        **choice,
+    )
+    if state.is_main_process:
+        metrics = {"test": result.test, "measured_on": measured_on}
+        print_table(metrics)
+        if output_dir is not None:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            write_json(output_dir / "metrics.json", metrics)
+            path = output_dir / "samples.png"
+            save_samples(path, model, processor, split, result, precision=args.precision, seed=args.seed, **choice)
+    return result
+
+
+def load_for_inference(adapter: str | None, model: str | None) -> tuple[nn.Module, SamAdaptProcessor, dict[str, Any]]:
+    """Loads an adapter, or a plain SAM where none is named.
+
+    A fully trained model does not hold its base: that is `model`, or what the run's `recipe.yaml` names, or left out.
+
+    Returns:
+        The model on CPU, its processor, and the arguments `adapted`, `zero_shot` and `zero_shot_model` of `evaluate`.
+    """
+    from ..image_size import resize_input
+    from ..loading import load_adapted, load_base
+
+    if adapter is None:
+        base, processor = load_base(model)
+        return base, processor, {"adapted": False}
+    loaded = load_adapted(adapter, model)
+    if loaded.config is not None:
+        return loaded.model, loaded.processor, {}
+    base_name = model or _recipe_of(adapter).get("model")
+    if base_name is None:
+        return loaded.model, loaded.processor, {"zero_shot": False}
+    base, own = load_base(base_name)
+    if own.image_size != loaded.processor.image_size:
+        resize_input(base, loaded.processor.image_size)
+    return loaded.model, loaded.processor, {"zero_shot_model": base}
+
+
+def _recipe_of(adapter: str | None) -> dict[str, Any]:
+    """The recipe of a run folder, empty where there is none."""
+    import yaml
+
+    path = Path(adapter or "") / "recipe.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if adapter and path.is_file() else {}
+
+
+def _resolved(args: EvaluateArguments) -> EvaluateArguments:
+    """Fills in what is unset. A split drawn by another seed would score images that the adapter was trained on."""
+    run = _recipe_of(args.adapter)
+    if args.dataset not in (None, run.get("dataset")):
+        run = {}
+    unset = {key: run[key] for key in DATA_KEYS if getattr(args, key) is None and run.get(key) is not None}
+    args = replace(args, **unset)
+    return replace(
+        args,
+        mask_values=args.mask_values or "auto",
+        seed=args.seed or 0,
+        prompts=list(dict.fromkeys(args.prompts or ["none"])),
+    )
+
+
+def _checked(args: EvaluateArguments) -> Path | None:
+    """The output folder, after everything that can be refused before loading."""
+    if args.dataset is None:
+        raise UserError("dataset: not given; name a folder, a Hub id or synthetic:<domain>")
+    if args.adapter is None and args.model is None:
+        raise UserError("adapter: not given; name a run folder or Hub id, or a plain SAM with --model")
+    for name in ("batch_size", "num_workers"):
+        if getattr(args, name) < (name == "batch_size"):
+            raise UserError(f"{name}: {getattr(args, name)} is too small")
+    if args.output_dir is None:
+        return None
+    folder = Path(args.output_dir)
+    if any((folder / name).exists() for name in ("recipe.yaml", "adapter_config.json", "config.json")):
+        raise UserError(f"output_dir: {folder} holds a run, whose metrics.json would be lost; name another folder")
+    return folder

@@ -1,0 +1,175 @@
+"""Scores zero-shot and adapted SAM on the images of a split."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from ..metrics import ConstantMask, IouDice, Overlap, overlap
+from ..processing import SamAdaptProcessor
+from ..prompts import Prompt, derive_prompts
+from .inference import Variant, inference, predicted_masks, variants_of
+
+
+if TYPE_CHECKING:
+    from ..data import Sample, SegmentationSplit
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """The scores of one image.
+
+    Attributes:
+        index: its place in the split.
+        id: its name.
+        scores: per prompt kind, per variant (the names in `EvalResult.test`), the pixel counts.
+    """
+
+    index: int
+    id: str
+    scores: dict[str, dict[str, Overlap]]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation found.
+
+    Attributes:
+        test: the part `test` of `metrics.json`. Per prompt kind `zero_shot` and `adapted`, each `{"iou", "dice"}`,
+            means over the images as fractions 0..1, or None where that model was not run; for `none` also `constant`,
+            if it was given; for `point` also `zero_shot_best_of_3`, zero-shot SAM with the one of its three masks
+            whose IoU it estimates highest (the adapted model has no trained estimate to choose by).
+        records: one per image, in the order of the split.
+    """
+
+    test: dict[str, dict[str, dict[str, float] | None]]
+    records: list[ImageRecord]
+
+
+class _Prompted(Dataset):
+    """Samples with their derived prompts, so that worker processes do both."""
+
+    def __init__(self, split: SegmentationSplit, kinds: Sequence[str], seed: int) -> None:
+        self.split, self.kinds, self.seed = split, kinds, seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[int, Sample, dict[str, Prompt]]:
+        sample = self.split[index]
+        return index, sample, prompts_of(sample.mask, self.kinds, index, self.seed)
+
+
+def prompts_of(mask: np.ndarray, kinds: Sequence[str], index: int, seed: int = 0) -> dict[str, Prompt]:
+    """Prompts of every kind for image `index`; equal at every call, in any process."""
+    return {kind: derive_prompts(mask, kind, rng=np.random.default_rng([seed, index])) for kind in kinds}
+
+
+def evaluate(
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    split: SegmentationSplit,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = 4,
+    adapted: bool = True,
+    zero_shot: bool = True,
+    zero_shot_model: nn.Module | None = None,
+    constant: ConstantMask | None = None,
+    precision: str = "no",
+    num_workers: int = 0,
+    seed: int = 0,
+    progress: bool = True,
+) -> EvalResult:
+    """Segments every image once per model and prompt kind and scores the masks at original size.
+
+    The masks are those of mask token 0, thresholded at logit 0 after resizing; the objects of an image are merged by
+    the larger logit. An image without objects gives an empty prediction for `box`, `point` and `mask`.
+
+    In a distributed run every rank calls it with its unwrapped model; the images are divided among the ranks, each is
+    scored once, and all ranks return the same result. Modes and `requires_grad` of the models are left as they were.
+
+    Args:
+        model: what is evaluated, on its device; see `variants_of` for `adapted`, `zero_shot` and `zero_shot_model`.
+        split: images with masks; read once.
+        prompts: kinds among `none`, `box`, `point`, `mask`, derived from the true masks.
+        batch_size: images encoded together; no influence on the result.
+        constant: from `constant_mask(train split)`, scored beside `none`.
+        precision: "no", "bf16" or "fp16" autocast.
+        num_workers: processes that read images and derive prompts.
+        seed: of the degradation of `mask` prompts.
+        progress: show a bar on the main process.
+
+    Raises:
+        ValueError: the split is empty, or zero-shot SAM is wanted and not there.
+    """
+    if len(split) == 0:
+        raise ValueError("the split holds no image to evaluate on")
+    variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
+    loader = DataLoader(
+        _Prompted(split, prompts, seed),
+        batch_size=batch_size,
+        sampler=range(rank, len(split), world),
+        num_workers=num_workers,
+        collate_fn=list,
+    )
+    records: list[ImageRecord] = []
+    bar = tqdm(total=len(split), desc="evaluate", unit="image", disable=not progress or rank > 0, leave=False)
+    with bar, inference([variant.model for variant in variants], precision):
+        for batch in loader:
+            records += _score_batch(variants, processor, batch, constant)
+            # The other ranks advance alike.
+            bar.update(min(len(batch) * world, bar.total - bar.n))
+    records = _gather(records)
+    return EvalResult(_means(records, prompts), records)
+
+
+def _score_batch(
+    variants: Sequence[Variant],
+    processor: SamAdaptProcessor,
+    batch: list[tuple[int, Sample, dict[str, Prompt]]],
+    constant: ConstantMask | None,
+) -> list[ImageRecord]:
+    samples = [sample for _, sample, _ in batch]
+    prompts = {kind: [derived[kind] for _, _, derived in batch] for kind in batch[0][2]}
+    scores: list[dict[str, dict[str, Overlap]]] = [defaultdict(dict) for _ in batch]
+    for kind, name, position, mask in predicted_masks(variants, processor, samples, prompts, best_of_three=True):
+        scores[position][kind][name] = overlap(mask, samples[position].mask)
+    if constant is not None and "none" in prompts:
+        for position, sample in enumerate(samples):
+            scores[position]["none"]["constant"] = overlap(constant.at(*sample.mask.shape), sample.mask)
+    return [
+        ImageRecord(index, sample.id, dict(image_scores))
+        for (index, sample, _), image_scores in zip(batch, scores, strict=True)
+    ]
+
+
+def _means(records: Sequence[ImageRecord], kinds: Sequence[str]) -> dict[str, dict[str, dict[str, float] | None]]:
+    test: dict[str, dict[str, dict[str, float] | None]] = {}
+    for kind in kinds:
+        test[kind] = {"zero_shot": None, "adapted": None}
+        for name in records[0].scores[kind]:
+            test[kind][name] = IouDice([record.scores[kind][name] for record in records]).compute()
+    return test
+
+
+def _gather(records: list[ImageRecord]) -> list[ImageRecord]:
+    """The records of all ranks in the order of the split."""
+    if _is_distributed():
+        per_rank: list[list[ImageRecord]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(per_rank, records)
+        records = [record for part in per_rank for record in part]
+    return sorted(records, key=lambda record: record.index)
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,188 @@
+"""Masks at the original size of each image, for several prompt kinds with one pass of the encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers.image_processing_utils import BatchFeature
+
+from ..forward import encode, segment, segment_multimask
+from ..processing import SamAdaptProcessor
+from ..prompts import Prompt
+
+
+if TYPE_CHECKING:
+    from ..data import Sample
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+OBJECTS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One column of a comparison: a model, with or without its adapter.
+
+    Attributes:
+        name: the key in `metrics.json`, `zero_shot` or `adapted`.
+        model: `SamModel` or `PeftModel`.
+        adapter_off: run the base inside the `PeftModel`.
+    """
+
+    name: str
+    model: nn.Module
+    adapter_off: bool = False
+
+    def active(self) -> AbstractContextManager:
+        return self.model.disable_adapter() if self.adapter_off else nullcontext()
+
+
+def variants_of(
+    model: nn.Module, *, adapted: bool = True, zero_shot: bool = True, zero_shot_model: nn.Module | None = None
+) -> list[Variant]:
+    """The models to compare: zero-shot first, then adapted.
+
+    Args:
+        model: a `PeftModel`; a `SamModel` trained as a whole; or, with `adapted=False`, a `SamModel` as it came.
+        adapted: whether `model` is adapted at all.
+        zero_shot: whether zero-shot SAM is wanted.
+        zero_shot_model: the base model, where it is not inside `model` (method `full`).
+
+    Raises:
+        ValueError: zero-shot SAM is wanted and can be found nowhere.
+    """
+    variants = [Variant("adapted", model)] if adapted else []
+    if not zero_shot:
+        return variants
+    if zero_shot_model is not None:
+        return [Variant("zero_shot", zero_shot_model), *variants]
+    if isinstance(model, PeftModel):
+        return [Variant("zero_shot", model, adapter_off=True), *variants]
+    if adapted:
+        raise ValueError("the base of a fully trained model is not inside it: pass zero_shot_model or zero_shot=False")
+    return [Variant("zero_shot", model)]
+
+
+@contextmanager
+def inference(models: Sequence[nn.Module], precision: str = "no") -> Iterator[None]:
+    """Evaluation mode without gradients, under autocast for `precision` "bf16" or "fp16".
+
+    On exit every module's mode and every parameter's `requires_grad` are as they were: `disable_adapter` of PEFT turns
+    them on for the adapter, which would thaw what a training keeps frozen.
+    """
+    modes = {module: module.training for model in models for module in model.modules()}
+    grads = {parameter: parameter.requires_grad for model in models for parameter in model.parameters()}
+    dtype = AUTOCAST_DTYPES.get(precision)
+    autocast = torch.autocast(device_of(models[0]).type, dtype) if dtype else nullcontext()
+    try:
+        for model in models:
+            model.eval()
+        # Not inference_mode: buffers that a module caches lazily in there could not be used in a training step later.
+        with torch.no_grad(), autocast:
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, grad in grads.items():
+            parameter.requires_grad_(grad)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def image_logits(
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    inputs: BatchFeature,
+    embeddings: torch.Tensor,
+    prompts: Sequence[Prompt],
+) -> list[torch.Tensor]:
+    """Logits of mask token 0 at the original size, the objects of an image merged by the larger logit.
+
+    Args:
+        inputs: the processor's output for B images.
+        embeddings: their (B, 256, grid, grid) embeddings by `model`.
+        prompts: B prompts in input coordinates.
+
+    Returns:
+        Per image float32 (H, W); foreground is > 0. An image without objects is -inf everywhere.
+    """
+    per_image = segment(model, None, prompts, image_embeddings=embeddings)
+    return merge_objects(processor, inputs, per_image)
+
+
+def best_of_three_logits(
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    inputs: BatchFeature,
+    embeddings: torch.Tensor,
+    prompts: Sequence[Prompt],
+) -> list[torch.Tensor]:
+    """As `image_logits`, each object taken from that of SAM's three masks whose predicted IoU is highest."""
+    per_image = []
+    for masks, scores in segment_multimask(model, None, prompts, image_embeddings=embeddings):
+        objects = torch.arange(len(masks), device=masks.device)
+        per_image.append(masks[objects, scores.argmax(dim=-1)])  # (n, 3, h, w) -> (n, h, w)
+    return merge_objects(processor, inputs, per_image)
+
+
+def merge_objects(
+    processor: SamAdaptProcessor, inputs: BatchFeature, per_image: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Per image low-resolution logits (n, h, w) -> (H, W) at original size."""
+    merged = []
+    sizes = zip(inputs["original_sizes"].tolist(), inputs["reshaped_input_sizes"].tolist(), strict=True)
+    for logits, (original, reshaped) in zip(per_image, sizes, strict=True):
+        largest = torch.full(original, -torch.inf, device=logits.device)
+        # The union of masks at original size; n of them at once would not fit for large images.
+        for part in logits.split(OBJECTS_AT_ONCE) if len(logits) else ():
+            full = processor.post_process_masks([part], [original], [reshaped])[0]  # (≤ 8, H, W)
+            largest = torch.maximum(largest, full.amax(dim=0))
+        merged.append(largest)
+    return merged
+
+
+def predicted_masks(
+    variants: Sequence[Variant],
+    processor: SamAdaptProcessor,
+    samples: Sequence[Sample],
+    prompts: dict[str, Sequence[Prompt]],
+    *,
+    best_of_three: bool = False,
+) -> Iterator[tuple[str, str, int, np.ndarray]]:
+    """Segments a batch with every variant and prompt kind; call it inside `inference`.
+
+    Each variant encodes each image once.
+
+    Args:
+        samples: B images with their masks.
+        prompts: per kind B prompts in image coordinates.
+        best_of_three: also yield zero-shot SAM's best of three for `point`, as variant `zero_shot_best_of_3`.
+
+    Yields:
+        (kind, variant name, position in the batch, mask bool (H, W)).
+    """
+    inputs = processor([sample.image for sample in samples])
+    sizes = inputs["original_sizes"].tolist()
+    # The true objects are not needed here, and resizing them would cost more than the prompts.
+    prompts = {kind: [dataclasses.replace(p, targets=None) for p in items] for kind, items in prompts.items()}
+    prompts = {kind: processor.transform_prompts(items, sizes) for kind, items in prompts.items()}
+    for variant in variants:
+        device = device_of(variant.model)
+        with variant.active():
+            embeddings = encode(variant.model, inputs["pixel_values"].to(device))
+            arguments: tuple[Any, ...] = (variant.model, processor, inputs, embeddings)
+            for kind, items in prompts.items():
+                for position, logits in enumerate(image_logits(*arguments, items)):
+                    yield kind, variant.name, position, (logits > 0).cpu().numpy()
+                if best_of_three and kind == "point" and variant.name == "zero_shot":
+                    for position, logits in enumerate(best_of_three_logits(*arguments, items)):
+                        yield kind, "zero_shot_best_of_3", position, (logits > 0).cpu().numpy()

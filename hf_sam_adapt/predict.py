@@ -1,0 +1,250 @@
+"""`hf-sam-adapt predict`: masks of image files, at the size of the images."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import nn
+from tqdm.auto import tqdm
+
+from .data.folder import IMAGE_SUFFIXES
+from .data.images import read_header, read_image
+from .errors import UserError
+from .evaluation.inference import device_of, inference, merge_objects
+from .forward import encode, segment_scored
+from .loading import load_adapted, load_base
+from .processing import SamAdaptProcessor
+from .prompts import Prompt
+from .report import MASK_COLOURS, overlay, write_json
+
+
+def _key(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class PredictArguments:
+    """Arguments of `hf-sam-adapt predict`."""
+
+    inputs: list[str] = _key([], "Image files, folders of images, or glob patterns.")
+    adapter: str | None = _key(None, "Adapter to predict with, a run folder or Hub id; unset = zero-shot SAM.")
+    model: str | None = _key(None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.")
+    output_dir: str = _key("predictions", "Folder for the masks, overlays and predictions.json.")
+    box: list[float] | None = _key(None, "Box prompt x0 y0 x1 y1 in pixels, the same for every image.")
+    point: list[float] | None = _key(None, "Point prompt x y in pixels, the same for every image.")
+    batch_size: int = _key(4, "Images encoded together.")
+    precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
+
+
+def predict_command(args: PredictArguments) -> list[dict[str, Any]]:
+    """`predict`, then one line that says where the results are."""
+    records = predict(
+        args.inputs,
+        args.adapter,
+        model=args.model,
+        output_dir=args.output_dir,
+        box=args.box,
+        point=args.point,
+        batch_size=args.batch_size,
+        precision=args.precision,
+    )
+    print(f"{len(records)} masks, their overlays and predictions.json are in {args.output_dir}")
+    return records
+
+
+def predict(
+    inputs: Sequence[str],
+    adapter: str | None = None,
+    *,
+    model: str | None = None,
+    output_dir: str | Path = "predictions",
+    box: Sequence[float] | None = None,
+    point: Sequence[float] | None = None,
+    batch_size: int = 4,
+    precision: str = "no",
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Segments images and writes `<name>_mask.png` and `<name>_overlay.png` for each, `predictions.json` for all.
+
+    `<name>` is the file's stem; files of one stem are told apart by their folder and, where that is not enough, by a
+    number. A mask is 8-bit, 0 or 255, of the size of its image as it is shown (EXIF rotation applied). Files of the
+    same name in `output_dir`, as an earlier call leaves them, are overwritten; an input never is.
+
+    Args:
+        inputs: files, folders (their images, not those of subfolders) and glob patterns (`**` for subfolders).
+        adapter: run folder, adapter folder or Hub id; None for zero-shot SAM.
+        model: base model, by default the adapter's own.
+        output_dir: created if needed.
+        box: (x0, y0, x1, y1), inclusive pixels; without box and point no prompt is given.
+        point: (x, y), a pixel on the object.
+        batch_size: images encoded together.
+        precision: "no", "bf16" or "fp16" autocast.
+        progress: show a bar.
+
+    Returns:
+        What `predictions.json` lists, an entry per image: `file`, `mask` and `overlay` (names in `output_dir`),
+        `height`, `width`, `foreground` (fraction of the pixels), `prompt`, `logits` (`min`, `mean`, `max`), and
+        `iou_estimate`, SAM's own estimate (None for an adapter that did not train it).
+
+    Raises:
+        UserError: no image found, an unreadable one, a prompt outside an image, an output that would replace an input,
+            or a model that cannot be loaded. Every header is read before anything is written.
+    """
+    paths = find_images(inputs)
+    headers = [read_header(str(path)) for path in paths]
+    prompt = _prompt(box, point)
+    _check_inside(prompt, paths, [(header.height, header.width) for header in headers])
+    folder = Path(output_dir)
+    names = output_names(paths)
+    _check_outputs(folder, paths, names)
+    if batch_size < 1:
+        raise UserError(f"batch_size: {batch_size} is below 1")
+    network, processor, has_estimate = _load(adapter, model)
+    network.to(PartialState().device)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    records: list[dict[str, Any]] = []
+    with tqdm(total=len(paths), desc="predict", unit="image", disable=not progress, leave=False) as bar:
+        for start in range(0, len(paths), batch_size):
+            images = [read_image(path) for path in paths[start : start + batch_size]]
+            with inference([network], precision):
+                results = _segment(network, processor, images, prompt)
+            for path, name, image, (logits, estimate) in zip(paths[start:], names[start:], images, results):
+                record = {"file": str(path), **_write(folder, name, image, logits), **_describe(prompt)}
+                records.append(record | {"iou_estimate": estimate if has_estimate else None})
+            bar.update(len(images))
+    write_json(folder / "predictions.json", {"adapter": adapter, "model": model, "predictions": records})
+    return records
+
+
+def find_images(inputs: Sequence[str]) -> list[Path]:
+    """The image files that `inputs` name, in their order, each once.
+
+    Raises:
+        UserError: nothing is named, or an input is missing, matches nothing, or is a folder without images.
+    """
+    if not inputs:
+        raise UserError("inputs: none given; name image files, folders or glob patterns")
+    found: dict[Path, Path] = {}
+    for text in map(str, inputs):
+        path = Path(text)
+        if path.is_dir():
+            matches = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
+            problem = "is a folder without images"
+        elif path.exists():
+            matches, problem = [path], ""
+        else:
+            matches = [Path(match) for match in sorted(glob.glob(text, recursive=True)) if Path(match).is_file()]
+            problem = "matches no file" if glob.has_magic(text) else "does not exist"
+        if not matches:
+            raise UserError(f"inputs: {text} {problem}; name image files, folders of images or glob patterns")
+        for match in matches:
+            found.setdefault(match.resolve(), match)
+    return list(found.values())
+
+
+def output_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each file, its stem where that is unique (also on file systems that ignore case)."""
+    stems = Counter(path.stem.casefold() for path in paths)
+    names: list[str] = []
+    taken: set[str] = set()
+    for path in paths:
+        unique = stems[path.stem.casefold()] == 1
+        wanted = path.stem if unique else f"{path.resolve().parent.name}_{path.stem}"
+        name, number = wanted, 2
+        while name.casefold() in taken:
+            name, number = f"{wanted}_{number}", number + 1
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _prompt(box: Sequence[float] | None, point: Sequence[float] | None) -> Prompt:
+    """The one prompt, in image coordinates."""
+    if box is not None and point is not None:
+        raise UserError("box, point: both given; give one of them")
+    if box is not None:
+        if len(box) != 4 or box[0] > box[2] or box[1] > box[3]:
+            raise UserError(f"box: {' '.join(map(str, box))} is no box; give x0 y0 x1 y1 with x0 <= x1 and y0 <= y1")
+        return Prompt("box", boxes=np.array([box], np.float32))
+    if point is not None:
+        if len(point) != 2:
+            raise UserError(f"point: {' '.join(map(str, point))} is no point; give x y")
+        return Prompt("point", points=np.array([[point]], np.float32), point_labels=np.ones((1, 1), np.int64))
+    return Prompt("none")
+
+
+def _check_inside(prompt: Prompt, paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> None:
+    corners = prompt.boxes if prompt.kind == "box" else prompt.points if prompt.kind == "point" else None
+    if corners is None:
+        return
+    corners = corners.reshape(-1, 2)  # box (1, 4) or point (1, 1, 2) -> (x, y) pairs
+    for path, (height, width) in zip(paths, sizes):
+        if not (np.isfinite(corners).all() and (corners >= 0).all() and (corners < [width, height]).all()):
+            raise UserError(f"{prompt.kind}: it reaches outside {path}, which has {width}x{height} pixels")
+
+
+def _check_outputs(folder: Path, paths: Sequence[Path], names: Sequence[str]) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir: {folder} is a file; name a folder")
+    inputs = {path.resolve() for path in paths}
+    for name in names:
+        for output in (folder / f"{name}_mask.png", folder / f"{name}_overlay.png"):
+            if output.resolve() in inputs:
+                raise UserError(f"output_dir: {output} is an input and would be overwritten; name another folder")
+
+
+def _load(adapter: str | None, model: str | None) -> tuple[nn.Module, SamAdaptProcessor, bool]:
+    """Model, processor, and whether its IoU estimate means anything."""
+    if adapter is None:
+        if model is None:
+            raise UserError("adapter: not given; name a run folder or Hub id, or a plain SAM with --model")
+        return *load_base(model), True
+    loaded = load_adapted(adapter, model)
+    return loaded.model, loaded.processor, bool(getattr(loaded.config, "train_iou_head", False))
+
+
+def _segment(
+    network: nn.Module, processor: SamAdaptProcessor, images: Sequence[np.ndarray], prompt: Prompt
+) -> list[tuple[torch.Tensor, float]]:
+    """Per image the logits (H, W) and the IoU estimate."""
+    inputs = processor(images, prompts=[prompt] * len(images))
+    embeddings = encode(network, inputs["pixel_values"].to(device_of(network)))
+    scored = segment_scored(network, None, inputs["prompts"], image_embeddings=embeddings)
+    logits = merge_objects(processor, inputs, [masks for masks, _ in scored])
+    return [(image, float(estimates.max())) for image, (_, estimates) in zip(logits, scored)]
+
+
+def _write(folder: Path, name: str, image: np.ndarray, logits: torch.Tensor) -> dict[str, Any]:
+    """Writes mask and overlay; returns what is to be said of them."""
+    mask = (logits > 0).cpu().numpy()
+    files = {"mask": f"{name}_mask.png", "overlay": f"{name}_overlay.png"}
+    Image.fromarray(mask.astype(np.uint8) * 255).save(folder / files["mask"])
+    Image.fromarray(overlay(image, mask, MASK_COLOURS["adapted"])).save(folder / files["overlay"])
+    return {
+        **files,
+        "height": mask.shape[0],
+        "width": mask.shape[1],
+        "foreground": float(mask.mean()),
+        "logits": {"min": logits.min().item(), "mean": logits.mean().item(), "max": logits.max().item()},
+    }
+
+
+def _describe(prompt: Prompt) -> dict[str, Any]:
+    described: dict[str, Any] = {"kind": prompt.kind}
+    if prompt.kind == "box":
+        described["box"] = prompt.boxes[0].tolist()
+    elif prompt.kind == "point":
+        described["point"] = prompt.points[0, 0].tolist()
+    return {"prompt": described}

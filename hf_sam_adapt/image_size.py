@@ -62,12 +62,12 @@ def resize_input(model: nn.Module, image_size: int) -> None:
     grid = image_size // patch_size
     original = OriginalSize(encoder.config.image_size, encoder.pos_embed)
     if encoder.pos_embed is not None:
-        encoder.pos_embed = _resized(encoder.pos_embed, grid)
+        _replace(encoder, "pos_embed", _resized(encoder.pos_embed, grid))
     for layer, attention in _global_attention(encoder):
         for name in ("rel_pos_h", "rel_pos_w"):
             table = getattr(attention, name)
             original.rel_pos[f"{layer}.{name}"] = table
-            setattr(attention, name, _resized(table, 2 * grid - 1))
+            _replace(attention, name, _resized(table, 2 * grid - 1))
     setattr(encoder, ORIGINAL, original)
     _set_size(model, encoder, image_size)
 
@@ -104,6 +104,12 @@ def _resized(table: nn.Parameter, size: int) -> nn.Parameter:
         else:
             new = F.interpolate(table.float().T[None], size=size, mode="linear")[0].T  # (1, C, L) -> (size, C)
     return nn.Parameter(new.to(table.dtype).contiguous(), requires_grad=table.requires_grad)
+
+
+def _replace(module: nn.Module, name: str, table: nn.Parameter) -> None:
+    # By-passes register_parameter, which PEFT's low_cpu_mem_usage patches to move what is new to the meta device:
+    # right for adapter weights that a file will fill, not for the base model's tables.
+    module._parameters[name] = table
 
 
 def _placed_like(table: nn.Parameter, current: nn.Parameter) -> nn.Parameter:

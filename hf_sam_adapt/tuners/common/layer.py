@@ -1,5 +1,7 @@
 """What the tuner layers of all methods share: a transparent wrapper, and weights that overlay a whole module."""
 
+from operator import attrgetter
+
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
@@ -117,9 +119,9 @@ class ParameterOverlay(SamTunerLayer):
 
         In the adapter's dtype, the rest of the base module's parameters included when that dtype differs from theirs.
         """
-        own = [dict(self.overlays[name].named_parameters()) for name in adapter_names]
+        own = [current_parameters(self.overlays[name]) for name in adapter_names]
         dtype = next(iter(own[0].values())).dtype
-        base = dict(self.base_layer.named_parameters())
+        base = current_parameters(self.base_layer)
         effective = {name: value.to(dtype) for name, value in base.items() if value.dtype != dtype}
         if len(own) == 1:
             return effective | own[0]
@@ -138,10 +140,10 @@ class ParameterOverlay(SamTunerLayer):
         _, base_dtype = self._get_base_layer_device_and_dtype(self.base_layer)
         dtype = next(iter(self.overlays[adapters[0]].parameters())).dtype
         if dtype == base_dtype:
-            return functional_call(self.base_layer, parameters, args, kwargs)
+            return call_with(self.base_layer, parameters, args, kwargs)
         args = tuple(_cast(value, dtype) for value in args)
         kwargs = {key: _cast(value, dtype) for key, value in kwargs.items()}
-        outputs = functional_call(self.base_layer, parameters, args, kwargs)
+        outputs = call_with(self.base_layer, parameters, args, kwargs)
         return tuple(_cast(value, base_dtype) for value in outputs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -158,11 +160,12 @@ class ParameterOverlay(SamTunerLayer):
         names = [name for name in names if name in self.overlays]
         if not names:
             return
+        for name in names if safe_merge else ():
+            if not all(torch.isfinite(value).all() for value in self.overlays[name].parameters()):
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
         names = self.merged_adapters + names
         self.unmerge()
         merged = self.overlaid_parameters(names)
-        if safe_merge and not all(torch.isfinite(value).all() for value in merged.values()):
-            raise ValueError(f"NaNs or infinities in the merged weights. The adapters {names} seem to be broken")
         base = dict(self.base_layer.named_parameters())
         for name, value in merged.items():
             self._backup[name] = base[name].detach().clone()
@@ -176,6 +179,30 @@ class ParameterOverlay(SamTunerLayer):
             base[name].data.copy_(value)
         self._backup.clear()
         self.merged_adapters.clear()
+
+
+def current_parameters(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters of a module by dotted name, read as its forward does.
+
+    Within a forward, FSDP1 keeps the gathered tensors as plain attributes that hide the registered parameters.
+    """
+    return {name: attrgetter(name)(module) for name, _ in module.named_parameters()}
+
+
+def call_with(module: nn.Module, parameters: dict[str, torch.Tensor], args: tuple, kwargs: dict):
+    """`functional_call` that also replaces the plain attributes by which FSDP1 hides the registered parameters."""
+    hiding = []
+    for name, value in parameters.items():
+        path, _, leaf = name.rpartition(".")
+        attributes = vars(module.get_submodule(path))
+        if leaf in attributes:
+            hiding.append((attributes, leaf, attributes[leaf]))
+            attributes[leaf] = value
+    try:
+        return functional_call(module, parameters, args, kwargs)
+    finally:
+        for attributes, leaf, value in hiding:
+            attributes[leaf] = value
 
 
 def _cast(value, dtype: torch.dtype):

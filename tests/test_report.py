@@ -12,7 +12,7 @@ from sams import perturb, random_sam
 from hf_sam_adapt.evaluation import evaluate
 from hf_sam_adapt.loading import build_model
 from hf_sam_adapt.processing import SamAdaptProcessor
-from hf_sam_adapt.report import MASK_COLOURS, cost_line, overlay, print_table, save_samples, write_json
+from hf_sam_adapt.report import ABSENT, MASK_COLOURS, cost_line, overlay, print_table, save_samples, write_json
 
 
 @dataclass
@@ -49,12 +49,11 @@ def test_table_shows_every_score_and_the_cost(capsys):
     }
     print_table(metrics)
     lines = capsys.readouterr().out.splitlines()
-    rows = {
-        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:5]] for line in lines if "│" in line
-    }
-    assert rows["none"] == ["–", "0.777 / 0.888", "0.123 / 0.500"]
-    assert rows["point"] == ["0.123 / 0.500", "–", "–"]
-    assert rows["point, best of 3"] == ["0.654 / 0.700", "–", "–"]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    rows = {row[0]: row[1:] for row in cells}
+    assert rows["none"] == [ABSENT, "0.777 / 0.888", "0.123 / 0.500"]
+    assert rows["point"] == ["0.123 / 0.500", ABSENT, ABSENT]
+    assert rows["point, best of 3"] == ["0.654 / 0.700", ABSENT, ABSENT]
     assert lines[-1] == "12.3 images/s, peak memory 1.5 GB, 3,569,616 trainable parameters, adapter 20.4 KB"
     assert "Test images" in lines[0]
 
@@ -66,7 +65,7 @@ def test_table_names_the_images_it_was_measured_on(capsys):
 
 def test_cost_line_without_a_step():
     cost = {"images_per_second": None, "peak_memory_bytes": 999, "trainable_parameters": 0, "adapter_bytes": 1000}
-    assert cost_line(cost) == "– images/s, peak memory 999 B, 0 trainable parameters, adapter 1.0 KB"
+    assert cost_line(cost) == f"{ABSENT} images/s, peak memory 999 B, 0 trainable parameters, adapter 1.0 KB"
 
 
 def test_write_json_replaces_and_leaves_nothing_else(tmp_path):

@@ -38,7 +38,7 @@ class Split(list):
 
 
 def make_split(count: int = 5, seed: int = 0) -> Split:
-    """Images of different sizes with rectangles: none in image 1, several in the others, some pixels ignored."""
+    """Images of different sizes with rectangles: 15 in image 0, none in image 1, a few in the others; ignored pixels."""
     rng = np.random.default_rng(seed)
     samples = Split()
     for index in range(count):
@@ -47,6 +47,10 @@ def make_split(count: int = 5, seed: int = 0) -> Split:
         for _ in range(0 if index == 1 else int(rng.integers(1, 4))):
             top, left = rng.integers(0, height - 12), rng.integers(0, width - 12)
             mask[top : top + 10, left : left + 11] = 1
+        if index == 0:
+            mask[:] = 0
+            for place in range(15):
+                mask[4 + 8 * (place // 5) :, 5 * (place % 5) :][:4, :3] = 1
         mask[:2] = 255
         image = rng.integers(0, 255, (height, width, 3)).astype(np.uint8)
         samples.append(Sample(image, mask, f"image{index}", index))

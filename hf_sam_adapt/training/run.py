@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, parse_flag_from_env, set_seed
 from torch import nn
 
 from ..data import SegmentationData, load_segmentation_dataset
@@ -42,7 +42,7 @@ def train(recipe: Recipe) -> Path:
     """
     if recipe.dataset is None:
         raise UserError("dataset: missing; name a folder with images/ and masks/, a Hub id, or synthetic:<domain>.")
-    if recipe.precision == "fp16" and PartialState().device.type == "cpu":
+    if recipe.precision == "fp16" and start_processes().device.type == "cpu":
         raise UserError("precision: fp16 needs a GPU; use bf16 or no on a CPU.")
     check_trackers(recipe.report_to)
     folder = RunFolder(recipe)
@@ -68,13 +68,20 @@ def train(recipe: Recipe) -> Path:
     return folder.path
 
 
+def start_processes() -> PartialState:
+    """Join the processes of `accelerate launch` or torchrun, by gloo where a CPU is all there is or is wanted."""
+    # Without `cpu` Accelerate leaves CPU processes that torchrun has started unaware of each other.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu)
+
+
 def load_data(recipe: Recipe) -> SegmentationData:
     """The recipe's data set, read and checked by the main process first.
 
     Raises:
         UserError: whatever is wrong with it, and classes, which no decoder of these methods segments.
     """
-    with PartialState().main_process_first():
+    with start_processes().main_process_first():
         data = load_segmentation_dataset(
             recipe.dataset,
             mask_suffix=recipe.mask_suffix,

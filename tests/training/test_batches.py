@@ -1,8 +1,9 @@
-"""The stream of micro-batches: the same images however the work is divided, and nothing but the step to resume from."""
+"""The stream of micro-batches: the same images however the work is divided, and nothing but the step to resume."""
 
 import numpy as np
 import pytest
 import torch
+
 from hf_sam_adapt.training.batches import MAX_OBJECTS, BatchStream, TrainingSamples, seed_micro_step, training_loader
 
 
@@ -14,7 +15,9 @@ def images_per_step(num_images, batch_size, accumulation, world, steps=6):
     """All keys of each optimizer step, of every rank and micro-step."""
     ranks = [list(stream(num_images, batch_size, accumulation, rank, world, 0, steps)) for rank in range(world)]
     return [
-        sorted(key for batches in ranks for batch in batches[s * accumulation : (s + 1) * accumulation] for key in batch)
+        sorted(
+            key for batches in ranks for batch in batches[s * accumulation : (s + 1) * accumulation] for key in batch
+        )
         for s in range(steps)
     ]
 
@@ -63,9 +66,7 @@ def samples(split, processor, kinds=("none",), augmentations=("flip", "scale", "
 
 
 def equal(one, two):
-    tensors = [
-        (one[name], two[name]) for name in ("pixel_values", "labels", "weight")
-    ]
+    tensors = [(one[name], two[name]) for name in ("pixel_values", "labels", "weight")]
     return all(torch.equal(a, b) for a, b in tensors) and one["prompts"][0].kind == two["prompts"][0].kind
 
 

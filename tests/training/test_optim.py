@@ -1,5 +1,7 @@
 """The learning rate of each step, against the published schedule's numbers."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -16,7 +18,9 @@ def test_cosine_equals_torch():
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=37, eta_min=1e-7)
     for step in range(37):
-        assert learning_rate_at(step, highest=2e-4, total_steps=37) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
+        assert learning_rate_at(step, highest=2e-4, total_steps=37) == pytest.approx(
+            schedule.get_last_lr()[0], rel=1e-9
+        )
         optimizer.step()
         schedule.step()
 
@@ -26,13 +30,13 @@ def test_rises_over_the_warmup_and_falls_after_it(scheduler):
     rates = [learning_rate_at(s, highest=1.0, total_steps=50, warmup=10, scheduler=scheduler) for s in range(50)]
     assert rates[:10] == pytest.approx([0.1 * (s + 1) for s in range(10)])
     assert max(rates) == 1 and rates[10] == 1
-    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:]))
+    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
     assert 0 < rates[-1] < 0.03
 
 
 def test_linear_is_linear():
     rates = [learning_rate_at(s, highest=1.0, total_steps=10, scheduler="linear") for s in range(10)]
-    differences = [later - earlier for earlier, later in zip(rates, rates[1:])]
+    differences = [later - earlier for earlier, later in pairwise(rates)]
     assert differences == pytest.approx([differences[0]] * 9)
 
 

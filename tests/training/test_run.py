@@ -197,7 +197,13 @@ def test_tracker_writes_into_logs(short_recipe):
     pytest.importorskip("tensorboard")
     folder = run(short_recipe(report_to="tensorboard"))
     assert list((folder / "logs").rglob("events.out.tfevents.*"))
-    assert {path.suffix for path in folder.iterdir() if path.is_file()} <= {".safetensors", ".json", ".yaml", ".md", ".png"}
+    assert {path.suffix for path in folder.iterdir() if path.is_file()} <= {
+        ".safetensors",
+        ".json",
+        ".yaml",
+        ".md",
+        ".png",
+    }
 
 
 @pytest.mark.parametrize(
@@ -232,7 +238,7 @@ def test_missing_dataset(short_recipe, tmp_path):
 
 def test_a_folder_that_holds_another_run_is_refused(finished, short_recipe):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    with pytest.raises(UserError, match="output_dir: .*already holds recipe.yaml.*resume_from_checkpoint"):
+    with pytest.raises(UserError, match=r"output_dir: .*already holds recipe.yaml.*resume_from_checkpoint"):
         run(short_recipe())
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
 
@@ -240,6 +246,6 @@ def test_a_folder_that_holds_another_run_is_refused(finished, short_recipe):
 def test_somebody_elses_readme_is_not_overwritten(short_recipe, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "README.md").write_text("mine")
-    with pytest.raises(UserError, match="already holds README.md"):
+    with pytest.raises(UserError, match=r"already holds README\.md"):
         run(short_recipe())
     assert (tmp_path / "run" / "README.md").read_text() == "mine"

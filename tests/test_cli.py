@@ -1,0 +1,86 @@
+"""The command line: help, exit status, one line per mistake."""
+
+import pytest
+
+import hf_sam_adapt.cli as cli
+from hf_sam_adapt.errors import UserError
+
+
+COMMANDS = ("train", "evaluate", "predict", "export-tiny")
+
+
+def test_help_lists_the_commands(capsys):
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {command} " in shown for command in COMMANDS)
+    assert cli.main([]) == 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"usage: hf-sam-adapt {command}" in shown and "default:" in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "unknown command 'trian'"),
+        (["train", "--dateset", "x"], "unknown flag --dateset; did you mean 'dataset'?"),
+        (["train", "--dataset", "nowhere/at/all"], "nowhere/at/all"),
+        (["train", "--epochs", "many"], "epochs: 'many' is not an integer"),
+        (["evaluate", "--promts", "box"], "unknown flag --promts; did you mean 'prompts'?"),
+        (["evaluate", "nowhere/at/all", "--dataset", "synthetic:polyp"], "nowhere/at/all"),
+        (["predict", "--adaptor", "x"], "unknown flag --adaptor; did you mean 'adapter'?"),
+        (["predict", "nowhere.png"], "nowhere.png"),
+        (["export-tiny"], "export-tiny needs the folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0]
+    assert "Traceback" not in error and not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_is_130_and_other_errors_keep_their_traceback(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    def broken(argv):
+        raise RuntimeError("a bug")
+
+    def refused(argv):
+        raise UserError("two\nlines")
+
+    monkeypatch.setitem(cli._COMMANDS, "train", interrupted)
+    assert cli.main(["train"]) == 130
+    monkeypatch.setitem(cli._COMMANDS, "train", refused)
+    assert cli.main(["train"]) == 2 and "error: two lines\n" in capsys.readouterr().err
+    monkeypatch.setitem(cli._COMMANDS, "train", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["train"])
+
+
+def test_a_runs_recipe_is_accepted_by_every_command(tmp_path, capsys, monkeypatch):
+    from hf_sam_adapt.recipe import Recipe
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = tmp_path / "recipe.yaml"
+    config.write_text(Recipe(dataset=str(tmp_path / "nowhere"), output_dir=str(tmp_path / "out")).to_yaml())
+    for argv in (["train"], ["evaluate"], ["predict", str(tmp_path / "nowhere.png")]):
+        assert cli.main([*argv, "--config", str(config)]) == 2
+        error = capsys.readouterr().err
+        assert "nowhere" in error and "unknown key" not in error
+
+
+def test_export_tiny_does_not_overwrite(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert cli.main(["export-tiny", str(tmp_path)]) == 2
+    assert "not an empty folder" in capsys.readouterr().err

@@ -1,0 +1,63 @@
+"""Two gloo processes do what one process does; `accelerate launch` starts the script."""
+
+import json
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+
+# `accelerate launch` starts several processes on GPUs only; on a CPU that is torchrun's part.
+LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+@pytest.mark.parametrize("method", ["sam_adapter", pytest.param("lora", marks=pytest.mark.slow)])
+def test_two_processes_give_the_gradients_of_one(method, short_recipe, command_line, tmp_path):
+    worker = ROOT / "tests" / "training" / "gradient_worker.py"
+    keys = {"method": method, "prompts": ["none", "box", "point"], "max_grad_norm": 0, "learning_rate": 0}
+
+    def gradients(name, launcher, **division):
+        file = tmp_path / f"{name}.safetensors"
+        done = command_line(file, *short_recipe(name, **keys, **division), launcher=launcher)
+        assert done.returncode == 0, done.stderr
+        with safe_open(file, "pt") as content:
+            metadata = content.metadata()
+        return load_file(file), float(metadata["loss"]), metadata["world"]
+
+    one, loss_one, world = gradients("one", (sys.executable, worker), batch_size=4)
+    assert world == "1"
+    two, loss_two, world = gradients("two", (*LAUNCH, worker), batch_size=1, gradient_accumulation_steps=2)
+    assert world == "2"
+    assert abs(loss_one - loss_two) < 1e-6
+    largest = max(gradient.abs().max() for gradient in one.values())
+    assert largest > 1e-3
+    for name in one:
+        assert torch.allclose(one[name], two[name], rtol=1e-5, atol=1e-6 * float(largest)), name
+
+
+def test_two_processes_train_and_resume_as_one(short_recipe, command_line, tmp_path):
+    keys = {"max_steps": 3, "prompts": ["none", "box"]}
+    script = ROOT / "recipes" / "train.py"
+    launch = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
+    one = command_line(*short_recipe("one", **keys, batch_size=4), launcher=(*launch, script))
+    assert one.returncode == 0, one.stderr
+    two = command_line(*short_recipe("two", **keys, batch_size=2), launcher=(*LAUNCH, script))
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("Saved to") == 1
+    weights = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two")]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=2e-5) for name in weights[0])
+    tests = [json.loads((tmp_path / name / "metrics.json").read_text())["test"] for name in ("one", "two")]
+    assert tests[0]["none"]["zero_shot"] == pytest.approx(tests[1]["none"]["zero_shot"], abs=1e-6)
+    assert tests[0]["box"]["adapted"]["iou"] == pytest.approx(tests[1]["box"]["adapted"]["iou"], abs=1e-3)
+    resumed = command_line("train", *short_recipe("two", **keys, batch_size=4, resume_from_checkpoint="latest"))
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_bad_input_ends_every_process_with_one_line(short_recipe, command_line, tmp_path):
+    script = ROOT / "recipes" / "train.py"
+    done = command_line(*short_recipe(dataset=tmp_path / "nowhere"), launcher=(*LAUNCH, script))
+    assert done.returncode != 0
+    assert "error: dataset: " in done.stderr and not (tmp_path / "run").exists()

@@ -38,7 +38,7 @@ class Split(list):
 
 
 def make_split(count: int = 5, seed: int = 0) -> Split:
-    """Images of different sizes with rectangles: 15 in image 0, none in image 1, a few in the others; ignored pixels."""
+    """Images of different sizes, some pixels ignored, with 15, 0, and then 1 to 3 rectangles."""
     rng = np.random.default_rng(seed)
     samples = Split()
     for index in range(count):

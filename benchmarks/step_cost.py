@@ -98,26 +98,32 @@ def run(name: str, method: str, precision: str) -> dict[str, Any]:
 
 
 def compare(name: str, precision: str, repeats: int) -> list[list[str]]:
-    """Rows of the table for one model."""
-    found: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
+    """Rows of the table for one model: medians, and the ratios of neighbouring runs (median, smallest to largest)."""
+    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    memory: dict[str, list[float]] = {method: [] for method in METHODS}
     for repeat in range(repeats):
         for method in METHODS if repeat % 2 == 0 else reversed(METHODS):
-            found[method].append(run(name, method, precision))
-            print(name, method, found[method][-1], file=sys.stderr, flush=True)
-    seconds = {m: statistics.median(s for one in found[m] for s in one["seconds"]) for m in METHODS}
-    memory = {m: statistics.median(one["peak_bytes"] for one in found[m]) for m in METHODS}
+            found = run(name, method, precision)
+            print(name, method, found, file=sys.stderr, flush=True)
+            seconds[method].append(statistics.median(found["seconds"]))
+            memory[method].append(found["peak_bytes"])
     settings = f"{name}, batch {SETTINGS[name]['batch']}, {'fp32' if precision == 'no' else precision}"
     return [
         [
             settings,
             method,
-            f"{seconds[method]:.4f}",
-            f"{memory[method] / 2**20:.0f}",
-            f"{seconds[method] / seconds['lora']:.3f}",
-            f"{memory[method] / memory['lora']:.3f}",
+            f"{statistics.median(seconds[method]):.4f}",
+            f"{statistics.median(memory[method]) / 2**20:.0f}",
+            ratio(seconds[method], seconds["lora"]),
+            ratio(memory[method], memory["lora"]),
         ]
         for method in METHODS
     ]
+
+
+def ratio(values: list[float], references: list[float]) -> str:
+    ratios = [value / reference for value, reference in zip(values, references)]
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
 def main() -> None:
@@ -132,7 +138,8 @@ def main() -> None:
         return
     rows = [row for name in args.models for row in compare(name, args.precision, args.repeats)]
     header = ["model", "method", "s / step (median)", "peak memory, MiB", "time / lora", "memory / lora"]
-    note = "Peak memory: on a CPU above what was resident before the first step, on a GPU all that is allocated."
+    note = "Ratios of neighbouring processes: median (smallest to largest). Peak memory: on a CPU above what was "
+    note += "resident before the first step, on a GPU all that is allocated."
     publish("Training step of SAM-Adapter against LoRA", f"{table(header, rows)}\n\n{note}")
 
 

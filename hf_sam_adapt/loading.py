@@ -160,6 +160,7 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False) -
         except KeyError as error:  # of PEFT, for an entry of modules_to_save
             raise UserError(f"adapter: {weights} does not fit its config: it misses {error}") from error
     _check_keys(peft_model, weights)
+    freeze_outside_adapter(peft_model)
     peft_model.eval()
     if _find_file(path, "preprocessor_config.json") is not None:
         processor = SamAdaptProcessor.from_pretrained(path)

@@ -43,7 +43,9 @@ def run_guarded(action: Callable[[], object]) -> int:
     try:
         action()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        # One that a DataLoader's worker raised arrives with the worker's traceback before its message.
+        message = str(error).rsplit("UserError: ", 1)[-1]
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

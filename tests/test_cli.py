@@ -1,6 +1,7 @@
 """The command line: help, exit status, one line per mistake."""
 
 import pytest
+import torch
 
 import hf_sam_adapt.cli as cli
 from hf_sam_adapt.errors import UserError
@@ -84,3 +85,17 @@ def test_export_tiny_does_not_overwrite(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert cli.main(["export-tiny", str(tmp_path)]) == 2
     assert "not an empty folder" in capsys.readouterr().err
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise UserError("a.png: corrupt file; replace it")
+
+
+def test_a_mistake_found_by_a_worker_process_is_one_line_too(capsys):
+    loader = torch.utils.data.DataLoader(Broken(), num_workers=1)
+    assert cli.run_guarded(lambda: list(loader)) == 2
+    assert capsys.readouterr().err == "error: a.png: corrupt file; replace it\n"

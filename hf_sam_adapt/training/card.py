@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..recipe import Recipe
@@ -23,7 +24,9 @@ def model_card(recipe: Recipe, metrics: dict[str, Any], notes: list[str]) -> str
         metrics: content of `metrics.json`.
         notes: what was found in the data set.
     """
-    lines = [f"# SAM adapted to {recipe.dataset}", ""]
+    # Of a folder only its name: where it lies is nobody else's concern.
+    dataset = Path(recipe.dataset).name if Path(recipe.dataset).exists() else recipe.dataset
+    lines = [f"# SAM adapted to {dataset}", ""]
     lines += [f"`{recipe.model}`, adapted by {_NAMES[recipe.method]} with hf_sam_adapt. One foreground class.", ""]
     lines += ["## Load", "", "```python", *_load_lines(recipe), "```", ""]
     if recipe.method == "lora":

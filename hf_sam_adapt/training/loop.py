@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class TrainingLoop:
         model: nn.Module,
         processor: SamAdaptProcessor,
         data: SegmentationData,
-        checkpoints_folder: Any,
+        checkpoints_folder: Path,
     ) -> None:
         self.recipe, self.accelerator, self.processor, self.data = recipe, accelerator, processor, data
         self.model = model
@@ -101,9 +102,8 @@ class TrainingLoop:
                 self.state.step = step + 1
                 self._record_cost(cost)
                 running_iou = iou if running_iou is None else (1 - _RUNNING) * running_iou + _RUNNING * iou
-                bar.set_postfix(
-                    loss=f"{loss:.4f}", iou=f"{running_iou:.3f}", images_s=f"{self.state.images_per_second:.1f}"
-                )
+                speed = f"{self.state.images_per_second:.1f}"
+                bar.set_postfix({"loss": f"{loss:.4f}", "iou": f"{running_iou:.3f}", "images/s": speed}, refresh=False)
                 bar.update()
                 self.accelerator.log({"loss": loss, "train_iou": iou, "learning_rate": rate}, step=step + 1)
                 if self._after_step():

@@ -18,6 +18,7 @@ from .files import publish, write_text
 # Whatever a run writes; a folder that holds one of these belongs to somebody.
 _OWN = (
     "recipe.yaml",
+    "splits.json",
     "adapter_config.json",
     "adapter_model.safetensors",
     "config.json",

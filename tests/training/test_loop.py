@@ -1,0 +1,86 @@
+"""One optimizer step: what the loss of a batch is made of, and which parameters it reaches."""
+
+import time
+
+import pytest
+import torch
+from accelerate.utils import set_seed
+
+from hf_sam_adapt import segmentation_loss
+from hf_sam_adapt.prompts import Prompt
+from hf_sam_adapt.recipe import parse_recipe
+from hf_sam_adapt.training.cost import CostMeter
+from hf_sam_adapt.training.loop import TrainingLoop, batch_loss
+from hf_sam_adapt.training.run import build_accelerator, load_data, load_model
+from hf_sam_adapt.training.run_folder import RunFolder
+
+
+@pytest.fixture
+def build_loop(short_recipe):
+    def build(**keys):
+        recipe = parse_recipe(short_recipe(**keys))
+        set_seed(recipe.seed)
+        folder = RunFolder(recipe)
+        data = load_data(recipe)
+        recipe, model, processor = load_model(recipe, data)
+        accelerator = build_accelerator(recipe, model, folder)
+        return TrainingLoop(recipe, accelerator, model, processor, data, folder.checkpoints)
+
+    return build
+
+
+@pytest.mark.parametrize("kind", ["none", "box", "point", "mask"])
+@pytest.mark.parametrize("method", ["sam_adapter", "decoder", "lora", "full"])
+def test_every_trained_parameter_gets_a_gradient_and_nothing_else_moves(method, kind, build_loop):
+    """Otherwise DistributedDataParallel would wait for it forever."""
+    loop = build_loop(method=method, prompts=kind, learning_rate=1e-2)
+    before = {name: p.detach().clone() for name, p in loop.model.named_parameters()}
+    loop.optimizer.zero_grad = lambda: None
+    loop._optimizer_step(0, iter(loop._loader()))
+    assert loop.trained and all(p.grad is not None for p in loop.trained)
+    for name, parameter in loop.model.named_parameters():
+        if not parameter.requires_grad:
+            assert parameter.grad is None and torch.equal(parameter, before[name]), name
+    changed = [name for name, parameter in loop.model.named_parameters() if not torch.equal(parameter, before[name])]
+    assert any("mask_decoder" in name for name in changed)
+    assert (method == "decoder") == (not any("vision_encoder" in name for name in changed))
+
+
+def test_batch_loss_is_a_mean_over_images_of_means_over_objects():
+    labels = (torch.rand(3, 64, 64) < 0.4).long()
+    labels[:, 50:] = 255
+    targets = (torch.rand(2, 64, 64) < 0.3).long().masked_fill(labels[1] == 255, 255)
+    logits = [torch.randn(1, 16, 16), torch.randn(2, 16, 16), torch.randn(1, 16, 16)]
+    prompts = [Prompt("none"), Prompt("box", boxes=torch.zeros(2, 4), targets=targets), Prompt("none")]
+    batch = {"labels": labels, "prompts": prompts, "weight": torch.tensor([1.0, 1.0, 0.0])}
+    loss, iou = batch_loss(logits, batch, "structure")
+
+    def single(image_logits, image_labels):
+        return segmentation_loss(image_logits[None, None], image_labels[None], "structure")
+
+    first = single(logits[0][0], labels[0])
+    second = (single(logits[1][0], targets[0]) + single(logits[1][1], targets[1])) / 2
+    assert torch.allclose(loss, (first + second) / 3)
+
+    def coarse_iou(image_logits, image_labels):
+        small = image_labels[2::4, 2::4]
+        predicted, true = (image_logits > 0) & (small != 255), small == 1
+        return ((predicted & true).sum() / (predicted | true).sum()).item()
+
+    objects = (coarse_iou(logits[1][0], targets[0]) + coarse_iou(logits[1][1], targets[1])) / 2
+    assert iou.item() == pytest.approx((coarse_iou(logits[0][0], labels[0]) + objects) / 2)
+
+
+def test_cost_leaves_out_the_first_tenth_and_pauses():
+    with CostMeter(torch.device("cpu"), images_per_step=8) as cost:
+        assert cost.images_per_second is None
+        cost.seconds = [9.0, 9.0] + [0.5] * 17 + [3.0]
+        assert cost.images_per_second == 16
+        cost.restart()
+        time.sleep(0.02)
+        cost.step()
+        assert 0.02 <= cost.seconds[-1] < 1
+        ballast = torch.ones(40_000_000)
+        time.sleep(0.2)
+        del ballast
+    assert 150e6 < cost.peak_memory_bytes < 400e6

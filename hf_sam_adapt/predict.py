@@ -186,10 +186,10 @@ def _prompt(box: Sequence[float] | None, point: Sequence[float] | None) -> Promp
 
 
 def _check_inside(prompt: Prompt, paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> None:
-    corners = prompt.boxes if prompt.kind == "box" else prompt.points if prompt.kind == "point" else None
-    if corners is None:
+    if prompt.kind == "none":
         return
-    corners = corners.reshape(-1, 2)  # box (1, 4) or point (1, 1, 2) -> (x, y) pairs
+    # box (1, 4) or point (1, 1, 2) -> (x, y) pairs
+    corners = np.asarray(prompt.boxes if prompt.kind == "box" else prompt.points).reshape(-1, 2)
     for path, (height, width) in zip(paths, sizes):
         if not (np.isfinite(corners).all() and (corners >= 0).all() and (corners < [width, height]).all()):
             raise UserError(f"{prompt.kind}: it reaches outside {path}, which has {width}x{height} pixels")
@@ -244,7 +244,7 @@ def _write(folder: Path, name: str, image: np.ndarray, logits: torch.Tensor) -> 
 def _describe(prompt: Prompt) -> dict[str, Any]:
     described: dict[str, Any] = {"kind": prompt.kind}
     if prompt.kind == "box":
-        described["box"] = prompt.boxes[0].tolist()
+        described["box"] = np.asarray(prompt.boxes)[0].tolist()
     elif prompt.kind == "point":
-        described["point"] = prompt.points[0, 0].tolist()
+        described["point"] = np.asarray(prompt.points)[0, 0].tolist()
     return {"prompt": described}

@@ -65,7 +65,7 @@ def print_table(metrics: dict[str, Any]) -> None:
         console.print(cost_line(metrics["train"]), highlight=False)
 
 
-def cost_line(train: dict[str, float | None]) -> str:
+def cost_line(train: dict[str, Any]) -> str:
     """The cost of a training, part `train` of a `metrics.json`, in one line."""
     speed = train["images_per_second"]
     return (
@@ -165,15 +165,15 @@ def _draw_samples(path: Path, rows: Sequence[_Row], names: Sequence[str]) -> Non
 
 def _draw_prompt(axis: Axes, prompt: Prompt) -> None:
     if prompt.kind == "box":
-        for x1, y1, x2, y2 in prompt.boxes:
+        for x1, y1, x2, y2 in np.asarray(prompt.boxes):
             # Inclusive pixel indices: the box reaches half a pixel beyond the centres.
             xs, ys = np.array([x1, x2, x2, x1, x1]), np.array([y1, y1, y2, y2, y1])
             axis.plot(xs + np.sign(xs - x1) * 0.5, ys + np.sign(ys - y1) * 0.5, color="yellow", linewidth=1.5)
     elif prompt.kind == "point" and len(prompt):
-        x, y = prompt.points.reshape(-1, 2).T  # (n, p, 2) -> (n * p, 2)
+        x, y = np.asarray(prompt.points).reshape(-1, 2).T  # (n, p, 2) -> (n * p, 2)
         axis.scatter(x, y, marker="*", s=120, color="yellow", edgecolor="black")
     elif prompt.kind == "mask" and len(prompt):
-        axis.contour(prompt.masks.any(axis=0), levels=[0.5], colors="yellow", linewidths=1.5)
+        axis.contour(np.asarray(prompt.masks).any(axis=0), levels=[0.5], colors="yellow", linewidths=1.5)
 
 
 def _cell(scores: dict[str, float] | None) -> str:

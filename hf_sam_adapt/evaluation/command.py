@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,9 @@ def _key(default: Any, help: str) -> Any:
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"help": help})
     return field(default=default, metadata={"help": help})
+
+
+DATA_KEYS = ("dataset", "group_by", "mask_suffix", "mask_values", "label_map", "seed")
 
 
 @dataclass
@@ -42,9 +45,6 @@ class EvaluateArguments:
     output_dir: str | None = _key(None, "Folder for metrics.json and samples.png; unset = the table is printed only.")
 
 
-DATA_KEYS = ("dataset", "group_by", "mask_suffix", "mask_values", "label_map", "seed", "prompts")
-
-
 def evaluate_command(args: EvaluateArguments) -> EvalResult:
     """Evaluates on the test images, prints the table, and with `output_dir` writes metrics.json and samples.png there.
 
@@ -53,7 +53,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult:
     process and under `accelerate launch`.
 
     Raises:
-        UserError: no data set, adapter or model named; `output_dir` is a run folder.
+        UserError: no data set, adapter or model named; more than one class; `output_dir` is a run folder.
     """
     from accelerate import PartialState
 
@@ -61,17 +61,16 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult:
     from ..metrics import constant_mask
     from ..report import print_table, save_samples, write_json
 
-    args = _resolved(args)
-    output_dir = _checked(args)
+    chosen = _chosen_data(args)
+    output_dir = _checked(args, chosen)
+    prompts, seed = chosen.pop("prompts"), chosen["seed"]
     state = PartialState()
     with state.main_process_first():
-        data = load_segmentation_dataset(
-            args.dataset,
-            mask_suffix=args.mask_suffix,
-            mask_values=args.mask_values,
-            label_map=args.label_map,
-            group_by=args.group_by,
-            seed=args.seed,
+        data = load_segmentation_dataset(**chosen)
+    if data.num_labels is not None:
+        raise UserError(
+            f"dataset: {data.name} has {data.num_labels} classes, the model segments one; make one class of them with "
+            "label_map or mask_values: binary"
         )
     measured_on = next(name for name in ("test", "val", "train") if getattr(data, name) is not None)
     split = getattr(data, measured_on)
@@ -83,12 +82,12 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult:
         model,
         processor,
         split,
-        args.prompts,
+        prompts,
         batch_size=args.batch_size,
-        constant=constant_mask(data.train) if "none" in args.prompts else None,
+        constant=constant_mask(data.train) if "none" in prompts else None,
         precision=args.precision,
         num_workers=args.num_workers,
-        seed=args.seed,
+        seed=seed,
         **choice,
     )
     if state.is_main_process:
@@ -98,7 +97,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult:
             output_dir.mkdir(parents=True, exist_ok=True)
             write_json(output_dir / "metrics.json", metrics)
             path = output_dir / "samples.png"
-            save_samples(path, model, processor, split, result, precision=args.precision, seed=args.seed, **choice)
+            save_samples(path, model, processor, split, result, precision=args.precision, seed=seed, **choice)
     return result
 
 
@@ -114,7 +113,7 @@ def load_for_inference(adapter: str | None, model: str | None) -> tuple[nn.Modul
     from ..loading import load_adapted, load_base
 
     if adapter is None:
-        base, processor = load_base(model)
+        base, processor = load_base(str(model))
         return base, processor, {"adapted": False}
     loaded = load_adapted(adapter, model)
     if loaded.config is not None:
@@ -136,24 +135,23 @@ def _recipe_of(adapter: str | None) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if adapter and path.is_file() else {}
 
 
-def _resolved(args: EvaluateArguments) -> EvaluateArguments:
-    """Fills in what is unset. A split drawn by another seed would score images that the adapter was trained on."""
+def _chosen_data(args: EvaluateArguments) -> dict[str, Any]:
+    """Arguments of `load_segmentation_dataset`, and `prompts`.
+
+    What is unset comes from the run: a split drawn by another seed would score images that the adapter was trained on.
+    """
     run = _recipe_of(args.adapter)
     if args.dataset not in (None, run.get("dataset")):
         run = {}
-    unset = {key: run[key] for key in DATA_KEYS if getattr(args, key) is None and run.get(key) is not None}
-    args = replace(args, **unset)
-    return replace(
-        args,
-        mask_values=args.mask_values or "auto",
-        seed=args.seed or 0,
-        prompts=list(dict.fromkeys(args.prompts or ["none"])),
-    )
+    chosen: dict[str, Any] = {"mask_values": "auto", "seed": 0, "prompts": ["none"]}
+    for source in (run, vars(args)):
+        chosen |= {key: source[key] for key in (*DATA_KEYS, "prompts") if source.get(key) is not None}
+    return chosen | {"prompts": list(dict.fromkeys(chosen["prompts"]))}
 
 
-def _checked(args: EvaluateArguments) -> Path | None:
+def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
     """The output folder, after everything that can be refused before loading."""
-    if args.dataset is None:
+    if "dataset" not in chosen:
         raise UserError("dataset: not given; name a folder, a Hub id or synthetic:<domain>")
     if args.adapter is None and args.model is None:
         raise UserError("adapter: not given; name a run folder or Hub id, or a plain SAM with --model")

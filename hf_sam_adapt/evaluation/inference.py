@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class Variant:
     adapter_off: bool = False
 
     def active(self) -> AbstractContextManager:
-        return self.model.disable_adapter() if self.adapter_off else nullcontext()
+        return cast(PeftModel, self.model).disable_adapter() if self.adapter_off else nullcontext()
 
 
 def variants_of(
@@ -154,7 +154,7 @@ def predicted_masks(
     variants: Sequence[Variant],
     processor: SamAdaptProcessor,
     samples: Sequence[Sample],
-    prompts: dict[str, Sequence[Prompt]],
+    prompts: Mapping[str, Sequence[Prompt]],
     *,
     best_of_three: bool = False,
 ) -> Iterator[tuple[str, str, int, np.ndarray]]:
@@ -179,10 +179,11 @@ def predicted_masks(
         device = device_of(variant.model)
         with variant.active():
             embeddings = encode(variant.model, inputs["pixel_values"].to(device))
-            arguments: tuple[Any, ...] = (variant.model, processor, inputs, embeddings)
             for kind, items in prompts.items():
-                for position, logits in enumerate(image_logits(*arguments, items)):
+                merged = image_logits(variant.model, processor, inputs, embeddings, items)
+                for position, logits in enumerate(merged):
                     yield kind, variant.name, position, (logits > 0).cpu().numpy()
                 if best_of_three and kind == "point" and variant.name == "zero_shot":
-                    for position, logits in enumerate(best_of_three_logits(*arguments, items)):
+                    merged = best_of_three_logits(variant.model, processor, inputs, embeddings, items)
+                    for position, logits in enumerate(merged):
                         yield kind, "zero_shot_best_of_3", position, (logits > 0).cpu().numpy()

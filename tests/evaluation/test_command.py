@@ -111,6 +111,20 @@ def test_without_test_images_the_table_says_so(base_folder, make_dataset, tmp_pa
     assert "Validation images" in capsys.readouterr().out
 
 
+def test_classes_are_refused(base_folder, tmp_path):
+    annotations = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}]}
+    for number in range(4):
+        Image.new("RGB", (30, 20)).save(tmp_path / f"{number}.png")
+        annotations["images"].append({"id": number, "file_name": f"{number}.png", "height": 20, "width": 30})
+        for category, left in ((7, 2), (9, 15)):
+            polygon = [left, 3, left + 9, 3, left + 9, 12, left, 12]
+            item = {"id": 10 * number + category, "image_id": number, "category_id": category, "iscrowd": 0}
+            annotations["annotations"].append({**item, "segmentation": [polygon]})
+    (tmp_path / "annotations.json").write_text(json.dumps(annotations))
+    with pytest.raises(UserError, match="has 3 classes"):
+        run("--model", base_folder, "--dataset", tmp_path)
+
+
 def test_bad_input(base_folder, make_dataset, tmp_path):
     data = make_dataset()
     adapter = save_run(tmp_path / "run", base_folder)

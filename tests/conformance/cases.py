@@ -1,0 +1,75 @@
+"""What PEFT's tests run with. A new method adds its lines here and nothing else."""
+
+from hf_sam_adapt import SamAdapterConfig, SamDecoderConfig
+
+
+# (name of the test, model of models.py, config class, config arguments)
+CASES = [
+    ("SAM-Adapter", "TinySam", SamAdapterConfig, {}),
+    ("SAM-Adapter, IoU head", "TinySam", SamAdapterConfig, {"train_iou_head": True, "scale_factor": 8}),
+    ("SAM-Adapter, frozen decoder", "TinySam", SamAdapterConfig, {"decoder": "frozen"}),
+    ("SAM-Adapter, decoder and neck saved", "TinySam", SamAdapterConfig, {"modules_to_save": ["neck"]}),
+    ("SAM-Adapter, image size", "TinySam", SamAdapterConfig, {"image_size": 48}),
+    ("SAM-Adapter, encoder", "TinySamVision", SamAdapterConfig, {"decoder": "frozen", "scale_factor": 8}),
+    ("SAM-Adapter, unset decoder", "TinySamVision", SamAdapterConfig, {}),
+    ("SAM-Adapter, low", "TinySamVision", SamAdapterConfig, {"features": ["low"], "frequency_rate": 0.1}),
+    (
+        "SAM-Adapter, weighted",
+        "TinySamVision",
+        SamAdapterConfig,
+        {
+            "features": ["embedding", "high", "low"],
+            "feature_weights": [0.5, 1.0, 2.0],
+            "embedding_layout": "legacy",
+            "scale_factor": 4,
+        },
+    ),
+    ("SAM-Adapter, bias only", "TinySamVision", SamAdapterConfig, {"features": []}),
+    ("SAM-Adapter, one layer", "TinySamVision", SamAdapterConfig, {"layers_to_transform": [1]}),
+    ("SAM-Adapter, layer left out", "TinySamVision", SamAdapterConfig, {"exclude_modules": ["layers.0"]}),
+    ("SAM-Adapter, names", "TinySamVision", SamAdapterConfig, {"target_modules": ["patch_embed", "layers.1"]}),
+    ("SAM-Adapter, neck saved", "TinySamVision", SamAdapterConfig, {"modules_to_save": ["neck"]}),
+    ("SAM decoder", "TinySam", SamDecoderConfig, {}),
+    ("SAM decoder, IoU head", "TinySam", SamDecoderConfig, {"train_iou_head": True}),
+    ("SAM decoder, IoU head alone", "TinySam", SamDecoderConfig, {"decoder": "frozen", "train_iou_head": True}),
+    ("SAM decoder, no-mask embedding", "TinySam", SamDecoderConfig, {"train_no_mask_embed": True}),
+    ("SAM decoder, neck saved", "TinySam", SamDecoderConfig, {"modules_to_save": ["neck"]}),
+]
+
+RANDOM = {"init_weights": False}
+
+# (name of the test, model, config class, arguments of the first adapter, arguments of the second)
+PAIRS = [
+    ("SAM-Adapter, same", "TinySam", SamAdapterConfig, RANDOM, RANDOM),
+    (
+        "SAM-Adapter, other layers",
+        "TinySam",
+        SamAdapterConfig,
+        {"layers_to_transform": [0], "decoder": "frozen", **RANDOM},
+        {"layers_to_transform": [1], "decoder": "frozen", **RANDOM},
+    ),
+    (
+        "SAM-Adapter, other features and decoder",
+        "TinySam",
+        SamAdapterConfig,
+        {"features": ["embedding"], **RANDOM},
+        {"features": ["low"], "scale_factor": 8, "decoder": "frozen", **RANDOM},
+    ),
+    ("SAM-Adapter, encoder", "TinySamVision", SamAdapterConfig, RANDOM, {"scale_factor": 4, **RANDOM}),
+    ("SAM decoder, same", "TinySam", SamDecoderConfig, RANDOM, RANDOM),
+    ("SAM decoder, other parts", "TinySam", SamDecoderConfig, {"train_iou_head": True, **RANDOM}, RANDOM),
+]
+
+UNMERGEABLE = {SamAdapterConfig: "the prompts depend on the image, so no base weight can hold them"}
+
+# PEFT's tests that do not fit, by name, with the reason.
+HUB = "reads adapters from the Hub"
+NOT_APPLICABLE = {
+    "test_from_pretrained": HUB,
+    "test_from_pretrained_cache_dir": HUB,
+    "test_save_pretrained_with_runtime_config": HUB,
+}
+RESIZED = {
+    "test_disable_adapters": "a resized base gives other outputs than the original, by design",
+    "test_get_base_model_state_dict": "the position tables of a resized base have other shapes, by design",
+}

@@ -29,7 +29,7 @@ test-slow: install
 
 conformance: install
 	PEFT_TESTS_DIR="$$($(BIN)/python tests/conformance/fetch.py)" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -n 2 tests/conformance
+		$(BIN)/python -m pytest -n 2 -q -rs --disable-warnings tests/conformance
 
 lint: install
 	$(BIN)/ruff check .

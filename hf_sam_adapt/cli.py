@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from .arguments import parse_arguments
 from .errors import UserError
@@ -104,15 +103,10 @@ def export_tiny_command(argv: list[str]) -> None:
     )
     if args.folder is None:
         raise UserError("export-tiny needs the folder to create.")
-    folder = Path(args.folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists and is not an empty folder; name another.")
-    from .tiny import load_tiny_sam
+    from .tiny import export_tiny
 
-    model, processor = load_tiny_sam()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    print(f"Saved to {folder}.")
+    export_tiny(args.folder)
+    print(f"Saved to {args.folder}.")
 
 
 _COMMANDS = {

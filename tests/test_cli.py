@@ -99,3 +99,14 @@ def test_a_mistake_found_by_a_worker_process_is_one_line_too(capsys):
     loader = torch.utils.data.DataLoader(Broken(), num_workers=1)
     assert cli.run_guarded(lambda: list(loader)) == 2
     assert capsys.readouterr().err == "error: a.png: corrupt file; replace it\n"
+
+
+def test_an_exported_tiny_is_an_ordinary_model_folder(tmp_path):
+    from transformers import SamModel
+
+    from hf_sam_adapt import load_tiny_sam
+
+    assert cli.main(["export-tiny", str(tmp_path / "tiny")]) == 0
+    loaded = SamModel.from_pretrained(tmp_path / "tiny").state_dict()
+    embedded = load_tiny_sam()[0].state_dict()
+    assert loaded.keys() == embedded.keys() and all(torch.equal(loaded[name], embedded[name]) for name in loaded)

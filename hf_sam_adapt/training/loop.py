@@ -102,7 +102,7 @@ class TrainingLoop:
                 self.state.step = step + 1
                 self._record_cost(cost)
                 running_iou = iou if running_iou is None else (1 - _RUNNING) * running_iou + _RUNNING * iou
-                speed = f"{self.state.images_per_second:.1f}"
+                speed = f"{self.state.images_per_second:.3g}"
                 bar.set_postfix({"loss": f"{loss:.4f}", "iou": f"{running_iou:.3f}", "images/s": speed}, refresh=False)
                 bar.update()
                 self.accelerator.log({"loss": loss, "train_iou": iou, "learning_rate": rate}, step=step + 1)

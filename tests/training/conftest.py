@@ -1,20 +1,16 @@
 """A random small SAM, a folder of drawn discs, and the command line in a process of its own."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import ROOT, environment
 from PIL import Image
 from sams import random_sam
 
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.processing import SamAdaptProcessor
-
-
-ROOT = Path(__file__).parents[2]
 
 
 def draw_discs(rng, count, size=(48, 60), radius=(5, 12)):
@@ -105,16 +101,6 @@ def short_recipe(sam_folder, disc_folder, tmp_path):
         return argv
 
     return flags
-
-
-def environment():
-    return {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "PYTHONPATH": str(ROOT),
-    }
 
 
 @pytest.fixture

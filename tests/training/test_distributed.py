@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from launching import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -38,6 +38,7 @@ def test_two_processes_give_the_gradients_of_one(method, short_recipe, command_l
         assert torch.allclose(one[name], two[name], rtol=1e-5, atol=1e-6 * float(largest)), name
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_resume_as_one(short_recipe, command_line, tmp_path):
     keys = {"max_steps": 3, "prompts": ["none", "box"]}
     script = ROOT / "recipes" / "train.py"

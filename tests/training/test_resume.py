@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
+from launching import ROOT, environment
 from safetensors.torch import load_file
 
 import hf_sam_adapt.training.loop
@@ -55,6 +55,7 @@ def stop_after(monkeypatch, step):
     monkeypatch.setattr(hf_sam_adapt.training.loop, "seed_micro_step", seed)
 
 
+@pytest.mark.slow
 def test_resumed_after_sigkill_equals_the_straight_run(short_recipe, command_line, tmp_path):
     keys = {**RANDOM, "num_workers": 1, "max_steps": 40}
     straight = command_line("train", *short_recipe("straight", **keys))

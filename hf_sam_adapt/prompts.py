@@ -133,14 +133,13 @@ def components(
 
 
 def degrade(target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Dilate or erode `target` (bool (H, W), not empty) by up to a sixth of its width, the width being sqrt(area).
+    """Dilate or erode `target` (bool (H, W), not empty) by a pixel up to a sixth of its width, sqrt(area).
 
     The image's border does not count as the object's. An erosion that leaves nothing returns the target itself.
     """
     from scipy import ndimage
 
-    reach = max(1.0, np.sqrt(target.sum()) / 6)
-    radius = rng.uniform(min(1.0, reach / 2), reach)
+    radius = rng.uniform(1, max(1.0, np.sqrt(target.sum()) / 6))
     dilate = rng.random() < 0.5
     x1, y1, x2, y2 = _tight_box(target).astype(int)
     margin = int(radius) + 1

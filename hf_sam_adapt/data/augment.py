@@ -23,9 +23,9 @@ def augment(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply the named augmentations with strengths drawn from `rng`.
 
-    "flip" mirrors left to right; "scale" cuts out or surrounds the image so that the processor shows it up to 1.5 times
-    larger or smaller; "crop" keeps 60 to 100 % of each side; "colour" changes brightness, contrast and saturation by up
-    to 25 %.
+    "flip" mirrors left to right; "scale" cuts out or surrounds the image so that the processor shows it up to 1.5
+    times larger or smaller; "crop" keeps 60 to 100 % of each side; "colour" changes brightness, contrast and
+    saturation by up to 25 %.
 
     Args:
         image: uint8 (H, W, 3).

@@ -1,12 +1,16 @@
 """Recipes from files and flags: precedence, nesting, types, and one clear error for each mistake."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
 
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.recipe import Recipe, parse_recipe
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 @pytest.fixture
@@ -119,3 +123,11 @@ def test_help_names_every_key_with_its_default(capsys):
     for field in dataclasses.fields(Recipe):
         assert f"--{field.name} " in shown
     assert "default: structure)" in shown and "default: flip scale colour)" in shown and "default: unset)" in shown
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+def test_committed_recipes_parse(path):
+    if path.name.startswith("pretrain"):
+        pytest.skip("not a recipe of `train`")
+    recipe = parse_recipe(["--config", str(path)])
+    assert recipe.dataset and recipe.output_dir.startswith("runs/")

@@ -244,6 +244,6 @@ def _help_parser(
         accepted = " or ".join(_describe_member(m) for m in _members(hints[item.name]) if m is not type(None))
         text = f"{item.metadata['help']} ({accepted}; default: {shown})".replace("%", "%%")
         name = item.name if item.name == positional else f"--{item.name}"
-        many = {"nargs": "*"} if _takes_many(hints[item.name]) or item.name == positional else {}
-        parser.add_argument(name, metavar=item.name.upper(), help=text, **many)
+        many = _takes_many(hints[item.name]) or item.name == positional
+        parser.add_argument(name, metavar=item.name.upper(), help=text, nargs="*" if many else None)
     return parser

@@ -25,7 +25,8 @@ def model_card(recipe: Recipe, metrics: dict[str, Any], notes: list[str]) -> str
         notes: what was found in the data set.
     """
     # Of a folder only its name: where it lies is nobody else's concern.
-    dataset = Path(recipe.dataset).name if Path(recipe.dataset).exists() else recipe.dataset
+    dataset = str(recipe.dataset)
+    dataset = Path(dataset).name if Path(dataset).exists() else dataset
     lines = [f"# SAM adapted to {dataset}", ""]
     lines += [f"`{recipe.model}`, adapted by {_NAMES[recipe.method]} with hf_sam_adapt. One foreground class.", ""]
     lines += ["## Load", "", "```python", *_load_lines(recipe), "```", ""]

@@ -35,4 +35,6 @@ def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe, device: 
     """AdamW over the trainable ones of `parameters`, fused where torch has it."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     fused = device.type in ("cpu", "cuda")
+    if recipe.learning_rate is None:
+        raise ValueError("the recipe's learning_rate is resolved with its model")
     return torch.optim.AdamW(trainable, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused)

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from launching import ROOT, environment
+from launching import ROOT, environment, recipe_flags
 from PIL import Image
 from sams import random_sam
 
@@ -85,20 +85,7 @@ def short_recipe(sam_folder, disc_folder, tmp_path):
     """Flags of a run of a few steps; `output_dir` is `tmp_path / name`."""
 
     def flags(name="run", **keys):
-        keys = {
-            "model": sam_folder,
-            "dataset": disc_folder,
-            "output_dir": tmp_path / name,
-            "max_steps": 4,
-            "batch_size": 2,
-            "checkpoint_every": 2,
-            "eval_every": 2,
-            **keys,
-        }
-        argv = []
-        for key, value in keys.items():
-            argv += [f"--{key}", *(map(str, value) if isinstance(value, (list, tuple)) else [str(value)])]
-        return argv
+        return recipe_flags(**{"model": sam_folder, "dataset": disc_folder, "output_dir": tmp_path / name, **keys})
 
     return flags
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import ROOT, environment
+from launching import ROOT, environment, recipe_flags
 from safetensors.torch import load_file
 
 import hf_sam_adapt.training.loop
@@ -37,6 +37,13 @@ RANDOM = {
 
 def run(argv):
     return train(parse_recipe(argv))
+
+
+@pytest.fixture(scope="module")
+def straight(sam_folder, disc_folder, tmp_path_factory):
+    """The run folder that all interrupted runs of RANDOM must end with."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    return run(recipe_flags(model=sam_folder, dataset=disc_folder, output_dir=folder, **RANDOM))
 
 
 class Stopped(Exception):
@@ -85,8 +92,7 @@ def newest(checkpoints: Path) -> int:
 
 
 @pytest.mark.parametrize("stop", [0, 2, 3, 4, 8, 11])
-def test_resumed_anywhere_equals_the_straight_run(stop, short_recipe, monkeypatch, tmp_path):
-    straight = run(short_recipe("straight", **RANDOM))
+def test_resumed_anywhere_equals_the_straight_run(stop, straight, short_recipe, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, stop)
         with pytest.raises(Stopped):
@@ -152,13 +158,12 @@ def leave_temporary(folder):
 
 
 @pytest.mark.parametrize("damage", [damage_state, damage_weights, leave_temporary])
-def test_a_torn_checkpoint_is_passed_over_and_removed(damage, short_recipe, monkeypatch, capsys):
-    straight = run(short_recipe("straight", **RANDOM))
+def test_a_torn_checkpoint_is_passed_over_and_removed(damage, straight, short_recipe, monkeypatch, tmp_path, capsys):
     with monkeypatch.context() as patch:
         stop_after(patch, 10)
         with pytest.raises(Stopped):
             run(short_recipe("torn", **RANDOM))
-    torn = straight.parent / "torn"
+    torn = tmp_path / "torn"
     newest_two = saved_steps(torn)[-2:]
     damage(torn / "checkpoints" / f"step_{newest_two[1]}")
     with pytest.raises(UserError, match="missing or incomplete"):

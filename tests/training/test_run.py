@@ -92,10 +92,10 @@ def test_other_methods_train_and_reload(method, short_recipe):
     assert metrics["train"]["trainable_parameters"] == sum(tensor.numel() for tensor in stored.values())
 
 
-def test_training_goes_on_from_an_adapter(finished, short_recipe, tmp_path):
+def test_training_goes_on_from_an_adapter(finished, short_recipe):
     argv = short_recipe("more", max_steps=1, learning_rate=0, adapter=finished)
-    argv = argv[2:]  # without --model
-    folder = run(argv)
+    named = argv.index("--model")
+    folder = run(argv[:named] + argv[named + 2 :])
     before, after = (load_file(path / "adapter_model.safetensors") for path in (finished, folder))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())

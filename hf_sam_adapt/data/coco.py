@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from ..errors import UserError
 from .folder import SPLIT_NAMES
@@ -51,12 +50,24 @@ def draw_segmentation(segmentation: list | dict, height: int, width: int, name: 
     """Polygons [[x, y, x, y, …], …] or a run-length dictionary -> bool (height, width)."""
     if isinstance(segmentation, dict):
         return decode_runs(segmentation, height, width, name)
-    canvas = Image.new("1", (width, height))
+    mask = np.zeros((height, width), bool)
     for polygon in segmentation:
-        if len(polygon) >= 6:
-            # COCO counts from the corner of the first pixel, PIL from its centre.
-            ImageDraw.Draw(canvas).polygon([value - 0.5 for value in polygon], fill=1)
-    return np.array(canvas)
+        mask |= fill_polygon(np.asarray(polygon, np.float64).reshape(-1, 2), height, width)
+    return mask
+
+
+def fill_polygon(corners: np.ndarray, height: int, width: int) -> np.ndarray:
+    """bool (height, width): the pixels whose centres lie inside `corners` (n, 2), (x, y) from the image's corner."""
+    x1, y1 = corners.T[:, :, None]  # (n, 1)
+    x2, y2 = np.roll(corners, -1, axis=0).T[:, :, None]
+    centres = np.arange(height) + 0.5
+    edges, rows = np.nonzero((y1 <= centres) != (y2 <= centres))  # edges that cross a row of centres
+    x1, y1, x2, y2 = x1[edges, 0], y1[edges, 0], x2[edges, 0], y2[edges, 0]
+    crossings = x1 + (centres[rows] - y1) * (x2 - x1) / (y2 - y1)
+    # Every crossing turns the rest of its row from outside to inside or back.
+    turns = np.zeros((height, width + 1), np.int32)
+    np.add.at(turns, (rows, np.ceil(crossings - 0.5).astype(int).clip(0, width)), 1)
+    return turns.cumsum(axis=1)[:, :width] % 2 == 1
 
 
 def decode_runs(runs: dict, height: int, width: int, name: str) -> np.ndarray:
@@ -110,6 +121,8 @@ def coco_tables(root: Path, files: dict[str, Path]) -> tuple[dict[str, datasets.
     contents = {split: _load(path) for split, path in files.items()}
     categories = {item["id"]: item["name"] for content in contents.values() for item in content["categories"]}
     used = {item["category_id"] for content in contents.values() for item in content["annotations"]}
+    if not used:
+        raise UserError(f"{root}: the COCO files hold no annotations")
     unknown = used - set(categories)
     if unknown:
         raise UserError(f"{root}: category {sorted(unknown)[0]} is annotated but not listed under categories")

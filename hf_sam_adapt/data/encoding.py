@@ -103,7 +103,8 @@ def resolve_encoding(
         check_classes(values, num_labels, name)
     if mask_values == "auto" and not ignore_named:
         _check_unmixed(found)
-    notes = [] if union[1:IGNORE].any() else ["no mask of the training data holds any foreground"]
+    empty = bool(found) and not union[1:IGNORE].any()
+    notes = ["no mask of the training data holds any foreground"] if empty else []
     return MaskEncoding("index", num_labels, label_map), notes
 
 

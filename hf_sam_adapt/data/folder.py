@@ -43,9 +43,14 @@ class FileReader:
             return read_mask(image, row["mask"]), is_lossy(image)
 
 
-def is_paired_folder(root: Path) -> bool:
-    """Whether `root` has the layout `{images,masks}` or `train/{images,masks}`."""
+def has_images(root: Path) -> bool:
+    """Whether `root` has a folder `images` or `train/images`."""
     return (root / "images").is_dir() or (root / "train" / "images").is_dir()
+
+
+def has_masks(root: Path) -> bool:
+    """Whether `root` has a folder `masks` or `train/masks`."""
+    return (root / "masks").is_dir() or (root / "train" / "masks").is_dir()
 
 
 def find_pairs(root: Path, mask_suffix: str | None = None) -> dict[str, datasets.Dataset]:

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
 
@@ -49,8 +49,9 @@ def read_header(source: str | BytesIO, name: str | None = None) -> Header:
     """
     with open_image(source, name) as image:
         width, height = image.size
-        # PIL decodes a whole PNG to look for its EXIF; a rotated one is noticed when it is read.
-        if image.format != "PNG" and image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
+        # PIL decodes a whole PNG to look for its EXIF (a rotated one is noticed when it is read), and gives the size of
+        # a TIFF after rotation.
+        if image.format in ("JPEG", "MPO", "WEBP") and image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
             width, height = height, width
         marker = END_MARKERS.get(image.format)
         if marker and not _ends_with(image, marker):
@@ -181,4 +182,6 @@ def _name(source: str | os.PathLike | Image.Image | np.ndarray) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "of no known format"
     return str(error).splitlines()[0][:120] if str(error) else type(error).__name__

@@ -107,12 +107,12 @@ def _open(dataset: Any, mask_suffix: str | None) -> tuple[dict[str, datasets.Dat
         return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(), None
     if columns.is_saved_dataset(root):
         return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(), None
-    if folder.is_paired_folder(root):
-        return folder.find_pairs(root, mask_suffix), folder.FileReader(), None
     files = coco.find_annotations(root)
-    if files:
+    if files and not folder.has_masks(root):
         tables, id2label = coco.coco_tables(root, files)
         return tables, coco.CocoReader(), id2label
+    if folder.has_images(root):
+        return folder.find_pairs(root, mask_suffix), folder.FileReader(), None
     raise UserError(
         f"dataset: {name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
         "annotations.json"

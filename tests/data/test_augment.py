@@ -1,0 +1,106 @@
+"""Augmentation keeps mask and image aligned and depends on its generator alone."""
+
+import numpy as np
+import pytest
+
+from hf_sam_adapt.data.augment import AUGMENTATIONS, augment, check_options
+from hf_sam_adapt.errors import UserError
+
+
+def square(size=(60, 80)) -> tuple[np.ndarray, np.ndarray]:
+    """A bright square on dark ground; the mask can be read off the image."""
+    image, mask = np.full((*size, 3), 40, np.uint8), np.zeros(size, np.uint8)
+    image[20:45, 10:35], mask[20:45, 10:35] = 220, 1
+    return image, mask
+
+
+@pytest.mark.parametrize("options", [["flip"], ["scale"], ["crop"], ["flip", "scale", "crop"], list(AUGMENTATIONS)])
+def test_the_square_stays_under_its_mask(options):
+    image, mask = square()
+    sizes, moved = set(), 0
+    for seed in range(40):
+        new_image, new_mask = augment(image, mask, np.random.default_rng(seed), options)
+        assert new_image.dtype == new_mask.dtype == np.uint8 and new_image.shape == (*new_mask.shape, 3)
+        inside = new_mask != 255
+        brightness = new_image.mean(axis=2)
+        limit = (brightness[inside].min() + brightness[inside].max()) / 2
+        if (new_mask == 1).any():
+            assert np.array_equal((brightness > limit)[inside], (new_mask == 1)[inside])
+        sizes.add(new_mask.shape)
+        moved += new_mask.shape == mask.shape and not np.array_equal(new_mask, mask)
+    if options == ["flip"]:
+        assert sizes == {(60, 80)} and 8 < moved < 32
+    else:
+        assert len(sizes) > 20
+
+
+def test_scale_surrounds_with_ignored_pixels_or_cuts():
+    image, mask = square((100, 100))
+    shapes = []
+    for seed in range(60):
+        new_image, new_mask = augment(image, mask, np.random.default_rng(seed), ["scale"])
+        height, width = new_mask.shape
+        shapes.append(height)
+        assert height == width and 66 <= height <= 150
+        assert (new_mask == 255).sum() == max(0, height * width - 100 * 100)
+        if height > 100:
+            filled = new_image[new_mask == 255]
+            assert (filled == image.mean(axis=(0, 1)).round()).all()
+            assert (new_mask == 1).sum() == 625
+    assert min(shapes) < 75 and max(shapes) > 135
+
+
+def test_crop_keeps_most_of_each_side():
+    image, mask = square()
+    for seed in range(30):
+        _, new_mask = augment(image, mask, np.random.default_rng(seed), ["crop"])
+        assert 36 <= new_mask.shape[0] <= 60 and 48 <= new_mask.shape[1] <= 80
+        assert (new_mask != 255).all()
+
+
+def test_colour_changes_the_image_only():
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(60, 180, (20, 20, 3), dtype=np.uint8), rng.integers(0, 2, (20, 20), dtype=np.uint8)
+    new_image, new_mask = augment(image, mask, rng, ["colour"])
+    assert np.array_equal(new_mask, mask) and new_image.shape == image.shape
+    change = np.abs(new_image.astype(int) - image)
+    assert 2 < change.mean() < 70
+    assert np.corrcoef(new_image.ravel(), image.ravel())[0, 1] > 0.9
+
+
+def test_same_generator_same_result():
+    image, mask = square()
+    first = augment(image, mask, np.random.default_rng([1, 2, 3]), AUGMENTATIONS)
+    second = augment(image, mask, np.random.default_rng([1, 2, 3]), AUGMENTATIONS)
+    other = augment(image, mask, np.random.default_rng([1, 2, 4]), AUGMENTATIONS)
+    assert np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1])
+    assert first[0].shape != other[0].shape or not np.array_equal(first[0], other[0])
+
+
+def test_inputs_stay_as_they_were():
+    image, mask = square()
+    kept = image.copy(), mask.copy()
+    for seed in range(5):
+        augment(image, mask, np.random.default_rng(seed), AUGMENTATIONS)
+    assert np.array_equal(image, kept[0]) and np.array_equal(mask, kept[1])
+
+
+@pytest.mark.parametrize("options", [[], ["none"], "none", None])
+def test_nothing(options):
+    image, mask = square()
+    new_image, new_mask = augment(image, mask, np.random.default_rng(0), options)
+    assert np.array_equal(new_image, image) and np.array_equal(new_mask, mask)
+
+
+def test_tiny_images_survive():
+    for seed in range(20):
+        image, mask = augment(
+            np.zeros((1, 2, 3), np.uint8), np.ones((1, 2), np.uint8), np.random.default_rng(seed), AUGMENTATIONS
+        )
+        assert image.shape[:2] == mask.shape and mask.size
+
+
+@pytest.mark.parametrize("options, message", [(["flop"], "'flop'"), (["none", "flip"], "none excludes")])
+def test_bad_names(options, message):
+    with pytest.raises(UserError, match=message):
+        check_options(options)

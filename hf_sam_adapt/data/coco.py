@@ -23,7 +23,7 @@ FILE_NAMES = ("annotations.json", "_annotations.coco.json")
 class CocoReader:
     """Reads rows with the columns image (path), height, width and objects (JSON list: class, segmentation, crowd)."""
 
-    checked_rows = None
+    checked_rows: int | None = None
 
     def name(self, row: dict[str, Any]) -> str:
         return f"annotation of {row['image']}"

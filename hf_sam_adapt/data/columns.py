@@ -21,7 +21,7 @@ class ColumnReader:
     """Reads rows with the columns `image` and `mask`: encoded bytes, paths, or arrays."""
 
     # A header lies inside the cell's bytes: looking at all of them would read the whole table.
-    checked_rows = 2000
+    checked_rows: int | None = 2000
 
     def name(self, row: dict[str, Any]) -> str:
         return f"row {row['id']}, column mask"
@@ -124,11 +124,11 @@ def _ids_from_paths(table: datasets.Dataset) -> list[str]:
     numbers = [f"{index:06d}" for index in range(len(table))]
     if not isinstance(table.features["image"], datasets.Image):
         return numbers
-    stems: list[str | None] = []
+    stems: list[str] = []
     for batch in table.select_columns(["image"]).with_format("arrow").iter(1000):
         paths = pc.struct_field(batch["image"], "path").to_pylist()
-        stems += [Path(path).stem if path else None for path in paths]
-    return numbers if None in stems or len(set(stems)) < len(stems) else stems
+        stems += [Path(path).stem for path in paths if path]
+    return stems if len(set(stems)) == len(numbers) else numbers
 
 
 def _image_name(row: dict[str, Any]) -> str:
@@ -136,7 +136,9 @@ def _image_name(row: dict[str, Any]) -> str:
 
 
 def _header(cell: str | BytesIO | np.ndarray, name: str) -> Header:
-    return Header(*cell.shape[:2], lossy=False) if isinstance(cell, np.ndarray) else read_header(cell, name)
+    if isinstance(cell, np.ndarray):
+        return Header(cell.shape[0], cell.shape[1], lossy=False)
+    return read_header(cell, name)
 
 
 def _cell(value: Any) -> str | BytesIO | np.ndarray:

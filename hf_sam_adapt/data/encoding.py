@@ -95,7 +95,7 @@ def resolve_encoding(
         found.append((name, _map_present(values, label_map)))
     union = np.any([values for _, values in found], axis=0) if found else np.zeros(256, bool)
     # A label_map with the target 255 says itself that 255 means ignore.
-    ignore_named = bool(label_map) and IGNORE in label_map.values()
+    ignore_named = label_map is not None and IGNORE in label_map.values()
     if mask_values == "auto" and not ignore_named and union[IGNORE] and not union[1:IGNORE].any():
         note = "masks hold only {0, 255}: read as binary, 255 = foreground"
         return MaskEncoding("binary", num_labels, label_map, exact=True), [note]

@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = {".bmp", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pp
 class FileReader:
     """Reads rows with the columns `image` and `mask`, both paths."""
 
-    checked_rows = None
+    checked_rows: int | None = None
 
     def name(self, row: dict[str, Any]) -> str:
         return row["mask"]

@@ -22,7 +22,7 @@ SIZES = {"train": 200, "val": 40, "test": 60}
 class GeneratedReader:
     """Draws rows with the columns id, split and number."""
 
-    checked_rows = 0
+    checked_rows: int | None = 0
 
     def __init__(self, domain: str) -> None:
         self.domain = domain
@@ -35,7 +35,7 @@ class GeneratedReader:
 
     def headers(self, row: dict[str, Any]) -> tuple[Header, Header]:
         image, mask = _draw(self.domain, row["split"], row["number"])
-        return Header(*image.shape[:2], lossy=False), Header(*mask.shape, lossy=False)
+        return Header(image.shape[0], image.shape[1], False), Header(mask.shape[0], mask.shape[1], False)
 
     def read_image(self, row: dict[str, Any]) -> np.ndarray:
         return _draw(self.domain, row["split"], row["number"])[0].copy()

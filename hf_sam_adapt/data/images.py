@@ -49,8 +49,8 @@ def read_header(source: str | BytesIO, name: str | None = None) -> Header:
     """
     with open_image(source, name) as image:
         width, height = image.size
-        # PIL decodes a whole PNG to look for its EXIF (a rotated one is noticed when it is read), and gives the size of
-        # a TIFF after rotation.
+        # PIL decodes a whole PNG to look for its EXIF (a rotated one is noticed when it is read), and gives the size
+        # of a TIFF after rotation.
         if image.format in ("JPEG", "MPO", "WEBP") and image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
             width, height = height, width
         marker = END_MARKERS.get(image.format)

@@ -1,0 +1,75 @@
+"""Every command and every Python block of README runs, on `tiny` and drawn images, with two training steps."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hf_sam_adapt.data.synthetic import draw_sample
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+RUN_BY_CI = ("make ",)  # .ci/run and the Makefile's own targets
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """An empty folder with what README takes for granted: the checkout's recipes, images, and a base model."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    for split, count in (("train", 8), ("test", 3)):
+        for index in range(count):
+            image, mask = (Image.fromarray(array) for array in draw_sample("polyp", split, index))
+            for kind, picture, name in (("images", image, f"{index}.jpg"), ("masks", mask, f"{index}.png")):
+                path = folder / "my_polyps" / split / kind / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(path)
+    image.save(folder / "polyp.jpg")
+    mask.point(lambda value: 255 * value).save(folder / "polyp_mask.png")
+    run(f"{sys.executable} -m hf_sam_adapt.cli export-tiny sam-base", folder)
+    return folder
+
+
+def run(command: str, folder: Path) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = subprocess.run(
+        command, shell=True, cwd=folder, capture_output=True, text=True, env=os.environ | {"PATH": path}
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+
+
+def test_commands_in_order(workplace):
+    commands = [line for language, block in BLOCKS if language == "bash" for line in block.strip().splitlines()]
+    commands = [shlex.join(shlex.split(command, comments=True)) for command in commands]
+    shown = [command for command in commands if not command.startswith(RUN_BY_CI)]
+    assert len(shown) >= 3
+    for command in shown:
+        if "recipes/train.py" in command:
+            command = command.replace("accelerate launch", "accelerate launch --cpu --num_processes 1")
+            command += " --max_steps 2 --model sam-base"
+        run(command, workplace)
+    assert (workplace / "runs/polyp/samples.png").is_file()
+    assert len(list((workplace / "predictions").glob("*_mask.png"))) == 3
+    for index, block in enumerate(block for language, block in BLOCKS if language == "python"):
+        script = workplace / f"block_{index}.py"
+        script.write_text(block.replace("facebook/sam-vit-base", "sam-base"))
+        run(f"{sys.executable} {script.name}", workplace)
+    assert (workplace / "polyp/adapter_model.safetensors").is_file()
+
+
+def test_linked_files_exist():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"^make ([\w-]+)", README, flags=re.MULTILINE)) <= targets

@@ -91,6 +91,13 @@ def test_size_that_is_no_multiple_of_the_patch_is_refused(size):
     assert torch.equal(run(sam, 64), run(random_sam(), 64))
 
 
+def test_failed_injection_leaves_the_base_at_its_size():
+    sam = random_sam()
+    with pytest.raises(ValueError, match="not found in the base model"):
+        get_peft_model(sam, SamAdapterConfig(image_size=96, decoder="frozen", target_modules=["nothing"]))
+    assert torch.equal(run(sam, 64), run(random_sam(), 64))
+
+
 def test_model_without_a_sam_encoder_is_refused():
     vit = ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8))
     with pytest.raises(UserError, match="no SAM vision encoder"):

@@ -48,28 +48,36 @@ class SamTunerMixin:
         if config.base_fingerprint is not None and config.fingerprint_is_from_file:
             check_fingerprint(config.base_fingerprint, model, adapter_name)
         resolve_decoder(config, model)
-        self._set_image_size(model, config, adapter_name)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        resized = self._set_image_size(model, config, adapter_name)
+        injected = False
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            injected = True
+        finally:
+            if resized and not injected:
+                restore_input(model)
         if not config.fingerprint_is_from_file:
             config.base_fingerprint = compute_fingerprint(model)
         self._install_mask_token_default(model, config)
 
-    def _set_image_size(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> None:
+    def _set_image_size(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> bool:
+        """Bring the base model to the adapter's input size; whether that changed it."""
         encoder = find_vision_encoder(model)
         if encoder is None:
             if config.image_size is not None:
                 raise UserError(f"image_size={config.image_size}: {type(model).__name__} has no SAM vision encoder")
-            return
+            return False
         current, original = encoder.config.image_size, original_position_embedding(encoder)[1]
         wanted = original if config.image_size is None else config.image_size
         if wanted == current:
-            return
+            return False
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise UserError(
                 f"adapter {adapter_name!r} needs image_size {wanted}, but this model's adapters run at {current}; "
                 "load it on another copy of the base model"
             )
         resize_input(model, wanted)
+        return True
 
     @staticmethod
     def _install_mask_token_default(model: nn.Module, config: SamConfigMixin) -> None:

@@ -23,12 +23,12 @@ from transformers import AutoConfig, SamModel
 from .errors import UserError
 from .image_size import find_vision_encoder, resize_input
 from .processing import SamAdaptProcessor
+from .tiny import TINY, load_tiny_sam
 from .tuners.common.decoder import freeze_outside_adapter
 from .tuners.sam_adapter import SamAdapterConfig
 from .tuners.sam_decoder import SamDecoderConfig
 
 
-TINY = "tiny"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 METHODS = {"sam_adapter": SamAdapterConfig, "decoder": SamDecoderConfig, "lora": LoraConfig, "full": None}
@@ -67,8 +67,6 @@ def load_base(name: str) -> tuple[SamModel, SamAdaptProcessor]:
         UserError: if there is no such model, or it is an adapter, or not a SAM.
     """
     if name == TINY:
-        from .tiny import load_tiny_sam
-
         return load_tiny_sam()
     if (Path(name) / ADAPTER_CONFIG).is_file():
         raise UserError(f"model: {name} is an adapter, not a base model; pass it as --adapter")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import SamModel
 
 from .errors import UserError
+from .processing import SamAdaptProcessor
 
-
-if TYPE_CHECKING:
-    from .processing import SamAdaptProcessor
 
 TINY = "tiny"
 
@@ -29,8 +26,6 @@ def load_tiny_sam() -> tuple[SamModel, SamAdaptProcessor]:
         The model in fp32, in `eval()` mode, named `"tiny"` (which adapters then store as their base model), and its
         processor.
     """
-    from .processing import SamAdaptProcessor
-
     model = SamModel.from_pretrained(tiny_folder(), dtype=torch.float32)
     model.name_or_path = TINY
     return model, SamAdaptProcessor.from_pretrained(tiny_folder())

@@ -19,6 +19,7 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 quickstart: install
+	rm -rf runs/quickstart
 	HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --cpu --num_processes 1 recipes/train.py --config recipes/quickstart.yaml
 
 test: install

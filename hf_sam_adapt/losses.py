@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .data.images import IGNORE
 from .errors import UserError
 
 
-IGNORE_INDEX = 255
 LOSSES = ("bce", "bbce", "iou", "dice", "structure")
 
 # Side of the window in which the structure loss looks for borders, in label pixels (PraNet).
@@ -58,7 +58,7 @@ def segmentation_loss(
         )
     # (N,1,h,w) -> (N,H,W)
     scores = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-    valid = (labels != IGNORE_INDEX).to(scores.dtype)
+    valid = (labels != IGNORE).to(scores.dtype)
     target = (labels == 1).to(scores.dtype)
     if weights is None:
         weights = scores.new_full((len(scores),), 1 / max(len(scores), 1))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .data.images import IGNORE
 from .errors import UserError
 
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 
 PROMPT_KINDS = ("none", "box", "point", "mask")
-IGNORE = 255
 MIN_AREA = 0.0005  # components below 0.05 % of the image are noise of the annotation
 
 

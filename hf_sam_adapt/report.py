@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from .data.images import IGNORE
 from .evaluation.evaluate import EvalResult, prompts_of
 from .evaluation.inference import inference, predicted_masks, variants_of
-from .metrics import IGNORE, overlap
+from .metrics import overlap
 from .processing import SamAdaptProcessor
 from .prompts import Prompt
 

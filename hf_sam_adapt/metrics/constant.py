@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .overlap import IGNORE
+from ..data.images import IGNORE
 
 
 GRID = 256

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-
-IGNORE = 255
+from ..data.images import IGNORE
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data import SegmentationData
+from ..data.images import IGNORE
 from ..errors import UserError
 from ..evaluation import evaluate
 from ..forward import PromptedSam
@@ -234,7 +235,7 @@ def _mean_iou(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     """Weighted mean IoU at the resolution of the logits: (R, h, w), (R, S, S), (R,) -> scalar."""
     stride = targets.shape[-1] // logits.shape[-1]
     targets = targets[:, stride // 2 :: stride, stride // 2 :: stride]  # (R, h, w)
-    predicted, true = (logits > 0) & (targets != 255), targets == 1
+    predicted, true = (logits > 0) & (targets != IGNORE), targets == 1
     union = (predicted | true).sum(dim=(1, 2))
     iou = torch.where(union > 0, (predicted & true).sum(dim=(1, 2)) / union.clamp(min=1), 1.0)
     return (iou * weights).sum() / weights.sum().clamp(min=1e-6)

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 from transformers import HfArgumentParser, SamConfig, SamModel
 
 from hf_sam_adapt.drawing.pool import draw_pool
@@ -32,7 +33,7 @@ SIDE, GRID, MASK = 256, 16, 64  # pixels of input, tokens and mask logits a side
 WIDTH = 128  # channels of image embedding and decoder
 SMALLEST = 24  # pixels of an object that a prompt may name
 PROMPT_WEIGHT = 2.0  # of the prompted loss beside the dense one
-KINDS = {"box": 0.55, "point": 0.22, "mask": 0.08, "none": 0.15}
+KINDS = {"box": 0.45, "point": 0.25, "mask": 0.05, "none": 0.25}
 
 
 @dataclass
@@ -42,7 +43,8 @@ class Arguments:
     output_dir: str = field(default="runs/tiny", metadata={"help": "State, log and the exported model."})
     pool: str = field(default="runs/tiny_pool", metadata={"help": "Folder of the drawn scenes, drawn if absent."})
     shards: int = field(default=51, metadata={"help": "Files of 250 scenes."})
-    workers: int = field(default=2, metadata={"help": "Processes that draw."})
+    workers: int = field(default=2, metadata={"help": "Processes that draw the pool."})
+    num_workers: int = field(default=1, metadata={"help": "Processes that load batches while the model trains."})
     max_steps: int = field(
         default=3000, metadata={"help": "Optimizer steps; the learning rate falls to 0 at the last."}
     )
@@ -50,6 +52,7 @@ class Arguments:
     dense_steps: int = field(default=300, metadata={"help": "First steps, with the dense loss alone."})
     batch_size: int = field(default=16, metadata={"help": "Scenes a step."})
     prompts_per_image: int = field(default=4, metadata={"help": "Objects of a scene that are prompted."})
+    dense_per_image: int = field(default=8, metadata={"help": "Objects of a scene in the dense loss."})
     learning_rate: float = field(default=1.2e-3, metadata={"help": "Highest learning rate."})
     save_every: int = field(default=200, metadata={"help": "Steps between two saved states."})
     seed: int = field(default=1, metadata={"help": "Series of scenes, initialisation and order."})
@@ -195,6 +198,30 @@ def _point(mask: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
     return torch.tensor([float(column), float(row)])
 
 
+class Steps(Dataset):
+    """What step s trains on, drawn from (seed, s) alone: so a resumed run sees what the straight one would.
+
+    Each item is a dict: `images` (B, 3, 256, 256); `cover`, the covered share of each mask pixel for the objects
+    (B, P, 64, 64), the first `prompts_per_image` of which are prompted; `salient` (B, 1, 64, 64); `kind`; `prompts`.
+    """
+
+    def __init__(self, scenes: Scenes, arguments: Arguments):
+        self.scenes, self.arguments = scenes, arguments
+
+    def __len__(self) -> int:
+        return self.arguments.max_steps
+
+    def __getitem__(self, step: int) -> dict:
+        arguments = self.arguments
+        rng = np.random.default_rng([arguments.seed, step])
+        images, masks, salient = self.scenes.batch(rng, arguments.batch_size, arguments.dense_per_image)
+        kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+        prompted = masks[:, : arguments.prompts_per_image]
+        prompts = {} if kind == "none" else draw_prompts(prompted, kind, rng)
+        cover, salient = F.adaptive_avg_pool2d(masks, MASK), F.adaptive_avg_pool2d(salient, MASK)
+        return {"images": images, "cover": cover, "salient": salient, "kind": kind, "prompts": prompts}
+
+
 class DenseHead(nn.Module):
     """The auxiliary task: from an object's mean embedding find its pixels among all others.
 
@@ -207,11 +234,11 @@ class DenseHead(nn.Module):
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width // 8))
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def forward(self, decoder: nn.Module, embedding: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """Logits (B, P, 64, 64) from the embedding (B, C, 16, 16) and the true masks (B, P, 256, 256)."""
+    def forward(self, decoder: nn.Module, embedding: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
+        """Logits (B, P, 64, 64) from the embedding (B, C, 16, 16) and the masks' cover (B, P, 64, 64)."""
         up = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(embedding)))
         up = decoder.activation(decoder.upscale_conv2(up)).float()  # (B, C / 8, 64, 64)
-        cover = F.adaptive_avg_pool2d(masks, GRID)
+        cover = F.adaptive_avg_pool2d(cover, GRID)
         mean = torch.einsum("bchw,bphw->bpc", embedding.float(), cover) / cover.sum((2, 3))[..., None].clamp(min=1e-3)
         return torch.einsum("bpc,bchw->bphw", self.head(mean).float(), up) + self.bias
 
@@ -242,7 +269,9 @@ def _dice(probability: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 def all_masks(sam: SamModel, embedding: torch.Tensor, prompts: dict) -> tuple[torch.Tensor, torch.Tensor]:
     """All four masks (B, P, 4, 64, 64) and IoU estimates (B, P, 4) in one pass; `SamModel` returns one or three."""
     names = ("input_points", "input_labels", "input_boxes", "input_masks")
-    with torch.autocast("cpu", enabled=False):  # in bf16 a coordinate is off by up to a pixel, and its sine by more
+    with torch.autocast(
+        embedding.device.type, enabled=False
+    ):  # in bf16 a coordinate is off by up to a pixel, and its sine by more
         sparse, dense = sam.prompt_encoder(**{name: prompts.get(name) for name in names})
         position = sam.get_image_wide_positional_embeddings().repeat(len(embedding), 1, 1, 1)
     found = {}
@@ -273,7 +302,7 @@ def all_masks(sam: SamModel, embedding: torch.Tensor, prompts: dict) -> tuple[to
 
 def prompt_loss(
     masks: torch.Tensor, estimates: torch.Tensor, truth: torch.Tensor, used: torch.Tensor, balance: float
-) -> tuple[torch.Tensor, float]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """SAM's loss: focal + Dice on mask token 0 and on the best of the other three, squared error of the IoU head.
 
     Args:
@@ -299,7 +328,7 @@ def prompt_loss(
     share = (used / used.sum().clamp(min=1))[:, None] / masks.shape[1]
     mask_loss = (share * (losses[..., 0] + 0.5 * losses[..., 1:].min(-1).values)).sum()
     iou_loss = (share * (estimates.float() - iou).square().mean(-1)).sum()
-    return mask_loss + iou_loss, (share * iou[..., 0]).sum().item()
+    return mask_loss + iou_loss, (share * iou[..., 0]).sum()
 
 
 class Pretraining:
@@ -314,8 +343,11 @@ class Pretraining:
         config._attn_implementation = config.vision_config._attn_implementation = (
             "eager"  # SDPA with a bias is slow here
         )
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.sam, self.dense = SamModel(config), DenseHead(WIDTH)
         initialise(self.sam)
+        self.sam.to(self.device)
+        self.dense.to(self.device)
         self.sam.shared_image_embedding.positional_embedding.requires_grad_(False)
         self.average = {name: value.detach().clone() for name, value in self.sam.named_parameters()}
         self.trained = [p for module in (self.sam, self.dense) for p in module.parameters() if p.requires_grad]
@@ -323,7 +355,7 @@ class Pretraining:
         groups += [{"params": [p for p in self.trained if p.ndim <= 1], "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
         self.step = 0
-        self.figures: dict[str, list[float]] = {}
+        self.figures: dict[str, list[torch.Tensor]] = {}
 
     def save(self) -> None:
         """Write the state; `progress.json` comes last and names the files of its step."""
@@ -357,32 +389,30 @@ class Pretraining:
         self.step = found["step"]
         print(f"resumed at step {self.step}", flush=True)
 
-    def train_step(self, scenes: Scenes) -> tuple[float, float]:
-        """One step; the loss and the deviation of the embedding over the images."""
+    def train_step(self, item: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step on an item of `Steps`; the loss and the deviation of the embedding over the images."""
         arguments = self.arguments
-        rng = np.random.default_rng([arguments.seed, self.step])
         done = self.step / arguments.max_steps
         for group in self.optimizer.param_groups:
             group["lr"] = arguments.learning_rate * min(1, (self.step + 1) / 200) * (1 - done)
-        images, masks, salient = scenes.batch(rng, arguments.batch_size, arguments.prompts_per_image)
-        cover = F.adaptive_avg_pool2d(masks, MASK)
-        with torch.autocast("cpu", torch.bfloat16):
+        images, cover = item["images"].to(self.device), item["cover"].to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
             embedding = self.sam.vision_encoder(images).last_hidden_state
-            dense = self.dense(self.sam.mask_decoder, embedding, masks)
+            dense = self.dense(self.sam.mask_decoder, embedding, cover)
         loss = DenseHead.loss(dense.float(), (cover > 0.5).float())
         after = self.step - arguments.dense_steps
         if after >= 0:
-            loss = max(0.1, 0.5 * (1 - done)) * loss
-            kind = rng.choice(list(KINDS), p=list(KINDS.values()))
-            used = torch.ones(len(images))
+            kind, truth = item["kind"], cover[:, : arguments.prompts_per_image]
+            used = torch.ones(len(images), device=self.device)
             if kind == "none":
-                used, cover = (salient.sum((1, 2, 3)) >= SMALLEST).float(), F.adaptive_avg_pool2d(salient, MASK)
+                truth = item["salient"].to(self.device)
+                used = (truth.sum((1, 2, 3)) * (SIDE // MASK) ** 2 >= SMALLEST).float()
             elif kind == "mask":
-                cover = cover[:, :1]
-            prompts = {} if kind == "none" else draw_prompts(masks, kind, rng)
-            with torch.autocast("cpu", torch.bfloat16):
+                truth = truth[:, :1]
+            prompts = {name: value.to(self.device) for name, value in item["prompts"].items()}
+            with torch.autocast(self.device.type, torch.bfloat16):
                 logits, estimates = all_masks(self.sam, embedding, prompts)
-            prompted, iou = prompt_loss(logits, estimates, cover, used, max(0.0, 1 - after / 1500))
+            prompted, iou = prompt_loss(logits, estimates, truth, used, max(0.0, 1 - after / 1500))
             loss = loss + PROMPT_WEIGHT * prompted
             self.figures.setdefault(kind, []).append(iou)
         self.optimizer.zero_grad()
@@ -394,7 +424,7 @@ class Pretraining:
         with torch.no_grad():
             for name, parameter in self.sam.named_parameters():
                 self.average[name].lerp_(parameter, 1 - decay)
-        return loss.item(), embedding.detach().float().std(0).mean().item()
+        return loss.detach(), embedding.detach().float().std(0).mean()
 
     def export(self, folder: Path) -> None:
         """Write the averaged weights as a model folder, fp16 safetensors."""
@@ -413,11 +443,14 @@ def main() -> None:
     run.resume()
     start, first = time.time(), run.step
     last = arguments.stop_at or arguments.max_steps
-    while run.step < last:
-        loss, deviation = run.train_step(scenes)
+    items = DataLoader(
+        Steps(scenes, arguments), batch_size=None, sampler=range(first, last), num_workers=arguments.num_workers
+    )
+    for item in items:
+        loss, deviation = run.train_step(item)
         if run.step % 50 == 0:
             seconds = (time.time() - start) / (run.step - first)
-            means = {kind: round(float(np.mean(values[-40:])), 3) for kind, values in sorted(run.figures.items())}
+            means = {kind: round(torch.stack(v[-40:]).mean().item(), 3) for kind, v in sorted(run.figures.items())}
             print(
                 f"step {run.step} {seconds:.2f} s/step loss {loss:.3f} deviation {deviation:.3f} IoU {means}",
                 flush=True,

@@ -5,6 +5,7 @@ Importing the package registers the methods with PEFT and does nothing else; the
 
 from importlib import import_module
 
+from .tuners.conv_lora import ConvLoraConfig, ConvLoraModel
 from .tuners.sam_adapter import SamAdapterConfig, SamAdapterModel
 from .tuners.sam_decoder import SamDecoderConfig, SamDecoderModel
 
@@ -13,13 +14,22 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "SamAdaptProcessor": ".processing",
+    "convert_official_checkpoint": ".convert",
     "load_segmentation_dataset": ".data",
     "load_tiny_sam": ".tiny",
     "register_feature": ".features",
     "segmentation_loss": ".losses",
 }
 
-__all__ = ["SamAdapterConfig", "SamAdapterModel", "SamDecoderConfig", "SamDecoderModel", *_LAZY]
+__all__ = [
+    "ConvLoraConfig",
+    "ConvLoraModel",
+    "SamAdapterConfig",
+    "SamAdapterModel",
+    "SamDecoderConfig",
+    "SamDecoderModel",
+    *_LAZY,
+]
 
 
 def __getattr__(name: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -109,10 +110,28 @@ def export_tiny_command(argv: list[str]) -> None:
     print(f"Saved to {args.folder}.")
 
 
+def convert_command(argv: list[str]) -> None:
+    """Turn an official checkpoint into an adapter."""
+    from .convert.command import ConvertArguments, convert_command
+
+    # `from` is a keyword of Python, which no field can be named.
+    argv = [re.sub(r"^--from(?==|$)", "--format", token) for token in argv]
+    convert_command(
+        parse_arguments(
+            ConvertArguments,
+            argv,
+            prog=f"{PROG} convert",
+            description="Turn a checkpoint of a method's official implementation into an adapter folder.",
+            positional="checkpoint",
+        )
+    )
+
+
 _COMMANDS = {
     "train": train_command,
     "evaluate": evaluate_command,
     "predict": predict_command,
+    "convert": convert_command,
     "export-tiny": export_tiny_command,
 }
 

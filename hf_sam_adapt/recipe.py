@@ -68,6 +68,9 @@ class Recipe:
     checkpoint_every: int | None = _key(None, "Optimizer steps between checkpoints; unset = each epoch.")
     precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
     gradient_checkpointing: bool = _key(False, "Recompute the encoder's activations in backward to save memory.")
+    cache_embeddings: bool = _key(
+        False, "Encode each image once and keep its embedding on disk; for methods that leave the encoder as it is."
+    )
     seed: int = _key(0, "Seed of everything random.")
 
     output_dir: str = _key("runs/hf-sam-adapt", "The run folder.")
@@ -90,6 +93,11 @@ class Recipe:
         if not self.prompts:
             raise UserError("prompts: empty; name at least one of none, box, point, mask.")
         self.augment = _without_none(self.augment, "augment")
+        if self.cache_embeddings and self.augment:
+            raise UserError(
+                f"cache_embeddings: augment {' '.join(self.augment)} would change the images in each epoch; "
+                "set augment: none, or leave cache_embeddings out."
+            )
         self.report_to = _without_none(self.report_to, "report_to")
 
     def to_yaml(self) -> str:

@@ -21,6 +21,7 @@ from .inference import Variant, inference, predicted_masks, variants_of
 
 if TYPE_CHECKING:
     from ..data import Sample, SegmentationSplit
+    from ..embeddings.split import EmbeddedSample, EmbeddedSplit
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,13 @@ class EvalResult:
 class _Prompted(Dataset):
     """Samples with their derived prompts, so that worker processes do both."""
 
-    def __init__(self, split: SegmentationSplit, kinds: Sequence[str], seed: int) -> None:
+    def __init__(self, split: SegmentationSplit | EmbeddedSplit, kinds: Sequence[str], seed: int) -> None:
         self.split, self.kinds, self.seed = split, kinds, seed
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[int, Sample, dict[str, Prompt]]:
+    def __getitem__(self, index: int) -> tuple[int, Sample | EmbeddedSample, dict[str, Prompt]]:
         sample = self.split[index]
         return index, sample, prompts_of(sample.mask, self.kinds, index, self.seed)
 
@@ -76,7 +77,7 @@ def prompts_of(mask: np.ndarray, kinds: Sequence[str], index: int, seed: int = 0
 def evaluate(
     model: nn.Module,
     processor: SamAdaptProcessor,
-    split: SegmentationSplit,
+    split: SegmentationSplit | EmbeddedSplit,
     prompts: Sequence[str],
     *,
     batch_size: int = 4,
@@ -99,7 +100,7 @@ def evaluate(
 
     Args:
         model: what is evaluated, on its device; see `variants_of` for `adapted`, `zero_shot` and `zero_shot_model`.
-        split: images with masks; read once.
+        split: images with masks, read once; or their embeddings by the encoder that `model` shares with its base.
         prompts: kinds among `none`, `box`, `point`, `mask`, derived from the true masks.
         batch_size: images encoded together; no influence on the result.
         constant: from `constant_mask(train split)`, scored beside `none`.
@@ -109,10 +110,12 @@ def evaluate(
         progress: show a bar on the main process.
 
     Raises:
-        ValueError: the split is empty, or zero-shot SAM is wanted and not there.
+        ValueError: the split is empty, or zero-shot SAM is wanted and not there, or embeddings and two encoders.
     """
     if len(split) == 0:
         raise ValueError("the split holds no image to evaluate on")
+    if zero_shot_model is not None and hasattr(split, "store"):
+        raise ValueError("zero_shot_model has an encoder of its own: pass a split of images instead of embeddings")
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
     rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
     loader = DataLoader(
@@ -136,7 +139,7 @@ def evaluate(
 def _score_batch(
     variants: Sequence[Variant],
     processor: SamAdaptProcessor,
-    batch: list[tuple[int, Sample, dict[str, Prompt]]],
+    batch: list[tuple[int, Sample | EmbeddedSample, dict[str, Prompt]]],
     constant: ConstantMask | None,
 ) -> list[ImageRecord]:
     samples = [sample for _, sample, _ in batch]

@@ -21,6 +21,7 @@ from ..prompts import Prompt
 
 if TYPE_CHECKING:
     from ..data import Sample
+    from ..embeddings.split import EmbeddedSample
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 OBJECTS_AT_ONCE = 8
@@ -153,32 +154,36 @@ def merge_objects(
 def predicted_masks(
     variants: Sequence[Variant],
     processor: SamAdaptProcessor,
-    samples: Sequence[Sample],
+    samples: Sequence[Sample] | Sequence[EmbeddedSample],
     prompts: Mapping[str, Sequence[Prompt]],
     *,
     best_of_three: bool = False,
 ) -> Iterator[tuple[str, str, int, np.ndarray]]:
     """Segments a batch with every variant and prompt kind; call it inside `inference`.
 
-    Each variant encodes each image once.
+    Each variant encodes each image once, or takes the embedding that comes in its place.
 
     Args:
-        samples: B images with their masks.
+        samples: B images with their masks, or B embeddings, which all variants share.
         prompts: per kind B prompts in image coordinates.
         best_of_three: also yield zero-shot SAM's best of three for `point`, as variant `zero_shot_best_of_3`.
 
     Yields:
         (kind, variant name, position in the batch, mask bool (H, W)).
     """
-    inputs = processor([sample.image for sample in samples])
-    sizes = inputs["original_sizes"].tolist()
+    embedded = hasattr(samples[0], "embedding")
+    sizes = [sample.mask.shape for sample in samples]
+    inputs = _sizes_only(processor, sizes) if embedded else processor([sample.image for sample in samples])
     # The true objects are not needed here, and resizing them would cost more than the prompts.
     prompts = {kind: [dataclasses.replace(p, targets=None) for p in items] for kind, items in prompts.items()}
     prompts = {kind: processor.transform_prompts(items, sizes) for kind, items in prompts.items()}
     for variant in variants:
         device = device_of(variant.model)
         with variant.active():
-            embeddings = encode(variant.model, inputs["pixel_values"].to(device))
+            if embedded:
+                embeddings = torch.stack([sample.embedding for sample in samples]).to(device)
+            else:
+                embeddings = encode(variant.model, inputs["pixel_values"].to(device))
             for kind, items in prompts.items():
                 merged = image_logits(variant.model, processor, inputs, embeddings, items)
                 for position, logits in enumerate(merged):
@@ -187,3 +192,9 @@ def predicted_masks(
                     merged = best_of_three_logits(variant.model, processor, inputs, embeddings, items)
                     for position, logits in enumerate(merged):
                         yield kind, "zero_shot_best_of_3", position, (logits > 0).cpu().numpy()
+
+
+def _sizes_only(processor: SamAdaptProcessor, sizes: Sequence[tuple[int, int]]) -> BatchFeature:
+    """What the processor says about images of these sizes, without their pixels."""
+    reshaped = [processor.reshaped_size(size) for size in sizes]
+    return BatchFeature({"original_sizes": torch.tensor(sizes), "reshaped_input_sizes": torch.tensor(reshaped)})

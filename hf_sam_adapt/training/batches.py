@@ -19,6 +19,7 @@ from ..prompts import Prompt, derive_prompts
 
 if TYPE_CHECKING:
     from ..data import SegmentationSplit
+    from ..embeddings.split import EmbeddedSample, EmbeddedSplit
 
 MAX_OBJECTS = 8  # per image in training; the decoder's activations grow with them
 
@@ -72,14 +73,14 @@ class TrainingSamples(Dataset):
     Everything drawn for a sample comes from (seed, epoch, index), so neither workers nor processes matter.
 
     Args:
-        split: the training images.
+        split: the training images, or their embeddings, which take no augmentation.
         kinds: prompt kinds; one is drawn per sample.
         augmentations: names for `augment`.
     """
 
     def __init__(
         self,
-        split: SegmentationSplit,
+        split: SegmentationSplit | EmbeddedSplit,
         processor: SamAdaptProcessor,
         kinds: Sequence[str],
         augmentations: Sequence[str],
@@ -89,15 +90,33 @@ class TrainingSamples(Dataset):
         self.kinds, self.augmentations = list(kinds), list(augmentations)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        """The processor's output for one image, and `weight` float32 (1,): 0 for an image with nothing to learn."""
+        """The processor's output for one image, and `weight` float32 (1,): 0 for an image with nothing to learn.
+
+        An embedding comes as `image_embeddings` (1, C, grid, grid) in place of `pixel_values`.
+        """
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
         sample = self.split[index]
+        if hasattr(sample, "embedding"):
+            return self._embedded(sample, rng)
         image, mask = augment(sample.image, sample.mask, rng, self.augmentations)
         prompt, weight = self._draw_prompt(mask, rng)
         inputs = self.processor([image], masks=[mask], prompts=[prompt])
         wanted = ("pixel_values", "labels", "prompts")
         return {**{name: inputs[name] for name in wanted}, "weight": torch.tensor([weight])}
+
+    def _embedded(self, sample: EmbeddedSample, rng: np.random.Generator) -> dict[str, Any]:
+        prompt, weight = self._draw_prompt(sample.mask, rng)
+        size = [sample.mask.shape]
+        # The whole mask as an object: the processor resizes it without asking for an image.
+        (whole,) = self.processor.transform_prompts([Prompt("none", targets=sample.mask[None])], size)
+        labels = whole.targets  # (1, S, S)
+        return {
+            "image_embeddings": sample.embedding[None],
+            "labels": labels,
+            "prompts": self.processor.transform_prompts([prompt], size, labels=labels),
+            "weight": torch.tensor([weight]),
+        }
 
     def _draw_prompt(self, mask: np.ndarray, rng: np.random.Generator) -> tuple[Prompt, float]:
         kind = self.kinds[rng.integers(len(self.kinds))]
@@ -113,7 +132,10 @@ class TrainingSamples(Dataset):
 
 
 def training_loader(samples: TrainingSamples, stream: BatchStream, num_workers: int, pin_memory: bool) -> DataLoader:
-    """Loader of the stream's micro-batches: `pixel_values` (B,3,S,S), `labels` (B,S,S), `prompts`, `weight` (B,)."""
+    """Loader of the stream's micro-batches: `pixel_values` (B,3,S,S), `labels` (B,S,S), `prompts`, `weight` (B,).
+
+    With embeddings for images, `image_embeddings` (B,C,grid,grid) stand for `pixel_values`.
+    """
     return DataLoader(
         samples,
         batch_sampler=stream,

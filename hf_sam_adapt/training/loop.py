@@ -134,7 +134,7 @@ class TrainingLoop:
             batch = send_to_device(next(batches), self.accelerator.device)
             seed_micro_step(self.recipe.seed, step, micro_step, self.accelerator.process_index)
             with self.accelerator.accumulate(self.wrapped):
-                logits = self.wrapped(batch["pixel_values"], batch["prompts"])
+                logits = self.wrapped(batch.get("pixel_values"), batch["prompts"], batch.get("image_embeddings"))
                 loss, iou = batch_loss(logits, batch, self.recipe.loss)
                 self.accelerator.backward(loss)  # divides by the number of micro-steps
                 if self.accelerator.sync_gradients and self.recipe.max_grad_norm:

@@ -12,6 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 
 from ..data import SegmentationData, load_segmentation_dataset
+from ..embeddings.cache import EmbeddingCache, check_cacheable
 from ..errors import UserError
 from ..evaluation import EvalResult, evaluate
 from ..loading import build_model, load_adapted, load_base, save_adapter
@@ -49,6 +50,8 @@ def train(recipe: Recipe) -> Path:
     set_seed(recipe.seed)
     data = load_data(recipe)
     recipe, model, processor = load_model(recipe, data)
+    if recipe.cache_embeddings:
+        check_cacheable(model)
     folder.check_same_run(recipe)
 
     accelerator = build_accelerator(recipe, model, folder)
@@ -62,8 +65,9 @@ def train(recipe: Recipe) -> Path:
     accelerator.wait_for_everyone()
     announce(accelerator, loop, data)
     start_trackers(accelerator, recipe, folder.logs)
+    cache = embed(loop) if recipe.cache_embeddings else None
     loop.run()
-    finish(loop, folder)
+    finish(loop, folder, data, cache)
     accelerator.end_training()
     return folder.path
 
@@ -162,9 +166,28 @@ def announce(accelerator: Accelerator, loop: TrainingLoop, data: SegmentationDat
     )
 
 
-def finish(loop: TrainingLoop, folder: RunFolder) -> None:
-    """Measure the trained model on the test images, and write what the run leaves."""
-    recipe, accelerator, data = loop.recipe, loop.accelerator, loop.data
+def embed(loop: TrainingLoop) -> EmbeddingCache:
+    """Give the loop embeddings in place of training and validation images; the test images stay unopened."""
+    recipe, data = loop.recipe, loop.data
+    cache = EmbeddingCache(
+        loop.model,
+        loop.processor,
+        precision=recipe.precision,
+        batch_size=recipe.batch_size,
+        num_workers=recipe.num_workers,
+    )
+    embedded = cache.embed(*filter(None, (data.train, data.val)))
+    loop.data = dataclasses.replace(data, train=embedded[0], val=embedded[1] if data.val is not None else None)
+    return cache
+
+
+def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache: EmbeddingCache | None) -> None:
+    """Measure the trained model on the test images, and write what the run leaves.
+
+    Args:
+        data: with images, which the samples show; `loop.data` may hold embeddings.
+    """
+    recipe, accelerator = loop.recipe, loop.accelerator
     zero_shot = {"zero_shot_model": _base_of_full(recipe, accelerator.device)} if recipe.method == "full" else {}
     # Without a test set what there is is measured, and named in metrics.json.
     measured_on = next(name for name in ("test", "val", "train") if getattr(data, name) is not None)
@@ -172,10 +195,10 @@ def finish(loop: TrainingLoop, folder: RunFolder) -> None:
     result: EvalResult = evaluate(
         loop.model,
         loop.processor,
-        split,
+        split if cache is None else cache.embed(split)[0],
         recipe.prompts,
         batch_size=recipe.batch_size,
-        constant=constant_mask(data.train) if "none" in recipe.prompts else None,
+        constant=constant_mask(loop.data.train) if "none" in recipe.prompts else None,
         precision=recipe.precision,
         num_workers=recipe.num_workers,
         seed=recipe.seed,

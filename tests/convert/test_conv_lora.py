@@ -1,0 +1,382 @@
+"""AutoGluon's Conv-LoRA checkpoints: exact round trip, sizes from the shapes, and one clear error for each defect."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from peft import AutoPeftModel, PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from sams import random_sam
+
+import hf_sam_adapt
+from hf_sam_adapt import SamAdaptProcessor, cli, convert_official_checkpoint
+from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.fingerprint import compute_fingerprint
+from hf_sam_adapt.loading import load_adapted
+
+
+LAYERS, WIDTH, RANK, EXPERTS = 3, 32, 2, 4
+QKV = "model.model.vision_encoder.layers.{}.attn.qkv."
+
+
+def autogluon_state(sam, rank=RANK, experts=EXPERTS, layers=range(LAYERS), seed=7):
+    """The state dict of an AutoGluon predictor around `sam`: its names, its pruned decoder, random trained values."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    state = {}
+    for name, value in sam.state_dict().items():
+        if any(name.startswith(f"mask_decoder.output_hypernetworks_mlps.{mlp}.") for mlp in (1, 2, 3)):
+            continue
+        trained = name.startswith("mask_decoder.") and "iou_prediction_head" not in name
+        if name == "mask_decoder.mask_tokens.weight":
+            value = value[:1]
+        state[f"model.model.{name}"] = draw(*value.shape) if trained else value.clone()
+    for index in layers:
+        prefix = QKV.format(index)
+        state |= {
+            f"{prefix}lora_A": draw(rank, WIDTH),
+            f"{prefix}lora_B": draw(3 * WIDTH, rank),
+            f"{prefix}lora_moe_gating.w_gate": draw(rank, experts),
+            f"{prefix}lora_moe_gating.w_noise": draw(rank, experts),
+            f"{prefix}lora_moe_gating.mean": torch.zeros(1),
+            f"{prefix}lora_moe_gating.std": torch.ones(1),
+        }
+        for expert in range(experts):
+            state[f"{prefix}lora_moe_experts.{expert}.0.weight"] = draw(rank, rank, 3, 3)
+            state[f"{prefix}lora_moe_experts.{expert}.0.bias"] = draw(rank)
+    return state
+
+
+def expected_tensors(state, layers=range(LAYERS), experts=EXPERTS, decoder=True):
+    """What the adapter must hold, written down from the name map of the format, not with the converter."""
+    expected = {}
+    for index in layers:
+        old, new = QKV.format(index), f"base_model.model.vision_encoder.layers.{index}.attn.qkv."
+        expected[f"{new}lora_A.weight"] = state[f"{old}lora_A"]
+        expected[f"{new}lora_B.weight"] = state[f"{old}lora_B"]
+        if experts > 1:
+            expected[f"{new}lora_experts.w_gate"] = state[f"{old}lora_moe_gating.w_gate"]
+            expected[f"{new}lora_experts.w_noise"] = state[f"{old}lora_moe_gating.w_noise"]
+        for kind in ("weight", "bias"):
+            parts = [state[f"{old}lora_moe_experts.{e}.0.{kind}"] for e in range(experts)]
+            expected[f"{new}lora_experts.{kind}"] = torch.stack(parts)
+    for name, value in state.items():
+        inner = name.removeprefix("model.model.mask_decoder.")
+        if decoder and inner != name and not inner.startswith("iou_prediction_head"):
+            expected[f"base_model.model.mask_decoder.lora_weights.{inner}"] = value
+    return expected
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.fixture
+def sam():
+    return random_sam()
+
+
+@pytest.fixture
+def base(sam, tmp_path):
+    """The folder of the model that the checkpoint was made from."""
+    folder = tmp_path / "base"
+    sam.save_pretrained(folder)
+    SamAdaptProcessor(image_size=64, patch_size=8).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, **options):
+        path = tmp_path / "model.ckpt"
+        torch.save(content, path, **options)
+        return path
+
+    return write
+
+
+def config_of(folder):
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+def test_a_converted_adapter_loads_with_the_checkpoints_tensors(sam, base, write, out):
+    state = autogluon_state(sam)
+    done = convert_official_checkpoint("conv-lora", write({"state_dict": state}), out, base=base)
+    names = ["adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json"]
+    assert done.folder == out and sorted(path.name for path in out.iterdir()) == names
+    expected = expected_tensors(state)
+    assert_equal(load_file(out / "adapter_model.safetensors"), expected)
+    for loaded in (PeftModel.from_pretrained(random_sam(), out), AutoPeftModel.from_pretrained(out)):
+        assert_equal(get_peft_model_state_dict(loaded, save_embedding_layers=False), expected)
+
+
+def test_what_the_config_says(sam, base, write, out):
+    state = autogluon_state(sam)
+    convert_official_checkpoint("conv-lora", write({"state_dict": state}), out, base=base)
+    config = config_of(out)
+    said = {
+        "peft_type": "CONV_LORA",
+        "r": RANK,
+        "lora_alpha": 32,
+        "num_experts": EXPERTS,
+        "router": "faithful",
+        "eval_routing": "argmax",
+        "decoder": "full",
+        "num_mask_tokens": 1,
+        "layers_to_transform": None,
+        "base_model_name_or_path": base,
+        "base_fingerprint": compute_fingerprint(sam),
+        "inference_mode": True,
+    }
+    assert {key: config[key] for key in said} == said
+    processor = SamAdaptProcessor.from_pretrained(out)
+    assert (processor.image_size, processor.patch_size, processor.resize) == (64, 8, "squash")
+
+
+def test_the_packages_own_loading_finds_the_base_and_computes(sam, base, write, out):
+    convert_official_checkpoint("conv-lora", write({"state_dict": autogluon_state(sam)}), out, base=base)
+    loaded = load_adapted(str(out))
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        adapted = loaded.model(pixels).pred_masks
+        with loaded.model.disable_adapter():
+            plain = loaded.model(pixels, multimask_output=False).pred_masks
+        zero_shot = sam(pixels, multimask_output=False).pred_masks
+    assert adapted.shape == plain.shape == (2, 1, 1, 32, 32)
+    assert torch.equal(plain, zero_shot)
+    assert not torch.allclose(adapted, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_without_base_frozen_weights_are_counted_and_the_fingerprint_is_null(sam, write, out, legacy):
+    state = autogluon_state(sam)
+    path = write(state, _use_new_zipfile_serialization=not legacy)  # a bare state dict, and one without memory map
+    done = convert_official_checkpoint("conv-lora", path, out)
+    trained = [name for name in state if "lora_" in name or ("mask_decoder" in name and "iou_pred" not in name)]
+    assert done.notes[0].startswith(f"{len(state) - len(trained)} frozen weights skipped")
+    config = config_of(out)
+    assert config["base_fingerprint"] is None and config["base_model_name_or_path"] is None
+    assert_equal(load_file(out / "adapter_model.safetensors"), expected_tensors(state))
+    assert SamAdaptProcessor.from_pretrained(out).image_size == 64
+    with pytest.raises(UserError, match="does not name its base model"):
+        load_adapted(str(out))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_encoder_alone(sam, base, write, out, named):
+    state = {k: v for k, v in autogluon_state(sam).items() if named or "mask_decoder" not in k}
+    done = convert_official_checkpoint("conv-lora", write(state), out, decoder="none", base=base)
+    config = config_of(out)
+    assert config["decoder"] == "frozen" and config["num_mask_tokens"] is None
+    expected = expected_tensors(state, decoder=False)
+    assert_equal(load_file(out / "adapter_model.safetensors"), expected)
+    loaded = PeftModel.from_pretrained(random_sam(), out)
+    assert_equal(get_peft_model_state_dict(loaded, save_embedding_layers=False), expected)
+    dropped = sum("mask_decoder" in name and "iou_prediction_head" not in name for name in state)
+    assert done.notes[0].startswith(f"{dropped} weights of the mask decoder left out")
+
+
+@pytest.mark.parametrize("layers", [[1], [0, 2], [0, 1]])
+@pytest.mark.parametrize("experts", [1, 3])
+def test_holes_ranks_experts_and_alpha(sam, base, write, out, layers, experts):
+    state = autogluon_state(sam, rank=5, experts=experts, layers=layers)
+    convert_official_checkpoint("conv-lora", write(state), out, base=base, lora_alpha=7)
+    config = config_of(out)
+    assert (config["r"], config["num_experts"], config["lora_alpha"]) == (5, experts, 7)
+    assert config["layers_to_transform"] == layers
+    expected = expected_tensors(state, layers, experts)
+    loaded = PeftModel.from_pretrained(random_sam(), out)
+    assert_equal(get_peft_model_state_dict(loaded, save_embedding_layers=False), expected)
+
+
+def test_a_half_precision_checkpoint_fits_its_base(sam, base, write, out):
+    state = {name: value.half() for name, value in autogluon_state(sam).items()}
+    convert_official_checkpoint("conv-lora", write(state), out, base=base)
+    assert_equal(load_file(out / "adapter_model.safetensors"), expected_tensors(state))
+
+
+def test_trained_weights_alone_take_the_input_size_that_is_named(sam, write, out, tmp_path):
+    state = {k: v for k, v in autogluon_state(sam).items() if "lora_" in k or "mask_decoder" in k}
+    path = write(state)
+    convert_official_checkpoint("conv-lora", path, out, image_size=512)
+    assert SamAdaptProcessor.from_pretrained(out).image_size == 512
+    convert_official_checkpoint("conv-lora", path, tmp_path / "other")
+    assert SamAdaptProcessor.from_pretrained(tmp_path / "other").image_size == 1024
+
+
+def without(*parts):
+    return lambda state: {k: v for k, v in state.items() if not any(part in k for part in parts)}
+
+
+def changed(name, change):
+    return lambda state: state | {name: change(state.get(name))}
+
+
+QKV0, QKV1, TOKENS = QKV.format(0), QKV.format(1), "model.model.mask_decoder.mask_tokens.weight"
+IOU_BIAS = "model.model.mask_decoder.iou_prediction_head.proj_out.bias"
+NECK = "model.model.vision_encoder.neck.conv2.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("mask_decoder"), "has no mask_decoder weights; --decoder none"),
+        (
+            without("mask_decoder.upscale"),
+            "6 weights missing: mask_decoder.*upscale_conv1.*--decoder none",
+        ),
+        (changed(TOKENS, lambda value: value.repeat(3, 1)), "several classes.*not supported yet; --decoder none"),
+        (changed("model.model.mask_decoder.output_classifier_mlps.bias", lambda _: torch.zeros(4)), "several classes"),
+        (changed(TOKENS, lambda value: value[:, :8]), "mask_decoder.lora_weights.* is .*, this SAM takes"),
+        (without("lora_"), "has no Conv-LoRA weights"),
+        (without("lora_moe_gating"), "layer 0 misses 2 Conv-LoRA weights: lora_moe_gating.w_gate"),
+        (without("layers.1.attn.qkv.lora_B"), "layer 1 misses 1 Conv-LoRA weights: lora_B"),
+        (without("layers.1.attn.qkv.lora_A"), "layer 1 has no complete"),
+        (without("layers.2.attn.qkv.lora_moe_experts.1."), "layer 2 misses 2 .*moe_experts.1.0.bias"),
+        (
+            without("layers.2.attn.qkv.lora_moe_experts.3."),
+            "4 experts in layers 0, 1; .*3 experts in layers 2",
+        ),
+        (changed(f"{QKV1}lora_A", lambda value: torch.zeros(3, WIDTH)), "differ in size: r=2.*; r=3, .*in layers 1"),
+        (changed(f"{QKV1}lora_B", lambda value: value.T), "lora_B of layer 1 is .*expected"),
+        (changed(f"{QKV0}lora_extra", lambda _: torch.zeros(1)), "layer 0 has unknown 1 .*lora_extra"),
+        (changed("model.model.text_encoder.weight", lambda _: torch.zeros(1)), "1 weights that are neither.*text_enc"),
+        (
+            changed(NECK, lambda value: value + 1),
+            r"1 of \d+ frozen .*vision_encoder.neck.conv2.weight \(differs",
+        ),
+        (changed(NECK, lambda value: value * float("nan")), "1 of .*neck.conv2.weight"),
+        (changed(NECK, lambda value: value[:1]), r"neck.conv2.weight \(\(1, 16, 3, 3\) against"),
+        (
+            changed("model.model.mask_decoder.iou_prediction_head.proj_out.bias", lambda value: value + 1),
+            "1 of .*iou_",
+        ),
+        (
+            changed("model.model.vision_encoder.layers.9.norm1.weight", lambda _: torch.zeros(WIDTH)),
+            "neither SAM's nor Conv-LoRA's: vision_encoder.layers.9.norm1.weight",
+        ),
+        (
+            changed("model.model.vision_encoder.layers.9.layer_norm1.weight", lambda _: torch.zeros(WIDTH)),
+            "vision_encoder.layers.9.layer_norm1.weight .the base has none",
+        ),
+        (lambda state: {}, "holds no state dict"),
+        (lambda state: {"weights": [1, 2]}, "holds no state dict"),
+        (lambda state: torch.zeros(3), "holds no state dict"),
+    ],
+)
+def test_each_defect_of_a_checkpoint_is_one_error(sam, base, write, out, change, message):
+    path = write({"state_dict": change(autogluon_state(sam))})
+    with pytest.raises(UserError, match=message) as raised:
+        convert_official_checkpoint("conv-lora", path, out, base=base)
+    assert "\n" not in str(raised.value) and not out.exists()
+
+
+def test_another_base_is_refused(sam, write, out, tmp_path):
+    random_sam(seed=5).save_pretrained(tmp_path / "other")
+    path = write(autogluon_state(sam))
+    with pytest.raises(UserError, match=r"(\d+) of \1 frozen weights .*other"):
+        convert_official_checkpoint("conv-lora", path, out, base=str(tmp_path / "other"))
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+def test_a_checkpoint_that_needs_code_is_refused_and_not_run(sam, write, out, capsys):
+    path = write({"state_dict": autogluon_state(sam), "hyper_parameters": Payload()})
+    with pytest.raises(UserError, match=r"holds more than tensors \(.*print.*could run code") as raised:
+        convert_official_checkpoint("conv-lora", path, out)
+    assert "\n" not in str(raised.value) and capsys.readouterr().out == "" and not out.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 torn", pickle.dumps([1])])
+def test_a_file_that_is_no_checkpoint(tmp_path, out, content):
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"is no PyTorch file|holds no state dict") as raised:
+        convert_official_checkpoint("conv-lora", path, out)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "cosam"}, "format: 'cosam' is unknown; use one of conv-lora"),
+        ({"decoder": "hq"}, "decoder: 'hq' is unknown"),
+        ({"checkpoint_path": "nowhere.ckpt"}, "nowhere.ckpt is no file"),
+        ({"image_size": 128}, "image_size: the checkpoint was trained at 64, not at 128"),
+        ({"base": "nowhere/at/all"}, "nowhere/at/all"),
+    ],
+)
+def test_wrong_arguments(sam, write, out, options, message):
+    arguments = {"format": "conv-lora", "checkpoint_path": write(autogluon_state(sam)), "out_folder": out} | options
+    with pytest.raises(UserError, match=message):
+        convert_official_checkpoint(**arguments)
+    assert not out.exists()
+
+
+def test_what_stands_in_the_folder_is_kept(sam, write, out):
+    path = write(autogluon_state(sam))
+    out.mkdir()
+    convert_official_checkpoint("conv-lora", path, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(UserError, match="not an empty folder"):
+        convert_official_checkpoint("conv-lora", path, out, lora_alpha=1)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_a_write_that_fails_leaves_nothing(sam, write, out, monkeypatch):
+    path = write(autogluon_state(sam))
+
+    def full_disk(*args, **kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(SamAdaptProcessor, "save_pretrained", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        convert_official_checkpoint("conv-lora", path, out)
+    assert [file.name for file in out.parent.iterdir()] == [path.name]
+
+
+def test_the_command(sam, base, write, out, capsys):
+    state = autogluon_state(sam)
+    path = str(write({"state_dict": state}))
+    argv = ["convert", "--from", "conv-lora", path, "--out", str(out), "--base", base, "--lora_alpha", "16"]
+    assert cli.main([*argv, "--decoder", "none"]) == 0
+    shown = capsys.readouterr().out
+    assert "left out, as asked" in shown and f"compared with {base}" in shown and f"Saved to {out}." in shown
+    assert config_of(out)["lora_alpha"] == 16
+    assert_equal(load_file(out / "adapter_model.safetensors"), expected_tensors(state, decoder=False))
+    assert cli.main(argv) == 2 and "not an empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "convert needs the checkpoint's file"),
+        (["x.ckpt"], "convert needs --from"),
+        (["x.ckpt", "--from=conv-lora"], "convert needs --out"),
+        (["--from", "nothing", "x.ckpt"], "'nothing' is not one of conv-lora"),
+        (["--from", "conv-lora", "x.ckpt", "--out", "adapter"], "x.ckpt is no file"),
+        (["--from", "conv-lora", "x.ckpt", "--decoder", "some"], "decoder: 'some' is not one of full, none"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["convert", *argv]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
+
+
+def test_it_is_part_of_the_public_names():
+    assert "convert_official_checkpoint" in dir(hf_sam_adapt)

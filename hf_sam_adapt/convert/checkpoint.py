@@ -35,7 +35,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             f"checkpoint: {path} holds more than tensors ({refused[1]}), and unpickling that could run code; where "
             "you trust the file, save its state_dict alone with torch.save and convert that"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # torch checks nothing: a damaged pickle raises whatever its bytes lead to
         raise UserError(f"checkpoint: {path} is no PyTorch file, or a damaged one") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if (

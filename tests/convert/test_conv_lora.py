@@ -309,6 +309,16 @@ def test_a_file_that_is_no_checkpoint(tmp_path, out, content):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_checkpoint(sam, write, out, zipped):
+    path = write({"state_dict": {"a": torch.randn(50)}}, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for end in range(0, len(whole), 37):
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match="is no PyTorch file, or a damaged one"):
+            convert_official_checkpoint("conv-lora", path, out)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,6 +8,7 @@ import yaml
 
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.recipe import Recipe, parse_recipe
+from hf_sam_adapt.tuners.conv_lora import ConvLoraConfig
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -131,3 +132,19 @@ def test_committed_recipes_parse(path):
         pytest.skip("not a recipe of `train`")
     recipe = parse_recipe(["--config", str(path)])
     assert recipe.dataset and recipe.output_dir.startswith("runs/")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("conv_lora_*.yaml")), ids=lambda path: path.name)
+def test_conv_lora_recipes_have_the_published_settings(path):
+    recipe = parse_recipe(["--config", str(path)])
+    name = path.stem.removeprefix("conv_lora_")
+    config = ConvLoraConfig(**recipe.method_args)
+    assert (config.r, config.lora_alpha, config.num_experts, config.top_k, config.num_mask_tokens) == (3, 32, 8, 1, 1)
+    assert config.router == "faithful" and recipe.batch_size * recipe.gradient_accumulation_steps == 4
+    assert (recipe.resize, recipe.augment, recipe.lr_scheduler, recipe.warmup) == ("squash", ["flip"], "linear", 0)
+    assert recipe.learning_rate == (3e-4 if name in ("leaf", "massachusetts_roads") else 1e-4)
+    assert recipe.epochs == {"sbu": 10, "camo": 20, "massachusetts_roads": 20}.get(name, 30)
+    assert recipe.loss == ("bbce" if name == "sbu" else "structure")
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"--config recipes/{path.name}" in line for line in header)
+    assert "Licence of the data:" in " ".join(line.removeprefix("# ") for line in header)

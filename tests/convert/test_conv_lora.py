@@ -1,13 +1,16 @@
 """AutoGluon's Conv-LoRA checkpoints: exact round trip, sizes from the shapes, and one clear error for each defect."""
 
+import copy
 import json
 import pickle
 
 import pytest
 import torch
 from peft import AutoPeftModel, PeftModel, get_peft_model_state_dict
+from reference_conv_lora import mixture
 from safetensors.torch import load_file
 from sams import random_sam
+from torch import nn
 
 import hf_sam_adapt
 from hf_sam_adapt import SamAdaptProcessor, cli, convert_official_checkpoint
@@ -20,12 +23,12 @@ LAYERS, WIDTH, RANK, EXPERTS = 3, 32, 2, 4
 QKV = "model.model.vision_encoder.layers.{}.attn.qkv."
 
 
-def autogluon_state(sam, rank=RANK, experts=EXPERTS, layers=range(LAYERS), seed=7):
+def autogluon_state(sam, rank=RANK, experts=EXPERTS, layers=range(LAYERS), scale=1.0, seed=7):
     """The state dict of an AutoGluon predictor around `sam`: its names, its pruned decoder, random trained values."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
-        return torch.randn(*shape, generator=generator)
+        return scale * torch.randn(*shape, generator=generator)
 
     state = {}
     for name, value in sam.state_dict().items():
@@ -155,6 +158,52 @@ def test_the_packages_own_loading_finds_the_base_and_computes(sam, base, write, 
     assert adapted.shape == plain.shape == (2, 1, 1, 32, 32)
     assert torch.equal(plain, zero_shot)
     assert not torch.allclose(adapted, plain, atol=1e-2)
+
+
+class OfficialLinear(nn.Module):
+    """One adapted Linear, from the checkpoint's own tensors."""
+
+    def __init__(self, linear, state, prefix, alpha=32):
+        super().__init__()
+        self.linear, self.state, self.prefix, self.alpha = linear, state, prefix, alpha
+
+    def forward(self, x):
+        own = {key.removeprefix(self.prefix): value for key, value in self.state.items() if self.prefix in key}
+        z = x @ own["lora_A"].T  # (N, H, W, r)
+        index = (z.mean((1, 2)) @ own["lora_moe_gating.w_gate"]).argmax(1)
+        experts = [f"lora_moe_experts.{e}.0." for e in range(EXPERTS)]
+        weight, bias = (torch.stack([own[expert + kind] for expert in experts]) for kind in ("weight", "bias"))
+        return (
+            self.linear(x) + self.alpha / len(own["lora_A"]) * (z + mixture(z, index, weight, bias)) @ own["lora_B"].T
+        )
+
+
+def official_model(sam, state):
+    """The published network: adapted `qkv`, and a decoder with one mask token and one hyper-network MLP."""
+    model = copy.deepcopy(sam)
+    for index, layer in enumerate(model.vision_encoder.layers):
+        layer.attn.qkv = OfficialLinear(layer.attn.qkv, state, QKV.format(index))
+    decoder = model.mask_decoder
+    decoder.num_mask_tokens = 1
+    decoder.mask_tokens = nn.Embedding(1, decoder.hidden_size)
+    decoder.output_hypernetworks_mlps = decoder.output_hypernetworks_mlps[:1]
+    prefix = "model.model.mask_decoder."
+    decoder.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    return model
+
+
+def test_a_converted_adapter_computes_the_published_networks_masks(sam, base, write, out):
+    state = autogluon_state(sam, scale=0.2)
+    convert_official_checkpoint("conv-lora", write({"state_dict": state}), out, base=base)
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        official = official_model(sam, state)(pixels, multimask_output=False)
+        converted = load_adapted(str(out)).model(pixels)
+        plain = sam(pixels, multimask_output=False)
+    spread = official.pred_masks.std()
+    torch.testing.assert_close(converted.pred_masks, official.pred_masks, atol=1e-4 * spread.item(), rtol=0)
+    torch.testing.assert_close(converted.iou_scores, official.iou_scores, atol=1e-4, rtol=0)
+    assert (official.pred_masks - plain.pred_masks).abs().mean() > 0.1 * spread
 
 
 @pytest.mark.parametrize("legacy", [False, True])

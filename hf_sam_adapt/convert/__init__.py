@@ -52,8 +52,8 @@ def convert_official_checkpoint(
         base: `tiny`, folder or Hub id of the SAM that was adapted. The checkpoint's frozen weights are compared with
             it, and the adapter stores its name and fingerprint. None skips them: whoever loads the adapter names the
             base.
-        image_size: side of the network's input in pixels, for a checkpoint without position embedding; None = the
-            base's, or 1024.
+        image_size: side of the network's input in pixels, where neither the checkpoint's position embedding nor a base
+            tells; None = 1024.
 
     Raises:
         UserError: a file that is no such checkpoint, has weights missing or unknown, or belongs to another base; an

@@ -28,7 +28,7 @@ class ConvertArguments:
     )
     lora_alpha: int | float | None = _key(None, "Scaling times r; unset = the official 32.")
     image_size: int | None = _key(
-        None, "Side of the input where no tensor tells; unset = the checkpoint's, the base's, or 1024."
+        None, "Side of the input where neither the checkpoint nor a base tells; unset = 1024."
     )
 
 

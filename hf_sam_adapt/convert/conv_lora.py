@@ -243,12 +243,14 @@ def _check_against_peft(
 def _input_side(
     state: dict[str, torch.Tensor], patch_size: int, wanted: int | None, base: SamAdaptProcessor | None
 ) -> int:
-    """Side of the network's input in pixels: the position embedding's, the caller's, the base's, or SAM's."""
+    """Side of the network's input in pixels: the position embedding's, the base's, the caller's, or SAM's."""
     table = state.get("vision_encoder.pos_embed")
-    stored = None if table is None else table.shape[1] * patch_size  # (1, h, w, C)
-    if stored is not None and wanted not in (None, stored):
-        raise UserError(f"image_size: the checkpoint was trained at {stored}, not at {wanted}; leave it unset")
-    return stored or wanted or (IMAGE_SIZE if base is None else base.image_size)
+    known = None if base is None else base.image_size
+    if table is not None:
+        known = table.shape[1] * patch_size  # (1, h, w, C)
+    if known is not None and wanted not in (None, known):
+        raise UserError(f"image_size: the checkpoint was trained at {known}, not at {wanted}; leave it unset")
+    return known or wanted or IMAGE_SIZE
 
 
 def _notes(state: dict[str, torch.Tensor], frozen: int, decoder: str | None, base: str | None) -> list[str]:

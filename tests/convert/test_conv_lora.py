@@ -254,13 +254,17 @@ def test_a_half_precision_checkpoint_fits_its_base(sam, base, write, out):
     assert_equal(load_file(out / "adapter_model.safetensors"), expected_tensors(state))
 
 
-def test_trained_weights_alone_take_the_input_size_that_is_named(sam, write, out, tmp_path):
+def test_trained_weights_alone_take_the_input_size_of_the_base_or_of_the_caller(sam, base, write, out, tmp_path):
     state = {k: v for k, v in autogluon_state(sam).items() if "lora_" in k or "mask_decoder" in k}
     path = write(state)
     convert_official_checkpoint("conv-lora", path, out, image_size=512)
     assert SamAdaptProcessor.from_pretrained(out).image_size == 512
     convert_official_checkpoint("conv-lora", path, tmp_path / "other")
     assert SamAdaptProcessor.from_pretrained(tmp_path / "other").image_size == 1024
+    convert_official_checkpoint("conv-lora", path, tmp_path / "third", base=base)
+    assert SamAdaptProcessor.from_pretrained(tmp_path / "third").image_size == 64
+    with pytest.raises(UserError, match="image_size: .* at 64, not at 512"):
+        convert_official_checkpoint("conv-lora", path, tmp_path / "fourth", base=base, image_size=512)
 
 
 def without(*parts):

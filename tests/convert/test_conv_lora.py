@@ -263,7 +263,7 @@ def test_trained_weights_alone_take_the_input_size_of_the_base_or_of_the_caller(
     assert SamAdaptProcessor.from_pretrained(tmp_path / "other").image_size == 1024
     convert_official_checkpoint("conv-lora", path, tmp_path / "third", base=base)
     assert SamAdaptProcessor.from_pretrained(tmp_path / "third").image_size == 64
-    with pytest.raises(UserError, match="image_size: .* at 64, not at 512"):
+    with pytest.raises(UserError, match=r"image_size: .* at 64, not at 512"):
         convert_official_checkpoint("conv-lora", path, tmp_path / "fourth", base=base, image_size=512)
 
 

@@ -15,18 +15,16 @@ from ..data import SegmentationData, load_segmentation_dataset
 from ..embeddings.cache import EmbeddingCache, check_cacheable
 from ..errors import UserError
 from ..evaluation import EvalResult, evaluate
-from ..loading import build_model, load_adapted, load_base, save_adapter
+from ..loading import build_model, load_adapted, load_base, method_of, save_adapter
 from ..metrics import constant_mask
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
 from ..report import print_table, save_samples, write_json
 from .card import model_card
+from .experts import save_expert_plot
 from .loop import TrainingLoop
 from .run_folder import RunFolder
 from .trackers import check_trackers, start_trackers
-
-
-_METHOD_OF_TYPE = {"SAM_ADAPTER": "sam_adapter", "SAM_DECODER": "decoder", "LORA": "lora"}
 
 
 def train(recipe: Recipe) -> Path:
@@ -58,6 +56,8 @@ def train(recipe: Recipe) -> Path:
     loop = TrainingLoop(recipe, accelerator, model, processor, data, folder.checkpoints)
     if recipe.resume_from_checkpoint is not None:
         loop.resume(recipe.resume_from_checkpoint)
+    # Before there is a run folder: a build that is interrupted is continued by the same command.
+    cache = embed(loop) if recipe.cache_embeddings else None
     # Every process has looked at the folder before one of them writes.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -65,7 +65,6 @@ def train(recipe: Recipe) -> Path:
     accelerator.wait_for_everyone()
     announce(accelerator, loop, data)
     start_trackers(accelerator, recipe, folder.logs)
-    cache = embed(loop) if recipe.cache_embeddings else None
     loop.run()
     finish(loop, folder, data, cache)
     accelerator.end_training()
@@ -115,7 +114,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
             raise UserError("method_args: an adapter to start from has its own config; leave method_args out.")
         loaded = load_adapted(recipe.adapter, model=recipe.model, trainable=True)
         model, processor = loaded.model, loaded.processor
-        method = "full" if loaded.config is None else _METHOD_OF_TYPE[loaded.config.peft_type]
+        method = method_of(loaded.config)
         base_name = loaded.base_name or recipe.adapter
         if method == "full":
             model = build_model("full", {}, model, image_size=recipe.image_size)
@@ -223,6 +222,8 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
         save_samples(
             path, loop.model, loop.processor, split, result, precision=recipe.precision, seed=recipe.seed, **zero_shot
         )
+        if loop.state.experts:
+            save_expert_plot(loop.state.experts, target / "experts.png")
         (target / "README.md").write_text(model_card(recipe, metrics, data.notes), encoding="utf-8")
         print_table(metrics)
 

@@ -31,6 +31,8 @@ from .store import EmbeddingStore, EmbeddingWriter
 
 
 _FORMAT = 1  # of what is hashed and stored
+# What a config says about its file; the dtype is that of the weights.
+_OF_THE_FILE = ("_name_or_path", "architectures", "dtype", "transformers_version")
 
 
 def check_cacheable(model: nn.Module) -> None:
@@ -72,7 +74,7 @@ def cache_key(model: nn.Module, processor: SamAdaptProcessor, precision: str) ->
     encoder = find_vision_encoder(model)
     settings = {
         "format": _FORMAT,
-        "encoder": encoder.config.to_dict(),
+        "encoder": {k: value for k, value in encoder.config.to_dict().items() if k not in _OF_THE_FILE},
         "attention": encoder.config._attn_implementation,
         "processor": processor.to_dict(),
         "precision": precision,

@@ -26,7 +26,6 @@ _OWN = (
     "preprocessor_config.json",
     "metrics.json",
     "samples.png",
-    "experts.png",
     "README.md",
     "checkpoints",
 )

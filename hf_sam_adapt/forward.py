@@ -10,6 +10,7 @@ from torch import nn
 from transformers import SamModel
 
 from .prompts import Prompt
+from .tuners.conv_lora import balance_loss
 
 
 def encode(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -81,6 +82,9 @@ def segment_multimask(
 class PromptedSam(nn.Module):
     """`segment` as a module: to a wrapper such as DistributedDataParallel, encoder and decoder are one forward.
 
+    Returns the logits of `segment` and the sum of the adapters' own losses, None without any: as an output, so that
+    the wrapper sees every parameter that it reaches.
+
     Args:
         model: `SamModel`, or a `PeftModel` of one.
     """
@@ -94,8 +98,9 @@ class PromptedSam(nn.Module):
         pixel_values: torch.Tensor | None,
         prompts: Sequence[Prompt],
         image_embeddings: torch.Tensor | None = None,
-    ) -> list[torch.Tensor]:
-        return segment(self.model, pixel_values, prompts, image_embeddings=image_embeddings)
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        logits = segment(self.model, pixel_values, prompts, image_embeddings=image_embeddings)
+        return logits, balance_loss(self.model)
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

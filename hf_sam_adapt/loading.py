@@ -25,19 +25,31 @@ from .image_size import find_vision_encoder, resize_input
 from .processing import SamAdaptProcessor
 from .tiny import TINY, load_tiny_sam
 from .tuners.common.decoder import freeze_outside_adapter
+from .tuners.conv_lora import ConvLoraConfig
 from .tuners.sam_adapter import SamAdapterConfig
 from .tuners.sam_decoder import SamDecoderConfig
 
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-METHODS = {"sam_adapter": SamAdapterConfig, "decoder": SamDecoderConfig, "lora": LoraConfig, "full": None}
+METHODS = {
+    "sam_adapter": SamAdapterConfig,
+    "conv_lora": ConvLoraConfig,
+    "decoder": SamDecoderConfig,
+    "lora": LoraConfig,
+    "full": None,
+}
 LORA_DEFAULTS = {
     "r": 8,
     "lora_alpha": 16,
     "target_modules": r"vision_encoder\.layers\.\d+\.attn\.qkv",
     "modules_to_save": ["mask_decoder"],
 }
+
+
+def method_of(config: PeftConfig | None) -> str:
+    """The recipe's name of an adapter's method; None, a model folder, is `full`."""
+    return next(name for name, cls in METHODS.items() if cls is (None if config is None else type(config)))
 
 
 @dataclass

@@ -32,7 +32,7 @@ class Recipe:
         None,
         "The SAM to adapt: tiny, a folder, or a Hub id such as facebook/sam-vit-base; unset = the adapter's, or tiny.",
     )
-    method: Literal["sam_adapter", "decoder", "lora", "full"] = _key("sam_adapter", "How SAM is adapted.")
+    method: Literal["sam_adapter", "conv_lora", "decoder", "lora", "full"] = _key("sam_adapter", "How SAM is adapted.")
     method_args: dict = _key({}, "Fields of the method's PEFT config, e.g. --method_args.scale_factor 16.")
     adapter: str | None = _key(None, "Adapter folder or Hub id to start from instead of a fresh one.")
 

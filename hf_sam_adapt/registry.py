@@ -1,6 +1,6 @@
 """Registration with PEFT: the one place that touches PEFT's closed type enum."""
 
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
 
 
@@ -53,7 +53,8 @@ def register_method(name: str, config_cls: type, model_cls: type) -> None:
         if (registered.__module__, registered.__qualname__) == (config_cls.__module__, config_cls.__qualname__):
             return
         raise RuntimeError(f"PEFT type {peft_type.value} is already registered by {registered.__module__}")
-    owners = {prefix: kind for kind, prefix in PEFT_TYPE_TO_PREFIX_MAPPING.items()}
-    if model_cls.prefix in owners:
-        raise RuntimeError(f"state-dict prefix {model_cls.prefix!r} is already used by {owners[model_cls.prefix]}")
+    owners = [kind for kind, prefix in PEFT_TYPE_TO_PREFIX_MAPPING.items() if prefix == model_cls.prefix]
+    # A subclass of a PEFT tuner keeps its prefix, as AdaLoRA does.
+    if owners and not any(issubclass(model_cls, PEFT_TYPE_TO_TUNER_MAPPING[kind]) for kind in owners):
+        raise RuntimeError(f"state-dict prefix {model_cls.prefix!r} is already used by {owners[0]}")
     register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls, prefix=model_cls.prefix)

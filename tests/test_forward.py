@@ -124,10 +124,10 @@ def test_gradients_equal_one_image_at_a_time(processor):
         sum(logits.square().sum() for logits in run(PromptedSam(model))).backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
-    together = gradients(lambda module: module(batch["pixel_values"], batch["prompts"]))
+    together = gradients(lambda module: module(batch["pixel_values"], batch["prompts"])[0])
     alone = gradients(
         lambda module: [
-            module(batch["pixel_values"][i : i + 1], batch["prompts"][i : i + 1])[0] for i in range(len(images))
+            module(batch["pixel_values"][i : i + 1], batch["prompts"][i : i + 1])[0][0] for i in range(len(images))
         ]
     )
     assert together.keys() == alone.keys()

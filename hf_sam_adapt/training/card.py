@@ -8,7 +8,13 @@ from typing import Any
 from ..recipe import Recipe
 
 
-_NAMES = {"sam_adapter": "SAM-Adapter", "decoder": "decoder fine-tuning", "lora": "LoRA", "full": "full fine-tuning"}
+_NAMES = {
+    "sam_adapter": "SAM-Adapter",
+    "conv_lora": "Conv-LoRA",
+    "decoder": "decoder fine-tuning",
+    "lora": "LoRA",
+    "full": "full fine-tuning",
+}
 _MEASURED_ON = {
     "test": "test images",
     "val": "validation images, which also chose the checkpoint: there were no test images",

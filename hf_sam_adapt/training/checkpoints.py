@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ class TrainingState:
         step: optimizer steps done.
         images_per_step: of all processes and micro-steps together; a resumed run must take as many.
         best_step, best_iou: of the best validation so far, None before the first.
+        experts: use of a Conv-LoRA adapter's experts so far, rows of `ExpertMeter`.
         images_per_second, peak_memory_bytes: cost so far, for a run resumed with nothing left to measure.
     """
 
@@ -41,6 +42,7 @@ class TrainingState:
     best_iou: float | None = None
     images_per_second: float | None = None
     peak_memory_bytes: int = 0
+    experts: list[dict] = field(default_factory=list)
 
 
 class Checkpoints:

@@ -25,6 +25,7 @@ from ..recipe import Recipe
 from .batches import BatchStream, TrainingSamples, seed_micro_step, training_loader
 from .checkpoints import Checkpoints, TrainingState
 from .cost import CostMeter
+from .experts import ExpertMeter
 from .optim import build_optimizer, learning_rate_at, warmup_steps
 
 
@@ -94,13 +95,14 @@ class TrainingLoop:
     def run(self) -> None:
         """Train to the end and leave the best validated weights in the model."""
         with CostMeter(self.accelerator.device, self.schedule.images_per_step) as cost, self._progress() as bar:
-            batches = iter(self._loader())
+            batches, experts = iter(self._loader()), ExpertMeter(self.state.experts, self.schedule.total)
             running_iou = None
             for step in range(self.state.step, self.schedule.total):
                 rate = self._set_learning_rate(step)
                 loss, iou = self._optimizer_step(step, batches)
                 cost.step()
                 self.state.step = step + 1
+                experts.record(step + 1, self.model)
                 self._record_cost(cost)
                 running_iou = iou if running_iou is None else (1 - _RUNNING) * running_iou + _RUNNING * iou
                 speed = f"{self.state.images_per_second:.3g}"
@@ -134,9 +136,11 @@ class TrainingLoop:
             batch = send_to_device(next(batches), self.accelerator.device)
             seed_micro_step(self.recipe.seed, step, micro_step, self.accelerator.process_index)
             with self.accelerator.accumulate(self.wrapped):
-                logits = self.wrapped(batch.get("pixel_values"), batch["prompts"], batch.get("image_embeddings"))
+                inputs = batch.get("pixel_values"), batch["prompts"], batch.get("image_embeddings")
+                logits, own_loss = self.wrapped(*inputs)
                 loss, iou = batch_loss(logits, batch, self.recipe.loss)
-                self.accelerator.backward(loss)  # divides by the number of micro-steps
+                total = loss if own_loss is None else loss + own_loss
+                self.accelerator.backward(total)  # divides by the number of micro-steps
                 if self.accelerator.sync_gradients and self.recipe.max_grad_norm:
                     self.accelerator.clip_grad_norm_(self.trained, self.recipe.max_grad_norm)
                 self.optimizer.step()

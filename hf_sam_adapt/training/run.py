@@ -15,18 +15,16 @@ from ..data import SegmentationData, load_segmentation_dataset
 from ..embeddings.cache import EmbeddingCache, check_cacheable
 from ..errors import UserError
 from ..evaluation import EvalResult, evaluate
-from ..loading import build_model, load_adapted, load_base, save_adapter
+from ..loading import build_model, load_adapted, load_base, method_of, save_adapter
 from ..metrics import constant_mask
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
 from ..report import print_table, save_samples, write_json
 from .card import model_card
+from .experts import save_expert_plot
 from .loop import TrainingLoop
 from .run_folder import RunFolder
 from .trackers import check_trackers, start_trackers
-
-
-_METHOD_OF_TYPE = {"SAM_ADAPTER": "sam_adapter", "SAM_DECODER": "decoder", "LORA": "lora"}
 
 
 def train(recipe: Recipe) -> Path:
@@ -116,7 +114,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
             raise UserError("method_args: an adapter to start from has its own config; leave method_args out.")
         loaded = load_adapted(recipe.adapter, model=recipe.model, trainable=True)
         model, processor = loaded.model, loaded.processor
-        method = "full" if loaded.config is None else _METHOD_OF_TYPE[loaded.config.peft_type]
+        method = method_of(loaded.config)
         base_name = loaded.base_name or recipe.adapter
         if method == "full":
             model = build_model("full", {}, model, image_size=recipe.image_size)
@@ -224,6 +222,8 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
         save_samples(
             path, loop.model, loop.processor, split, result, precision=recipe.precision, seed=recipe.seed, **zero_shot
         )
+        if loop.state.experts:
+            save_expert_plot(loop.state.experts, target / "experts.png")
         (target / "README.md").write_text(model_card(recipe, metrics, data.notes), encoding="utf-8")
         print_table(metrics)
 

@@ -26,6 +26,7 @@ _OWN = (
     "preprocessor_config.json",
     "metrics.json",
     "samples.png",
+    "experts.png",
     "README.md",
     "checkpoints",
 )

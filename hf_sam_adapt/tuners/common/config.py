@@ -25,6 +25,8 @@ class SamConfigMixin:
             whole decoder and `no_mask_embed` are trained then, so DDP needs `find_unused_parameters=True`.
         init_weights: True leaves the base model's output unchanged at the start, False draws random weights, `"paper"`
             initialises as the publication does.
+        num_mask_tokens: mask tokens of a `"full"` decoder. None: SAM's four. 1: pruned to mask token 0, so it returns
+            one mask whatever the caller's `multimask_output`, and before any training not SAM's own.
         image_size: side of the network input in pixels; None keeps the base model's. Another multiple of the patch
             size resizes the base model at injection.
         multimask_output: what a `SamModel` with the adapter active returns when the caller names nothing. False = mask
@@ -45,6 +47,9 @@ class SamConfigMixin:
     )
     init_weights: bool | str = field(
         default=True, metadata={"help": "True: output unchanged at the start; False: random; 'paper': as published."}
+    )
+    num_mask_tokens: int | None = field(
+        default=None, metadata={"help": "Mask tokens of a 'full' decoder; null: SAM's four, 1: pruned to the first."}
     )
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the network input in pixels; None: the base model's."}
@@ -67,6 +72,8 @@ class SamConfigMixin:
         self.fingerprint_is_from_file = self.base_fingerprint is not None
         if self.decoder is not None and self.decoder not in DECODERS:
             raise UserError(f"decoder={self.decoder!r} is unknown; use one of {', '.join(DECODERS)}")
+        if self.num_mask_tokens not in (None, 1):
+            raise UserError(f"num_mask_tokens={self.num_mask_tokens!r}: use null (SAM's four) or 1")
         if self.init_weights not in (True, False, "paper"):
             raise UserError(f"init_weights={self.init_weights!r} is unknown; use true, false or 'paper'")
         if self.image_size is not None and (not isinstance(self.image_size, int) or self.image_size <= 0):

@@ -20,7 +20,9 @@ def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
     has_decoder = find_mask_decoder(model) is not None
     if config.decoder is None:
         config.decoder = config.default_decoder if has_decoder else "frozen"
-    elif config.decoder != "frozen" and not has_decoder:
+    if config.num_mask_tokens is not None and config.decoder != "full":
+        raise UserError(f"num_mask_tokens={config.num_mask_tokens} needs decoder='full', not {config.decoder!r}")
+    if config.decoder != "frozen" and not has_decoder:
         raise UserError(
             f"decoder={config.decoder!r}: {type(model).__name__} has no mask decoder; use SamModel or 'frozen'"
         )
@@ -43,7 +45,7 @@ def decoder_parameters(config: SamConfigMixin, mask_decoder: nn.Module) -> list[
     names = [name for name, _ in mask_decoder.named_parameters()]
     if config.decoder == "frozen":
         return [name for name in names if config.train_iou_head and name.startswith("iou_prediction_head.")]
-    if config.faithful:
+    if config.faithful and config.num_mask_tokens is None:
         return names
     reached = set(reached_parameters(mask_decoder))
     return [n for n in names if n in reached or (config.train_iou_head and n.startswith("iou_prediction_head."))]
@@ -51,7 +53,8 @@ def decoder_parameters(config: SamConfigMixin, mask_decoder: nn.Module) -> list[
 
 def prompt_encoder_parameters(config: SamConfigMixin) -> list[str]:
     """Names of the prompt encoder's parameters in an adapter with this config."""
-    trained = config.train_no_mask_embed or (config.faithful and config.decoder != "frozen")
+    whole = config.faithful and config.decoder != "frozen" and config.num_mask_tokens is None
+    trained = config.train_no_mask_embed or whole
     return ["no_mask_embed.weight"] if trained else []
 
 

@@ -1,11 +1,15 @@
 """What the tuner layers of all methods share: a transparent wrapper, and weights that overlay a whole module."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 from torch.func import functional_call
+
+from ...errors import UserError
 
 
 class _AttributeForwarding:
@@ -87,20 +91,29 @@ class ParameterOverlay(SamTunerLayer):
         self.weights_name = f"{prefix}weights"
         setattr(self, self.weights_name, nn.ModuleDict())
         self.adapter_layer_names = (self.weights_name,)
+        self.mask_tokens: dict[str, int | None] = {}
         self._backup: dict[str, torch.Tensor] = {}
+
+    other_param_names = ("mask_tokens",)
 
     @property
     def overlays(self) -> nn.ModuleDict:
         return getattr(self, self.weights_name)
 
     def update_layer(
-        self, adapter_name: str, names: list[str], random_init: bool = False, inference_mode: bool = False
+        self,
+        adapter_name: str,
+        names: list[str],
+        num_mask_tokens: int | None = None,
+        random_init: bool = False,
+        inference_mode: bool = False,
     ) -> None:
         """Add an adapter that owns the base parameters `names`, starting from the base's values.
 
         Args:
             adapter_name: name of the adapter.
             names: dotted parameter names inside the base module.
+            num_mask_tokens: mask tokens of a pruned mask decoder, all from the base's first; None leaves it whole.
             random_init: add noise of the size of each tensor's spread, so that tests see an adapter that acts.
             inference_mode: True leaves the new weights frozen.
         """
@@ -108,10 +121,13 @@ class ParameterOverlay(SamTunerLayer):
         copies = {}
         for name in names:
             value = base[name].detach().clone()
+            if num_mask_tokens is not None and name == "mask_tokens.weight":
+                value = value[:1].repeat(num_mask_tokens, 1)
             if random_init:
                 value += torch.randn_like(value) * (value.std(correction=0) + 0.02)
             copies[name] = nn.Parameter(value)
         self.overlays[adapter_name] = ParameterTree(copies)
+        self.mask_tokens[adapter_name] = num_mask_tokens
         self.finish_update(adapter_name, inference_mode)
 
     def overlaid_parameters(self, adapter_names: list[str]) -> dict[str, torch.Tensor]:
@@ -139,6 +155,31 @@ class ParameterOverlay(SamTunerLayer):
         parameters = self.overlaid_parameters(adapters)
         _, base_dtype = self._get_base_layer_device_and_dtype(self.base_layer)
         dtype = next(iter(self.overlays[adapters[0]].parameters())).dtype
+        with self._pruned(adapters) as pruned:
+            if pruned:
+                kwargs = kwargs | {"multimask_output": False}
+            return self._call(parameters, args, kwargs, dtype, base_dtype)
+
+    @contextmanager
+    def _pruned(self, adapters: list[str]) -> Iterator[bool]:
+        """Give the mask decoder the adapters' number of mask tokens for one call; whether it is not its own."""
+        counts = {self.mask_tokens[name] for name in adapters}
+        if len(counts) > 1:
+            raise UserError(
+                f"adapters {', '.join(adapters)} differ in num_mask_tokens: they cannot be active together"
+            )
+        (count,) = counts
+        if count is None:
+            yield False
+            return
+        own = self.base_layer.num_mask_tokens
+        self.base_layer.num_mask_tokens = count
+        try:
+            yield True
+        finally:
+            self.base_layer.num_mask_tokens = own
+
+    def _call(self, parameters: dict, args: tuple, kwargs: dict, dtype: torch.dtype, base_dtype: torch.dtype):
         if dtype == base_dtype:
             return call_with(self.base_layer, parameters, args, kwargs)
         args = tuple(_cast(value, dtype) for value in args)
@@ -163,6 +204,8 @@ class ParameterOverlay(SamTunerLayer):
         for name in names if safe_merge else ():
             if not all(torch.isfinite(value).all() for value in self.overlays[name].parameters()):
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+        if any(self.mask_tokens[name] is not None for name in names):
+            raise NotImplementedError("a decoder with fewer mask tokens than the base's cannot be merged into it")
         names = self.merged_adapters + names
         self.unmerge()
         merged = self.overlaid_parameters(names)

@@ -60,6 +60,14 @@ class SamTunerMixin:
             config.base_fingerprint = compute_fingerprint(model)
         self._install_mask_token_default(model, config)
 
+    @staticmethod
+    def check_layers(config: SamConfigMixin, model_config: dict) -> None:
+        """Raise `UserError` if `layers_to_transform` names a layer that the encoder does not have."""
+        depth = model_config.get("vision_config", model_config).get("num_hidden_layers")
+        outside = [index for index in layer_indices(config) or [] if depth is not None and index >= depth]
+        if outside:
+            raise UserError(f"layers_to_transform={outside}: this encoder has {depth} layers, 0 to {depth - 1}")
+
     def _set_image_size(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> bool:
         """Bring the base model to the adapter's input size; whether that changed it."""
         encoder = find_vision_encoder(model)
@@ -110,6 +118,7 @@ class SamTunerMixin:
         layer.update_layer(
             adapter_name,
             self._overlay_names(config, self.model, target_name),
+            num_mask_tokens=config.num_mask_tokens if target_name == "mask_decoder" else None,
             random_init=config.init_weights is False,
             inference_mode=config.inference_mode,
         )
@@ -177,6 +186,19 @@ def check_adapter_keys(
             f"the weights of adapter {adapter_name!r} do not fit its adapter_config.json ({listed}); "
             "the file is damaged or belongs to another adapter"
         )
+
+
+def layer_indices(config: SamConfigMixin) -> list[int] | None:
+    """The blocks of `layers_to_transform` as a list, None for all."""
+    layers = config.layers_to_transform
+    return [layers] if isinstance(layers, int) else layers
+
+
+def in_layers(config: SamConfigMixin, key: str) -> bool:
+    """Whether the module at `key` lies in a block of `layers_to_transform`, or in none at all."""
+    layers = layer_indices(config)
+    index = re.search(r"\.(\d+)(\.|$)", key)
+    return layers is None or index is None or int(index.group(1)) in layers
 
 
 def check_adapter_name(model: nn.Module, adapter_name: str) -> None:

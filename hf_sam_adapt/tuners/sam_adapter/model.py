@@ -1,11 +1,9 @@
 """Placement of SAM-Adapter in a SAM."""
 
-import re
-
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 
 from ...errors import UserError
-from ..common.model import SamTunerMixin
+from ..common.model import SamTunerMixin, in_layers
 from .config import SamAdapterConfig
 from .layer import SamAdapterBlock, SamAdapterPatchEmbed
 
@@ -25,21 +23,14 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: SamAdapterConfig, model_config: dict) -> SamAdapterConfig:
         peft_config = super()._prepare_adapter_config(peft_config, model_config)
-        depth = model_config.get("vision_config", model_config).get("num_hidden_layers")
-        outside = [index for index in _layer_indices(peft_config) or [] if depth is not None and index >= depth]
-        if outside:
-            raise UserError(f"layers_to_transform={outside}: this encoder has {depth} layers, 0 to {depth - 1}")
+        self.check_layers(peft_config, model_config)
         return peft_config
 
     def _check_target_module_exists(self, peft_config: SamAdapterConfig, key: str):
         if self.is_overlay_target(peft_config, self.model, key):
             return True
         found = check_target_module_exists(peft_config, key)
-        layers = _layer_indices(peft_config)
-        index = re.search(r"\.(\d+)$", key)
-        if found and layers is not None and index is not None:
-            return int(index.group(1)) in layers
-        return found
+        return in_layers(peft_config, key) if found else found
 
     def _create_and_replace(
         self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None
@@ -68,8 +59,3 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
             "SAM-Adapter cannot be merged: its prompts depend on the image, so no base weight can hold them. "
             "Use unload() for the base model, or keep the adapter"
         )
-
-
-def _layer_indices(config: SamAdapterConfig) -> list[int] | None:
-    layers = config.layers_to_transform
-    return [layers] if isinstance(layers, int) else layers

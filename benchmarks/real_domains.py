@@ -23,21 +23,35 @@ from results import publish, table
 
 
 ROOT = Path(__file__).parents[1]
+# The recipes of the domains differ in data and output folder, which the command line gives.
+COMMON_RECIPE = ROOT / "recipes" / "polyp_sam_adapter.yaml"
 METHODS = ("sam_adapter", "decoder", "lora", "full")
 DOMAINS = ("polyp", "camouflage", "shadow")
 
 
-def run(domain: str, method: str, seed: int, args: argparse.Namespace) -> dict[str, Any] | None:
-    """Trains unless it is done; returns metrics.json, or None if the training failed."""
-    folder = args.out / f"{domain}-{method}-{seed}"
+def run(
+    domain: str,
+    name: str,
+    seed: int,
+    args: argparse.Namespace,
+    method: str | None = None,
+    method_args: dict[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """Trains unless it is done; returns metrics.json, or None if the training failed.
+
+    Args:
+        name: of the run, and of the method unless `method` names that.
+    """
+    folder, method = args.out / f"{domain}-{name}-{seed}", method or name
     if not (folder / "metrics.json").exists() and not args.table:
         command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
         command += ["--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))]
-        command += ["recipes/train.py", "--config", f"recipes/{domain}_sam_adapter.yaml"]
+        recipe = ROOT / f"recipes/{domain}_sam_adapter.yaml"
+        command += ["recipes/train.py", "--config", str(recipe if recipe.exists() else COMMON_RECIPE)]
         command += ["--dataset", str(args.data / domain), "--method", method, "--seed", str(seed)]
         command += ["--output_dir", str(folder), *shlex.split(args.extra)]
         if method != "sam_adapter":
-            command += ["--method_args", "{}"]
+            command += ["--method_args", json.dumps(method_args or {})]
         if (folder / "recipe.yaml").exists():
             command += ["--resume_from_checkpoint", "latest"]
         print(shlex.join(command), flush=True)

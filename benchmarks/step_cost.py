@@ -1,6 +1,6 @@
-"""The training step of SAM-Adapter against peft LoRA (r=8, alpha 16, on qkv) on the same SAM: time and peak memory.
+"""The training step of our methods against peft LoRA (r=8, alpha 16, on qkv) on the same SAM: time and peak memory.
 
-Both train the same decoder parts, promptless, with AdamW. Each measurement is a process of its own; the two methods
+All train the same decoder parts, promptless, with AdamW. Each measurement is a process of its own; the methods
 alternate in both orders, so that a machine that grows slower or faster favours neither. Random weights, no download.
 
     python benchmarks/step_cost.py --repeats 3
@@ -27,9 +27,10 @@ from transformers import SamConfig, SamModel
 from hf_sam_adapt.forward import segment
 from hf_sam_adapt.loading import build_model, load_base
 from hf_sam_adapt.prompts import Prompt
+from hf_sam_adapt.tuners.conv_lora import balance_loss
 
 
-METHODS = ("sam_adapter", "lora")
+METHODS = ("sam_adapter", "conv_lora", "lora")
 SETTINGS = {"tiny": {"batch": 4, "steps": 12}, "vit_b": {"batch": 1, "steps": 3}}
 
 
@@ -65,7 +66,8 @@ def measure(name: str, method: str, precision: str) -> dict[str, Any]:
         begin = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = torch.stack(segment(model, images, [Prompt("none")] * batch))  # (B, 1, h, w)
-        F.binary_cross_entropy_with_logits(logits.float(), masks).backward()
+        loss, own_loss = F.binary_cross_entropy_with_logits(logits.float(), masks), balance_loss(model)
+        (loss if own_loss is None else loss + own_loss).backward()
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":
@@ -97,12 +99,12 @@ def run(name: str, method: str, precision: str) -> dict[str, Any]:
     return json.loads(output.splitlines()[-1])
 
 
-def compare(name: str, precision: str, repeats: int) -> list[list[str]]:
+def compare(name: str, methods: list[str], precision: str, repeats: int) -> list[list[str]]:
     """Rows of the table for one model: medians, and the ratios of neighbouring runs (median, smallest to largest)."""
-    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
-    memory: dict[str, list[float]] = {method: [] for method in METHODS}
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
+    memory: dict[str, list[float]] = {method: [] for method in methods}
     for repeat in range(repeats):
-        for method in METHODS if repeat % 2 == 0 else reversed(METHODS):
+        for method in methods if repeat % 2 == 0 else reversed(methods):
             found = run(name, method, precision)
             print(name, method, found, file=sys.stderr, flush=True)
             seconds[method].append(statistics.median(found["seconds"]))
@@ -117,7 +119,7 @@ def compare(name: str, precision: str, repeats: int) -> list[list[str]]:
             ratio(seconds[method], seconds["lora"]),
             ratio(memory[method], memory["lora"]),
         ]
-        for method in METHODS
+        for method in methods
     ]
 
 
@@ -130,17 +132,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="autocast (default: no)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="lora is always measured too")
     parser.add_argument("--repeats", type=int, default=4, help="processes for each method (default: 4)")
     parser.add_argument("--measure", choices=METHODS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args.models[0], args.measure, args.precision)))
         return
-    rows = [row for name in args.models for row in compare(name, args.precision, args.repeats)]
+    methods = [*(method for method in args.methods if method != "lora"), "lora"]
+    rows = [row for name in args.models for row in compare(name, methods, args.precision, args.repeats)]
     header = ["model", "method", "s / step (median)", "peak memory, MiB", "time / lora", "memory / lora"]
     note = "Ratios of neighbouring processes: median (smallest to largest). Peak memory: on a CPU above what was "
     note += "resident before the first step, on a GPU all that is allocated."
-    publish("Training step of SAM-Adapter against LoRA", f"{table(header, rows)}\n\n{note}")
+    publish("Training step against LoRA", f"{table(header, rows)}\n\n{note}")
 
 
 if __name__ == "__main__":

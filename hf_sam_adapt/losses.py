@@ -10,7 +10,7 @@ from .data.images import IGNORE
 from .errors import UserError
 
 
-LOSSES = ("bce", "bbce", "iou", "dice", "structure")
+LOSSES = ("bce", "bbce", "iou", "dice", "structure", "structure_unweighted")
 
 # Side of the window in which the structure loss looks for borders, in label pixels (PraNet).
 _BORDER_WINDOW = 31
@@ -41,6 +41,7 @@ def segmentation_loss(
     - `iou`: cross-entropy + soft IoU, weights 1:1 (the paper's loss for camouflage and polyps).
     - `dice`: soft Dice alone.
     - `structure`: border-weighted cross-entropy + border-weighted soft IoU (PraNet).
+    - `structure_unweighted`: its cross-entropy without the weights, as published code computes it (Conv-LoRA's, too).
 
     Args:
         logits: `(N, 1, h, w)`, any float dtype; upsampled bilinearly to the labels.
@@ -111,10 +112,22 @@ def _dice(scores: Tensor, target: Tensor, valid: Tensor, weights: Tensor) -> Ten
 
 
 def _structure(scores: Tensor, target: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
-    border = valid * (1 + 5 * (_box_mean(target * valid) - target).abs())
+    border = _border_weight(target, valid)
     bce = _pixel_mean(F.binary_cross_entropy_with_logits(scores, target, reduction="none"), border)
+    return bce + _border_iou(scores, target, border)
+
+
+def _structure_unweighted(scores: Tensor, target: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
+    return _bce(scores, target, valid, weights) + _border_iou(scores, target, _border_weight(target, valid))
+
+
+def _border_weight(target: Tensor, valid: Tensor) -> Tensor:
+    return valid * (1 + 5 * (_box_mean(target * valid) - target).abs())
+
+
+def _border_iou(scores: Tensor, target: Tensor, border: Tensor) -> Tensor:
     intersection, areas, _ = _overlap(scores, target, border)
-    return bce + 1 - (intersection + 1) / (areas - intersection + 1)
+    return 1 - (intersection + 1) / (areas - intersection + 1)
 
 
 def _box_mean(mask: Tensor) -> Tensor:
@@ -124,4 +137,11 @@ def _box_mean(mask: Tensor) -> Tensor:
     return F.avg_pool2d(rows, (1, window), stride=1, padding=(0, padding))[:, 0]
 
 
-_TERMS = {"bce": _bce, "bbce": _bbce, "iou": _iou, "dice": _dice, "structure": _structure}
+_TERMS = {
+    "bce": _bce,
+    "bbce": _bbce,
+    "iou": _iou,
+    "dice": _dice,
+    "structure": _structure,
+    "structure_unweighted": _structure_unweighted,
+}

@@ -33,7 +33,7 @@ def reference_dice(z, g):
     return sum(1 - 2 * (pi * gi).sum() / (pi.sum() + gi.sum()) for pi, gi in zip(p, g)) / len(p)
 
 
-def reference_structure(z, g):
+def reference_structure(z, g, weighted_bce=True):
     p, total = torch.sigmoid(z), 0
     for pi, gi in zip(p, g):
         height, width = gi.shape
@@ -44,7 +44,8 @@ def reference_structure(z, g):
         w = 1 + 5 * (local - gi).abs()
         bce = -(gi * pi.log() + (1 - gi) * (1 - pi).log())
         inter, union = (w * pi * gi).sum(), (w * (pi + gi)).sum()
-        total = total + (w * bce).sum() / w.sum() + 1 - (inter + 1) / (union - inter + 1)
+        bce = (w * bce).sum() / w.sum() if weighted_bce else bce.mean()
+        total = total + bce + 1 - (inter + 1) / (union - inter + 1)
     return total / len(z)
 
 
@@ -54,6 +55,7 @@ REFERENCES = {
     "iou": reference_iou,
     "dice": reference_dice,
     "structure": reference_structure,
+    "structure_unweighted": lambda z, g: reference_structure(z, g, weighted_bce=False),
 }
 
 
@@ -137,14 +139,14 @@ def test_finite_on_degenerate_masks(loss, scale, value):
         assert result == 0 and gradient.abs().max() == 0
 
 
-@pytest.mark.parametrize("loss", ["bce", "iou", "dice", "structure"])
+@pytest.mark.parametrize("loss", ["bce", "iou", "dice", "structure", "structure_unweighted"])
 def test_an_empty_mask_pushes_the_logits_down(loss):
     logits = torch.zeros(1, 1, 32, 32, requires_grad=True)
     segmentation_loss(logits, torch.zeros(1, 32, 32, dtype=torch.long), loss).backward()
     assert (logits.grad > 0).all()
 
 
-@pytest.mark.parametrize("loss", ["bce", "iou", "dice", "structure"])
+@pytest.mark.parametrize("loss", ["bce", "iou", "dice", "structure", "structure_unweighted"])
 def test_batch_loss_is_the_mean_of_its_images_or_their_weighted_sum(loss):
     logits, labels = random_case(seed=8, n=4)
     labels[1] = 0

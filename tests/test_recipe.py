@@ -144,7 +144,7 @@ def test_conv_lora_recipes_have_the_published_settings(path):
     assert (recipe.resize, recipe.augment, recipe.lr_scheduler, recipe.warmup) == ("squash", ["flip"], "linear", 0)
     assert recipe.learning_rate == (3e-4 if name in ("leaf", "massachusetts_roads") else 1e-4)
     assert recipe.epochs == {"sbu": 10, "camo": 20, "massachusetts_roads": 20}.get(name, 30)
-    assert recipe.loss == ("bbce" if name == "sbu" else "structure")
+    assert recipe.loss == ("bbce" if name == "sbu" else "structure_unweighted")
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"--config recipes/{path.name}" in line for line in header)
     assert "Licence of the data:" in " ".join(line.removeprefix("# ") for line in header)

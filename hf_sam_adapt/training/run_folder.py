@@ -35,6 +35,7 @@ _MAY_CHANGE = {
     "batch_size",  # with the number of processes; the images of an optimizer step are compared instead
     "gradient_accumulation_steps",
     "num_workers",
+    "cache_embeddings",  # gives the same losses
     "gradient_checkpointing",
     "epochs",
     "max_steps",

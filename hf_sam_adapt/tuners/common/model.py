@@ -1,6 +1,7 @@
 """What the tuner models of all methods share: placing, naming, loading and unloading on a SAM."""
 
 import re
+import warnings
 from contextlib import contextmanager
 
 import torch
@@ -47,6 +48,13 @@ class SamTunerMixin:
         check_adapter_name(model, adapter_name)
         if config.base_fingerprint is not None and config.fingerprint_is_from_file:
             check_fingerprint(config.base_fingerprint, model, adapter_name)
+        unknown_base = config.inference_mode and config.base_fingerprint is None
+        if unknown_base:
+            warnings.warn(
+                f"adapter {adapter_name!r} holds no fingerprint of its base model (it was converted without --base): "
+                "nothing tells whether this is the model that it was trained on",
+                stacklevel=2,
+            )
         resolve_decoder(config, model)
         resized = self._set_image_size(model, config, adapter_name)
         injected = False
@@ -56,7 +64,7 @@ class SamTunerMixin:
         finally:
             if resized and not injected:
                 restore_input(model)
-        if not config.fingerprint_is_from_file:
+        if not config.fingerprint_is_from_file and not unknown_base:
             config.base_fingerprint = compute_fingerprint(model)
         self._install_mask_token_default(model, config)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .routing import one_hot
 from .sampling import KERNEL, sampling_tables
 
 
@@ -107,7 +108,7 @@ def _backward(grad, z, index, weight, bias, scales):
     grad = torch.bmm(columns.mT, grad.reshape(samples, -1, height * rank))  # (N, W, H r)
     grad_z = grad.view(samples, width, height, rank).transpose(1, 2)
 
-    chosen = F.one_hot(index, len(weight)).to(z.dtype).mT  # (M, N); a product with it is deterministic on a GPU
+    chosen = one_hot(index, len(weight)).to(z.dtype).mT  # (M, N); a product with it is deterministic on a GPU
     grad_bias = chosen @ grad_bias
     grad_kernel = (chosen @ grad_kernel.flatten(1)).view(len(weight), -1, rank, KERNEL, phases, rank)
     grad_weight = torch.einsum("mbiylo,xbl->moiyx", grad_kernel, basis)

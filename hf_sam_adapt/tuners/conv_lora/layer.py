@@ -104,8 +104,8 @@ class ConvExperts(nn.Module):
             return
         self.last_balance_loss = self.config.balance_loss_coef * loss
         with torch.no_grad():
-            noisy = nn.functional.one_hot(index, self.config.num_experts).sum((0, 1))
-            clean = nn.functional.one_hot(logits.argmax(1), self.config.num_experts).sum(0)
+            noisy = routing.one_hot(index, self.config.num_experts).sum((0, 1))
+            clean = routing.one_hot(logits.argmax(1), self.config.num_experts).sum(0)
             self.last_counts = torch.stack([noisy, clean])
 
     def train(self, mode: bool = True) -> ConvExperts:

@@ -9,6 +9,11 @@ import torch.nn.functional as F
 NOISE_FLOOR = 0.01  # least standard deviation of the routing noise
 
 
+def one_hot(index: torch.Tensor, count: int) -> torch.Tensor:
+    """bool (…, count) of int64 (…,); F.one_hot looks at the values, for which a GPU would wait."""
+    return index[..., None] == torch.arange(count, device=index.device)
+
+
 def top_experts(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `top_k` experts of each sample and their share among themselves: (N, M) -> int64 (N, k), float (N, k)."""
     kept, index = logits.topk(top_k, dim=1)
@@ -33,7 +38,7 @@ def balance_loss(
         gates: their shares (N, k).
     """
     experts, top_k = logits.shape[1], index.shape[1]
-    importance = (F.one_hot(index, experts).to(gates.dtype) * gates[..., None]).sum((0, 1))
+    importance = (one_hot(index, experts).to(gates.dtype) * gates[..., None]).sum((0, 1))
     if top_k == experts:
         return squared_variation(importance)
     ordered = noisy.topk(top_k + 1, dim=1).values
@@ -45,7 +50,7 @@ def balance_loss(
 
 def eval_balance_loss(index: torch.Tensor, gates: torch.Tensor, experts: int) -> torch.Tensor:
     """The same without noise, where an expert's load is the number of samples that it gets."""
-    chosen = F.one_hot(index, experts).to(gates.dtype)  # (N, k, M)
+    chosen = one_hot(index, experts).to(gates.dtype)  # (N, k, M)
     return squared_variation((chosen * gates[..., None]).sum((0, 1))) + squared_variation(chosen.sum((0, 1)))
 
 

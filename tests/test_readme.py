@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from autogluon import autogluon_state
 from PIL import Image
 
+from hf_sam_adapt import load_tiny_sam
 from hf_sam_adapt.data.synthetic import draw_sample
 
 
@@ -34,14 +37,14 @@ def workplace(tmp_path_factory) -> Path:
     image.save(folder / "polyp.jpg")
     mask.point(lambda value: 255 * value).save(folder / "polyp_mask.png")
     run(f"{sys.executable} -m hf_sam_adapt.cli export-tiny sam-base", folder)
+    torch.save({"state_dict": autogluon_state(load_tiny_sam()[0])}, folder / "model.ckpt")
     return folder
 
 
 def run(command: str, folder: Path) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    result = subprocess.run(
-        command, shell=True, cwd=folder, capture_output=True, text=True, env=os.environ | {"PATH": path}
-    )
+    environment = os.environ | {"PATH": path, "HF_SAM_ADAPT_CACHE": str(folder / "cache")}
+    result = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
 
 
@@ -54,13 +57,16 @@ def test_commands_in_order(workplace):
         if "recipes/train.py" in command:
             command = command.replace("accelerate launch", "accelerate launch --cpu --num_processes 1")
             command += " --max_steps 2 --model sam-base"
+        command = command.replace("facebook/sam-vit-huge", "sam-base")
         run(command, workplace)
+    assert (workplace / "converted/adapter_model.safetensors").is_file()
     assert (workplace / "runs/polyp/samples.png").is_file()
     assert len(list((workplace / "predictions").glob("*_mask.png"))) == 3
     for index, block in enumerate(block for language, block in BLOCKS if language == "python"):
         script = workplace / f"block_{index}.py"
         script.write_text(block.replace("facebook/sam-vit-base", "sam-base"))
         run(f"{sys.executable} {script.name}", workplace)
+    assert (workplace / "encoder.pt2").is_file()
     assert (workplace / "polyp/adapter_model.safetensors").is_file()
 
 

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from autogluon import QKV, autogluon_state
 from peft import AutoPeftModel, PeftModel, get_peft_model_state_dict
 from reference_conv_lora import mixture
 from safetensors.torch import load_file
@@ -20,38 +21,6 @@ from hf_sam_adapt.loading import load_adapted
 
 
 LAYERS, WIDTH, RANK, EXPERTS = 3, 32, 2, 4
-QKV = "model.model.vision_encoder.layers.{}.attn.qkv."
-
-
-def autogluon_state(sam, rank=RANK, experts=EXPERTS, layers=range(LAYERS), scale=1.0, seed=7):
-    """The state dict of an AutoGluon predictor around `sam`: its names, its pruned decoder, random trained values."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return scale * torch.randn(*shape, generator=generator)
-
-    state = {}
-    for name, value in sam.state_dict().items():
-        if any(name.startswith(f"mask_decoder.output_hypernetworks_mlps.{mlp}.") for mlp in (1, 2, 3)):
-            continue
-        trained = name.startswith("mask_decoder.") and "iou_prediction_head" not in name
-        if name == "mask_decoder.mask_tokens.weight":
-            value = value[:1]
-        state[f"model.model.{name}"] = draw(*value.shape) if trained else value.clone()
-    for index in layers:
-        prefix = QKV.format(index)
-        state |= {
-            f"{prefix}lora_A": draw(rank, WIDTH),
-            f"{prefix}lora_B": draw(3 * WIDTH, rank),
-            f"{prefix}lora_moe_gating.w_gate": draw(rank, experts),
-            f"{prefix}lora_moe_gating.w_noise": draw(rank, experts),
-            f"{prefix}lora_moe_gating.mean": torch.zeros(1),
-            f"{prefix}lora_moe_gating.std": torch.ones(1),
-        }
-        for expert in range(experts):
-            state[f"{prefix}lora_moe_experts.{expert}.0.weight"] = draw(rank, rank, 3, 3)
-            state[f"{prefix}lora_moe_experts.{expert}.0.bias"] = draw(rank)
-    return state
 
 
 def expected_tensors(state, layers=range(LAYERS), experts=EXPERTS, decoder=True):

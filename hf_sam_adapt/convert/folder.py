@@ -40,7 +40,7 @@ def write_adapter(
         # PEFT's AutoPeftModel builds the base model from these two names.
         base_class = {"base_model_class": SamModel.__name__, "parent_library": SamModel.__module__}
         config.inference_mode = True
-        config.save_pretrained(temporary, auto_mapping_dict=base_class)
+        config.save_pretrained(str(temporary), auto_mapping_dict=base_class)
         # Copies: the tensors may share storage or be views of the memory-mapped checkpoint.
         copies = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
         save_file(copies, temporary / "adapter_model.safetensors", metadata={"format": "pt"})

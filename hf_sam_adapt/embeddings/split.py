@@ -71,7 +71,7 @@ class EmbeddedSplit(Dataset):
 
     def remember(self, index: int, mask: np.ndarray) -> None:
         """Keep a mask in memory, compressed to a few kilobytes, as long as there is room for it."""
-        packed = zlib.compress(np.ascontiguousarray(mask), 1)
+        packed = zlib.compress(np.ascontiguousarray(mask).tobytes(), 1)
         if self._mask_bytes + len(packed) <= MASK_BYTES:
             self._masks[index] = mask.shape, packed
             self._mask_bytes += len(packed)

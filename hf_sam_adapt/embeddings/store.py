@@ -8,6 +8,7 @@ import os
 import time
 import uuid
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ class EmbeddingWriter:
 
     def __init__(self, store: EmbeddingStore) -> None:
         self.store = store
-        self._file = None
+        self._file: BinaryIO | None = None
         self._part = ""
         self._failed = False
         self._digests: list[str] = []
@@ -112,21 +113,21 @@ class EmbeddingWriter:
         stored = embedding.detach().cpu().contiguous()
         stored = stored if stored.dtype == torch.float32 else stored.view(torch.int16)
         try:
-            if self._file is None:
-                self._begin_part()
-            self._file.write(stored.numpy().data)
+            file = self._file or self._begin_part()
+            file.write(stored.numpy().data)
         except OSError as error:
             raise self._refusal(error) from error
         self._row = row
         self._digests.append(digest)
-        if self._file.tell() >= PART_BYTES:
+        if file.tell() >= PART_BYTES:
             self._finish_part()
 
-    def _begin_part(self) -> None:
+    def _begin_part(self) -> BinaryIO:
         self.store.folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(self.store.folder)
         self._part = uuid.uuid4().hex
         self._file = open(self._temporary(".bin"), "wb")
+        return self._file
 
     def _finish_part(self) -> None:
         """Make the rows written so far a part: first the rows, then the index that declares them."""

@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import nn
 from transformers.image_processing_utils import BatchFeature
 
+from ..embeddings.split import EmbeddedSample
 from ..forward import encode, segment, segment_multimask
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt
@@ -21,7 +22,6 @@ from ..prompts import Prompt
 
 if TYPE_CHECKING:
     from ..data import Sample
-    from ..embeddings.split import EmbeddedSample
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 OBJECTS_AT_ONCE = 8
@@ -154,7 +154,7 @@ def merge_objects(
 def predicted_masks(
     variants: Sequence[Variant],
     processor: SamAdaptProcessor,
-    samples: Sequence[Sample] | Sequence[EmbeddedSample],
+    samples: Sequence[Sample | EmbeddedSample],
     prompts: Mapping[str, Sequence[Prompt]],
     *,
     best_of_three: bool = False,
@@ -171,17 +171,18 @@ def predicted_masks(
     Yields:
         (kind, variant name, position in the batch, mask bool (H, W)).
     """
-    embedded = hasattr(samples[0], "embedding")
     sizes = [sample.mask.shape for sample in samples]
-    inputs = _sizes_only(processor, sizes) if embedded else processor([sample.image for sample in samples])
+    kept = [sample.embedding for sample in samples if isinstance(sample, EmbeddedSample)]
+    images = [sample.image for sample in samples if not isinstance(sample, EmbeddedSample)]
+    inputs = _sizes_only(processor, sizes) if kept else processor(images)
     # The true objects are not needed here, and resizing them would cost more than the prompts.
     prompts = {kind: [dataclasses.replace(p, targets=None) for p in items] for kind, items in prompts.items()}
     prompts = {kind: processor.transform_prompts(items, sizes) for kind, items in prompts.items()}
     for variant in variants:
         device = device_of(variant.model)
         with variant.active():
-            if embedded:
-                embeddings = torch.stack([sample.embedding for sample in samples]).to(device)
+            if kept:
+                embeddings = torch.stack(kept).to(device)
             else:
                 embeddings = encode(variant.model, inputs["pixel_values"].to(device))
             for kind, items in prompts.items():

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.augment import augment
+from ..embeddings.split import EmbeddedSample
 from ..forward import collate
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt, derive_prompts
@@ -19,7 +20,7 @@ from ..prompts import Prompt, derive_prompts
 
 if TYPE_CHECKING:
     from ..data import SegmentationSplit
-    from ..embeddings.split import EmbeddedSample, EmbeddedSplit
+    from ..embeddings.split import EmbeddedSplit
 
 MAX_OBJECTS = 8  # per image in training; the decoder's activations grow with them
 
@@ -97,7 +98,7 @@ class TrainingSamples(Dataset):
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
         sample = self.split[index]
-        if hasattr(sample, "embedding"):
+        if isinstance(sample, EmbeddedSample):
             return self._embedded(sample, rng)
         image, mask = augment(sample.image, sample.mask, rng, self.augmentations)
         prompt, weight = self._draw_prompt(mask, rng)
@@ -110,7 +111,7 @@ class TrainingSamples(Dataset):
         size = [sample.mask.shape]
         # The whole mask as an object: the processor resizes it without asking for an image.
         (whole,) = self.processor.transform_prompts([Prompt("none", targets=sample.mask[None])], size)
-        labels = whole.targets  # (1, S, S)
+        labels = torch.as_tensor(whole.targets)  # (1, S, S)
         return {
             "image_embeddings": sample.embedding[None],
             "labels": labels,

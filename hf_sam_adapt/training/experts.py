@@ -29,9 +29,9 @@ class ExpertMeter:
 
     def record(self, step: int, model: nn.Module) -> None:
         """Count the last forward; `step` is the number of optimizer steps done."""
-        used = [(name, experts.last_counts) for name, experts in active_experts(model)]
-        used = [(name, counts) for name, counts in used if counts is not None]
-        if not used or len({len(counts[0]) for _, counts in used}) > 1:
+        layers = active_experts(model)
+        used = [(name, e.last_counts) for name, e in layers if e.last_counts is not None]
+        if not used or len({counts.shape[1] for _, counts in used}) > 1:
             return
         counts = torch.stack([counts for _, counts in used])  # (layers, 2, M)
         self.counts = counts if self.counts is None else self.counts + counts

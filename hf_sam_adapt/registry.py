@@ -54,7 +54,9 @@ def register_method(name: str, config_cls: type, model_cls: type) -> None:
             return
         raise RuntimeError(f"PEFT type {peft_type.value} is already registered by {registered.__module__}")
     owners = [kind for kind, prefix in PEFT_TYPE_TO_PREFIX_MAPPING.items() if prefix == model_cls.prefix]
-    # A subclass of a PEFT tuner keeps its prefix, as AdaLoRA does.
-    if owners and not any(issubclass(model_cls, PEFT_TYPE_TO_TUNER_MAPPING[kind]) for kind in owners):
+    # A subclass of another tuner keeps its prefix, as AdaLoRA does.
+    if owners and not any(
+        issubclass(base, PEFT_TYPE_TO_TUNER_MAPPING[k]) for k in owners for base in model_cls.__bases__
+    ):
         raise RuntimeError(f"state-dict prefix {model_cls.prefix!r} is already used by {owners[0]}")
     register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls, prefix=model_cls.prefix)

@@ -8,7 +8,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType
 
-from hf_sam_adapt import SamAdapterConfig, SamAdapterModel, SamDecoderConfig
+from hf_sam_adapt import ConvLoraConfig, SamAdapterConfig, SamAdapterModel, SamDecoderConfig
 from hf_sam_adapt.registry import ensure_peft_type, register_method
 
 
@@ -39,7 +39,7 @@ def test_registration_is_idempotent_and_guarded():
     assert PEFT_TYPE_TO_TUNER_MAPPING["SAM_ADAPTER"] is SamAdapterModel
 
 
-@pytest.mark.parametrize("config_cls", [SamAdapterConfig, SamDecoderConfig])
+@pytest.mark.parametrize("config_cls", [SamAdapterConfig, SamDecoderConfig, ConvLoraConfig])
 def test_configs_are_plain_json_and_need_no_arguments(config_cls, tmp_path):
     config = config_cls()
     config.save_pretrained(tmp_path)

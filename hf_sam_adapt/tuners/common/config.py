@@ -6,7 +6,7 @@ from typing import ClassVar
 from ...errors import UserError
 
 
-DECODERS = ("frozen", "full")
+DECODERS = ("frozen", "full", "class_wise")
 
 
 @dataclass
@@ -16,8 +16,11 @@ class SamConfigMixin:
     Args:
         decoder: which mask decoder the adapter brings along. `"full"` (default): the decoder parameters that a loss on
             mask token 0 reaches are part of the adapter, 3,506,304 of SAM's 4,058,340; the IoU head and the
-            hyper-network MLPs 1-3 stay the base model's. `"frozen"`: the base model's decoder. A model without SAM's
-            mask decoder resolves None to `"frozen"`.
+            hyper-network MLPs 1-3 stay the base model's. `"frozen"`: the base model's decoder. `"class_wise"`: the
+            parameters of `"full"` and a head for `num_labels` classes; `pred_masks` are (B, P, K, h, w). A model
+            without SAM's mask decoder resolves None to `"frozen"`.
+        num_labels: K, background included, for `decoder="class_wise"`; None is binary.
+        id2label: names of the classes.
         train_iou_head: the IoU head is part of the adapter, too. Without it the estimate of an adapted model means
             nothing.
         train_no_mask_embed: SAM's `no_mask_embed`, which stands for "no mask prompt", is part of the adapter.
@@ -25,8 +28,9 @@ class SamConfigMixin:
             whole decoder and `no_mask_embed` are trained then, so DDP needs `find_unused_parameters=True`.
         init_weights: True leaves the base model's output unchanged at the start, False draws random weights, `"paper"`
             initialises as the publication does.
-        num_mask_tokens: mask tokens of a `"full"` decoder. None: SAM's four. 1: pruned to mask token 0, so it returns
-            one mask whatever the caller's `multimask_output`, and before any training not SAM's own.
+        num_mask_tokens: None: SAM's four. 1, with a `"full"` decoder: pruned to mask token 0, so it returns one mask
+            whatever the caller's `multimask_output`, and before any training not SAM's own. N > 1, with a
+            `"class_wise"` one: N queries, each with a class, in place of CWSAM's head.
         image_size: side of the network input in pixels; None keeps the base model's. Another multiple of the patch
             size resizes the base model at injection.
         multimask_output: what a `SamModel` with the adapter active returns when the caller names nothing. False = mask
@@ -36,7 +40,10 @@ class SamConfigMixin:
     """
 
     decoder: str | None = field(
-        default=None, metadata={"help": "'full' (default on SamModel) or 'frozen': the mask decoder in the adapter."}
+        default=None,
+        metadata={
+            "help": f"The mask decoder in the adapter, one of {', '.join(DECODERS)}; null: the method's default."
+        },
     )
     train_iou_head: bool = field(default=False, metadata={"help": "Train SAM's IoU head as part of the adapter."})
     train_no_mask_embed: bool = field(
@@ -48,8 +55,13 @@ class SamConfigMixin:
     init_weights: bool | str = field(
         default=True, metadata={"help": "True: output unchanged at the start; False: random; 'paper': as published."}
     )
+    num_labels: int | None = field(
+        default=None, metadata={"help": "Classes of a 'class_wise' decoder, background included; null: binary."}
+    )
+    id2label: dict[int, str] | None = field(default=None, metadata={"help": "Names of the classes."})
     num_mask_tokens: int | None = field(
-        default=None, metadata={"help": "Mask tokens of a 'full' decoder; null: SAM's four, 1: pruned to the first."}
+        default=None,
+        metadata={"help": "null: SAM's four; 1: a 'full' decoder pruned to the first; N: queries of 'class_wise'."},
     )
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the network input in pixels; None: the base model's."}
@@ -72,8 +84,12 @@ class SamConfigMixin:
         self.fingerprint_is_from_file = self.base_fingerprint is not None
         if self.decoder is not None and self.decoder not in DECODERS:
             raise UserError(f"decoder={self.decoder!r} is unknown; use one of {', '.join(DECODERS)}")
-        if self.num_mask_tokens not in (None, 1):
-            raise UserError(f"num_mask_tokens={self.num_mask_tokens!r}: use null (SAM's four) or 1")
+        if self.num_mask_tokens is not None and self.num_mask_tokens < 1:
+            raise UserError(f"num_mask_tokens={self.num_mask_tokens!r}: use null (SAM's four) or a positive number")
+        if self.num_labels is not None and self.num_labels < 2:
+            raise UserError(f"num_labels={self.num_labels!r}: use null (binary) or at least 2, background included")
+        if self.id2label is not None:
+            self.id2label = {int(key): name for key, name in self.id2label.items()}  # JSON has text keys
         if self.init_weights not in (True, False, "paper"):
             raise UserError(f"init_weights={self.init_weights!r} is unknown; use true, false or 'paper'")
         if self.image_size is not None and (not isinstance(self.image_size, int) or self.image_size <= 0):

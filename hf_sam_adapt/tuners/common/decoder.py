@@ -20,8 +20,17 @@ def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
     has_decoder = find_mask_decoder(model) is not None
     if config.decoder is None:
         config.decoder = config.default_decoder if has_decoder else "frozen"
-    if config.num_mask_tokens is not None and config.decoder != "full":
-        raise UserError(f"num_mask_tokens={config.num_mask_tokens} needs decoder='full', not {config.decoder!r}")
+    if (config.decoder == "class_wise") != (config.num_labels is not None):
+        raise UserError(
+            f"decoder={config.decoder!r} with num_labels={config.num_labels}: decoder='class_wise' needs the number "
+            "of classes, background included, and no other decoder takes it"
+        )
+    if config.num_mask_tokens is not None:
+        fitting = "full" if config.num_mask_tokens == 1 else "class_wise"
+        if config.decoder != fitting:
+            raise UserError(
+                f"num_mask_tokens={config.num_mask_tokens} needs decoder={fitting!r}, not {config.decoder!r}"
+            )
     if config.decoder != "frozen" and not has_decoder:
         raise UserError(
             f"decoder={config.decoder!r}: {type(model).__name__} has no mask decoder; use SamModel or 'frozen'"

@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ...errors import UserError
+from .class_wise import ClassDecoder, build_head
 
 
 class _AttributeForwarding:
@@ -83,14 +84,17 @@ class ParameterOverlay(SamTunerLayer):
 
     Args:
         base_layer: the module to overlay, e.g. SAM's mask decoder.
-        prefix: the method's state-dict prefix; the weights are stored under `<prefix>weights`.
+        prefix: the method's state-dict prefix; the weights are stored under `<prefix>weights`, class heads of a mask
+            decoder under `<prefix>class_head`.
     """
 
     def __init__(self, base_layer: nn.Module, prefix: str):
         super().__init__(base_layer)
         self.weights_name = f"{prefix}weights"
         setattr(self, self.weights_name, nn.ModuleDict())
-        self.adapter_layer_names = (self.weights_name,)
+        self.heads_name = f"{prefix}class_head"
+        setattr(self, self.heads_name, nn.ModuleDict())
+        self.adapter_layer_names = (self.weights_name, self.heads_name)
         self.mask_tokens: dict[str, int | None] = {}
         self._backup: dict[str, torch.Tensor] = {}
 
@@ -100,11 +104,16 @@ class ParameterOverlay(SamTunerLayer):
     def overlays(self) -> nn.ModuleDict:
         return getattr(self, self.weights_name)
 
+    @property
+    def heads(self) -> nn.ModuleDict:
+        return getattr(self, self.heads_name)
+
     def update_layer(
         self,
         adapter_name: str,
         names: list[str],
         num_mask_tokens: int | None = None,
+        num_labels: int | None = None,
         random_init: bool = False,
         inference_mode: bool = False,
     ) -> None:
@@ -113,7 +122,8 @@ class ParameterOverlay(SamTunerLayer):
         Args:
             adapter_name: name of the adapter.
             names: dotted parameter names inside the base module.
-            num_mask_tokens: mask tokens of a pruned mask decoder, all from the base's first; None leaves it whole.
+            num_mask_tokens: mask tokens of another number than the base's, all from its first; None: the base's.
+            num_labels: classes of a class-wise mask decoder; None: masks as the base gives them.
             random_init: add noise of the size of each tensor's spread, so that tests see an adapter that acts.
             inference_mode: True leaves the new weights frozen.
         """
@@ -123,11 +133,15 @@ class ParameterOverlay(SamTunerLayer):
             value = base[name].detach().clone()
             if num_mask_tokens is not None and name == "mask_tokens.weight":
                 value = value[:1].repeat(num_mask_tokens, 1)
+                if num_mask_tokens > 1:  # equal queries would stay equal
+                    value += 0.1 * value.std(correction=0) * torch.randn_like(value)
             if random_init:
                 value += torch.randn_like(value) * (value.std(correction=0) + 0.02)
             copies[name] = nn.Parameter(value)
         self.overlays[adapter_name] = ParameterTree(copies)
         self.mask_tokens[adapter_name] = num_mask_tokens
+        if num_labels is not None:
+            self.heads[adapter_name] = build_head(self.base_layer, num_labels, num_mask_tokens, random_init)
         self.finish_update(adapter_name, inference_mode)
 
     def overlaid_parameters(self, adapter_names: list[str]) -> dict[str, torch.Tensor]:
@@ -155,10 +169,20 @@ class ParameterOverlay(SamTunerLayer):
         parameters = self.overlaid_parameters(adapters)
         _, base_dtype = self._get_base_layer_device_and_dtype(self.base_layer)
         dtype = next(iter(self.overlays[adapters[0]].parameters())).dtype
+        if any(name in self.heads for name in adapters):
+            return self._call(*self._class_decoder(adapters, parameters), args, kwargs, dtype, base_dtype)
         with self._pruned(adapters) as pruned:
             if pruned:
                 kwargs = kwargs | {"multimask_output": False}
-            return self._call(parameters, args, kwargs, dtype, base_dtype)
+            return self._call(self.base_layer, parameters, args, kwargs, dtype, base_dtype)
+
+    def _class_decoder(self, adapters: list[str], parameters: dict) -> tuple[nn.Module, dict]:
+        """The class-wise decoder of the one active adapter, and the parameters under its names."""
+        if len(adapters) > 1:
+            raise UserError(f"adapters {', '.join(adapters)}: a class_wise decoder cannot be active beside another")
+        count = self.mask_tokens[adapters[0]] or 1
+        decoder = ClassDecoder(self.base_layer, self.heads[adapters[0]], count)
+        return decoder, {f"decoder.{name}": value for name, value in parameters.items()}
 
     @contextmanager
     def _pruned(self, adapters: list[str]) -> Iterator[bool]:
@@ -179,12 +203,13 @@ class ParameterOverlay(SamTunerLayer):
         finally:
             self.base_layer.num_mask_tokens = own
 
-    def _call(self, parameters: dict, args: tuple, kwargs: dict, dtype: torch.dtype, base_dtype: torch.dtype):
+    @staticmethod
+    def _call(module: nn.Module, parameters: dict, args: tuple, kwargs: dict, dtype: torch.dtype, base_dtype):
         if dtype == base_dtype:
-            return call_with(self.base_layer, parameters, args, kwargs)
+            return call_with(module, parameters, args, kwargs)
         args = tuple(_cast(value, dtype) for value in args)
         kwargs = {key: _cast(value, dtype) for key, value in kwargs.items()}
-        outputs = call_with(self.base_layer, parameters, args, kwargs)
+        outputs = call_with(module, parameters, args, kwargs)
         return tuple(_cast(value, base_dtype) for value in outputs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -204,8 +229,8 @@ class ParameterOverlay(SamTunerLayer):
         for name in names if safe_merge else ():
             if not all(torch.isfinite(value).all() for value in self.overlays[name].parameters()):
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-        if any(self.mask_tokens[name] is not None for name in names):
-            raise NotImplementedError("a decoder with fewer mask tokens than the base's cannot be merged into it")
+        if any(self.mask_tokens[name] is not None or name in self.heads for name in names):
+            raise NotImplementedError("a decoder with other mask tokens or a class head cannot be merged into SAM's")
         names = self.merged_adapters + names
         self.unmerge()
         merged = self.overlaid_parameters(names)

@@ -123,10 +123,12 @@ class SamTunerMixin:
             layer = ParameterOverlay(target, self.prefix)
             layer.set_adapter(self.active_adapters)
             self._replace_module(parent, target_name, layer, target)
+        decoder = target_name == "mask_decoder"
         layer.update_layer(
             adapter_name,
             self._overlay_names(config, self.model, target_name),
-            num_mask_tokens=config.num_mask_tokens if target_name == "mask_decoder" else None,
+            num_mask_tokens=config.num_mask_tokens if decoder else None,
+            num_labels=config.num_labels if decoder else None,
             random_init=config.init_weights is False,
             inference_mode=config.inference_mode,
         )

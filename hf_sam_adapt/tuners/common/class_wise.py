@@ -1,0 +1,120 @@
+"""Mask decoders that give one logit map per class: CWSAM's (arXiv 2401.02326) and one of queries."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.models.sam.modeling_sam import SamLayerNorm
+
+
+class ClassHead(nn.Module):
+    """CWSAM's head: K groups of feature maps, each dotted with the hyper-vector of mask token 0.
+
+    Args:
+        channels: c of the decoder's upscaled maps, 32 in SAM.
+        num_labels: K, background included.
+    """
+
+    def __init__(self, channels: int, num_labels: int):
+        super().__init__()
+        self.channels, self.num_labels = channels, num_labels
+        self.up = nn.ConvTranspose2d(2 * channels, 2 * channels, kernel_size=2, stride=2)
+        self.norm = SamLayerNorm(2 * channels, eps=1e-6, data_format="channels_first")
+        self.conv = nn.Conv2d(2 * channels, channels * num_labels, kernel_size=7, stride=2, padding=3)
+        nn.init.normal_(self.conv.weight, std=(2 / (49 * channels * num_labels)) ** 0.5)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, upscaled: torch.Tensor, hyper: torch.Tensor) -> torch.Tensor:
+        """Logits (R, K, h, w) from maps (R, 2c, h, w) and hyper-vectors (R, c)."""
+        maps = F.gelu(self.norm(self.up(upscaled)))  # (R, 2c, 2h, 2w)
+        maps = F.gelu(self.conv(maps)).unflatten(1, (self.channels, self.num_labels))  # feature-major
+        return torch.einsum("rc,rckhw->rkhw", hyper, maps)
+
+
+class QueryHead(nn.Module):
+    """A class for each of N mask tokens (MaskFormer): a pixel's class is what the masks that cover it vote for.
+
+    Args:
+        hidden_size: width of the decoder.
+        num_labels: K, background included.
+    """
+
+    def __init__(self, hidden_size: int, num_labels: int):
+        super().__init__()
+        self.classifier = nn.Linear(hidden_size, num_labels + 1)  # the last: no object
+
+    def forward(self, tokens: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Log scores (R, K, h, w) from tokens (R, N, C) and mask logits (R, N, h, w)."""
+        classes = self.classifier(tokens).float().softmax(-1)[..., :-1]
+        scores = torch.einsum("rnk,rnhw->rkhw", classes, masks.float().sigmoid())
+        return scores.clamp(min=1e-6).log().to(masks.dtype)
+
+
+class ClassDecoder(nn.Module):
+    """SAM's mask decoder with a class head in place of its last product; takes the decoder's arguments.
+
+    Holds no weights of its own: `decoder` is the base's, whose parameters the overlay replaces for a call.
+    """
+
+    def __init__(self, decoder: nn.Module, head: ClassHead | QueryHead, num_mask_tokens: int):
+        super().__init__()
+        self.decoder, self.head, self.num_mask_tokens = decoder, head, num_mask_tokens
+
+    def forward(
+        self,
+        image_embeddings: torch.Tensor,
+        image_positional_embeddings: torch.Tensor,
+        sparse_prompt_embeddings: torch.Tensor | None,
+        dense_prompt_embeddings: torch.Tensor,
+        multimask_output: bool = False,
+        attention_similarity: torch.Tensor | None = None,
+        target_embedding: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, P, K, h, w) and SAM's IoU estimate (B, P, 1), whatever `multimask_output` says."""
+        decoder = self.decoder
+        batch, prompts = len(image_embeddings), 1
+        tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        if sparse_prompt_embeddings is not None:
+            prompts = sparse_prompt_embeddings.shape[1]
+        tokens = tokens.expand(batch, prompts, -1, -1)
+        if sparse_prompt_embeddings is not None:
+            tokens = torch.cat([tokens, sparse_prompt_embeddings.to(tokens.dtype)], dim=2)
+        source = (image_embeddings + dense_prompt_embeddings).repeat_interleave(prompts, 0)  # (B P, C, g, g)
+        tokens, mixed = decoder.transformer(
+            point_embeddings=tokens,
+            image_embeddings=source,
+            image_positional_embeddings=image_positional_embeddings.repeat_interleave(prompts, 0),
+            attention_similarity=attention_similarity,
+            target_embedding=target_embedding,
+        )
+        mixed = mixed.transpose(2, 3).reshape(source.shape)
+        masks = tokens[:, :, 1 : 1 + self.num_mask_tokens].flatten(0, 1)  # (B P, N, C)
+        hyper = decoder.output_hypernetworks_mlps[0](masks)  # (B P, N, c)
+        upscaled = self._upscale(mixed)  # (B P, c, 4g, 4g)
+        if isinstance(self.head, QueryHead):
+            logits = self.head(masks, torch.einsum("rnc,rchw->rnhw", hyper, upscaled))
+        else:
+            logits = self.head(torch.cat([upscaled, self._upscale(source)], dim=1), hyper[:, 0])
+        scores = decoder.iou_prediction_head(tokens[:, :, 0])[:, :, :1]
+        return logits.unflatten(0, (batch, prompts)), scores
+
+    def _upscale(self, maps: torch.Tensor) -> torch.Tensor:
+        decoder = self.decoder
+        maps = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(maps)))
+        return decoder.activation(decoder.upscale_conv2(maps))
+
+
+def build_head(mask_decoder: nn.Module, num_labels: int, num_mask_tokens: int | None, random_init: bool) -> nn.Module:
+    """The head for `num_labels` classes: of queries where their number is given, else CWSAM's.
+
+    Args:
+        mask_decoder: the base's, for its sizes.
+        random_init: draw every tensor, so that tests see a head that acts.
+    """
+    if num_mask_tokens is not None:
+        head: nn.Module = QueryHead(mask_decoder.hidden_size, num_labels)
+    else:
+        head = ClassHead(mask_decoder.upscale_conv2.out_channels, num_labels)
+    if random_init:
+        for parameter in head.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    return head

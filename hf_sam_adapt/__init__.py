@@ -6,6 +6,7 @@ Importing the package registers the methods with PEFT and does nothing else; the
 from importlib import import_module
 
 from .tuners.conv_lora import ConvLoraConfig, ConvLoraModel
+from .tuners.cwsam import CwsamConfig, CwsamModel
 from .tuners.sam_adapter import SamAdapterConfig, SamAdapterModel
 from .tuners.sam_decoder import SamDecoderConfig, SamDecoderModel
 
@@ -24,6 +25,8 @@ _LAZY = {
 __all__ = [
     "ConvLoraConfig",
     "ConvLoraModel",
+    "CwsamConfig",
+    "CwsamModel",
     "SamAdapterConfig",
     "SamAdapterModel",
     "SamDecoderConfig",

@@ -26,6 +26,7 @@ from .processing import SamAdaptProcessor
 from .tiny import TINY, load_tiny_sam
 from .tuners.common.decoder import freeze_outside_adapter
 from .tuners.conv_lora import ConvLoraConfig
+from .tuners.cwsam import CwsamConfig
 from .tuners.sam_adapter import SamAdapterConfig
 from .tuners.sam_decoder import SamDecoderConfig
 
@@ -35,6 +36,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 METHODS = {
     "sam_adapter": SamAdapterConfig,
     "conv_lora": ConvLoraConfig,
+    "cwsam": CwsamConfig,
     "decoder": SamDecoderConfig,
     "lora": LoraConfig,
     "full": None,

@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.models.sam.modeling_sam import SamLayerNorm
 
 
 class ClassHead(nn.Module):
@@ -18,14 +17,15 @@ class ClassHead(nn.Module):
         super().__init__()
         self.channels, self.num_labels = channels, num_labels
         self.up = nn.ConvTranspose2d(2 * channels, 2 * channels, kernel_size=2, stride=2)
-        self.norm = SamLayerNorm(2 * channels, eps=1e-6, data_format="channels_first")
+        self.norm = nn.LayerNorm(2 * channels, eps=1e-6)
         self.conv = nn.Conv2d(2 * channels, channels * num_labels, kernel_size=7, stride=2, padding=3)
         nn.init.normal_(self.conv.weight, std=(2 / (49 * channels * num_labels)) ** 0.5)
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, upscaled: torch.Tensor, hyper: torch.Tensor) -> torch.Tensor:
         """Logits (R, K, h, w) from maps (R, 2c, h, w) and hyper-vectors (R, c)."""
-        maps = F.gelu(self.norm(self.up(upscaled)))  # (R, 2c, 2h, 2w)
+        maps = self.up(upscaled).permute(0, 2, 3, 1)  # (R, 2h, 2w, 2c)
+        maps = F.gelu(self.norm(maps)).permute(0, 3, 1, 2)
         maps = F.gelu(self.conv(maps)).unflatten(1, (self.channels, self.num_labels))  # feature-major
         return torch.einsum("rc,rckhw->rkhw", hyper, maps)
 

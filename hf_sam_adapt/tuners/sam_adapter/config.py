@@ -1,6 +1,7 @@
 """Configuration of SAM-Adapter (Chen et al., "SAM Fails to Segment Anything?", arXiv 2304.09148)."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from peft.config import PeftConfig
 
@@ -60,6 +61,9 @@ class SamAdapterConfig(SamConfigMixin, PeftConfig):
         default=None, metadata={"help": "Further modules that are trained and saved whole."}
     )
 
+    use_prompts: ClassVar[bool] = True  # a subclass makes fields of them
+    block_adapters: ClassVar[bool] = False
+
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = ensure_peft_type("SAM_ADAPTER")
@@ -80,3 +84,8 @@ class SamAdapterConfig(SamConfigMixin, PeftConfig):
             raise UserError(f"frequency_rate={self.frequency_rate} must lie in (0, 1]: it is a share of the spectrum")
         if not isinstance(self.scale_factor, int) or self.scale_factor < 1:
             raise UserError(f"scale_factor={self.scale_factor!r} must be a positive whole number")
+
+    @property
+    def low_absolute(self) -> bool:
+        """Whether the low-frequency image is taken absolutely, as published."""
+        return self.faithful

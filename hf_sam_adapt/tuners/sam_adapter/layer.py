@@ -70,8 +70,9 @@ class SamAdapterPatchEmbed(SamTunerLayer):
         init_weights(up, config)
         if config.init_weights is True:
             nn.init.zeros_(up.weight)
-        self.sam_adapter_feature[adapter_name] = features
-        self.sam_adapter_up[adapter_name] = up
+        if config.use_prompts:
+            self.sam_adapter_feature[adapter_name] = features
+            self.sam_adapter_up[adapter_name] = up
         self.sam_adapter_config[adapter_name] = config
         self.finish_update(adapter_name, config.inference_mode)
 
@@ -139,7 +140,8 @@ class SamAdapterBlock(SamTunerLayer):
         rank = bottleneck(width, config)
         tune = nn.Linear(rank, rank) if config.features else BiasOnly(rank)
         init_weights(tune, config)
-        self.sam_adapter_tune[adapter_name] = tune
+        if config.use_prompts:
+            self.sam_adapter_tune[adapter_name] = tune
         self.finish_update(adapter_name, config.inference_mode)
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
@@ -173,8 +175,8 @@ def legacy_order(tokens: torch.Tensor) -> torch.Tensor:
 def feature_map(name: str, pixel_values: torch.Tensor, config: SamAdapterConfig) -> torch.Tensor:
     """The image-shaped guidance feature `name`: (B, C, H, W) -> (B, C', H, W), fp32, without gradient."""
     if name in ("high", "low"):
-        # Low frequencies keep the mean, so the published absolute value folds dark onto bright (faithful only).
-        absolute = name == "high" or config.faithful
+        # Low frequencies keep the mean, so the published absolute value folds dark onto bright.
+        absolute = name == "high" or config.low_absolute
         return frequency_component(pixel_values, config.frequency_rate, keep=name, absolute=absolute)
     with torch.no_grad():
         return get_feature(name).compute(pixel_values.float())

@@ -19,6 +19,7 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
 
     prefix = "sam_adapter_"
     tuner_layer_cls = BaseTunerLayer
+    block_cls = SamAdapterBlock
     target_module_mapping = {"sam": ENCODER, "sam_vision_model": ENCODER}
 
     def _prepare_adapter_config(self, peft_config: SamAdapterConfig, model_config: dict) -> SamAdapterConfig:
@@ -43,9 +44,14 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
             if hasattr(target, "projection"):
                 layer = SamAdapterPatchEmbed(target)
             else:
-                layer = SamAdapterBlock(target, self._shared_state(current_key))
+                layer = self.block_cls(target, self._shared_state(current_key))
             layer.set_adapter(self.active_adapters)
             self._replace_module(parent, target_name, layer, target)
+        elif isinstance(target, SamAdapterBlock) and not isinstance(target, self.block_cls):
+            raise UserError(
+                f"adapter {adapter_name!r} is of {type(self).__name__}, and {current_key} is wrapped for SAM-Adapter "
+                "already; add the CWSAM adapter first, or use another copy of the base model"
+            )
         layer.update_layer(adapter_name, peft_config)
 
     def _shared_state(self, key: str):

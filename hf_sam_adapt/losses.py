@@ -1,4 +1,4 @@
-"""Segmentation losses on SAM's low-resolution logits (SAM-Adapter §4.2, PraNet's structure loss)."""
+"""Losses on SAM's low-resolution logits: one channel (SAM-Adapter §4.2, PraNet) or K classes (CWSAM §3)."""
 
 from __future__ import annotations
 
@@ -10,31 +10,64 @@ from .data.images import IGNORE
 from .errors import UserError
 
 
-LOSSES = ("bce", "bbce", "iou", "dice", "structure", "structure_unweighted")
+BINARY_LOSSES = ("bce", "bbce", "iou", "dice", "structure", "structure_unweighted")
+CLASS_LOSSES = ("ce", "ce_official", "dice", "focal")
+DEFAULT_LOSS = {"binary": "structure", "classes": "ce+dice"}
 
 # Side of the window in which the structure loss looks for borders, in label pixels (PraNet).
 _BORDER_WINDOW = 31
+_FOCAL_GAMMA = 2
 
 
-def parse_loss(loss: str) -> list[str]:
-    """Split a loss name such as `"bce+dice"` into its terms; an unknown term is a `UserError`."""
+def parse_loss(loss: str, channels: int | None = None) -> list[str]:
+    """Split a loss name such as `"ce+dice"` into its terms.
+
+    Args:
+        loss: a name of `BINARY_LOSSES` or of `CLASS_LOSSES`, or a sum of names of one of them.
+        channels: of the logits the loss is for, 1 = binary, K = classes; None = not known yet.
+
+    Raises:
+        UserError: a term is unknown, or no model with `channels` channels could use all of them.
+    """
     terms = [term.strip() for term in loss.split("+")]
     for term in terms:
-        if term not in LOSSES:
+        if term not in BINARY_LOSSES + CLASS_LOSSES:
             raise UserError(
-                f"loss: unknown term '{term}' in '{loss}'; use one of {', '.join(LOSSES)} or a sum like bce+dice."
+                f"loss: unknown term '{term}' in '{loss}'; use one of {', '.join(BINARY_LOSSES)}, with num_labels one "
+                f"of {', '.join(CLASS_LOSSES)}, or a sum such as bce+dice."
+            )
+    if channels is None:
+        if not set(terms) <= set(BINARY_LOSSES) and not set(terms) <= set(CLASS_LOSSES):
+            raise UserError(
+                f"loss: '{loss}' mixes the losses of binary masks ({', '.join(BINARY_LOSSES)}) with those of several "
+                f"classes ({', '.join(CLASS_LOSSES)})."
+            )
+        return terms
+    names, masks = (BINARY_LOSSES, "binary masks") if channels == 1 else (CLASS_LOSSES, f"masks of {channels} classes")
+    for term in terms:
+        if term not in names:
+            raise UserError(
+                f"loss: '{term}' is no loss for {masks}; use one of {', '.join(names)}, or a sum such as "
+                f"{'bce' if channels == 1 else 'ce'}+dice."
             )
     return terms
 
 
 def segmentation_loss(
-    logits: Tensor, labels: Tensor, loss: str = "structure", weights: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    loss: str | None = None,
+    weights: Tensor | None = None,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Loss of binary segmentation logits, computed in fp32 at the resolution of the labels.
+    """Loss of segmentation logits, computed in fp32 at the resolution of the labels.
 
     Every term is a mean over the valid pixels of an image, then over images, so that the loss of a batch is the mean
     of the losses of its images. Only `bbce` balances foreground against background over the whole batch, as published.
-    An image without foreground, or without any valid pixel, gives finite values and gradients.
+    An image without foreground, without some of the classes, or without any valid pixel, gives finite values and
+    gradients; without any valid pixel both are 0.
+
+    One channel (binary):
 
     - `bce`: binary cross-entropy.
     - `bbce`: balanced binary cross-entropy (the paper's loss for shadows).
@@ -43,27 +76,55 @@ def segmentation_loss(
     - `structure`: border-weighted cross-entropy + border-weighted soft IoU (PraNet).
     - `structure_unweighted`: its cross-entropy without the weights, as published code computes it (Conv-LoRA's, too).
 
+    K channels (classes):
+
+    - `ce`: softmax cross-entropy, a mean in which a pixel counts with the weight of its class.
+    - `ce_official`: the same sum divided by the number of pixels, ignored ones included (CWSAM §3).
+    - `dice`: soft Dice, a mean over the classes that the image's labels hold (every pixel has such a class, so a
+      class wrongly predicted elsewhere still costs). Class weights do not scale it.
+    - `focal`: `ce` with each pixel scaled by (1 - p)^2 (Lin et al. 2017, gamma 2).
+
+    The pixels of a class of weight 0 do not count, in `dice` either, as if they were ignored.
+
     Args:
-        logits: `(N, 1, h, w)`, any float dtype; upsampled bilinearly to the labels.
-        labels: `(N, H, W)` integers: 0 background, 1 foreground, 255 ignored.
-        loss: one of the names above, or a sum such as `"bce+dice"`.
+        logits: `(N, 1, h, w)` or `(N, K, h, w)`, any float dtype; upsampled bilinearly to the labels.
+        labels: `(N, H, W)` integers, 255 ignored; one channel: 0 background, 1 foreground; K channels: 0..K-1.
+        loss: one of the names above, or a sum such as `"ce+dice"`; default `structure`, of K channels `ce+dice`.
         weights: `(N,)` weight of each image, default 1/N.
+        class_weights: `(K,)` weight of each class, not negative, default 1; K channels only.
 
     Returns:
         fp32 scalar.
+
+    Raises:
+        UserError: `loss` is no loss for this number of channels, or `class_weights` does not fit it.
     """
-    terms = parse_loss(loss)
-    if logits.ndim != 4 or logits.shape[1] != 1 or labels.ndim != 3 or len(logits) != len(labels):
+    if logits.ndim != 4 or labels.ndim != 3 or len(logits) != len(labels):
         raise ValueError(
-            f"expected logits (N,1,h,w) and labels (N,H,W), got {tuple(logits.shape)}, {tuple(labels.shape)}"
+            f"expected logits (N,K,h,w) and labels (N,H,W), got {tuple(logits.shape)}, {tuple(labels.shape)}"
         )
-    # (N,1,h,w) -> (N,H,W)
-    scores = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-    valid = (labels != IGNORE).to(scores.dtype)
-    target = (labels == 1).to(scores.dtype)
+    channels = logits.shape[1]
+    if loss is None:
+        loss = DEFAULT_LOSS["binary" if channels == 1 else "classes"]
+    terms = parse_loss(loss, channels)
+    if class_weights is not None and (channels == 1 or class_weights.shape != (channels,)):
+        raise UserError(
+            f"class_weights: {class_weights.numel()} values for {channels} channels; give one a class (binary: none)."
+        )
+    # (N,K,h,w) -> (N,K,H,W)
+    scores = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    valid = labels != IGNORE
     if weights is None:
         weights = scores.new_full((len(scores),), 1 / max(len(scores), 1))
-    per_image = sum(_TERMS[term](scores, target, valid, weights) for term in terms)
+    if channels == 1:
+        target = (labels == 1).to(scores.dtype)
+        per_image = sum(_TERMS[term](scores[:, 0], target, valid.to(scores.dtype), weights) for term in terms)
+    else:
+        target = labels.masked_fill(~valid, 0).long()
+        class_weights = scores.new_ones(channels) if class_weights is None else class_weights.to(scores)
+        pixel_weights = class_weights[target] * valid  # (N,H,W)
+        log_probability = F.log_softmax(scores, dim=1)
+        per_image = sum(_CLASS_TERMS[term](log_probability, target, pixel_weights) for term in terms)
     return (per_image * weights).sum()
 
 
@@ -145,3 +206,38 @@ _TERMS = {
     "structure": _structure,
     "structure_unweighted": _structure_unweighted,
 }
+
+
+def _truth(log_probability: Tensor, target: Tensor) -> Tensor:
+    """Log-probability of the true class of each pixel: `(N,K,H,W)`, `(N,H,W)` -> `(N,H,W)`."""
+    return log_probability.gather(1, target[:, None])[:, 0]
+
+
+def _ce(log_probability: Tensor, target: Tensor, pixel_weights: Tensor) -> Tensor:
+    return _pixel_mean(-_truth(log_probability, target), pixel_weights)
+
+
+def _ce_official(log_probability: Tensor, target: Tensor, pixel_weights: Tensor) -> Tensor:
+    return (-_truth(log_probability, target) * pixel_weights).mean(dim=(1, 2))
+
+
+def _focal(log_probability: Tensor, target: Tensor, pixel_weights: Tensor) -> Tensor:
+    truth = _truth(log_probability, target)
+    # (1 - p) = -expm1(log p), exact where p is near 1
+    return _pixel_mean(-truth * torch.expm1(truth) ** _FOCAL_GAMMA, pixel_weights)
+
+
+def _class_dice(log_probability: Tensor, target: Tensor, pixel_weights: Tensor) -> Tensor:
+    counted = (pixel_weights > 0)[:, None]  # (N,1,H,W)
+    classes = torch.arange(log_probability.shape[1], device=target.device)
+    truth = (target[:, None] == classes[:, None, None]) & counted  # (N,K,H,W)
+    truth_area = truth.sum(dim=(2, 3))  # (N,K)
+    probability = log_probability.exp() * counted
+    intersection = torch.where(truth, probability, 0).sum(dim=(2, 3))
+    areas = probability.sum(dim=(2, 3)) + truth_area
+    present = truth_area > 0
+    dice = torch.where(present, 1 - 2 * intersection / areas.clamp(min=1), 0)
+    return dice.sum(dim=1) / present.sum(dim=1).clamp(min=1)
+
+
+_CLASS_TERMS = {"ce": _ce, "ce_official": _ce_official, "dice": _class_dice, "focal": _focal}

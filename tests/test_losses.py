@@ -1,4 +1,4 @@
-"""Losses against float64 references written from the publications, and their behaviour where those break."""
+"""Losses of one channel against float64 references written from the publications, and where those break."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from hf_sam_adapt import segmentation_loss
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.losses import LOSSES
+from hf_sam_adapt.losses import BINARY_LOSSES
 
 
 def reference_bce(z, g):
@@ -66,7 +66,7 @@ def random_case(seed, size=(40, 56), n=3):
     return logits, labels
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", BINARY_LOSSES)
 def test_value_and_gradient_equal_the_reference(loss):
     logits, labels = random_case(seed=1)
     logits.requires_grad_()
@@ -95,7 +95,7 @@ def test_a_sum_is_the_sum_of_its_terms():
     assert torch.allclose(segmentation_loss(logits, labels, "bce + dice+structure"), parts)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", BINARY_LOSSES)
 def test_logits_are_upsampled_to_the_labels(loss):
     logits, _ = random_case(seed=4, size=(16, 16))
     _, labels = random_case(seed=5, size=(64, 64))
@@ -103,7 +103,7 @@ def test_logits_are_upsampled_to_the_labels(loss):
     assert torch.equal(segmentation_loss(logits, labels, loss), segmentation_loss(full, labels, loss))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", BINARY_LOSSES)
 def test_ignored_pixels_have_no_influence_and_no_gradient(loss):
     logits, labels = random_case(seed=6)
     ignored = torch.rand(labels.shape) < 0.3
@@ -126,7 +126,7 @@ def test_cutting_off_ignored_columns_changes_nothing(loss):
     )
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", BINARY_LOSSES)
 @pytest.mark.parametrize("scale", [1.0, 300.0], ids=["usual", "saturated"])
 @pytest.mark.parametrize("value", [0, 1, 255], ids=["empty", "full", "ignored"])
 def test_finite_on_degenerate_masks(loss, scale, value):
@@ -168,15 +168,33 @@ def test_half_precision_logits_are_computed_in_fp32():
     assert torch.equal(segmentation_loss(half, labels), segmentation_loss(half.float(), labels))
 
 
+def test_without_a_name_it_is_the_structure_loss():
+    logits, labels = random_case(seed=13)
+    assert torch.equal(segmentation_loss(logits, labels), segmentation_loss(logits, labels, "structure"))
+
+
 def test_unknown_term_names_the_known_ones():
     logits, labels = random_case(seed=11)
-    with pytest.raises(UserError, match=r"'focal' in 'bce\+focal'.*structure"):
-        segmentation_loss(logits, labels, "bce+focal")
+    with pytest.raises(UserError, match=r"'fokal' in 'bce\+fokal'.*structure.*focal"):
+        segmentation_loss(logits, labels, "bce+fokal")
+
+
+@pytest.mark.parametrize("term", ["ce", "ce_official", "focal"])
+def test_losses_of_classes_are_refused(term):
+    logits, labels = random_case(seed=14)
+    with pytest.raises(UserError, match=f"'{term}' is no loss for binary masks; use one of bce, bbce, .*structure"):
+        segmentation_loss(logits, labels, f"dice+{term}")
+
+
+def test_class_weights_are_refused():
+    logits, labels = random_case(seed=15)
+    with pytest.raises(UserError, match="class_weights: 1 values for 1 channels"):
+        segmentation_loss(logits, labels, class_weights=torch.ones(1))
 
 
 def test_shapes_that_do_not_fit_raise():
     logits, labels = random_case(seed=12)
     with pytest.raises(ValueError, match="expected logits"):
-        segmentation_loss(logits.expand(-1, 3, -1, -1), labels)
+        segmentation_loss(logits[:, 0], labels)
     with pytest.raises(ValueError, match="expected logits"):
         segmentation_loss(logits[:1], labels)

@@ -1,7 +1,16 @@
 """Streaming segmentation metrics, computed at the original size of each image."""
 
+from .classes import ConfusionMatrix, plot_confusion
 from .constant import ConstantMask, constant_mask
 from .overlap import IouDice, Overlap, overlap
 
 
-__all__ = ["ConstantMask", "IouDice", "Overlap", "constant_mask", "overlap"]
+__all__ = [
+    "ConfusionMatrix",
+    "ConstantMask",
+    "IouDice",
+    "Overlap",
+    "constant_mask",
+    "overlap",
+    "plot_confusion",
+]

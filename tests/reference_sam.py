@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 
-def complex_frequency_component(image: torch.Tensor, rate: float, keep: str) -> torch.Tensor:
+def complex_frequency_component(image: torch.Tensor, rate: float, keep: str, absolute: bool = True) -> torch.Tensor:
     """Square of the shifted complex spectrum removed or kept; real part, absolute value."""
     height, width = image.shape[-2:]
     half = int((height * width * rate) ** 0.5 // 2)
@@ -15,13 +15,22 @@ def complex_frequency_component(image: torch.Tensor, rate: float, keep: str) -> 
     square[height // 2 - half : height // 2 + half, width // 2 - half : width // 2 + half] = 1
     spectrum = torch.fft.fftshift(torch.fft.fft2(image, norm="forward"), dim=(-2, -1))
     spectrum = spectrum * (1 - square if keep == "high" else square)
-    return torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1)), norm="forward").real.abs()
+    component = torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1)), norm="forward").real
+    return component.abs() if absolute else component
 
 
-def adapter_prompts(weights: dict, tokens: torch.Tensor, image: torch.Tensor, layers: int, legacy: bool):
-    """P_0 … P_{L-1} of SAM-Adapter with the features `embedding` and `high`, (B, h, w, D) each.
+def adapter_prompts(
+    weights: dict,
+    tokens: torch.Tensor,
+    image: torch.Tensor,
+    layers: int,
+    legacy: bool,
+    keep: str = "high",
+    absolute: bool = True,
+):
+    """P_0 … P_{L-1} of SAM-Adapter with the features `embedding` and `high` (or `low`), (B, h, w, D) each.
 
-    `weights` has the keys embedding, high, tune.<i>, up; each a (weight, bias) pair.
+    `weights` has the keys embedding, high (or low), tune.<i>, up; each a (weight, bias) pair.
     """
     batch, height, width, channels = tokens.shape
     count = height * width
@@ -32,10 +41,10 @@ def adapter_prompts(weights: dict, tokens: torch.Tensor, image: torch.Tensor, la
     else:
         rows = torch.stack([tokens[:, n // width, n % width] for n in range(count)], dim=1)
     guidance = rows @ weights["embedding"][0].T + weights["embedding"][1]
-    high = complex_frequency_component(image, 0.25, "high")
-    patch = weights["high"][0].shape[-1]
-    high = F.conv2d(high, *weights["high"], stride=patch)
-    guidance = guidance + high.flatten(2).transpose(1, 2)
+    component = complex_frequency_component(image, 0.25, keep, absolute)
+    patch = weights[keep][0].shape[-1]
+    component = F.conv2d(component, *weights[keep], stride=patch)
+    guidance = guidance + component.flatten(2).transpose(1, 2)
     prompts = []
     for index in range(layers):
         hidden = F.gelu(guidance @ weights[f"tune.{index}"][0].T + weights[f"tune.{index}"][1])
@@ -60,8 +69,13 @@ def attention_with_relative_positions(attention, x: torch.Tensor) -> torch.Tenso
     return (out @ attention.proj.weight.T + attention.proj.bias).reshape(height, width, -1)
 
 
-def encoder(vision, image: torch.Tensor, prompts: list[torch.Tensor] | None = None) -> torch.Tensor:
-    """SAM's image encoder (B, 3, S, S) -> (B, C, h, w), with an addition to the input of each block."""
+def encoder(
+    vision, image: torch.Tensor, prompts: list[torch.Tensor] | None = None, after_attention=None, beside_mlp=None
+) -> torch.Tensor:
+    """SAM's image encoder (B, 3, S, S) -> (B, C, h, w), with an addition to the input of each block.
+
+    `after_attention(block index, Y)` replaces the attention's output, `beside_mlp(block index, Z)` adds to the MLP's.
+    """
     tokens = F.conv2d(image, vision.patch_embed.projection.weight, vision.patch_embed.projection.bias, stride=8)
     x = tokens.permute(0, 2, 3, 1) + vision.pos_embed
     for index, block in enumerate(vision.layers):
@@ -77,10 +91,13 @@ def encoder(vision, image: torch.Tensor, prompts: list[torch.Tensor] | None = No
                     window = padded[image_index, top : top + size, left : left + size]
                     attended = attention_with_relative_positions(block.attn, window)
                     out[image_index, top : top + size, left : left + size] = attended
-        x = x + out[:, : x.shape[1], : x.shape[2]]
+        attended = out[:, : x.shape[1], : x.shape[2]]
+        x = x + (attended if after_attention is None else after_attention(index, attended))
         normed = F.layer_norm(x, x.shape[-1:], block.layer_norm2.weight, block.layer_norm2.bias, 1e-6)
         hidden = F.gelu(F.linear(normed, block.mlp.lin1.weight, block.mlp.lin1.bias))
         x = x + F.linear(hidden, block.mlp.lin2.weight, block.mlp.lin2.bias)
+        if beside_mlp is not None:
+            x = x + beside_mlp(index, normed)
     x = x.permute(0, 3, 1, 2)
     neck = vision.neck
     x = channel_norm(F.conv2d(x, neck.conv1.weight), neck.layer_norm1)

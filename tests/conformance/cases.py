@@ -1,6 +1,6 @@
 """What PEFT's tests run with. A new method adds its lines here and nothing else."""
 
-from hf_sam_adapt import ConvLoraConfig, SamAdapterConfig, SamDecoderConfig
+from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig, SamDecoderConfig
 
 
 # (name of the test, model of models.py, config class, config arguments)
@@ -43,6 +43,17 @@ CASES = [
         {"rank_pattern": {"layers.1.attn.qkv": 5}, "use_rslora": True},
     ),
     ("Conv-LoRA, neck saved", "TinySam", ConvLoraConfig, {"modules_to_save": ["neck"]}),
+    ("CWSAM", "TinySam", CwsamConfig, {"decoder": "full"}),
+    ("CWSAM, classes", "TinySam", CwsamConfig, {"num_labels": 3, "scale_factor": 8}),
+    ("CWSAM, adapters alone", "TinySam", CwsamConfig, {"decoder": "full", "use_prompts": False}),
+    ("CWSAM, encoder", "TinySamVision", CwsamConfig, {"lowpass_abs": True, "adapter_act": "relu"}),
+    ("CWSAM, one layer", "TinySamVision", CwsamConfig, {"layers_to_transform": [1]}),
+    (
+        "Conv-LoRA, queries",
+        "TinySam",
+        ConvLoraConfig,
+        {"decoder": "class_wise", "num_labels": 3, "num_mask_tokens": 4},
+    ),
     ("SAM decoder", "TinySam", SamDecoderConfig, {}),
     ("SAM decoder, IoU head", "TinySam", SamDecoderConfig, {"train_iou_head": True}),
     ("SAM decoder, IoU head alone", "TinySam", SamDecoderConfig, {"decoder": "frozen", "train_iou_head": True}),
@@ -78,12 +89,21 @@ PAIRS = [
         {"layers_to_transform": [0], "decoder": "frozen", **RANDOM},
         {"layers_to_transform": [1], "num_experts": 3, "r": 5, **RANDOM},
     ),
+    ("CWSAM, same", "TinySam", CwsamConfig, {"decoder": "full", **RANDOM}, {"decoder": "full", **RANDOM}),
+    (
+        "CWSAM, other parts",
+        "TinySam",
+        CwsamConfig,
+        {"decoder": "frozen", "use_prompts": False, **RANDOM},
+        {"decoder": "full", "block_adapters": False, **RANDOM},
+    ),
     ("SAM decoder, same", "TinySam", SamDecoderConfig, RANDOM, RANDOM),
     ("SAM decoder, other parts", "TinySam", SamDecoderConfig, {"train_iou_head": True, **RANDOM}, RANDOM),
 ]
 
 UNMERGEABLE = {
     SamAdapterConfig: "the prompts depend on the image, so no base weight can hold them",
+    CwsamConfig: "the prompts depend on the image and the adapters are not linear",
     ConvLoraConfig: "the update is not linear, mixes tokens and picks experts by the input",
 }
 
@@ -97,7 +117,7 @@ NOT_APPLICABLE = {
         "loads a file with base biases under a config that trains none, which the strict check of keys refuses"
     ),
 }
-PRUNED = {"test_disable_adapters": "a decoder pruned to one mask token is another one from the start, by design"}
+PRUNED = {"test_disable_adapters": "a pruned or class-wise decoder is another one from the start, by design"}
 RESIZED = {
     "test_disable_adapters": "a resized base gives other outputs than the original, by design",
     "test_get_base_model_state_dict": "the position tables of a resized base have other shapes, by design",

@@ -85,6 +85,6 @@ def _with_reason(test_name: str, row: tuple) -> tuple:
     reason = NOT_APPLICABLE.get(test_name)
     if "image_size" in row[-1]:
         reason = RESIZED.get(test_name, reason)
-    if "num_mask_tokens" in row[-1]:
+    if row[-1].keys() & {"num_mask_tokens", "num_labels"}:
         reason = PRUNED.get(test_name, reason)
     return pytest.param(*row, marks=pytest.mark.skip(reason=reason)) if reason else row

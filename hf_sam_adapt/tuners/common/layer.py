@@ -96,9 +96,11 @@ class ParameterOverlay(SamTunerLayer):
         setattr(self, self.heads_name, nn.ModuleDict())
         self.adapter_layer_names = (self.weights_name, self.heads_name)
         self.mask_tokens: dict[str, int | None] = {}
+        # In a plain dictionary: as a child it would put the base's weights under a second name.
+        self._class_decoders: dict[str, ClassDecoder] = {}
         self._backup: dict[str, torch.Tensor] = {}
 
-    other_param_names = ("mask_tokens",)
+    other_param_names = ("mask_tokens", "_class_decoders")
 
     @property
     def overlays(self) -> nn.ModuleDict:
@@ -141,7 +143,9 @@ class ParameterOverlay(SamTunerLayer):
         self.overlays[adapter_name] = ParameterTree(copies)
         self.mask_tokens[adapter_name] = num_mask_tokens
         if num_labels is not None:
-            self.heads[adapter_name] = build_head(self.base_layer, num_labels, num_mask_tokens, random_init)
+            head = build_head(self.base_layer, num_labels, num_mask_tokens, random_init)
+            self.heads[adapter_name] = head
+            self._class_decoders[adapter_name] = ClassDecoder(self.base_layer, head, num_mask_tokens or 1)
         self.finish_update(adapter_name, inference_mode)
 
     def overlaid_parameters(self, adapter_names: list[str]) -> dict[str, torch.Tensor]:
@@ -180,9 +184,12 @@ class ParameterOverlay(SamTunerLayer):
         """The class-wise decoder of the one active adapter, and the parameters under its names."""
         if len(adapters) > 1:
             raise UserError(f"adapters {', '.join(adapters)}: a class_wise decoder cannot be active beside another")
-        count = self.mask_tokens[adapters[0]] or 1
-        decoder = ClassDecoder(self.base_layer, self.heads[adapters[0]], count)
-        return decoder, {f"decoder.{name}": value for name, value in parameters.items()}
+        (name,) = adapters
+        decoder = self._class_decoders.get(name)
+        if decoder is None or decoder.decoder is not self.base_layer:  # replaced by a wrapper such as FSDP
+            decoder = ClassDecoder(self.base_layer, self.heads[name], self.mask_tokens[name] or 1)
+            self._class_decoders[name] = decoder
+        return decoder, {f"decoder.{key}": value for key, value in parameters.items()}
 
     @contextmanager
     def _pruned(self, adapters: list[str]) -> Iterator[bool]:

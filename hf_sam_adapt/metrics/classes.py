@@ -140,9 +140,7 @@ def plot_confusion(matrix: ConfusionMatrix, names: Sequence[str], path: str | os
     Args:
         names: K names in the order of the classes.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(_confusion_figure(matrix.counts, names)).print_png(os.fspath(path))
+    _confusion_figure(matrix.counts, names).savefig(path, format="png", bbox_inches="tight")
 
 
 def _confusion_figure(counts: np.ndarray, names: Sequence[str]) -> Figure:

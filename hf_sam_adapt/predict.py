@@ -16,8 +16,8 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
+from .data.channels import ARRAY_SUFFIX, displayable, load_header, load_image
 from .data.folder import IMAGE_SUFFIXES
-from .data.images import read_header, read_image
 from .errors import UserError
 from .evaluation.inference import device_of, inference, merge_objects
 from .forward import encode, segment_scored
@@ -101,23 +101,24 @@ def predict(
         UserError: no image found, an unreadable one, a prompt outside an image, an output that would replace an input,
             or a model that cannot be loaded. Every header is read before anything is written.
     """
-    paths = find_images(inputs)
-    headers = [read_header(str(path)) for path in paths]
+    if batch_size < 1:
+        raise UserError(f"batch_size: {batch_size} is below 1")
     prompt = _prompt(box, point)
+    # First the processor: it says how images are read.
+    network, processor, has_estimate = _load(adapter, model)
+    paths = find_images(inputs, arrays=processor.channels is not None)
+    headers = [load_header(str(path), processor.channels) for path in paths]
     _check_inside(prompt, paths, [(header.height, header.width) for header in headers])
     folder = Path(output_dir)
     names = output_names(paths)
     _check_outputs(folder, paths, names)
-    if batch_size < 1:
-        raise UserError(f"batch_size: {batch_size} is below 1")
-    network, processor, has_estimate = _load(adapter, model)
     network.to(PartialState().device)
 
     folder.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     with tqdm(total=len(paths), desc="predict", unit="image", disable=not progress, leave=False) as bar:
         for start in range(0, len(paths), batch_size):
-            images = [read_image(path) for path in paths[start : start + batch_size]]
+            images = [load_image(path, processor.channels) for path in paths[start : start + batch_size]]
             with inference([network], precision):
                 results = _segment(network, processor, images, prompt)
             for path, name, image, (logits, estimate) in zip(paths[start:], names[start:], images, results):
@@ -128,19 +129,20 @@ def predict(
     return records
 
 
-def find_images(inputs: Sequence[str]) -> list[Path]:
-    """The image files that `inputs` name, in their order, each once.
+def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
+    """The image files that `inputs` name, in their order, each once; of folders also the `.npy` arrays if `arrays`.
 
     Raises:
         UserError: nothing is named, or an input is missing, matches nothing, or is a folder without images.
     """
     if not inputs:
         raise UserError("inputs: none given; name image files, folders or glob patterns")
+    suffixes = IMAGE_SUFFIXES | {ARRAY_SUFFIX} if arrays else IMAGE_SUFFIXES
     found: dict[Path, Path] = {}
     for text in map(str, inputs):
         path = Path(text)
         if path.is_dir():
-            matches = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
+            matches = sorted(child for child in path.iterdir() if child.suffix.lower() in suffixes)
             problem = "is a folder without images"
         elif path.exists():
             matches, problem = [path], ""
@@ -231,7 +233,7 @@ def _write(folder: Path, name: str, image: np.ndarray, logits: torch.Tensor) -> 
     mask = (logits > 0).cpu().numpy()
     files = {"mask": f"{name}_mask.png", "overlay": f"{name}_overlay.png"}
     Image.fromarray(mask.astype(np.uint8) * 255).save(folder / files["mask"])
-    Image.fromarray(overlay(image, mask, MASK_COLOURS["adapted"])).save(folder / files["overlay"])
+    Image.fromarray(overlay(displayable(image), mask, MASK_COLOURS["adapted"])).save(folder / files["overlay"])
     return {
         **files,
         "height": mask.shape[0],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .data.images import IGNORE, read_image, read_mask
+from .data.channels import load_image
+from .data.images import IGNORE, read_mask
+from .data.normalization import check_normalization, normalize
 from .errors import UserError
 from .prompts import Prompt
 
@@ -31,6 +34,9 @@ class SamAdaptProcessor(BaseImageProcessor):
         patch_size: side of a ViT patch; the mask logits have 4 S / patch_size pixels a side.
         resize: "pad" keeps the aspect ratio (longest side S, zeros right and below), "squash" stretches to S x S.
         image_mean, image_std: normalisation of RGB in 0..1.
+        channels: C of images that are read as they are stored; None = RGB photographs.
+        normalization: what `fit_normalization` returned, used in place of `image_mean` and `image_std`; needed with
+            `channels`.
     """
 
     model_input_names = ["pixel_values"]
@@ -42,6 +48,8 @@ class SamAdaptProcessor(BaseImageProcessor):
         resize: str = "pad",
         image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        channels: int | None = None,
+        normalization: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -54,6 +62,10 @@ class SamAdaptProcessor(BaseImageProcessor):
         self.resize = resize
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
+        if channels is not None and normalization is None:
+            raise UserError(f"normalization: images of {channels} channels need one; fit it with fit_normalization")
+        self.channels = channels
+        self.normalization = None if normalization is None else check_normalization(normalization, channels or 3)
 
     @property
     def mask_size(self) -> int:
@@ -79,22 +91,24 @@ class SamAdaptProcessor(BaseImageProcessor):
         """Prepare one image or a list of them, of any sizes.
 
         Args:
-            images: PIL images, uint8/uint16 arrays (H, W, 3) or (H, W), or uint8 tensors, channels first or last.
+            images: PIL images, uint8/uint16 arrays (H, W, 3) or (H, W), or uint8 tensors, channels first or last. With
+                `channels` arrays (H, W, C), or (H, W) for one channel, and tensors of any real type in the units that
+                the normalisation was fitted to.
             masks: per image uint8 (H, W), classes and 255 = ignore.
             prompts: per image a `Prompt` in image coordinates.
             return_tensors: only "pt".
 
         Returns:
-            `pixel_values` float32 (B, 3, S, S); `original_sizes` and `reshaped_input_sizes` int64 (B, 2), (height,
-            width); with masks `labels` int64 (B, S, S), 255 on the padding; with prompts `prompts`, a list of `Prompt`
-            with tensors in input coordinates (see there).
+            `pixel_values` float32 (B, C, S, S), C = 3 for photographs; `original_sizes` and `reshaped_input_sizes`
+            int64 (B, 2), (height, width); with masks `labels` int64 (B, S, S), 255 on the padding; with prompts
+            `prompts`, a list of `Prompt` with tensors in input coordinates (see there).
 
         Raises:
             UserError: a mask or prompt count or size that does not fit its image, or an unsupported array.
         """
         if return_tensors != "pt":
             raise UserError(f"return_tensors: {return_tensors!r} is not supported, only 'pt' is")
-        images = [_to_image_array(image) for image in _as_list(images)]
+        images = [_to_image_array(image, self.channels) for image in _as_list(images)]
         sizes = [image.shape[:2] for image in images]
         resized = [self._resize_image(image) for image in images]
         masks = _matched(masks, sizes, "masks")
@@ -165,14 +179,23 @@ class SamAdaptProcessor(BaseImageProcessor):
         return height, width
 
     def _resize_image(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, 3) -> uint8 (h, w, 3), bilinear with antialiasing."""
+        """uint8 (H, W, 3) or float32 (H, W, C) -> the same at (h, w), bilinear with antialiasing."""
         height, width = self.reshaped_size(image.shape[:2])
         if image.shape[:2] == (height, width):
             return image
+        if image.dtype != np.uint8:
+            size, bilinear = (width, height), Image.Resampling.BILINEAR
+            channels = (np.ascontiguousarray(image[..., channel]) for channel in range(image.shape[2]))
+            return np.stack([np.asarray(Image.fromarray(part).resize(size, bilinear)) for part in channels], axis=2)
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
     def _normalize(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (h, w, 3) -> float32 (3, S, S), zeros right and below."""
+        """uint8 (h, w, 3) or float32 (h, w, C) -> float32 (C, S, S), zeros right and below."""
+        if self.normalization is not None:
+            height, width, channels = image.shape
+            values = np.zeros((channels, self.image_size, self.image_size), np.float32)
+            values[:, :height, :width] = normalize(image, self.normalization).transpose(2, 0, 1)  # (C, h, w)
+            return values
         # Each channel has 256 possible results, computed in the order and precision of SamImageProcessor.
         levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
         mean, std = np.asarray(self.image_mean, np.float32), np.asarray(self.image_std, np.float32)
@@ -228,10 +251,12 @@ class SamAdaptProcessor(BaseImageProcessor):
         """The content of `preprocessor_config.json`.
 
         With `resize="pad"` the pixel values are those of transformers' own processor, and the file says so in its
-        terms: `SamProcessor` and the pipelines read it too. With "squash" they cannot, and the type tells them.
+        terms: `SamProcessor` and the pipelines read it too. With "squash" or a `normalization` they cannot, and the
+        type tells them.
         """
+        plain = self.resize == "pad" and self.normalization is None
         config = {
-            "image_processor_type": "SamImageProcessor" if self.resize == "pad" else type(self).__name__,
+            "image_processor_type": "SamImageProcessor" if plain else type(self).__name__,
             "image_size": self.image_size,
             "patch_size": self.patch_size,
             # Not "resize": that is a method of transformers' class, and extra keys become attributes there.
@@ -239,7 +264,9 @@ class SamAdaptProcessor(BaseImageProcessor):
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
         }
-        if self.resize == "pad":
+        if self.normalization is not None:
+            config |= {"channels": self.channels, "normalization": copy.deepcopy(self.normalization)}
+        if plain:
             config |= {
                 "size": {"longest_edge": self.image_size},
                 "pad_size": {"height": self.image_size, "width": self.image_size},
@@ -265,7 +292,7 @@ class SamAdaptProcessor(BaseImageProcessor):
             config["image_size"] = size.get("longest_edge") if isinstance(size, dict) else size
         if "resize_mode" in config:
             config["resize"] = config["resize_mode"]
-        names = ("image_size", "patch_size", "resize", "image_mean", "image_std")
+        names = ("image_size", "patch_size", "resize", "image_mean", "image_std", "channels", "normalization")
         chosen = {name: config[name] for name in names if config.get(name) is not None}
         if "image_size" not in chosen:
             raise UserError("preprocessor_config.json: neither image_size nor size.longest_edge is given")
@@ -297,16 +324,17 @@ def _matched(items: Any, sizes: list[tuple[int, int]], name: str) -> list | None
     return items
 
 
-def _to_image_array(image: ImageLike) -> np.ndarray:
-    """Any supported image -> uint8 (H, W, 3)."""
+def _to_image_array(image: ImageLike, channels: int | None) -> np.ndarray:
+    """Any supported image -> uint8 (H, W, 3), or with `channels` float32 (H, W, C)."""
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
-        if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] not in (1, 3, 4):
+        counts = (1, 3, 4) if channels is None else (channels,)
+        if image.ndim == 3 and image.shape[0] in counts and image.shape[2] not in counts:
             image = image.permute(1, 2, 0)  # (C, H, W) -> (H, W, C)
         image = image.numpy()
     elif isinstance(image, list):
         image = np.asarray(image)
-    return read_image(image)
+    return load_image(image, channels)
 
 
 def _checked_mask(mask: ImageLike, size: tuple[int, int]) -> np.ndarray:

@@ -43,6 +43,13 @@ class Recipe:
     label_map: dict[int, int] | None = _key(None, "Mask value -> value on reading, 255 = ignore.")
     num_labels: int | None = _key(None, "Number of classes with the background; unset = one foreground class.")
     id2label: dict[int, str] | None = _key(None, "Class id -> name.")
+    palette: str | dict[str, list[int]] | None = _key(
+        None, "Colours of the classes of RGB masks: FUSAR_MAP_1, FUSAR_MAP_2, a .yaml file, or name -> [r, g, b]."
+    )
+    channels: int | None = _key(None, "Channels of images read as they are stored; unset = RGB photographs.")
+    normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"] | None = _key(
+        None, "Per channel, fitted to the training images; unset = imagenet, with channels percentile."
+    )
     num_workers: int = _key(0, "Processes per GPU that load images; 0 = the training process itself.")
 
     prompts: list[str] = _key(["none"], "Prompt kinds to train and measure: none box point mask.")
@@ -87,6 +94,7 @@ class Recipe:
             _at_least(self, name, 0)
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every", "checkpoint_every"):
             _at_least(self, name, 1)
+        _at_least(self, "channels", 1)
         _known_names(self, "prompts", ("none", "box", "point", "mask"))
         _known_names(self, "augment", ("flip", "scale", "crop", "colour", "none"))
         _known_names(self, "report_to", ("trackio", "tensorboard", "wandb", "none"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from .data.channels import displayable
 from .data.images import IGNORE
 from .evaluation.evaluate import EvalResult, prompts_of
 from .evaluation.inference import inference, predicted_masks, variants_of
@@ -149,7 +150,7 @@ def _draw_samples(path: Path, rows: Sequence[_Row], names: Sequence[str]) -> Non
     figure = Figure(figsize=(3.2 * columns, 3.4 * len(rows)), dpi=100, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, line in zip(rows, axes, strict=True):
-        image, mask = row.sample.image, row.sample.mask
+        image, mask = displayable(row.sample.image), row.sample.mask
         line[0].imshow(image)
         _draw_prompt(line[0], row.prompt)
         line[0].set_title(f"{row.rank}: {row.sample.id}"[:36])

@@ -25,10 +25,10 @@ def augment(
 
     "flip" mirrors left to right; "scale" cuts out or surrounds the image so that the processor shows it up to 1.5
     times larger or smaller; "crop" keeps 60 to 100 % of each side; "colour" changes brightness, contrast and
-    saturation by up to 25 %.
+    saturation by up to 25 %, of a float image brightness and contrast by up to 25 % of each channel's deviation.
 
     Args:
-        image: uint8 (H, W, 3).
+        image: uint8 (H, W, 3), or float32 (H, W, C).
         mask: uint8 (H, W).
         rng: the only source of chance.
         options: names out of flip, scale, crop, colour; ["none"] or [] changes nothing.
@@ -46,7 +46,7 @@ def augment(
         height, width = (max(1, round(side * rng.uniform(MIN_CROP, 1))) for side in mask.shape)
         image, mask = _cut(image, mask, height, width, rng)
     if "colour" in options:
-        image = _colour(image, rng)
+        image = _colour(image, rng) if image.dtype == np.uint8 else _gain(image, rng)
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)
 
 
@@ -68,8 +68,9 @@ def _scale(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tup
         return _cut(image, mask, height, width, rng)
     top, left = (int(rng.integers(0, new - old + 1)) for new, old in zip((height, width), mask.shape))
     wide_mask = np.full((height, width), IGNORE, np.uint8)
-    wide_image = np.empty((height, width, image.shape[2]), np.uint8)
-    wide_image[:] = image.mean(axis=(0, 1)).round().astype(np.uint8)
+    wide_image = np.empty((height, width, image.shape[2]), image.dtype)
+    mean = image.mean(axis=(0, 1), dtype=np.float64)
+    wide_image[:] = mean.round() if image.dtype == np.uint8 else mean
     window = np.s_[top : top + mask.shape[0], left : left + mask.shape[1]]
     wide_mask[window], wide_image[window] = mask, image
     return wide_image, wide_mask
@@ -90,3 +91,11 @@ def _colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for enhance, factor in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors):
         changed = enhance(changed).enhance(factor)
     return np.asarray(changed)
+
+
+def _gain(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Brightness and contrast of float32 (H, W, C), whatever its units: no value leaves the range of its channel."""
+    brightness, contrast = rng.uniform(-MAX_COLOUR, MAX_COLOUR, 2).astype(np.float32)
+    mean, deviation = image.mean(axis=(0, 1)), image.std(axis=(0, 1))  # (C,)
+    changed = mean + (image - mean) * (1 + contrast) + brightness * deviation
+    return np.clip(changed, image.min(axis=(0, 1)), image.max(axis=(0, 1)))

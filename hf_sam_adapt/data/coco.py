@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
+from .channels import load_header, load_image
 from .folder import SPLIT_NAMES
-from .images import IGNORE, Header, read_header, read_image
+from .images import IGNORE, Header
 
 
 if TYPE_CHECKING:
@@ -21,9 +22,16 @@ FILE_NAMES = ("annotations.json", "_annotations.coco.json")
 
 
 class CocoReader:
-    """Reads rows with the columns image (path), height, width and objects (JSON list: class, segmentation, crowd)."""
+    """Reads rows with the columns image (path), height, width and objects (JSON list: class, segmentation, crowd).
+
+    Args:
+        channels: of the images; None = RGB photographs.
+    """
 
     checked_rows: int | None = None
+
+    def __init__(self, channels: int | None = None) -> None:
+        self.channels = channels
 
     def name(self, row: dict[str, Any]) -> str:
         return f"annotation of {row['image']}"
@@ -32,10 +40,10 @@ class CocoReader:
         return row["image"]
 
     def headers(self, row: dict[str, Any]) -> tuple[Header, Header]:
-        return read_header(row["image"]), Header(row["height"], row["width"], lossy=False)
+        return load_header(row["image"], self.channels), Header(row["height"], row["width"], lossy=False)
 
     def read_image(self, row: dict[str, Any]) -> np.ndarray:
-        return read_image(row["image"])
+        return load_image(row["image"], self.channels)
 
     def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
         """Later objects cover earlier ones; crowds are ignored pixels."""

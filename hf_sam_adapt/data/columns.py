@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
+from .channels import load_header, load_image
 from .folder import SPLIT_NAMES
-from .images import Header, is_lossy, open_image, read_header, read_image, read_mask
+from .images import Header, array_header, is_lossy, open_image, read_header, read_mask
 
 
 if TYPE_CHECKING:
@@ -18,10 +19,18 @@ if TYPE_CHECKING:
 
 
 class ColumnReader:
-    """Reads rows with the columns `image` and `mask`: encoded bytes, paths, or arrays."""
+    """Reads rows with the columns `image` and `mask`: encoded bytes, paths, or arrays.
+
+    Args:
+        channels: of the images; None = RGB photographs.
+        coloured: whether RGB masks are read in their colours.
+    """
 
     # A header lies inside the cell's bytes: looking at all of them would read the whole table.
     checked_rows: int | None = 2000
+
+    def __init__(self, channels: int | None = None, coloured: bool = False) -> None:
+        self.channels, self.coloured = channels, coloured
 
     def name(self, row: dict[str, Any]) -> str:
         return f"row {row['id']}, column mask"
@@ -30,17 +39,19 @@ class ColumnReader:
         return None
 
     def headers(self, row: dict[str, Any]) -> tuple[Header, Header]:
-        return _header(_cell(row["image"]), _image_name(row)), _header(_cell(row["mask"]), self.name(row))
+        mask, name = _cell(row["mask"]), self.name(row)
+        stored = array_header(mask) if isinstance(mask, np.ndarray) else read_header(mask, name)
+        return load_header(_cell(row["image"]), self.channels, _image_name(row)), stored
 
     def read_image(self, row: dict[str, Any]) -> np.ndarray:
-        return read_image(_cell(row["image"]), _image_name(row))
+        return load_image(_cell(row["image"]), self.channels, _image_name(row))
 
     def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
         cell, name = _cell(row["mask"]), self.name(row)
         if isinstance(cell, np.ndarray):
-            return read_mask(cell, name), False
+            return read_mask(cell, name, coloured=self.coloured), False
         with open_image(cell, name) as image:
-            return read_mask(image, name), is_lossy(image)
+            return read_mask(image, name, coloured=self.coloured), is_lossy(image)
 
 
 def is_saved_dataset(root: Path) -> bool:
@@ -133,12 +144,6 @@ def _ids_from_paths(table: datasets.Dataset) -> list[str]:
 
 def _image_name(row: dict[str, Any]) -> str:
     return f"row {row['id']}, column image"
-
-
-def _header(cell: str | BytesIO | np.ndarray, name: str) -> Header:
-    if isinstance(cell, np.ndarray):
-        return Header(cell.shape[0], cell.shape[1], lossy=False)
-    return read_header(cell, name)
 
 
 def _cell(value: Any) -> str | BytesIO | np.ndarray:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from ..errors import UserError
 from .encoding import MaskEncoding
 from .images import Header
+from .palettes import Palette
 
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Sample:
     """One image with its mask.
 
     Attributes:
-        image: uint8 (H, W, 3).
+        image: uint8 (H, W, 3); float32 (H, W, C) if the data set was loaded with `channels`.
         mask: uint8 (H, W), classes 0..K-1 (binary: 0 and 1) and 255 = ignore.
         id: name without extension, unique in its split.
         index: position in the split.
@@ -56,10 +57,10 @@ class Reader(Protocol):
         """Of the image and the mask, without decoding them."""
 
     def read_image(self, row: dict[str, Any]) -> np.ndarray:
-        """uint8 (H, W, 3)."""
+        """uint8 (H, W, 3), or float32 (H, W, C)."""
 
     def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
-        """uint8 (H, W) as stored, and whether it is stored lossily."""
+        """uint8 (H, W), or (H, W, 3) in colours, as stored, and whether it is stored lossily."""
 
 
 class SegmentationSplit(Dataset):
@@ -86,8 +87,8 @@ class SegmentationSplit(Dataset):
         image = self.reader.read_image(row)
         stored, lossy = self.reader.read_mask(row)
         name = self.reader.name(row)
-        if stored.shape != image.shape[:2]:
-            raise UserError(size_message(name, stored.shape, image.shape[:2]))
+        if stored.shape[:2] != image.shape[:2]:
+            raise UserError(size_message(name, stored.shape[:2], image.shape[:2]))
         mask = self.encoding.decode(stored, lossy, name)
         return Sample(image, mask, row["id"], index, self.reader.path(row))
 
@@ -114,6 +115,7 @@ class SegmentationData:
         name: what the user called the data set.
         notes: sentences about what was found, to be printed.
         splits: ids per split where they were drawn by seed, else None.
+        palette: the colours of the classes, where the masks are read by one.
     """
 
     train: SegmentationSplit
@@ -125,6 +127,7 @@ class SegmentationData:
     name: str
     notes: list[str] = field(default_factory=list)
     splits: dict[str, list[str]] | None = None
+    palette: Palette | None = None
 
 
 def size_message(name: str, mask: tuple[int, int], image: tuple[int, int]) -> str:

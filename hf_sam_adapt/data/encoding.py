@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import UserError
 from .images import IGNORE
+from .palettes import Palette, to_labels
 
 
 MASK_VALUES = ("auto", "binary", "index")
@@ -23,15 +24,33 @@ class MaskEncoding:
         num_labels: number of classes with the background, None = 2.
         label_map: stored value -> value, applied first.
         exact: accept only 0 and 255 as binary values (they were found, not asked for).
+        palette: turns the colours of RGB masks into classes before everything else.
     """
 
     mask_values: str
     num_labels: int | None = None
     label_map: Mapping[int, int] | None = None
     exact: bool = False
+    palette: Palette | None = None
 
     def decode(self, stored: np.ndarray, lossy: bool, name: str) -> np.ndarray:
-        """uint8 (H, W) as stored -> uint8 (H, W) in {0..K-1, 255}; `UserError` naming `name` on any other value."""
+        """Stored values to classes.
+
+        Args:
+            stored: uint8 (H, W), or in colours (H, W, 3), which takes a palette.
+            lossy: whether it was stored lossily.
+            name: what an error message calls it.
+
+        Returns:
+            uint8 (H, W) in {0..K-1, 255}.
+
+        Raises:
+            UserError: any other value.
+        """
+        if stored.ndim == 3 and self.palette is not None:
+            if lossy:
+                raise UserError(lossy_message(name))
+            stored = to_labels(stored, self.palette)
         mask = stored if not self.label_map else _table(self.label_map)[stored]
         if self.mask_values == "binary":
             if self.exact and lossy:
@@ -70,13 +89,14 @@ def resolve_encoding(
     mask_values: str,
     num_labels: int | None,
     label_map: Mapping[int, int] | None,
+    palette: Palette | None = None,
 ) -> tuple[MaskEncoding, list[str]]:
     """Decide how the masks of a data set are read, and check every one of them.
 
     Args:
         masks: (name, values as bool (256,): which stored values occur, whether the file is lossy) per mask.
         mask_values: "auto", "binary" or "index".
-        num_labels, label_map: see `MaskEncoding`.
+        num_labels, label_map, palette: see `MaskEncoding`; with a palette the values are its indices.
 
     Returns:
         The encoding, and one-line notes on what was found.
@@ -86,6 +106,10 @@ def resolve_encoding(
     """
     if mask_values not in MASK_VALUES:
         raise UserError(f"mask_values: {mask_values!r} is unknown; choose from {', '.join(MASK_VALUES)}")
+    if palette is not None:
+        if mask_values == "binary":
+            raise UserError("mask_values: binary, but a palette gives class indices; leave one of them out")
+        mask_values = "index"
     if mask_values == "binary":
         return MaskEncoding("binary", num_labels, label_map), []
     found = []
@@ -105,7 +129,7 @@ def resolve_encoding(
         _check_unmixed(found)
     empty = bool(found) and not union[1:IGNORE].any()
     notes = ["no mask of the training data holds any foreground"] if empty else []
-    return MaskEncoding("index", num_labels, label_map), notes
+    return MaskEncoding("index", num_labels, label_map, palette=palette), notes
 
 
 def check_classes(values: np.ndarray, num_labels: int | None, name: str) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
-from .images import Header, is_lossy, open_image, read_header, read_image, read_mask
+from .channels import ARRAY_SUFFIX, load_header, load_image
+from .images import Header, array_header, is_lossy, load_array, open_image, read_header, read_mask
 
 
 if TYPE_CHECKING:
@@ -22,9 +23,17 @@ IMAGE_SUFFIXES = {".bmp", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pp
 
 
 class FileReader:
-    """Reads rows with the columns `image` and `mask`, both paths."""
+    """Reads rows with the columns `image` and `mask`, both paths.
+
+    Args:
+        channels: of the images; None = RGB photographs.
+        coloured: whether RGB masks are read in their colours.
+    """
 
     checked_rows: int | None = None
+
+    def __init__(self, channels: int | None = None, coloured: bool = False) -> None:
+        self.channels, self.coloured = channels, coloured
 
     def name(self, row: dict[str, Any]) -> str:
         return row["mask"]
@@ -33,14 +42,19 @@ class FileReader:
         return row["image"]
 
     def headers(self, row: dict[str, Any]) -> tuple[Header, Header]:
-        return read_header(row["image"]), read_header(row["mask"])
+        mask = row["mask"]
+        stored = array_header(load_array(mask)) if mask.endswith(ARRAY_SUFFIX) else read_header(mask)
+        return load_header(row["image"], self.channels), stored
 
     def read_image(self, row: dict[str, Any]) -> np.ndarray:
-        return read_image(row["image"])
+        return load_image(row["image"], self.channels)
 
     def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
-        with open_image(row["mask"]) as image:
-            return read_mask(image, row["mask"]), is_lossy(image)
+        mask = row["mask"]
+        if mask.endswith(ARRAY_SUFFIX):
+            return read_mask(load_array(mask), mask, coloured=self.coloured), False
+        with open_image(mask) as image:
+            return read_mask(image, mask, coloured=self.coloured), is_lossy(image)
 
 
 def has_images(root: Path) -> bool:
@@ -53,8 +67,13 @@ def has_masks(root: Path) -> bool:
     return (root / "masks").is_dir() or (root / "train" / "masks").is_dir()
 
 
-def find_pairs(root: Path, mask_suffix: str | None = None) -> dict[str, datasets.Dataset]:
+def find_pairs(root: Path, mask_suffix: str | None = None, arrays: bool = False) -> dict[str, datasets.Dataset]:
     """Tables with the columns id, image and mask for the splits of `root`.
+
+    Args:
+        root: holds images and masks, or a folder of them for each split.
+        mask_suffix: what the masks' names have at their end.
+        arrays: whether `.npy` files count, too.
 
     Returns:
         "train" and what there is of "val" and "test"; or "all" when `root` has no split folders.
@@ -63,16 +82,16 @@ def find_pairs(root: Path, mask_suffix: str | None = None) -> dict[str, datasets
         UserError: images without masks or the reverse, two files of one stem, or an empty folder.
     """
     if (root / "images").is_dir():
-        return {"all": _pair_folder(root, mask_suffix)}
+        return {"all": _pair_folder(root, mask_suffix, arrays)}
     tables = {}
     for split, names in SPLIT_NAMES.items():
         folder = next((root / name for name in names if (root / name).is_dir()), None)
         if folder is not None:
-            tables[split] = _pair_folder(folder, mask_suffix)
+            tables[split] = _pair_folder(folder, mask_suffix, arrays)
     return tables
 
 
-def _pair_folder(folder: Path, mask_suffix: str | None) -> datasets.Dataset:
+def _pair_folder(folder: Path, mask_suffix: str | None, arrays: bool) -> datasets.Dataset:
     import datasets
 
     suffix = Path(mask_suffix).stem if mask_suffix and "." in mask_suffix else mask_suffix or ""
@@ -80,8 +99,10 @@ def _pair_folder(folder: Path, mask_suffix: str | None) -> datasets.Dataset:
     for part in (images, masks):
         if not part.is_dir():
             raise UserError(f"{part}: missing folder; expected images/ and masks/ with equal file names in {folder}")
-    image_files = _by_stem(images)
-    mask_files = _by_stem(masks)
+    suffixes = IMAGE_SUFFIXES | {ARRAY_SUFFIX} if arrays else IMAGE_SUFFIXES
+    image_files, mask_files = _by_stem(images, suffixes), _by_stem(masks, suffixes)
+    if not image_files and any(images.glob(f"*{ARRAY_SUFFIX}")):
+        raise UserError(f"{images}: only {ARRAY_SUFFIX} arrays; set channels to the number of their channels")
     if not image_files:
         raise UserError(f"{images}: no images in it; the data set is empty")
     wanted = {stem + suffix: stem for stem in image_files}
@@ -98,13 +119,13 @@ def _pair_folder(folder: Path, mask_suffix: str | None) -> datasets.Dataset:
     )
 
 
-def _by_stem(folder: Path) -> dict[str, str]:
-    """Stem -> path of every image file in `folder`."""
+def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, str]:
+    """Stem -> path of every file in `folder` with one of the suffixes."""
     files: dict[str, str] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             stem, extension = os.path.splitext(entry.name)
-            if extension.lower() not in IMAGE_SUFFIXES or entry.name.startswith("."):
+            if extension.lower() not in suffixes or entry.name.startswith("."):
                 continue
             if stem in files:
                 other = os.path.basename(files[stem])

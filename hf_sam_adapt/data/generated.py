@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
+from .channels import load_image
 from .images import Header
 
 
@@ -24,8 +25,8 @@ class GeneratedReader:
 
     checked_rows: int | None = 0
 
-    def __init__(self, domain: str) -> None:
-        self.domain = domain
+    def __init__(self, domain: str, channels: int | None = None) -> None:
+        self.domain, self.channels = domain, channels
 
     def name(self, row: dict[str, Any]) -> str:
         return f"{PREFIX}{self.domain} {row['id']}"
@@ -38,13 +39,16 @@ class GeneratedReader:
         return Header(image.shape[0], image.shape[1], False), Header(mask.shape[0], mask.shape[1], False)
 
     def read_image(self, row: dict[str, Any]) -> np.ndarray:
-        return _draw(self.domain, row["split"], row["number"])[0].copy()
+        drawn = _draw(self.domain, row["split"], row["number"])[0]
+        return load_image(drawn.copy(), self.channels, self.name(row))
 
     def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
         return _draw(self.domain, row["split"], row["number"])[1].copy(), False
 
 
-def generated_tables(name: str) -> tuple[dict[str, datasets.Dataset], GeneratedReader, dict[int, str]]:
+def generated_tables(
+    name: str, channels: int | None = None
+) -> tuple[dict[str, datasets.Dataset], GeneratedReader, dict[int, str]]:
     """Tables, reader and class names of `synthetic:<domain>`. Raises `UserError` on an unknown domain."""
     import datasets
 
@@ -63,7 +67,7 @@ def generated_tables(name: str) -> tuple[dict[str, datasets.Dataset], GeneratedR
         )
         for split, count in SIZES.items()
     }
-    return tables, GeneratedReader(domain), SYNTHETIC_DOMAINS[domain].id2label
+    return tables, GeneratedReader(domain, channels), SYNTHETIC_DOMAINS[domain].id2label
 
 
 # Drawing takes longer than a training step of a small model can wait; 512 images of 256 x 256 are 130 MB.

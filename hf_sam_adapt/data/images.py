@@ -17,6 +17,7 @@ IGNORE = 255
 LOSSY_FORMATS = {"JPEG", "MPO", "JPEG2000", "WEBP"}
 END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 EXIF_ORIENTATION = 0x0112  # values 5 to 8 swap height and width
+_COLOUR_MODES = {"RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 _WIDE_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
@@ -34,14 +35,21 @@ def open_image(source: str | os.PathLike | BytesIO | Image.Image, name: str | No
 
 @dataclass(frozen=True)
 class Header:
-    """What the head of an image file says: size after EXIF rotation, and whether its format is lossy."""
+    """What the head of an image file says.
+
+    Attributes:
+        height, width: after EXIF rotation.
+        lossy: whether its format may have changed the values.
+        coloured: whether it holds red, green and blue rather than one value a pixel.
+    """
 
     height: int
     width: int
     lossy: bool
+    coloured: bool = False
 
 
-def read_header(source: str | BytesIO, name: str | None = None) -> Header:
+def read_header(source: str | os.PathLike | BytesIO, name: str | None = None) -> Header:
     """Header of an encoded image, without decoding it.
 
     Raises:
@@ -56,7 +64,7 @@ def read_header(source: str | BytesIO, name: str | None = None) -> Header:
         marker = END_MARKERS.get(image.format)
         if marker and not _ends_with(image, marker):
             read_image(source, name)
-        return Header(height, width, is_lossy(image))
+        return Header(height, width, is_lossy(image), image.mode in _COLOUR_MODES)
 
 
 def is_lossy(image: Image.Image) -> bool:
@@ -82,7 +90,7 @@ def read_image(source: str | os.PathLike | BytesIO | Image.Image | np.ndarray, n
     """
     if isinstance(source, np.ndarray):
         return array_to_rgb(source)
-    name = name or _name(source)
+    name = name or source_name(source)
     image = open_image(source, name)
     try:
         image = ImageOps.exif_transpose(image)
@@ -98,20 +106,23 @@ def read_image(source: str | os.PathLike | BytesIO | Image.Image | np.ndarray, n
         raise UserError(f"{name}: corrupt image ({_reason(error)}); remove or replace the file") from error
 
 
-def read_mask(source: str | os.PathLike | BytesIO | Image.Image | np.ndarray, name: str | None = None) -> np.ndarray:
+def read_mask(
+    source: str | os.PathLike | BytesIO | Image.Image | np.ndarray, name: str | None = None, *, coloured: bool = False
+) -> np.ndarray:
     """Read a mask as stored: palette indices, grey values, or the common value of three equal channels.
 
     Args:
         source: path, PIL image, or integer/bool array (H, W), (H, W, 1) or (H, W, 3) with values 0..255.
         name: what error messages call it; the file's path by default.
+        coloured: give an RGB mask in its colours, whatever they are; other masks are read as ever.
 
     Returns:
-        uint8 (H, W). A 1-bit or bool mask gives {0, 1}.
+        uint8 (H, W), or (H, W, 3) for an RGB mask if `coloured`. A 1-bit or bool mask gives {0, 1}.
 
     Raises:
         UserError: corrupt, truly coloured, or with values outside 0..255; the message names the file.
     """
-    name = name or _name(source)
+    name = name or source_name(source)
     if not isinstance(source, np.ndarray):
         image = open_image(source, name)
         try:
@@ -123,7 +134,19 @@ def read_mask(source: str | os.PathLike | BytesIO | Image.Image | np.ndarray, na
             source = np.asarray(image)
         except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
             raise UserError(f"{name}: corrupt mask ({_reason(error)}); remove or replace the file") from error
+    if coloured and source.ndim == 3 and source.shape[2] in (3, 4) and source.dtype == np.uint8:
+        return np.ascontiguousarray(source[..., :3])
     return _array_to_mask(source, name)
+
+
+def load_array(source: str | os.PathLike | BytesIO, name: str | None = None) -> np.ndarray:
+    """The array of a `.npy` file, memory-mapped; of encoded bytes, in memory. Raises `UserError` naming it."""
+    try:
+        return np.load(source, mmap_mode=None if isinstance(source, BytesIO) else "r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{name or source}: not a readable .npy array ({_reason(error)}); store plain numbers with numpy.save"
+        ) from error
 
 
 def array_to_rgb(array: np.ndarray) -> np.ndarray:
@@ -143,6 +166,11 @@ def array_to_rgb(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array[:, :, :3])
 
 
+def array_header(array: np.ndarray) -> Header:
+    """Header of an array (H, W) or (H, W, C) that stands for an image or a mask."""
+    return Header(array.shape[0], array.shape[1], lossy=False, coloured=array.ndim == 3 and array.shape[2] >= 3)
+
+
 def _wide_to_uint16(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind == "f":
         raise UserError(f"{name}: floating-point image; store it as 8-bit or 16-bit")
@@ -154,7 +182,10 @@ def _wide_to_uint16(array: np.ndarray, name: str) -> np.ndarray:
 def _array_to_mask(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim == 3 and array.shape[2] in (1, 3, 4):
         if array.shape[2] >= 3 and not ((array[..., 0] == array[..., 1]) & (array[..., 0] == array[..., 2])).all():
-            raise UserError(f"{name}: a coloured mask; store one class index per pixel (grey or palette PNG)")
+            raise UserError(
+                f"{name}: a coloured mask, and no palette is given; set palette to the colours of the classes, or "
+                "store one class index per pixel (grey or palette PNG)"
+            )
         array = array[..., 0]
     if array.ndim != 2:
         raise UserError(f"{name}: mask of shape {array.shape}; expected one value per pixel (H, W)")
@@ -175,7 +206,8 @@ def _ends_with(image: Image.Image, marker: bytes) -> bool:
     return found
 
 
-def _name(source: str | os.PathLike | Image.Image | np.ndarray) -> str:
+def source_name(source: str | os.PathLike | BytesIO | Image.Image | np.ndarray) -> str:
+    """What an error message calls an image."""
     if isinstance(source, (str, Path)):
         return str(source)
     return getattr(source, "filename", "") or "image in memory"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from ..errors import UserError
 from . import coco, columns, folder, generated
 from .dataset import Reader, SegmentationData, SegmentationSplit, size_message
 from .encoding import lossy_message, parse_label_map, present_values, resolve_encoding
+from .palettes import Colour, Palette, resolve_palette, to_labels, unknown_colours
 from .splits import split_indices
 
 
@@ -37,6 +40,8 @@ def load_segmentation_dataset(
     num_labels: int | None = None,
     id2label: Mapping[int, str] | None = None,
     group_by: str | None = None,
+    channels: int | None = None,
+    palette: str | Mapping[str, Any] | Palette | None = None,
     seed: int = 0,
 ) -> SegmentationData:
     """Load, check and split a segmentation data set.
@@ -55,6 +60,10 @@ def load_segmentation_dataset(
         num_labels: number of classes with the background, None = binary.
         id2label: class to name.
         group_by: regular expression on the ids; images whose group is equal stay in one split.
+        channels: read images with exactly so many channels, float32 (H, W, C) of the stored values, also from `.npy`;
+            None = as RGB photographs, uint8 (H, W, 3).
+        palette: colours of the classes of RGB masks, see `resolve_palette`. Other colours become 255 = ignore and are
+            counted in the notes; masks of one value a pixel are read as indices.
         seed: of the split and of the sample that is scanned.
 
     Raises:
@@ -65,7 +74,14 @@ def load_segmentation_dataset(
         raise UserError(
             f"num_labels: {num_labels} is not in 2..255; it counts the background, leave it out for binary masks"
         )
-    tables, reader, found_labels = _open(dataset, mask_suffix)
+    if channels is not None and channels < 1:
+        raise UserError(f"channels: {channels} is below 1; leave it out for RGB photographs")
+    palette = resolve_palette(palette)
+    if palette is not None and label_map is None:
+        num_labels, id2label = _labels_of(palette, num_labels, id2label)
+    tables, reader, found_labels = _open(dataset, mask_suffix, channels, palette is not None)
+    if found_labels is not None and palette is not None:
+        raise UserError(f"palette: {dataset} says its classes itself; leave palette out")
     if found_labels is not None:
         mask_values, id2label = "index", id2label or found_labels
         num_labels = num_labels or (len(found_labels) if len(found_labels) > 2 else None)
@@ -74,9 +90,13 @@ def load_segmentation_dataset(
         raise UserError(f"dataset: {dataset} has no training images")
 
     for table in tables.values():
-        _check_headers(table, reader, mask_values, seed)
+        _check_headers(table, reader, mask_values, palette, seed)
     seen = [tables[name] for name in ("train", "val") if name in tables]
-    encoding, found_notes = resolve_encoding(_scan(seen, reader, seed), mask_values, num_labels, label_map)
+    scanned = _scan(seen, reader, palette, seed)
+    stored = [(mask.name, mask.values, mask.lossy) for mask in scanned]
+    encoding, found_notes = resolve_encoding(stored, mask_values, num_labels, label_map, palette)
+    if palette is not None:
+        found_notes = _palette_notes(scanned) + found_notes
     parts = {name: SegmentationSplit(table, reader, encoding) for name, table in tables.items()}
     return SegmentationData(
         train=parts["train"],
@@ -88,31 +108,35 @@ def load_segmentation_dataset(
         name=os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__,
         notes=found_notes + notes,
         splits=splits,
+        palette=palette,
     )
 
 
-def _open(dataset: Any, mask_suffix: str | None) -> tuple[dict[str, datasets.Dataset], Reader, dict[int, str] | None]:
+def _open(
+    dataset: Any, mask_suffix: str | None, channels: int | None, coloured: bool
+) -> tuple[dict[str, datasets.Dataset], Reader, dict[int, str] | None]:
     """Tables per split (or "all"), their reader, and the class names where the source says them."""
     if not isinstance(dataset, (str, os.PathLike)):
-        return columns.column_tables(dataset), columns.ColumnReader(), None
+        return columns.column_tables(dataset), columns.ColumnReader(channels, coloured), None
     name = os.fspath(dataset)
     if name.startswith(generated.PREFIX):
-        return generated.generated_tables(name)
+        return generated.generated_tables(name, channels)
     root = Path(name).expanduser()
     if not root.is_dir():
         # A path into an existing folder is a misspelt path rather than a Hub id.
         if root.exists() or root.parent.is_dir() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
             kind = "is not a folder" if root.exists() else "missing folder"
             raise UserError(f"dataset: {name}: {kind}; give a folder, a Hub id owner/name, or synthetic:<domain>")
-        return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(), None
+        return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(channels, coloured), None
     if columns.is_saved_dataset(root):
-        return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(), None
+        return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(channels, coloured), None
     files = coco.find_annotations(root)
     if files and not folder.has_masks(root):
         tables, id2label = coco.coco_tables(root, files)
-        return tables, coco.CocoReader(), id2label
+        return tables, coco.CocoReader(channels), id2label
     if folder.has_images(root):
-        return folder.find_pairs(root, mask_suffix), folder.FileReader(), None
+        tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None)
+        return tables, folder.FileReader(channels, coloured), None
     raise UserError(
         f"dataset: {name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
         "annotations.json"
@@ -148,10 +172,15 @@ def _no_test(tables: dict[str, Any]) -> str:
     return f"no test split: the final evaluation uses the {instead}"
 
 
-def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, seed: int) -> None:
-    """Raise `UserError` for the first unreadable file, mask of another size, or lossy mask not read as binary."""
+def _check_headers(
+    table: datasets.Dataset, reader: Reader, mask_values: str, palette: Palette | None, seed: int
+) -> None:
+    """Raise `UserError` for the first unreadable file, mask of another size, or lossy mask not read as binary.
 
-    def check(row: dict[str, Any]) -> None:
+    With a palette also where some masks hold colours and others indices: a black one would be another class.
+    """
+
+    def check(row: dict[str, Any]) -> tuple[str, bool]:
         image, mask = reader.headers(row)
         name = reader.name(row)
         if mask.lossy and mask_values != "binary":
@@ -159,30 +188,83 @@ def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, se
         sizes = (mask.height, mask.width), (image.height, image.width)
         if sizes[0] != sizes[1]:
             # A header may hide a rotation; the pixels decide.
-            stored, pixels = reader.read_mask(row)[0].shape, reader.read_image(row).shape[:2]
+            stored, pixels = reader.read_mask(row)[0].shape[:2], reader.read_image(row).shape[:2]
             if stored != pixels:
                 raise UserError(size_message(name, stored, pixels))
+        return name, mask.coloured
 
     if reader.checked_rows is not None:
         table = _sample(table, reader.checked_rows, seed)
-    _parallel(check, table)
+    checked = _parallel(check, table)
+    if palette is not None:
+        named = {coloured: name for name, coloured in reversed(checked)}
+        if len(named) == 2:
+            raise UserError(
+                f"two mask encodings are mixed: {named[True]} holds colours, {named[False]} one value a pixel; store "
+                "all masks alike"
+            )
 
 
-def _scan(tables: list[datasets.Dataset], reader: Reader, seed: int) -> list[tuple[str, np.ndarray, bool]]:
-    """(name, bool (256,) of the stored values, lossy) of up to 2,000 masks; decodes small images on the way."""
+@dataclass(frozen=True)
+class _Scanned:
+    """What a mask holds: which of the 256 values (with a palette, of its indices), and which unknown colours."""
+
+    name: str
+    values: np.ndarray
+    lossy: bool
+    unknown: Counter[Colour]
+    pixels: int
+
+
+def _scan(tables: list[datasets.Dataset], reader: Reader, palette: Palette | None, seed: int) -> list[_Scanned]:
+    """Up to 2,000 masks; decodes small images on the way."""
     if reader.checked_rows == 0:
         return []
     total = sum(len(table) for table in tables)
     budget = SCANNED_PIXELS / min(total, SCANNED)
 
-    def scan(row: dict[str, Any]) -> tuple[str, np.ndarray, bool]:
+    def scan(row: dict[str, Any]) -> _Scanned:
         stored, lossy = reader.read_mask(row)
-        if stored.size <= budget:
+        pixels = stored.shape[0] * stored.shape[1]
+        if pixels <= budget:
             reader.read_image(row)
-        return reader.name(row), present_values(stored), lossy
+        unknown: Counter[Colour] = Counter()
+        if stored.ndim == 3 and palette is not None:
+            unknown = unknown_colours(stored, palette)
+            stored = to_labels(stored, palette)
+        return _Scanned(reader.name(row), present_values(stored), lossy, unknown, pixels)
 
     counts = [max(1, SCANNED * len(table) // max(total, SCANNED)) for table in tables]
     return [found for table, count in zip(tables, counts) for found in _parallel(scan, _sample(table, count, seed))]
+
+
+def _palette_notes(scanned: list[_Scanned]) -> list[str]:
+    """What to say of colours that are in no class; `UserError` where there are no others."""
+    unknown: Counter[Colour] = Counter()
+    for mask in scanned:
+        unknown.update(mask.unknown)
+    if not unknown:
+        return []
+    (most, count), total = unknown.most_common(1)[0], unknown.total()
+    if total == sum(mask.pixels for mask in scanned):
+        raise UserError(
+            f"palette: it holds none of the colours of the masks, whose most frequent one is {most}; name that of "
+            "each class"
+        )
+    masks = sum(bool(mask.unknown) for mask in scanned)
+    return [
+        f"{total} pixels of unknown colours in {masks} of {len(scanned)} masks read as ignore, the most frequent "
+        f"{most} ({count} pixels)"
+    ]
+
+
+def _labels_of(
+    palette: Palette, num_labels: int | None, id2label: Mapping[int, str] | None
+) -> tuple[int | None, Mapping[int, str]]:
+    """num_labels and id2label of a palette whose indices are the classes; a palette of two is binary."""
+    if num_labels not in (None, len(palette)):
+        raise UserError(f"num_labels: {num_labels}, but the palette holds {len(palette)} classes; leave it out")
+    return num_labels or (len(palette) if len(palette) > 2 else None), id2label or palette.id2label
 
 
 def _sample(table: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:

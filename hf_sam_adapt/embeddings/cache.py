@@ -89,8 +89,8 @@ def cache_key(model: nn.Module, processor: SamAdaptProcessor, precision: str) ->
 
 
 def image_digest(image: np.ndarray) -> str:
-    """Digest of the pixels of an image uint8 (H, W, 3), whatever file they came from."""
-    digest = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
+    """Digest of the pixels of an image (H, W, C) and their type, whatever file they came from."""
+    digest = hashlib.blake2b(f"{image.dtype.str} {image.shape}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
 

@@ -19,7 +19,7 @@ def _key(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-DATA_KEYS = ("dataset", "group_by", "mask_suffix", "mask_values", "label_map", "seed")
+DATA_KEYS = ("dataset", "group_by", "mask_suffix", "mask_values", "label_map", "palette", "seed")
 
 
 @dataclass
@@ -37,6 +37,7 @@ class EvaluateArguments:
     mask_suffix: str | None = _key(None, "What a mask's file name has after the image's, e.g. _mask.")
     mask_values: Literal["auto", "binary", "index"] | None = _key(None, "How mask values are read; unset = auto.")
     label_map: dict[int, int] | None = _key(None, "Mask value -> value on reading, 255 = ignore.")
+    palette: str | dict[str, list[int]] | None = _key(None, "Colours of the classes of RGB masks.")
     seed: int | None = _key(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
     prompts: list[Literal["none", "box", "point", "mask"]] | None = _key(None, "Kinds to measure; unset = no prompt.")
     batch_size: int = _key(4, "Images encoded together.")
@@ -65,8 +66,9 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult:
     output_dir = _checked(args, chosen)
     prompts, seed = chosen.pop("prompts"), chosen["seed"]
     state = PartialState()
+    model, processor, choice = load_for_inference(args.adapter, args.model)
     with state.main_process_first():
-        data = load_segmentation_dataset(**chosen)
+        data = load_segmentation_dataset(**chosen, channels=processor.channels)
     if data.num_labels is not None:
         raise UserError(
             f"dataset: {data.name} has {data.num_labels} classes, the model segments one; make one class of them with "
@@ -74,7 +76,6 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult:
         )
     measured_on = next(name for name in ("test", "val", "train") if getattr(data, name) is not None)
     split = getattr(data, measured_on)
-    model, processor, choice = load_for_inference(args.adapter, args.model)
     for network in (model, choice.get("zero_shot_model")):
         if network is not None:
             network.to(state.device)

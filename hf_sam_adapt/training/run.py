@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -12,6 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 
 from ..data import SegmentationData, load_segmentation_dataset
+from ..data.normalization import fit_normalization
 from ..embeddings.cache import EmbeddingCache, check_cacheable
 from ..errors import UserError
 from ..evaluation import EvalResult, evaluate
@@ -93,6 +95,8 @@ def load_data(recipe: Recipe) -> SegmentationData:
             num_labels=recipe.num_labels,
             id2label=recipe.id2label,
             group_by=recipe.group_by,
+            channels=recipe.channels,
+            palette=recipe.palette,
             seed=recipe.seed,
         )
     if data.num_labels is not None:
@@ -122,7 +126,14 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
     if recipe.image_size not in (None, image_size):
         raise UserError(f"image_size: the adapter {recipe.adapter} runs at {image_size}, not at {recipe.image_size}.")
     resize = recipe.resize or processor.resize
-    processor = SamAdaptProcessor.from_dict(processor.to_dict(), image_size=image_size, resize=resize)
+    normalization = input_normalization(recipe, data, processor)
+    processor = SamAdaptProcessor.from_dict(
+        processor.to_dict(),
+        image_size=image_size,
+        resize=resize,
+        channels=recipe.channels,
+        normalization=normalization,
+    )
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     resolved = dataclasses.replace(
@@ -132,8 +143,34 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         image_size=image_size,
         resize=resize,
         mask_values=data.mask_values,
+        normalization="imagenet" if normalization is None else normalization["kind"],
+        palette=None if data.palette is None else data.palette.plain(),
     )
     return resolved, model, processor
+
+
+def input_normalization(recipe: Recipe, data: SegmentationData, processor: SamAdaptProcessor) -> dict[str, Any] | None:
+    """The statistics that images are normalised by, of the training images; None = those of RGB photographs.
+
+    What the model or adapter was trained with is kept unless the recipe names another kind.
+
+    Raises:
+        UserError: the model or adapter takes another number of channels.
+    """
+    own = processor.normalization
+    trained = recipe.adapter is not None or own is not None
+    if trained and recipe.channels != processor.channels:
+        takes = "RGB photographs" if processor.channels is None else f"images of {processor.channels} channels"
+        raise UserError(
+            f"channels: {recipe.channels}, but {recipe.adapter or recipe.model} takes {takes}; set channels to "
+            f"{processor.channels or 'none'}."
+        )
+    if own is not None and recipe.normalization in (None, own["kind"]):
+        return own
+    kind = recipe.normalization or ("imagenet" if recipe.channels is None else "percentile")
+    if kind == "imagenet" and recipe.channels is None:
+        return None
+    return fit_normalization(data.train, kind, recipe.seed)
 
 
 def build_accelerator(recipe: Recipe, model: nn.Module, folder: RunFolder) -> Accelerator:

@@ -1,0 +1,222 @@
+"""Images of any number of channels, 8 or 16 bits or floating point: arrays, `.npy`, TIFF and what Pillow reads."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import UserError
+from .images import Header, array_header, load_array, open_image, read_header, read_image, source_name
+
+
+ARRAY_SUFFIX = ".npy"
+DISPLAY_PERCENTILES = (1.0, 99.0)
+Source = str | os.PathLike | BytesIO | Image.Image | np.ndarray
+
+_MODES = {"1", "L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+_ARRAY_START = b"\x93NUMPY"
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF_ORIENTATION = 274
+_BROKEN = (OSError, ValueError, KeyError, IndexError, RuntimeError, SyntaxError, EOFError, struct.error, zlib.error)
+
+
+def load_image(source: Source, channels: int | None, name: str | None = None) -> np.ndarray:
+    """`read_image` of a photograph (`channels` None), uint8 (H, W, 3), or `read_channels`, float32 (H, W, C)."""
+    return read_image(source, name) if channels is None else read_channels(source, channels, name)
+
+
+def load_header(
+    source: str | os.PathLike | BytesIO | np.ndarray, channels: int | None, name: str | None = None
+) -> Header:
+    """Size of what `load_image` would read, without its pixels where the format allows it."""
+    if channels is not None:
+        return read_channel_header(source, channels, name)
+    if isinstance(source, np.ndarray):
+        return array_header(source)
+    return read_header(source, name)
+
+
+def read_channels(source: Source, channels: int, name: str | None = None) -> np.ndarray:
+    """Read an image of exactly `channels` channels, its values as they are stored.
+
+    Args:
+        source: path, encoded bytes, PIL image, or array (H, W) or (H, W, C) of a boolean, integer or real type.
+            Samples and pages of a TIFF are its channels.
+        channels: C, at least 1.
+        name: what error messages call it; the file's path by default.
+
+    Returns:
+        float32 (H, W, C), contiguous.
+
+    Raises:
+        UserError: unreadable, another number of channels, or NaN or infinite values; the message names the file.
+    """
+    name = name or source_name(source)
+    array = _checked(_open_array(source, channels, name, pixels=True), channels, name)
+    with np.errstate(over="ignore"):  # float64 beyond the range of float32 becomes infinite and is counted
+        values = np.ascontiguousarray(array, dtype=np.float32)
+    wrong = int(np.count_nonzero(~np.isfinite(values).all(axis=2)))
+    if wrong:
+        raise UserError(
+            f"{name}: {wrong} of {values.shape[0] * values.shape[1]} pixels are NaN or infinite; give them a finite "
+            "value, and 255 (ignore) in the mask"
+        )
+    return values
+
+
+def read_channel_header(source: Source, channels: int, name: str | None = None) -> Header:
+    """Size of an image, without decoding it. Raises `UserError` if it is unreadable or its channels are not C."""
+    name = name or source_name(source)
+    array = _checked(_open_array(source, channels, name, pixels=False), channels, name)
+    return Header(array.shape[0], array.shape[1], lossy=False)
+
+
+def displayable(image: np.ndarray) -> np.ndarray:
+    """An image of any channels as a picture.
+
+    Args:
+        image: uint8 (H, W, 3), returned as it is, or a real array (H, W, C).
+
+    Returns:
+        uint8 (H, W, 3): one channel as grey, two as red and green, otherwise the first three. Each is stretched from
+        its 1st to its 99th percentile.
+    """
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return image
+    values = image[..., :3].astype(np.float32)
+    low, high = np.percentile(values, DISPLAY_PERCENTILES, axis=(0, 1), keepdims=True)  # (1, 1, c)
+    stretched = np.clip((values - low) / np.where(high > low, high - low, 1), 0, 1)
+    shown = (stretched * 255).round().astype(np.uint8)
+    if shown.shape[2] == 1:
+        return np.repeat(shown, 3, axis=2)
+    return np.pad(shown, ((0, 0), (0, 0), (0, 3 - shown.shape[2])))
+
+
+def _open_array(source: Source, channels: int, name: str, pixels: bool) -> np.ndarray:
+    """(H, W, C); without `pixels` an array of that shape whose values mean nothing."""
+    if isinstance(source, np.ndarray):
+        return _with_channels(source, name)
+    if isinstance(source, Image.Image):
+        return _from_pillow(source, name)
+    start = _first_bytes(source, name)
+    if start.startswith(_ARRAY_START):
+        return _with_channels(load_array(source, name), name)
+    if start.startswith(_TIFF_STARTS) and not _pillow_keeps_tiff(source):
+        return _from_tiff(source, channels, name, pixels)
+    with open_image(source, name) as image:
+        _check_mode(image, name)
+        if pixels:
+            return _from_pillow(image, name)
+        bands = len(image.getbands())
+    _rewind(source)
+    header = read_header(source, name)
+    return _placeholder((header.height, header.width, bands), np.uint8)
+
+
+def _from_pillow(image: Image.Image, name: str) -> np.ndarray:
+    _check_mode(image, name)
+    try:
+        return _with_channels(np.asarray(ImageOps.exif_transpose(image)), name)
+    except (*_BROKEN, Image.DecompressionBombError) as error:
+        raise UserError(f"{name}: corrupt image ({_reason(error)}); remove or replace the file") from error
+
+
+def _check_mode(image: Image.Image, name: str) -> None:
+    if image.mode not in _MODES:
+        raise UserError(
+            f"{name}: an image of mode {image.mode}; with channels, store values instead of palette indices"
+        )
+    if _loses_bits(image):
+        raise UserError(f"{name}: 16 bits in several channels, of which Pillow keeps 8; store it as TIFF or .npy")
+
+
+def _loses_bits(image: Image.Image) -> bool:
+    """Whether Pillow decodes 16 bits a channel into 8, which it does for every mode of several channels."""
+    return len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _pillow_keeps_tiff(source: str | os.PathLike | BytesIO) -> bool:
+    """Whether Pillow reads all pages and bits of a TIFF; it also knows compressions that tifffile needs help with."""
+    try:
+        with Image.open(source) as image:
+            return getattr(image, "n_frames", 1) == 1 and image.mode in _MODES and not _loses_bits(image)
+    except (UnidentifiedImageError, *_BROKEN):
+        return False
+    finally:
+        _rewind(source)
+
+
+def _from_tiff(source: str | os.PathLike | BytesIO, channels: int, name: str, pixels: bool) -> np.ndarray:
+    try:
+        import tifffile
+    except ImportError as error:
+        raise UserError(f"{name}: this TIFF needs tifffile; pip install tifffile, or hf-sam-adapt[train]") from error
+    try:
+        with tifffile.TiffFile(source) as file:
+            series = file.series[0]
+            orientation = file.pages.first.tags.valueof(_TIFF_ORIENTATION, default=1)
+            array = series.asarray() if pixels else _placeholder(series.shape, series.dtype)
+            axes = series.axes
+    except _BROKEN as error:
+        raise UserError(f"{name}: not a readable TIFF ({_reason(error)}); store it uncompressed or as .npy") from error
+    if orientation != 1:
+        raise UserError(f"{name}: a TIFF turned by its orientation tag; store it upright")
+    # tifffile writes an array (H, W, C) as H pages unless told otherwise; their axes then have no meaning.
+    if axes == "QYX" and array.shape[2] == channels != array.shape[0]:
+        axes = "YXS"
+    if "Y" not in axes or "X" not in axes:
+        raise UserError(f"{name}: a TIFF with the axes {axes}; store it as height, width and channels")
+    array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (0, 1))
+    return array.reshape(*array.shape[:2], -1)  # (H, W, …) -> (H, W, C)
+
+
+def _placeholder(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array of `shape` that takes no memory."""
+    return np.broadcast_to(np.zeros((), dtype), tuple(shape))
+
+
+def _with_channels(array: np.ndarray, name: str) -> np.ndarray:
+    """(H, W) or (H, W, C) -> (H, W, C)."""
+    if array.ndim not in (2, 3):
+        raise UserError(f"{name}: image array of shape {array.shape}; expected (H, W) or (H, W, channels)")
+    return array if array.ndim == 3 else array[:, :, None]
+
+
+def _checked(array: np.ndarray, channels: int, name: str) -> np.ndarray:
+    if array.dtype.kind not in "biuf":
+        hint = "; store its amplitude" if array.dtype.kind == "c" else ""
+        raise UserError(f"{name}: image of type {array.dtype}, expected integers or real numbers{hint}")
+    if array.shape[2] != channels:
+        first = array.shape[0] == channels
+        hint = "store it as (H, W, channels), they come first in it" if first else "mend the file or set channels"
+        raise UserError(f"{name}: {array.shape[2]} channels, but channels is {channels}; {hint}")
+    if 0 in array.shape:
+        raise UserError(f"{name}: image of shape {array.shape} without pixels; remove or replace the file")
+    return array
+
+
+def _first_bytes(source: str | os.PathLike | BytesIO, name: str) -> bytes:
+    if isinstance(source, BytesIO):
+        return source.getbuffer()[:8].tobytes()
+    try:
+        with Path(source).open("rb") as file:
+            return file.read(8)
+    except OSError as error:
+        raise UserError(f"{name}: not a readable image ({_reason(error)}); remove or replace the file") from error
+
+
+def _rewind(source: str | os.PathLike | BytesIO) -> None:
+    if isinstance(source, BytesIO):
+        source.seek(0)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ RULES = {"inverse_sqrt": -0.5, "inverse": -1.0, "none": 0.0}
 
 
 def class_weights_from(
-    masks: Iterable[Any],
+    masks: Any,
     num_labels: int,
     rule: str = "inverse_sqrt",
     id2label: Mapping[int, str] | None = None,

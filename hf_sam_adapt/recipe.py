@@ -32,7 +32,9 @@ class Recipe:
         None,
         "The SAM to adapt: tiny, a folder, or a Hub id such as facebook/sam-vit-base; unset = the adapter's, or tiny.",
     )
-    method: Literal["sam_adapter", "conv_lora", "decoder", "lora", "full"] = _key("sam_adapter", "How SAM is adapted.")
+    method: Literal["sam_adapter", "conv_lora", "cwsam", "decoder", "lora", "full"] = _key(
+        "sam_adapter", "How SAM is adapted."
+    )
     method_args: dict = _key({}, "Fields of the method's PEFT config, e.g. --method_args.scale_factor 16.")
     adapter: str | None = _key(None, "Adapter folder or Hub id to start from instead of a fresh one.")
 
@@ -70,7 +72,14 @@ class Recipe:
     warmup: float = _key(0.05, "Warm-up: optimizer steps, or below 1 a fraction of all steps.")
     weight_decay: float = _key(0.01, "AdamW's weight decay.")
     max_grad_norm: float = _key(1.0, "Gradients are clipped to this norm; 0 = never.")
-    loss: str = _key("structure", "bce, bbce, iou, dice, structure, or a sum such as bce+dice.")
+    loss: str | None = _key(
+        None,
+        "bce, bbce, iou, dice, structure, with classes ce, dice, focal, or a sum such as bce+dice; unset = structure, "
+        "with classes ce+dice.",
+    )
+    class_weights: str | list[float] | None = _key(
+        None, "Weight of each class in the loss: numbers, or inverse_sqrt, inverse of its share; unset = equal."
+    )
     eval_every: int | None = _key(None, "Optimizer steps between validations; unset = each epoch.")
     checkpoint_every: int | None = _key(None, "Optimizer steps between checkpoints; unset = each epoch.")
     precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
@@ -85,7 +94,8 @@ class Recipe:
     report_to: list[str] = _key([], "Trackers: trackio tensorboard wandb.")
 
     def __post_init__(self) -> None:
-        self.loss = "+".join(parse_loss(self.loss))
+        if self.loss is not None:
+            self.loss = "+".join(parse_loss(self.loss))
         if self.model is None and self.adapter is None:
             self.model = "tiny"
         if self.learning_rate is None and self.model is not None:

@@ -174,7 +174,7 @@ def predicted_masks(
     sizes = [sample.mask.shape for sample in samples]
     kept = [sample.embedding for sample in samples if isinstance(sample, EmbeddedSample)]
     images = [sample.image for sample in samples if not isinstance(sample, EmbeddedSample)]
-    inputs = _sizes_only(processor, sizes) if kept else processor(images)
+    inputs = sizes_only(processor, sizes) if kept else processor(images)
     # The true objects are not needed here, and resizing them would cost more than the prompts.
     prompts = {kind: [dataclasses.replace(p, targets=None) for p in items] for kind, items in prompts.items()}
     prompts = {kind: processor.transform_prompts(items, sizes) for kind, items in prompts.items()}
@@ -195,7 +195,7 @@ def predicted_masks(
                         yield kind, "zero_shot_best_of_3", position, (logits > 0).cpu().numpy()
 
 
-def _sizes_only(processor: SamAdaptProcessor, sizes: Sequence[tuple[int, int]]) -> BatchFeature:
+def sizes_only(processor: SamAdaptProcessor, sizes: Sequence[tuple[int, int]]) -> BatchFeature:
     """What the processor says about images of these sizes, without their pixels."""
     reshaped = [processor.reshaped_size(size) for size in sizes]
     return BatchFeature({"original_sizes": torch.tensor(sizes), "reshaped_input_sizes": torch.tensor(reshaped)})

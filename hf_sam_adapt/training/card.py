@@ -11,6 +11,7 @@ from ..recipe import Recipe
 _NAMES = {
     "sam_adapter": "SAM-Adapter",
     "conv_lora": "Conv-LoRA",
+    "cwsam": "CWSAM",
     "decoder": "decoder fine-tuning",
     "lora": "LoRA",
     "full": "full fine-tuning",

@@ -18,6 +18,7 @@ from ..data import SegmentationData
 from ..data.images import IGNORE
 from ..errors import UserError
 from ..evaluation import evaluate
+from ..evaluation.classes import evaluate_classes
 from ..forward import PromptedSam
 from ..losses import segmentation_loss
 from ..processing import SamAdaptProcessor
@@ -57,6 +58,7 @@ class TrainingLoop:
         accelerator: made by the caller with the recipe's precision and accumulation.
         model: `SamModel` or `PeftModel`, with `requires_grad` as it shall be trained.
         checkpoints_folder: where checkpoints go.
+        class_weights: (K,) weights of the classes in the loss, None = equal.
     """
 
     def __init__(
@@ -67,9 +69,11 @@ class TrainingLoop:
         processor: SamAdaptProcessor,
         data: SegmentationData,
         checkpoints_folder: Path,
+        class_weights: torch.Tensor | None = None,
     ) -> None:
         self.recipe, self.accelerator, self.processor, self.data = recipe, accelerator, processor, data
         self.model = model
+        self.class_weights = None if class_weights is None else class_weights.to(accelerator.device)
         self.schedule = Schedule.of(recipe, len(data.train), accelerator.num_processes)
         self.warmup = warmup_steps(recipe.warmup, self.schedule.total)
         optimizer = build_optimizer(model.parameters(), recipe, accelerator.device)
@@ -138,7 +142,7 @@ class TrainingLoop:
             with self.accelerator.accumulate(self.wrapped):
                 inputs = batch.get("pixel_values"), batch["prompts"], batch.get("image_embeddings")
                 logits, own_loss = self.wrapped(*inputs)
-                loss, iou = batch_loss(logits, batch, self.recipe.loss)
+                loss, iou = batch_loss(logits, batch, self.recipe.loss, self.class_weights)
                 total = loss if own_loss is None else loss + own_loss
                 self.accelerator.backward(total)  # divides by the number of micro-steps
                 if self.accelerator.sync_gradients and self.recipe.max_grad_norm:
@@ -180,6 +184,9 @@ class TrainingLoop:
     def _validate(self) -> None:
         """IoU over all validation images for the first prompt kind; remembers the step if it is the best."""
         recipe, kind = self.recipe, self.recipe.prompts[0]
+        if self.data.num_labels is not None:
+            self._remember_best(self._validate_classes(), "mean IoU of the classes")
+            return
         result = evaluate(
             self.model,
             self.processor,
@@ -192,13 +199,29 @@ class TrainingLoop:
             seed=recipe.seed,
             progress=False,
         )
-        iou = result.test[kind]["adapted"]["iou"]
+        self._remember_best(result.test[kind]["adapted"]["iou"], f"IoU ({kind})")
+
+    def _validate_classes(self) -> float:
+        recipe = self.recipe
+        result = evaluate_classes(
+            self.model,
+            self.processor,
+            self.data.val,
+            self.data.num_labels,
+            batch_size=recipe.batch_size,
+            precision=recipe.precision,
+            num_workers=recipe.num_workers,
+            progress=False,
+        )
+        return result.test["none"]["adapted"]["miou"] or 0.0
+
+    def _remember_best(self, iou: float, name: str) -> None:
         if self.state.best_iou is None or iou > self.state.best_iou:
             self.state.best_step, self.state.best_iou = self.state.step, iou
         self.accelerator.log({"val_iou": iou}, step=self.state.step)
         if self.accelerator.is_main_process:
             best = f"best {self.state.best_iou:.4f} at step {self.state.best_step}"
-            tqdm.write(f"step {self.state.step}: validation IoU ({kind}) {iou:.4f}, {best}")
+            tqdm.write(f"step {self.state.step}: validation {name} {iou:.4f}, {best}")
 
     def _record_cost(self, cost: CostMeter) -> None:
         self.state.images_per_second = cost.images_per_second
@@ -214,13 +237,22 @@ class TrainingLoop:
         )
 
 
-def batch_loss(logits: list[torch.Tensor], batch: dict[str, Any], loss: str) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_loss(
+    logits: list[torch.Tensor], batch: dict[str, Any], loss: str, class_weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of a micro-batch, a mean over its images, each a mean over its objects; and its IoU without gradient.
 
     Args:
-        logits: per image (n, h, w); n = 1 for prompt kind "none", whose target is the whole mask.
+        logits: per image (n, h, w); n = 1 for prompt kind "none", whose target is the whole mask. Of a class-wise
+            decoder (K, h, w), without prompts.
         batch: `labels` int64 (B, S, S), `prompts` with `targets` int64 (n, S, S), `weight` float32 (B,).
+        class_weights: (K,), for a class-wise decoder.
     """
+    if batch["prompts"][0].kind == "none" and len(logits[0]) > 1:
+        maps, weights = torch.stack(logits), batch["weight"] / len(logits)  # (B, K, h, w)
+        value = segmentation_loss(maps, batch["labels"], loss, weights, class_weights)
+        with torch.no_grad():
+            return value, _mean_class_iou(maps, batch["labels"])
     targets, weights = [], []
     for image_logits, labels, prompt, weight in zip(
         logits, batch["labels"], batch["prompts"], batch["weight"], strict=True
@@ -233,6 +265,17 @@ def batch_loss(logits: list[torch.Tensor], batch: dict[str, Any], loss: str) -> 
     with torch.no_grad():
         iou = _mean_iou(objects[:, 0], targets, weights)
     return value, iou
+
+
+def _mean_class_iou(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean IoU of the classes that the batch holds, at the resolution of the logits: (B, K, h, w), (B, S, S)."""
+    stride = labels.shape[-1] // logits.shape[-1]
+    labels = labels[:, stride // 2 :: stride, stride // 2 :: stride]  # (B, h, w)
+    every = torch.arange(logits.shape[1], device=logits.device)[:, None, None, None]
+    predicted, true = (logits.argmax(1) == every) & (labels != IGNORE), labels == every  # (K, B, h, w)
+    union, present = (predicted | true).sum((1, 2, 3)), true.any(3).any(2).any(1)
+    iou = (predicted & true).sum((1, 2, 3)) / union.clamp(min=1)
+    return (iou * present).sum() / present.sum().clamp(min=1)
 
 
 def _mean_iou(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -12,17 +12,21 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, parse_flag_from_env, set_seed
 from torch import nn
 
-from ..data import SegmentationData, load_segmentation_dataset
+from ..data import SegmentationData, SegmentationSplit, load_segmentation_dataset
 from ..data.normalization import fit_normalization
 from ..embeddings.cache import EmbeddingCache, check_cacheable
+from ..embeddings.split import EmbeddedSplit
 from ..errors import UserError
 from ..evaluation import EvalResult, evaluate
+from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..loading import build_model, load_adapted, load_base, method_of, save_adapter
-from ..metrics import constant_mask
+from ..metrics import constant_mask, plot_confusion
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
 from ..report import print_table, save_samples, write_json
+from ..report_classes import class_names, print_class_table, save_class_samples
 from .card import model_card
+from .classes import check_adapter_classes, loss_weights, method_fields, settled_loss
 from .experts import save_expert_plot
 from .loop import TrainingLoop
 from .run_folder import RunFolder
@@ -55,7 +59,7 @@ def train(recipe: Recipe) -> Path:
     folder.check_same_run(recipe)
 
     accelerator = build_accelerator(recipe, model, folder)
-    loop = TrainingLoop(recipe, accelerator, model, processor, data, folder.checkpoints)
+    loop = TrainingLoop(recipe, accelerator, model, processor, data, folder.checkpoints, loss_weights(recipe, data))
     if recipe.resume_from_checkpoint is not None:
         loop.resume(recipe.resume_from_checkpoint)
     # Before there is a run folder: a build that is interrupted is continued by the same command.
@@ -84,7 +88,7 @@ def load_data(recipe: Recipe) -> SegmentationData:
     """The recipe's data set, read and checked by the main process first.
 
     Raises:
-        UserError: whatever is wrong with it, and classes, which no decoder of these methods segments.
+        UserError: whatever is wrong with it.
     """
     with start_processes().main_process_first():
         data = load_segmentation_dataset(
@@ -99,11 +103,6 @@ def load_data(recipe: Recipe) -> SegmentationData:
             palette=recipe.palette,
             seed=recipe.seed,
         )
-    if data.num_labels is not None:
-        raise UserError(
-            f"num_labels: method {recipe.method} segments one class, the data set has {data.num_labels}; leave "
-            "num_labels unset and make one class of them with label_map or mask_values: binary."
-        )
     return data
 
 
@@ -111,7 +110,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
     """The model to train, its processor, and the recipe with everything resolved."""
     if recipe.adapter is None:
         base, processor = load_base(recipe.model)
-        model = build_model(recipe.method, recipe.method_args, base, image_size=recipe.image_size)
+        model = build_model(recipe.method, method_fields(recipe, data), base, image_size=recipe.image_size)
         method, base_name = recipe.method, recipe.model
     else:
         if recipe.method_args:
@@ -119,6 +118,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         loaded = load_adapted(recipe.adapter, model=recipe.model, trainable=True)
         model, processor = loaded.model, loaded.processor
         method = method_of(loaded.config)
+        check_adapter_classes(getattr(loaded.config, "num_labels", None), data, recipe.adapter)
         base_name = loaded.base_name or recipe.adapter
         if method == "full":
             model = build_model("full", {}, model, image_size=recipe.image_size)
@@ -143,6 +143,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         image_size=image_size,
         resize=resize,
         mask_values=data.mask_values,
+        loss=settled_loss(recipe, data),
         normalization="imagenet" if normalization is None else normalization["kind"],
         palette=None if data.palette is None else data.palette.plain(),
     )
@@ -228,18 +229,7 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     # Without a test set what there is is measured, and named in metrics.json.
     measured_on = next(name for name in ("test", "val", "train") if getattr(data, name) is not None)
     split = getattr(data, measured_on)
-    result: EvalResult = evaluate(
-        loop.model,
-        loop.processor,
-        split if cache is None else cache.embed(split)[0],
-        recipe.prompts,
-        batch_size=recipe.batch_size,
-        constant=constant_mask(loop.data.train) if "none" in recipe.prompts else None,
-        precision=recipe.precision,
-        num_workers=recipe.num_workers,
-        seed=recipe.seed,
-        **zero_shot,
-    )
+    result = measure(loop, split if cache is None else cache.embed(split)[0], zero_shot)
 
     def write(target: Path) -> None:
         save_adapter(loop.model, target)
@@ -255,19 +245,53 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
         loop.processor.save_pretrained(target)
         metrics = {"test": result.test, "measured_on": measured_on, "train": train}
         write_json(target / "metrics.json", metrics)
-        path = target / "samples.png"
-        save_samples(
-            path, loop.model, loop.processor, split, result, precision=recipe.precision, seed=recipe.seed, **zero_shot
-        )
+        draw(loop, split, result, target, zero_shot)
         if loop.state.experts:
             save_expert_plot(loop.state.experts, target / "experts.png")
         (target / "README.md").write_text(model_card(recipe, metrics, data.notes), encoding="utf-8")
         print_table(metrics)
+        if isinstance(result, ClassResult):
+            print_class_table(result.test["none"]["adapted"], class_names(data.num_labels, data.id2label))
 
     if accelerator.is_main_process:
         folder.finish(write)
         print(f"Saved to {folder.path}.")
     accelerator.wait_for_everyone()
+
+
+def measure(
+    loop: TrainingLoop, split: SegmentationSplit | EmbeddedSplit, zero_shot: dict[str, nn.Module]
+) -> EvalResult | ClassResult:
+    """Score the trained model on `split`, beside zero-shot SAM (for one class) and the best constant mask."""
+    recipe, data = loop.recipe, loop.data
+    choice = {"batch_size": recipe.batch_size, "precision": recipe.precision, "num_workers": recipe.num_workers}
+    if data.num_labels is not None:
+        constant = constant_labels(data.train, data.num_labels)
+        return evaluate_classes(loop.model, loop.processor, split, data.num_labels, constant=constant, **choice)
+    constant = constant_mask(data.train) if "none" in recipe.prompts else None
+    return evaluate(
+        loop.model, loop.processor, split, recipe.prompts, constant=constant, seed=recipe.seed, **choice, **zero_shot
+    )
+
+
+def draw(
+    loop: TrainingLoop,
+    split: SegmentationSplit,
+    result: EvalResult | ClassResult,
+    folder: Path,
+    zero_shot: dict[str, nn.Module],
+) -> None:
+    """Write `samples.png`, and for classes `confusion.png`."""
+    recipe, data, path = loop.recipe, loop.data, folder / "samples.png"
+    if isinstance(result, ClassResult):
+        names = class_names(data.num_labels, data.id2label)
+        colours = None if data.palette is None else data.palette.colours()
+        save_class_samples(path, loop.model, loop.processor, split, result, names, colours, recipe.precision)
+        plot_confusion(result.matrix, names, folder / "confusion.png")
+    else:
+        save_samples(
+            path, loop.model, loop.processor, split, result, precision=recipe.precision, seed=recipe.seed, **zero_shot
+        )
 
 
 def _base_of_full(recipe: Recipe, device: torch.device) -> nn.Module:

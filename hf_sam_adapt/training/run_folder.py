@@ -27,6 +27,7 @@ _OWN = (
     "metrics.json",
     "samples.png",
     "experts.png",
+    "confusion.png",
     "README.md",
     "checkpoints",
 )

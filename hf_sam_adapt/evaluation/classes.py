@@ -1,0 +1,173 @@
+"""Scores the label maps of a class-wise model on the images of a split, without prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers.image_processing_utils import BatchFeature
+
+from ..data.images import IGNORE
+from ..embeddings.split import EmbeddedSample
+from ..forward import encode, segment
+from ..metrics import ConfusionMatrix
+from ..processing import SamAdaptProcessor
+from ..prompts import Prompt
+from .inference import device_of, inference, sizes_only
+
+
+if TYPE_CHECKING:
+    from ..data import Sample, SegmentationSplit
+    from ..embeddings.split import EmbeddedSplit
+
+GRID = 128  # cells a side of the constant label map
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """What an evaluation of label maps found.
+
+    Attributes:
+        test: the part `test` of `metrics.json`: under `none`, `adapted` and `constant`, each `{"iou", "dice"}` (means
+            over the classes), `miou`, `oa`, `fwiou` and `per_class`; `zero_shot` is None, SAM has no classes.
+        matrix: over all pixels.
+        records: (place in the split, mean IoU over the classes of the image), in the order of the split.
+    """
+
+    test: dict[str, dict[str, Any]]
+    matrix: ConfusionMatrix
+    records: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class ConstantLabels:
+    """The most frequent class of each place in the training masks.
+
+    Attributes:
+        labels: uint8 (GRID, GRID).
+    """
+
+    labels: np.ndarray
+
+    def at(self, height: int, width: int) -> np.ndarray:
+        """The label map for an image of this size, uint8 (height, width)."""
+        return np.asarray(Image.fromarray(self.labels).resize((width, height), Image.Resampling.NEAREST))
+
+
+def constant_labels(train_split: Any, num_labels: int) -> ConstantLabels:
+    """Count the classes of the training masks on a common grid; ignored pixels do not count."""
+    counts = np.zeros((num_labels, GRID, GRID), np.int64)
+    for index in range(len(train_split)):
+        mask = Image.fromarray(train_split[index].mask).resize((GRID, GRID), Image.Resampling.NEAREST)
+        for label in range(num_labels):
+            counts[label] += np.asarray(mask) == label
+    return ConstantLabels(counts.argmax(0).astype(np.uint8))
+
+
+def evaluate_classes(
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    split: SegmentationSplit | EmbeddedSplit,
+    num_labels: int,
+    *,
+    batch_size: int = 4,
+    constant: ConstantLabels | None = None,
+    precision: str = "no",
+    num_workers: int = 0,
+    progress: bool = True,
+) -> ClassResult:
+    """Segments every image once and counts its pixels at original size, 255 left out.
+
+    In a distributed run every rank calls it; the images are divided among the ranks and all return the same result.
+
+    Args:
+        model: with an active class-wise decoder, on its device.
+        split: images with masks, or their embeddings.
+        num_labels: K, background included.
+        constant: scored beside the model.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    if len(split) == 0:
+        raise ValueError("the split holds no image to evaluate on")
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rows = range(rank, len(split), world)
+    loader = DataLoader(split, batch_size=batch_size, sampler=rows, num_workers=num_workers, collate_fn=list)
+    matrices = {name: ConfusionMatrix(num_labels) for name in ("adapted", "constant")}
+    records: list[tuple[int, float]] = []
+    bar = tqdm(total=len(split), desc="evaluate", unit="image", disable=not progress or rank > 0, leave=False)
+    with bar, inference([model], precision):
+        for samples in loader:
+            for sample, found in zip(samples, label_maps(model, processor, samples), strict=True):
+                one = ConfusionMatrix(num_labels)
+                one.update(found, sample.mask)
+                matrices["adapted"] = matrices["adapted"].merge([one])
+                records.append((sample.index, one.compute()["miou"] or 0.0))
+                if constant is not None:
+                    matrices["constant"].update(constant.at(*sample.mask.shape), sample.mask)
+            bar.update(min(len(samples) * world, bar.total - bar.n))
+    if world > 1:
+        parts: list[Any] = [None] * world
+        dist.all_gather_object(parts, (matrices, records))
+        matrices = {name: parts[0][0][name].merge(part[0][name] for part in parts[1:]) for name in matrices}
+        records = [record for part in parts for record in part[1]]
+    test: dict[str, Any] = {"zero_shot": None, "adapted": class_scores(matrices["adapted"])}
+    if constant is not None:
+        test["constant"] = class_scores(matrices["constant"])
+    return ClassResult({"none": test}, matrices["adapted"], sorted(records))
+
+
+def class_scores(matrix: ConfusionMatrix) -> dict[str, Any]:
+    """The scores of `metrics.json`: of the matrix, with `iou` and `dice` as means over the classes."""
+    scores = matrix.compute()
+    dice = [one["dice"] for one in scores["per_class"].values() if one["dice"] is not None]
+    means = {"iou": scores["miou"], "dice": sum(dice) / len(dice) if dice else None}
+    return means | scores | {"per_class": {str(index): one for index, one in scores["per_class"].items()}}
+
+
+def label_maps(
+    model: nn.Module, processor: SamAdaptProcessor, samples: Sequence[Sample | EmbeddedSample]
+) -> list[np.ndarray]:
+    """The class of every pixel, uint8 (H, W) per image at its original size; call it inside `inference`."""
+    kept = [sample.embedding for sample in samples if isinstance(sample, EmbeddedSample)]
+    device = device_of(model)
+    if kept:
+        inputs = sizes_only(processor, [sample.mask.shape for sample in samples])
+        embeddings = torch.stack(kept).to(device)
+    else:
+        inputs = processor([sample.image for sample in samples if not isinstance(sample, EmbeddedSample)])
+        embeddings = encode(model, inputs["pixel_values"].to(device))
+    logits = segment(model, None, [Prompt("none")] * len(samples), image_embeddings=embeddings)
+    return largest_class(processor, inputs, logits)
+
+
+def largest_class(processor: SamAdaptProcessor, inputs: BatchFeature, logits: Sequence[torch.Tensor]) -> list:
+    """Logits (K, h, w) per image -> uint8 (H, W) at original size, a class at a time to bound memory."""
+    found = []
+    sizes = zip(inputs["original_sizes"].tolist(), inputs["reshaped_input_sizes"].tolist(), strict=True)
+    for image_logits, (original, reshaped) in zip(logits, sizes, strict=True):
+        best = torch.full(original, -torch.inf, device=image_logits.device)
+        labels = torch.zeros(original, dtype=torch.uint8, device=image_logits.device)
+        for label, one in enumerate(image_logits):
+            full = processor.post_process_masks([one[None]], [original], [reshaped])[0][0]  # (H, W)
+            larger = full > best
+            best = torch.where(larger, full, best)
+            labels[larger] = label
+        found.append(labels.cpu().numpy())
+    return found
+
+
+def image_miou(prediction: np.ndarray, mask: np.ndarray, num_labels: int) -> float:
+    """Mean IoU over the classes of one image; 0 where nothing is labelled."""
+    matrix = ConfusionMatrix(num_labels)
+    matrix.update(prediction, np.where(mask >= num_labels, IGNORE, mask))
+    return matrix.compute()["miou"] or 0.0

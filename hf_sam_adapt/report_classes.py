@@ -1,0 +1,106 @@
+"""What a run of several classes shows: a table of the classes, and images beside their label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from .data.channels import displayable
+from .data.images import IGNORE
+from .evaluation.classes import ClassResult, image_miou, label_maps
+from .evaluation.inference import inference
+from .processing import SamAdaptProcessor
+from .report import ABSENT, IGNORED_COLOUR
+
+
+if TYPE_CHECKING:
+    from .data import SegmentationSplit
+
+
+def class_names(num_labels: int, id2label: Mapping[int, str] | None) -> list[str]:
+    """The names of the classes in order, their numbers where there are none."""
+    return [str((id2label or {}).get(label, label)) for label in range(num_labels)]
+
+
+def class_colours(num_labels: int, palette: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+    """uint8 (256, 3), a colour for each label: of the palette, or distinct ones; 255 (ignore) is grey."""
+    from matplotlib import colormaps
+
+    colours = np.zeros((256, 3), np.uint8)
+    if palette is not None:
+        colours[:num_labels] = np.asarray(palette)[:num_labels]
+    else:
+        name = "tab10" if num_labels <= 10 else "tab20" if num_labels <= 20 else "hsv"
+        steps = np.linspace(0, 1, num_labels, endpoint=False) if name == "hsv" else np.arange(num_labels)
+        drawn = colormaps[name](steps)
+        colours[:num_labels] = (255 * drawn[:, :3]).round()
+        colours[0] = 0
+    colours[IGNORE] = IGNORED_COLOUR
+    return colours
+
+
+def print_class_table(scores: dict[str, Any], names: Sequence[str]) -> None:
+    """Prints the part `adapted` of a `metrics.json`: a row for each class, then their means."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Classes, over all pixels")
+    table.add_column("class")
+    for title in ("IoU", "precision", "recall", "F1", "pixels"):
+        table.add_column(title, justify="right")
+    for label, one in scores["per_class"].items():
+        cells = [_number(one[key]) for key in ("iou", "precision", "recall", "f1")]
+        table.add_row(names[int(label)], *cells, f"{one['pixels']:,}")
+    console = Console()
+    if not console.is_terminal:
+        console.width = 100
+    console.print(table)
+    means = ", ".join(
+        f"{name} {_number(scores[key])}" for name, key in (("mIoU", "miou"), ("OA", "oa"), ("FWIoU", "fwiou"))
+    )
+    console.print(means, highlight=False)
+
+
+def save_class_samples(
+    path: Path,
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    split: SegmentationSplit,
+    result: ClassResult,
+    names: Sequence[str],
+    palette: Sequence[Sequence[int]] | None = None,
+    precision: str = "no",
+) -> None:
+    """Draws the best, median and worst image by mean IoU of its classes: image, truth, prediction."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    order = sorted(result.records, key=lambda record: record[1], reverse=True)
+    places = (("worst", -1), ("median", len(order) // 2), ("best", 0))
+    chosen = {order[place][0]: rank for rank, place in places}
+    colours = class_colours(len(names), palette)
+    figure = Figure(figsize=(11, 3.4 * len(chosen) + 0.6), dpi=100, layout="constrained")
+    rows = figure.subplots(len(chosen), 3, squeeze=False)
+    for line, (index, rank) in zip(rows, reversed(chosen.items()), strict=True):
+        sample = split[index]
+        with inference([model], precision):
+            found = label_maps(model, processor, [sample])[0]
+        iou = image_miou(found, sample.mask, len(names))
+        pictures = (displayable(sample.image), colours[sample.mask], colours[found])
+        titles = (f"{rank}: {sample.id}"[:36], "truth", f"adapted, mean IoU {iou:.2f}")
+        for axis, picture, title in zip(line, pictures, titles, strict=True):
+            axis.imshow(picture)
+            axis.set_title(title)
+            axis.set_axis_off()
+    patches = [Patch(color=colours[label] / 255, label=name) for label, name in enumerate(names)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(names), 8), fontsize=8)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def _number(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.3f}"

@@ -25,7 +25,18 @@ _MODES = {"1", "L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F"
 _ARRAY_START = b"\x93NUMPY"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_ORIENTATION = 274
-_BROKEN = (OSError, ValueError, KeyError, IndexError, RuntimeError, SyntaxError, EOFError, struct.error, zlib.error)
+_BROKEN = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    RuntimeError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
 
 
 def load_image(source: Source, channels: int | None, name: str | None = None) -> np.ndarray:
@@ -106,6 +117,7 @@ def _open_array(source: Source, channels: int, name: str, pixels: bool) -> np.nd
         return _with_channels(source, name)
     if isinstance(source, Image.Image):
         return _from_pillow(source, name)
+    _rewind(source)
     start = _first_bytes(source, name)
     if start.startswith(_ARRAY_START):
         return _with_channels(load_array(source, name), name)

@@ -27,7 +27,7 @@ def open_image(source: str | os.PathLike | BytesIO | Image.Image, name: str | No
         return source
     try:
         return Image.open(source)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{name or source}: not a readable image ({_reason(error)}); remove or replace the file"
         ) from error

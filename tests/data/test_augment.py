@@ -104,3 +104,37 @@ def test_tiny_images_survive():
 def test_bad_names(options, message):
     with pytest.raises(UserError, match=message):
         check_options(options)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_floats_of_any_channels(channels):
+    rng = np.random.default_rng(3)
+    image = (rng.gamma(1, 1, (60, 80, channels)) * 10.0 ** np.arange(channels)).astype(np.float32)
+    mask = np.zeros((60, 80), np.uint8)
+    mask[20:45, 10:35] = 1
+    image[mask == 1] += 100 * 10.0 ** np.arange(channels)
+    for seed in range(30):
+        new_image, new_mask = augment(image, mask, np.random.default_rng(seed), ["flip", "scale", "crop"])
+        assert new_image.dtype == np.float32 and new_image.shape == (*new_mask.shape, channels)
+        inside = new_mask != 255
+        assert np.array_equal((new_image[..., 0] > 50)[inside], (new_mask == 1)[inside])
+        filled = np.broadcast_to(image.mean(axis=(0, 1), dtype=np.float64), new_image[~inside].shape)
+        np.testing.assert_allclose(new_image[~inside], filled, rtol=1e-5)
+
+
+def test_colour_of_floats_stays_in_each_channels_range():
+    rng = np.random.default_rng(4)
+    image = (rng.gamma(1, 1, (50, 40, 3)) * [1e-3, 1, 1e4] + [0, 280, 0]).astype(np.float32)
+    mask = np.zeros((50, 40), np.uint8)
+    changes = []
+    for seed in range(20):
+        changed, same = augment(image, mask, np.random.default_rng(seed), ["colour"])
+        assert changed.dtype == np.float32 and np.array_equal(same, mask)
+        assert (changed.min(axis=(0, 1)) >= image.min(axis=(0, 1))).all()
+        assert (changed.max(axis=(0, 1)) <= image.max(axis=(0, 1))).all()
+        # The same in every channel, whatever its unit.
+        relative = (changed - image).std(axis=(0, 1)) / image.std(axis=(0, 1))
+        assert relative.max() < 0.3 and relative.max() - relative.min() < 0.1
+        changes.append(relative.mean())
+        assert np.array_equal(changed, augment(image, mask, np.random.default_rng(seed), ["colour"])[0])
+    assert max(changes) > 0.05

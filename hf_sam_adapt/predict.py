@@ -19,12 +19,14 @@ from tqdm.auto import tqdm
 from .data.channels import ARRAY_SUFFIX, displayable, load_header, load_image
 from .data.folder import IMAGE_SUFFIXES
 from .errors import UserError
+from .evaluation.classes import Unlabelled, label_maps
 from .evaluation.inference import device_of, inference, merge_objects
 from .forward import encode, segment_scored
 from .loading import load_adapted, load_base
 from .processing import SamAdaptProcessor
 from .prompts import Prompt
 from .report import MASK_COLOURS, overlay, write_json
+from .report_classes import class_colours, class_names
 
 
 def _key(default: Any, help: str) -> Any:
@@ -95,7 +97,9 @@ def predict(
     Returns:
         What `predictions.json` lists, an entry per image: `file`, `mask` and `overlay` (names in `output_dir`),
         `height`, `width`, `foreground` (fraction of the pixels), `prompt`, `logits` (`min`, `mean`, `max`), and
-        `iou_estimate`, SAM's own estimate (None for an adapter that did not train it).
+        `iou_estimate`, SAM's own estimate (None for an adapter that did not train it). Of a model with classes the
+        mask is a palette PNG whose values are the classes, and `classes` (name -> fraction of the pixels) stands for
+        foreground, logits and estimate.
 
     Raises:
         UserError: no image found, an unreadable one, a prompt outside an image, an output that would replace an input,
@@ -105,7 +109,11 @@ def predict(
         raise UserError(f"batch_size: {batch_size} is below 1")
     prompt = _prompt(box, point)
     # First the processor: it says how images are read.
-    network, processor, has_estimate = _load(adapter, model)
+    network, processor, has_estimate, id2label = _load(adapter, model)
+    if id2label is not None and prompt.kind != "none":
+        raise UserError(
+            f"{prompt.kind}: {adapter} segments {len(id2label)} classes, which takes no prompt; leave it out"
+        )
     paths = find_images(inputs, arrays=processor.channels is not None)
     headers = [load_header(str(path), processor.channels) for path in paths]
     _check_inside(prompt, paths, [(header.height, header.width) for header in headers])
@@ -120,6 +128,12 @@ def predict(
         for start in range(0, len(paths), batch_size):
             images = [load_image(path, processor.channels) for path in paths[start : start + batch_size]]
             with inference([network], precision):
+                if id2label is not None:
+                    records += _predict_classes(
+                        network, processor, paths[start:], names[start:], images, folder, id2label
+                    )
+                    bar.update(len(images))
+                    continue
                 results = _segment(network, processor, images, prompt)
             for path, name, image, (logits, estimate) in zip(paths[start:], names[start:], images, results):
                 record = {"file": str(path), **_write(folder, name, image, logits), **_describe(prompt)}
@@ -207,14 +221,46 @@ def _check_outputs(folder: Path, paths: Sequence[Path], names: Sequence[str]) ->
                 raise UserError(f"output_dir: {output} is an input and would be overwritten; name another folder")
 
 
-def _load(adapter: str | None, model: str | None) -> tuple[nn.Module, SamAdaptProcessor, bool]:
-    """Model, processor, and whether its IoU estimate means anything."""
+def _load(adapter: str | None, model: str | None) -> tuple[nn.Module, SamAdaptProcessor, bool, dict[int, str] | None]:
+    """Model, processor, whether its IoU estimate means anything, and the names of its classes, None for one class."""
     if adapter is None:
         if model is None:
             raise UserError("adapter: not given; name a run folder or Hub id, or a plain SAM with --model")
-        return *load_base(model), True
+        return *load_base(model), True, None
     loaded = load_adapted(adapter, model)
-    return loaded.model, loaded.processor, bool(getattr(loaded.config, "train_iou_head", False))
+    has_estimate = bool(getattr(loaded.config, "train_iou_head", False))
+    num_labels = getattr(loaded.config, "num_labels", None)
+    if num_labels is None:
+        return loaded.model, loaded.processor, has_estimate, None
+    names = class_names(num_labels, getattr(loaded.config, "id2label", None))
+    return loaded.model, loaded.processor, has_estimate, dict(enumerate(names))
+
+
+def _predict_classes(
+    network: nn.Module,
+    processor: SamAdaptProcessor,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    images: Sequence[np.ndarray],
+    folder: Path,
+    id2label: dict[int, str],
+) -> list[dict[str, Any]]:
+    """Writes label maps (8-bit palette PNGs whose values are the classes) and overlays; what is to be said of them."""
+    colours = class_colours(len(id2label))
+    samples = [Unlabelled(image) for image in images]
+    records = []
+    for path, name, image, labels in zip(paths, names, images, label_maps(network, processor, samples)):
+        files = {"mask": f"{name}_mask.png", "overlay": f"{name}_overlay.png"}
+        picture = Image.fromarray(labels)
+        picture.putpalette(colours.tobytes())
+        picture.save(folder / files["mask"])
+        tinted = 0.55 * displayable(image) + 0.45 * colours[labels]
+        Image.fromarray(tinted.astype(np.uint8)).save(folder / files["overlay"])
+        shares = np.bincount(labels.ravel(), minlength=len(id2label)) / labels.size
+        classes = {id2label[label]: float(share) for label, share in enumerate(shares)}
+        size = {"height": labels.shape[0], "width": labels.shape[1]}
+        records.append({"file": str(path), **files, **size, "classes": classes, "prompt": {"kind": "none"}})
+    return records
 
 
 def _segment(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torch import nn
 
 from .data.channels import displayable
@@ -26,7 +27,7 @@ def class_names(num_labels: int, id2label: Mapping[int, str] | None) -> list[str
     return [str((id2label or {}).get(label, label)) for label in range(num_labels)]
 
 
-def class_colours(num_labels: int, palette: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+def class_colours(num_labels: int, palette: ArrayLike | None = None) -> np.ndarray:
     """uint8 (256, 3), a colour for each label: of the palette, or distinct ones; 255 (ignore) is grey."""
     from matplotlib import colormaps
 
@@ -72,7 +73,7 @@ def save_class_samples(
     split: SegmentationSplit,
     result: ClassResult,
     names: Sequence[str],
-    palette: Sequence[Sequence[int]] | None = None,
+    palette: ArrayLike | None = None,
     precision: str = "no",
 ) -> None:
     """Draws the best, median and worst image by mean IoU of its classes: image, truth, prediction."""

@@ -124,7 +124,7 @@ def test_help_names_every_key_with_its_default(capsys):
     assert ended.value.code == 0
     for field in dataclasses.fields(Recipe):
         assert f"--{field.name} " in shown
-    assert "default: structure)" in shown and "default: flip scale colour)" in shown and "default: unset)" in shown
+    assert "default: cosine)" in shown and "default: flip scale colour)" in shown and "default: unset)" in shown
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)

@@ -134,14 +134,21 @@ def class_scores(matrix: ConfusionMatrix) -> dict[str, Any]:
     return means | scores | {"per_class": {str(index): one for index, one in scores["per_class"].items()}}
 
 
+@dataclass(frozen=True)
+class Unlabelled:
+    """An image without a mask, for `label_maps`."""
+
+    image: np.ndarray
+
+
 def label_maps(
-    model: nn.Module, processor: SamAdaptProcessor, samples: Sequence[Sample | EmbeddedSample]
+    model: nn.Module, processor: SamAdaptProcessor, samples: Sequence[Sample | EmbeddedSample | Unlabelled]
 ) -> list[np.ndarray]:
     """The class of every pixel, uint8 (H, W) per image at its original size; call it inside `inference`."""
     kept = [sample.embedding for sample in samples if isinstance(sample, EmbeddedSample)]
     device = device_of(model)
     if kept:
-        inputs = sizes_only(processor, [sample.mask.shape for sample in samples])
+        inputs = sizes_only(processor, [s.mask.shape for s in samples if isinstance(s, EmbeddedSample)])
         embeddings = torch.stack(kept).to(device)
     else:
         inputs = processor([sample.image for sample in samples if not isinstance(sample, EmbeddedSample)])

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from ..errors import UserError
 from ..processing import SamAdaptProcessor
+from .classes import ClassResult, constant_labels, evaluate_classes
 from .evaluate import EvalResult, evaluate
+
+
+if TYPE_CHECKING:
+    from ..data import SegmentationData
 
 
 def _key(default: Any, help: str) -> Any:
@@ -46,7 +51,7 @@ class EvaluateArguments:
     output_dir: str | None = _key(None, "Folder for metrics.json and samples.png; unset = the table is printed only.")
 
 
-def evaluate_command(args: EvaluateArguments) -> EvalResult:
+def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     """Evaluates on the test images, prints the table, and with `output_dir` writes metrics.json and samples.png there.
 
     A data set without test images is evaluated on its validation images, or on its training images if it has no
@@ -54,7 +59,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult:
     process and under `accelerate launch`.
 
     Raises:
-        UserError: no data set, adapter or model named; more than one class; `output_dir` is a run folder.
+        UserError: no data set, adapter or model named; other classes than the model's; `output_dir` is a run folder.
     """
     from accelerate import PartialState
 
@@ -68,29 +73,35 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult:
     state = PartialState()
     model, processor, choice = load_for_inference(args.adapter, args.model)
     with state.main_process_first():
-        data = load_segmentation_dataset(**chosen, channels=processor.channels)
-    if data.num_labels is not None:
+        config = getattr(model, "peft_config", {}).get("default")
+        num_labels, id2label = getattr(config, "num_labels", None), getattr(config, "id2label", None)
+        classes = {"num_labels": num_labels, "id2label": id2label, "channels": processor.channels}
+        data = load_segmentation_dataset(**chosen, **classes)
+    if data.num_labels != num_labels:
         raise UserError(
-            f"dataset: {data.name} has {data.num_labels} classes, the model segments one; make one class of them with "
-            "label_map or mask_values: binary"
+            f"dataset: {data.name} has {data.num_labels or 'no'} classes, the model segments {num_labels or 'one'}; "
+            "make them agree with label_map, palette or mask_values"
         )
     measured_on = next(name for name in ("test", "val", "train") if getattr(data, name) is not None)
     split = getattr(data, measured_on)
     for network in (model, choice.get("zero_shot_model")):
         if network is not None:
             network.to(state.device)
-    result = evaluate(
-        model,
-        processor,
-        split,
-        prompts,
-        batch_size=args.batch_size,
-        constant=constant_mask(data.train) if "none" in prompts else None,
-        precision=args.precision,
-        num_workers=args.num_workers,
-        seed=seed,
-        **choice,
-    )
+    how: dict[str, Any] = {
+        "batch_size": args.batch_size,
+        "precision": args.precision,
+        "num_workers": args.num_workers,
+    }
+    if num_labels is not None:
+        if prompts != ["none"]:
+            raise UserError(f"prompts: {' '.join(prompts)}, but classes are segmented without prompts; leave it unset")
+        constant = constant_labels(data.train, num_labels)
+        classes_found = evaluate_classes(model, processor, split, num_labels, constant=constant, **how)
+        if state.is_main_process:
+            _report_classes(args, model, processor, data, measured_on, classes_found, output_dir)
+        return classes_found
+    constant = constant_mask(data.train) if "none" in prompts else None
+    result = evaluate(model, processor, split, prompts, constant=constant, seed=seed, **how, **choice)
     if state.is_main_process:
         metrics = {"test": result.test, "measured_on": measured_on}
         print_table(metrics)
@@ -100,6 +111,34 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult:
             path = output_dir / "samples.png"
             save_samples(path, model, processor, split, result, precision=args.precision, seed=seed, **choice)
     return result
+
+
+def _report_classes(
+    args: EvaluateArguments,
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    data: SegmentationData,
+    measured_on: str,
+    result: ClassResult,
+    output_dir: Path | None,
+) -> None:
+    """Print the tables of an evaluation of classes; with `output_dir` write metrics.json and the pictures."""
+    from ..metrics import plot_confusion
+    from ..report import print_table, write_json
+    from ..report_classes import class_names, print_class_table, save_class_samples
+
+    names = class_names(result.matrix.num_labels, data.id2label)
+    metrics = {"test": result.test, "measured_on": measured_on}
+    print_table(metrics)
+    print_class_table(result.test["none"]["adapted"], names)
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(output_dir / "metrics.json", metrics)
+        plot_confusion(result.matrix, names, output_dir / "confusion.png")
+        colours = None if data.palette is None else data.palette.colours()
+        split = getattr(data, measured_on)
+        path = output_dir / "samples.png"
+        save_class_samples(path, model, processor, split, result, names, colours, args.precision)
 
 
 def load_for_inference(adapter: str | None, model: str | None) -> tuple[nn.Module, SamAdaptProcessor, dict[str, Any]]:

@@ -75,7 +75,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     with state.main_process_first():
         config = getattr(model, "peft_config", {}).get("default")
         num_labels, id2label = getattr(config, "num_labels", None), getattr(config, "id2label", None)
-        classes = {"num_labels": num_labels, "id2label": id2label, "channels": processor.channels}
+        classes: dict[str, Any] = {"num_labels": num_labels, "id2label": id2label, "channels": processor.channels}
         data = load_segmentation_dataset(**chosen, **classes)
     if data.num_labels != num_labels:
         raise UserError(
@@ -95,8 +95,8 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     if num_labels is not None:
         if prompts != ["none"]:
             raise UserError(f"prompts: {' '.join(prompts)}, but classes are segmented without prompts; leave it unset")
-        constant = constant_labels(data.train, num_labels)
-        classes_found = evaluate_classes(model, processor, split, num_labels, constant=constant, **how)
+        constant_map = constant_labels(data.train, num_labels)
+        classes_found = evaluate_classes(model, processor, split, num_labels, constant=constant_map, **how)
         if state.is_main_process:
             _report_classes(args, model, processor, data, measured_on, classes_found, output_dir)
         return classes_found

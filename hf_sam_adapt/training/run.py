@@ -19,6 +19,7 @@ from ..embeddings.split import EmbeddedSplit
 from ..errors import UserError
 from ..evaluation import EvalResult, evaluate
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
+from ..input_channels import inflate_channels
 from ..loading import build_model, load_adapted, load_base, method_of, save_adapter
 from ..metrics import constant_mask, plot_confusion
 from ..processing import SamAdaptProcessor
@@ -26,10 +27,10 @@ from ..recipe import Recipe
 from ..report import print_table, save_samples, write_json
 from ..report_classes import class_names, print_class_table, save_class_samples
 from .card import model_card
-from .classes import check_adapter_classes, loss_weights, method_fields, settled_loss
 from .experts import save_expert_plot
 from .loop import TrainingLoop
 from .run_folder import RunFolder
+from .settle import check_adapter_classes, loss_weights, method_fields, settled_loss
 from .trackers import check_trackers, start_trackers
 
 
@@ -110,6 +111,8 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
     """The model to train, its processor, and the recipe with everything resolved."""
     if recipe.adapter is None:
         base, processor = load_base(recipe.model)
+        if recipe.method == "full" and recipe.channels is not None:
+            inflate_channels(base, recipe.channels)
         model = build_model(recipe.method, method_fields(recipe, data), base, image_size=recipe.image_size)
         method, base_name = recipe.method, recipe.model
     else:

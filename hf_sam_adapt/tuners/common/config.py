@@ -33,6 +33,9 @@ class SamConfigMixin:
             `"class_wise"` one: N queries, each with a class, in place of CWSAM's head.
         image_size: side of the network input in pixels; None keeps the base model's. Another multiple of the patch
             size resizes the base model at injection.
+        in_channels: channels of the images; None keeps the base model's three. Another number inflates its patch
+            embedding at injection.
+        train_patch_embed: the patch embedding is trained, as part of the adapter.
         multimask_output: what a `SamModel` with the adapter active returns when the caller names nothing. False = mask
             token 0, the one that is trained and evaluated.
         strict_load: False leaves missing and unexpected keys of an adapter file to PEFT's warning.
@@ -66,6 +69,10 @@ class SamConfigMixin:
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the network input in pixels; None: the base model's."}
     )
+    in_channels: int | None = field(default=None, metadata={"help": "Channels of the images; null: the base's three."})
+    train_patch_embed: bool = field(
+        default=False, metadata={"help": "Train the patch embedding as part of the adapter."}
+    )
     multimask_output: bool = field(
         default=False, metadata={"help": "What SamModel returns when the caller names nothing: False = mask token 0."}
     )
@@ -86,6 +93,8 @@ class SamConfigMixin:
             raise UserError(f"decoder={self.decoder!r} is unknown; use one of {', '.join(DECODERS)}")
         if self.num_mask_tokens is not None and self.num_mask_tokens < 1:
             raise UserError(f"num_mask_tokens={self.num_mask_tokens!r}: use null (SAM's four) or a positive number")
+        if self.in_channels is not None and self.in_channels < 1:
+            raise UserError(f"in_channels={self.in_channels!r} must be a positive number or null")
         if self.num_labels is not None and self.num_labels < 2:
             raise UserError(f"num_labels={self.num_labels!r}: use null (binary) or at least 2, background included")
         if self.id2label is not None:

@@ -217,6 +217,8 @@ class ParameterOverlay(SamTunerLayer):
         args = tuple(_cast(value, dtype) for value in args)
         kwargs = {key: _cast(value, dtype) for key, value in kwargs.items()}
         outputs = call_with(module, parameters, args, kwargs)
+        if isinstance(outputs, torch.Tensor):
+            return _cast(outputs, base_dtype)
         return tuple(_cast(value, base_dtype) for value in outputs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from ...errors import UserError
 from ...fingerprint import check_fingerprint, compute_fingerprint
 from ...image_size import find_vision_encoder, original_position_embedding, resize_input, restore_input
+from ...input_channels import inflate_channels, input_channels, original_channels, restore_channels
 from .config import SamConfigMixin
 from .decoder import decoder_parameters, find_mask_decoder, prompt_encoder_parameters, resolve_decoder
 from .layer import ParameterOverlay
@@ -41,7 +42,13 @@ class MaskTokenDefault:
 
 
 class SamTunerMixin:
-    """Stands before a PEFT tuner (`BaseTuner`, `LoraModel`, …) in the MRO of every method's model class."""
+    """Stands before a PEFT tuner (`BaseTuner`, `LoraModel`, …) in the MRO of every method's model class.
+
+    Attributes:
+        overlays_patch_embed: a trained patch embedding gets an overlay; False where the method wraps it itself.
+    """
+
+    overlays_patch_embed = True
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         config: SamConfigMixin = self.peft_config[adapter_name]
@@ -57,13 +64,16 @@ class SamTunerMixin:
             )
         resolve_decoder(config, model)
         resized = self._set_image_size(model, config, adapter_name)
-        injected = False
+        injected = inflated = False
         try:
+            inflated = self._set_channels(model, config, adapter_name)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             injected = True
         finally:
             if resized and not injected:
                 restore_input(model)
+            if inflated and not injected:
+                restore_channels(model)
         if not config.fingerprint_is_from_file and not unknown_base:
             config.base_fingerprint = compute_fingerprint(model)
         self._install_mask_token_default(model, config)
@@ -95,6 +105,24 @@ class SamTunerMixin:
         resize_input(model, wanted)
         return True
 
+    def _set_channels(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> bool:
+        """Bring the base model to the adapter's input channels; whether that changed it."""
+        encoder = find_vision_encoder(model)
+        if encoder is None:
+            if config.in_channels is not None or config.train_patch_embed:
+                raise UserError(f"in_channels, train_patch_embed: {type(model).__name__} has no SAM vision encoder")
+            return False
+        wanted = original_channels(encoder) if config.in_channels is None else config.in_channels
+        if wanted == input_channels(encoder):
+            return False
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise UserError(
+                f"adapter {adapter_name!r} needs {wanted} input channels, but this model's adapters take "
+                f"{input_channels(encoder)}; load it on another copy of the base model"
+            )
+        inflate_channels(model, wanted)
+        return True
+
     @staticmethod
     def _install_mask_token_default(model: nn.Module, config: SamConfigMixin) -> None:
         if find_mask_decoder(model) is None or _mask_token_hooks(model):
@@ -105,10 +133,14 @@ class SamTunerMixin:
     @classmethod
     def is_overlay_target(cls, config: SamConfigMixin, model: nn.Module, key: str) -> bool:
         """Whether the module at `key` gets an overlay of decoder or prompt-encoder weights."""
+        if key.rpartition(".")[2] == "patch_embed":
+            return config.train_patch_embed and cls.overlays_patch_embed and find_vision_encoder(model) is not None
         return key in OVERLAID_MODULES and bool(cls._overlay_names(config, model, key))
 
     @staticmethod
     def _overlay_names(config: SamConfigMixin, model: nn.Module, key: str) -> list[str]:
+        if key == "patch_embed":
+            return ["projection.weight", "projection.bias"]
         decoder = find_mask_decoder(model)
         if decoder is None:
             return []
@@ -117,7 +149,7 @@ class SamTunerMixin:
         return decoder_parameters(config, getattr(decoder, "base_layer", decoder))
 
     def create_overlay(self, config: SamConfigMixin, adapter_name: str, target, target_name: str, parent) -> None:
-        """Wrap `target` (mask decoder or prompt encoder), or extend its wrapper, with this adapter's weights."""
+        """Wrap `target`, one of the overlaid modules, or extend its wrapper, with this adapter's weights."""
         layer = target
         if not isinstance(target, ParameterOverlay):
             layer = ParameterOverlay(target, self.prefix)
@@ -143,6 +175,7 @@ class SamTunerMixin:
             model._forward_pre_hooks_with_kwargs.pop(hook_id, None)
         if find_vision_encoder(model) is not None:
             restore_input(model)
+            restore_channels(model)
         return model
 
     @contextmanager

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...features import frequency_component, get_feature
-from ..common.layer import SamTunerLayer
+from ..common.layer import ParameterTree, SamTunerLayer, call_with, current_parameters
 from .config import SamAdapterConfig
 
 
@@ -35,17 +35,18 @@ class SamAdapterState(nn.Module):
 class SamAdapterPatchEmbed(SamTunerLayer):
     """Wraps the patch embedding: sees the image and its tokens, the two inputs of the guidance.
 
-    Holds, per adapter, one projection per feature (`sam_adapter_feature`) and the up-projection that all blocks share
-    (`sam_adapter_up`).
+    Holds, per adapter, one projection per feature (`sam_adapter_feature`), the up-projection that all blocks share
+    (`sam_adapter_up`), and with `train_patch_embed` its own patch projection (`sam_adapter_projection`).
     """
 
-    adapter_layer_names = ("sam_adapter_up", "sam_adapter_feature")
+    adapter_layer_names = ("sam_adapter_up", "sam_adapter_feature", "sam_adapter_projection")
     other_param_names = ("sam_adapter_config",)
 
     def __init__(self, base_layer: nn.Module):
         super().__init__(base_layer)
         self.sam_adapter_up = nn.ModuleDict()
         self.sam_adapter_feature = nn.ModuleDict()
+        self.sam_adapter_projection = nn.ModuleDict()
         self.sam_adapter_config: dict[str, SamAdapterConfig] = {}
         self.sam_adapter_state = SamAdapterState(self)
 
@@ -70,6 +71,9 @@ class SamAdapterPatchEmbed(SamTunerLayer):
         init_weights(up, config)
         if config.init_weights is True:
             nn.init.zeros_(up.weight)
+        if config.train_patch_embed:
+            own = {name: nn.Parameter(value.detach().clone()) for name, value in projection.named_parameters()}
+            self.sam_adapter_projection[adapter_name] = ParameterTree(own)
         if config.use_prompts:
             self.sam_adapter_feature[adapter_name] = features
             self.sam_adapter_up[adapter_name] = up
@@ -77,11 +81,23 @@ class SamAdapterPatchEmbed(SamTunerLayer):
         self.finish_update(adapter_name, config.inference_mode)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        tokens = self.base_layer(pixel_values)  # (B, h, w, D)
+        tokens = self.embed(pixel_values)  # (B, h, w, D)
         self.sam_adapter_state.guidance = {
             name: self.compute_guidance(name, pixel_values, tokens) for name in self.live_adapters
         }
         return tokens
+
+    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The base's patch embedding, with the projections of active adapters that have one of their own."""
+        names = [] if self.disable_adapters else [n for n in self.active_adapters if n in self.sam_adapter_projection]
+        if not names:
+            return self.base_layer(pixel_values)
+        base = current_parameters(self.base_layer.projection)
+        own = [current_parameters(self.sam_adapter_projection[name]) for name in names]
+        # One adapter's own weights exactly; of several the base's plus their differences.
+        effective = own[0] if len(own) == 1 else {k: v + sum(o[k] - v for o in own) for k, v in base.items()}
+        effective = {f"projection.{key}": value.to(pixel_values.dtype) for key, value in effective.items()}
+        return call_with(self.base_layer, effective, (pixel_values,), {})
 
     def compute_guidance(self, adapter_name: str, pixel_values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """F = sum_j w_j F_j (paper eq. 2).

@@ -19,6 +19,7 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
 
     prefix = "sam_adapter_"
     tuner_layer_cls = BaseTunerLayer
+    overlays_patch_embed = False
     block_cls = SamAdapterBlock
     target_module_mapping = {"sam": ENCODER, "sam_vision_model": ENCODER}
 

@@ -1,4 +1,4 @@
-"""What a training of several classes settles beyond one of a single class: method fields, loss, class weights."""
+"""What a recipe leaves to the data set: the method's classes and channels, the loss, the weights of the classes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ CLASS_METHODS = tuple(name for name, cls in METHODS.items() if cls is not None a
 
 
 def method_fields(recipe: Recipe, data: SegmentationData) -> dict[str, Any]:
-    """The recipe's `method_args`, with the classes of the data set where it has some.
+    """The recipe's `method_args`, with the channels and the classes of the data set where it has some.
 
     Raises:
-        UserError: the method or the prompts are for one class only.
+        UserError: the method or the prompts are for one class only, or the method cannot store other channels.
     """
+    fields = _channel_fields(recipe)
     if data.num_labels is None:
-        return recipe.method_args
+        return fields | recipe.method_args
     if recipe.method not in CLASS_METHODS:
         raise UserError(
             f"num_labels: method {recipe.method} segments one class, the data set has {data.num_labels}; use one of "
@@ -38,8 +39,20 @@ def method_fields(recipe: Recipe, data: SegmentationData) -> dict[str, Any]:
     named = recipe.method_args.get("num_labels", data.num_labels)
     if named != data.num_labels:
         raise UserError(f"method_args.num_labels: {named}, but the data set has {data.num_labels} classes.")
-    settled = {"decoder": "class_wise", "num_labels": data.num_labels, "id2label": data.id2label}
-    return settled | recipe.method_args
+    fields |= {"decoder": "class_wise", "num_labels": data.num_labels, "id2label": data.id2label}
+    return fields | recipe.method_args
+
+
+def _channel_fields(recipe: Recipe) -> dict[str, Any]:
+    """The patch embedding of other channels than three is inflated, and trained unless the recipe says otherwise."""
+    if recipe.channels in (None, 3) or recipe.method == "full":
+        return {}
+    if recipe.method not in CLASS_METHODS:
+        raise UserError(
+            f"channels: {recipe.channels}, but a plain LoRA file cannot store another patch embedding; use one of "
+            f"{', '.join(CLASS_METHODS)} or full."
+        )
+    return {"in_channels": recipe.channels, "train_patch_embed": True}
 
 
 def check_adapter_classes(found: int | None, data: SegmentationData, adapter: str) -> None:

@@ -89,8 +89,9 @@ def load_segmentation_dataset(
     if "train" not in tables or not len(tables["train"]):
         raise UserError(f"dataset: {dataset} has no training images")
 
-    for table in tables.values():
-        _check_headers(table, reader, mask_values, palette, seed)
+    headers = [header for table in tables.values() for header in _check_headers(table, reader, mask_values, seed)]
+    if palette is not None:
+        _check_colours(headers)
     seen = [tables[name] for name in ("train", "val") if name in tables]
     scanned = _scan(seen, reader, palette, seed)
     stored = [(mask.name, mask.values, mask.lossy) for mask in scanned]
@@ -172,12 +173,11 @@ def _no_test(tables: dict[str, Any]) -> str:
     return f"no test split: the final evaluation uses the {instead}"
 
 
-def _check_headers(
-    table: datasets.Dataset, reader: Reader, mask_values: str, palette: Palette | None, seed: int
-) -> None:
-    """Raise `UserError` for the first unreadable file, mask of another size, or lossy mask not read as binary.
+def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, seed: int) -> list[tuple[str, bool]]:
+    """Name of each mask, and whether it holds colours.
 
-    With a palette also where some masks hold colours and others indices: a black one would be another class.
+    Raises:
+        UserError: the first unreadable file, mask of another size, or lossy mask not read as binary.
     """
 
     def check(row: dict[str, Any]) -> tuple[str, bool]:
@@ -195,14 +195,17 @@ def _check_headers(
 
     if reader.checked_rows is not None:
         table = _sample(table, reader.checked_rows, seed)
-    checked = _parallel(check, table)
-    if palette is not None:
-        named = {coloured: name for name, coloured in reversed(checked)}
-        if len(named) == 2:
-            raise UserError(
-                f"two mask encodings are mixed: {named[True]} holds colours, {named[False]} one value a pixel; store "
-                "all masks alike"
-            )
+    return _parallel(check, table)
+
+
+def _check_colours(masks: list[tuple[str, bool]]) -> None:
+    """Refuse colours beside indices: a black mask without colours would be another class than black."""
+    named = {coloured: name for name, coloured in reversed(masks)}
+    if len(named) == 2:
+        raise UserError(
+            f"two mask encodings are mixed: {named[True]} holds colours, {named[False]} one value a pixel; store all "
+            "masks alike"
+        )
 
 
 @dataclass(frozen=True)

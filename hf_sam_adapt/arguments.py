@@ -62,7 +62,8 @@ def parse_arguments(
         if inner:
             values[name] = _with_nested(name, values.get(name), inner, _nested_value(strings))
         else:
-            values[name] = strings if _takes_many(hints[name]) else strings[0]
+            text_too = len(strings) == 1 and str in _members(hints[name])
+            values[name] = strings if _takes_many(hints[name]) and not text_too else strings[0]
     return from_values(cls, values)
 
 

@@ -20,8 +20,9 @@ def draw(rng, size=(48, 60)):
     """Noise with a bright and a dark bar; uint8 image and mask of three classes."""
     mask = np.zeros(size, np.uint8)
     left = int(rng.integers(0, 20))
-    mask[:, left : left + 14] = 1
-    mask[:, left + 22 : left + 36] = 2
+    first, second = rng.permutation([1, 2])
+    mask[:, left : left + 14] = first
+    mask[:, left + 22 : left + 36] = second
     image = rng.normal(120, 12, (*size, 3)) + np.array([0, 80, -80])[mask][..., None]
     return image.clip(0, 255).astype(np.uint8), mask
 

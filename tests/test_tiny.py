@@ -44,7 +44,7 @@ def test_size_and_kind(tiny):
 
 def test_encoder_is_not_blind(tiny, scenes):
     """Trained on prompts alone, the embedding stops depending on the image: deviation 0.0035 over images."""
-    assert embedding_deviation(*tiny, scenes) > 0.3
+    assert embedding_deviation(*tiny, scenes) > 0.45
 
 
 def test_masks_of_scenes_it_has_not_seen(tiny, scenes):
@@ -52,8 +52,8 @@ def test_masks_of_scenes_it_has_not_seen(tiny, scenes):
     found = evaluate(
         model, processor, scenes, ["box", "point"], adapted=False, zero_shot_model=model, progress=False
     ).test
-    assert found["box"]["zero_shot"]["iou"] > 0.45
-    assert found["point"]["zero_shot"]["iou"] > 0.35
+    assert found["box"]["zero_shot"]["iou"] > 0.52
+    assert found["point"]["zero_shot"]["iou"] > 0.45
 
 
 def test_export_is_an_ordinary_model_folder(tiny, tmp_path):

@@ -108,7 +108,8 @@ def predict(
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size} is below 1")
     prompt = _prompt(box, point)
-    # First the processor: it says how images are read.
+    find_images(inputs, arrays=True)  # what is missing is said before a model is loaded
+    # The processor says how images are read.
     network, processor, has_estimate, id2label = _load(adapter, model)
     if id2label is not None and prompt.kind != "none":
         raise UserError(

@@ -506,7 +506,6 @@ def test_inputs_that_are_no_grid(fields, shape, message):
         ({"conv_kernel_size": 5}, "conv_kernel_size=5"),
         ({"use_dora": True}, "use_dora"),
         ({"grid": [4]}, "grid"),
-        ({"num_mask_tokens": 2}, "num_mask_tokens=2"),
         ({"init_lora_weights": "pissa"}, "pissa"),
     ],
 )

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 
 # `accelerate launch` starts several processes on GPUs only; on a CPU that is torchrun's part.
+# Two torchruns side by side have hung: pytest-xdist gives what starts one to one of its workers.
+pytestmark = pytest.mark.xdist_group("torchrun")
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 

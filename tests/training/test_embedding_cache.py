@@ -367,6 +367,7 @@ def test_ten_thousand_embeddings_take_constant_memory(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("torchrun")
 def test_two_processes_share_the_work(short_recipe, command_line, tmp_path, monkeypatch):
     keys = {**DECODER, "cache_embeddings": "true", "max_steps": 3}
     one = command_line("train", *short_recipe("one", **keys, batch_size=4))

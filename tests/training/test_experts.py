@@ -80,6 +80,7 @@ def test_pruned_decoder_through_training_and_reload(sam_folder, disc_folder, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("torchrun")
 @pytest.mark.parametrize("router", ["faithful", "straight_through"])
 def test_two_processes(router, short_recipe, command_line, tmp_path):
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

@@ -69,8 +69,7 @@ def restore_channels(model: nn.Module) -> None:
 
 
 def _projection(encoder: nn.Module) -> nn.Conv2d:
-    patch_embed = getattr(encoder.patch_embed, "base_layer", encoder.patch_embed)
-    return getattr(patch_embed.projection, "original_module", patch_embed.projection)
+    return getattr(encoder.patch_embed, "base_layer", encoder.patch_embed).projection
 
 
 def _set_weight(model: nn.Module, encoder: nn.Module, weight: nn.Parameter, channels: int) -> None:

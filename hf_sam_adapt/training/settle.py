@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..class_weights import RULES, class_weights_from
+from ..class_weights import class_weights_from
 from ..data import SegmentationData
 from ..errors import UserError
 from ..loading import METHODS
@@ -90,4 +90,4 @@ def loss_weights(recipe: Recipe, data: SegmentationData) -> torch.Tensor | None:
         if len(wanted) != data.num_labels:
             raise UserError(f"class_weights: {len(wanted)} numbers for {data.num_labels} classes.")
         return torch.tensor(wanted, dtype=torch.float32)
-    return weights if wanted in RULES and wanted != "none" else None
+    return None if wanted in (None, "none") else weights

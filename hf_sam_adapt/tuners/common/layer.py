@@ -40,9 +40,13 @@ class SamTunerLayer(_AttributeForwarding, nn.Module, BaseTunerLayer):
     @property
     def live_adapters(self) -> list[str]:
         """Active adapters with weights in this layer; empty while adapters are disabled."""
+        return self.live_in(self.adapter_layer_names[0])
+
+    def live_in(self, attribute: str) -> list[str]:
+        """Active adapters with weights under `attribute` of this layer; empty while adapters are disabled."""
         if self.disable_adapters:
             return []
-        available = getattr(self, self.adapter_layer_names[0])
+        available = getattr(self, attribute)
         return [name for name in self.active_adapters if name in available]
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module):
@@ -157,12 +161,7 @@ class ParameterOverlay(SamTunerLayer):
         dtype = next(iter(own[0].values())).dtype
         base = current_parameters(self.base_layer)
         effective = {name: value.to(dtype) for name, value in base.items() if value.dtype != dtype}
-        if len(own) == 1:
-            return effective | own[0]
-        for name in set().union(*own):
-            frozen = base[name].to(dtype)
-            effective[name] = frozen + sum(weights[name] - frozen for weights in own if name in weights)
-        return effective
+        return effective | combined(base, own)
 
     def forward(self, *args, **kwargs):
         if self.disable_adapters and self.merged:
@@ -256,6 +255,18 @@ class ParameterOverlay(SamTunerLayer):
             base[name].data.copy_(value)
         self._backup.clear()
         self.merged_adapters.clear()
+
+
+def combined(base: dict[str, torch.Tensor], own: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The weights of one adapter exactly; of several, in their dtype, the base's plus the sum of their differences."""
+    if len(own) == 1:
+        return own[0]
+    effective = {}
+    for name in set().union(*own):
+        weights = [one[name] for one in own if name in one]
+        frozen = base[name].to(weights[0].dtype)
+        effective[name] = frozen + sum(weight - frozen for weight in weights)
+    return effective
 
 
 def current_parameters(module: nn.Module) -> dict[str, torch.Tensor]:

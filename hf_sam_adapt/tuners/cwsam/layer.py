@@ -43,7 +43,7 @@ class AfterAttention:
 
     def __call__(self, module: nn.Module, args: tuple, output: tuple) -> tuple:
         attended, *rest = output
-        added = [self.block.sam_adapter_space[name](attended) for name in self.block.live_in("space")]
+        added = [self.block.sam_adapter_space[name](attended) for name in self.block.live_in("sam_adapter_space")]
         return (sum(added, attended), *rest)
 
 
@@ -54,7 +54,7 @@ class BesideMlp:
         self.block = block
 
     def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-        for name in self.block.live_in("mlp"):
+        for name in self.block.live_in("sam_adapter_mlp"):
             output = output + self.block.cwsam_scale[name] * self.block.sam_adapter_mlp[name](args[0])
         return output
 
@@ -78,13 +78,6 @@ class CwsamBlock(SamAdapterBlock):
             base_layer.attn.register_forward_hook(AfterAttention(self)),
             base_layer.mlp.register_forward_hook(BesideMlp(self)),
         ]
-
-    def live_in(self, part: str) -> list[str]:
-        """Active adapters with weights in `part` ("tune", "space" or "mlp"); empty while adapters are disabled."""
-        if self.disable_adapters:
-            return []
-        available = getattr(self, f"sam_adapter_{part}")
-        return [name for name in self.active_adapters if name in available]
 
     def update_layer(self, adapter_name: str, config: CwsamConfig) -> None:
         """Add an adapter's parts of this block."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...features import frequency_component, get_feature
-from ..common.layer import ParameterTree, SamTunerLayer, call_with, current_parameters
+from ..common.layer import ParameterTree, SamTunerLayer, call_with, combined, current_parameters
 from .config import SamAdapterConfig
 
 
@@ -89,13 +89,11 @@ class SamAdapterPatchEmbed(SamTunerLayer):
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The base's patch embedding, with the projections of active adapters that have one of their own."""
-        names = [] if self.disable_adapters else [n for n in self.active_adapters if n in self.sam_adapter_projection]
+        names = self.live_in("sam_adapter_projection")
         if not names:
             return self.base_layer(pixel_values)
-        base = current_parameters(self.base_layer.projection)
         own = [current_parameters(self.sam_adapter_projection[name]) for name in names]
-        # One adapter's own weights exactly; of several the base's plus their differences.
-        effective = own[0] if len(own) == 1 else {k: v + sum(o[k] - v for o in own) for k, v in base.items()}
+        effective = combined(current_parameters(self.base_layer.projection), own)
         effective = {f"projection.{key}": value.to(pixel_values.dtype) for key, value in effective.items()}
         return call_with(self.base_layer, effective, (pixel_values,), {})
 

@@ -14,12 +14,13 @@ from .data.channels import displayable
 from .data.images import IGNORE
 from .evaluation.classes import ClassResult, image_miou, label_maps
 from .evaluation.inference import inference
+from .metrics import plot_confusion
 from .processing import SamAdaptProcessor
 from .report import ABSENT, IGNORED_COLOUR
 
 
 if TYPE_CHECKING:
-    from .data import SegmentationSplit
+    from .data import SegmentationData, SegmentationSplit
 
 
 def class_names(num_labels: int, id2label: Mapping[int, str] | None) -> list[str]:
@@ -64,6 +65,26 @@ def print_class_table(scores: dict[str, Any], names: Sequence[str]) -> None:
         f"{name} {_number(scores[key])}" for name, key in (("mIoU", "miou"), ("OA", "oa"), ("FWIoU", "fwiou"))
     )
     console.print(means, highlight=False)
+
+
+def save_class_pictures(
+    folder: Path,
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    split: SegmentationSplit,
+    result: ClassResult,
+    data: SegmentationData,
+    precision: str = "no",
+) -> None:
+    """Writes `samples.png` and `confusion.png` of an evaluation of `split`; call it on one process.
+
+    Args:
+        data: where `split` is from, for the names and colours of the classes.
+    """
+    names = class_names(result.matrix.num_labels, data.id2label)
+    colours = None if data.palette is None else data.palette.colours()
+    save_class_samples(folder / "samples.png", model, processor, split, result, names, colours, precision)
+    plot_confusion(result.matrix, names, folder / "confusion.png")
 
 
 def save_class_samples(

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..data import SegmentationSplit
 from ..errors import UserError
-from ..evaluation.inference import device_of, inference
+from ..evaluation.inference import device_of, inference, rank_and_world
 from ..forward import encode
 from ..image_size import find_vision_encoder
 from ..processing import SamAdaptProcessor
@@ -127,7 +127,7 @@ class EmbeddingCache:
         Raises:
             UserError: an unreadable image, or a folder that cannot be written or is not shared by all nodes.
         """
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, world = rank_and_world()
         embedded = [EmbeddedSplit(split, self.store) for split in splits]
         found = [self._embed_rows(split, range(rank, len(split), world)) for split in embedded]
         ranks: list[Any] = [found]

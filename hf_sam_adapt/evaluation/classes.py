@@ -16,17 +16,16 @@ from tqdm.auto import tqdm
 from transformers.image_processing_utils import BatchFeature
 
 from ..data.images import IGNORE
-from ..embeddings.split import EmbeddedSample
-from ..forward import encode, segment
+from ..forward import segment
 from ..metrics import ConfusionMatrix
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt
-from .inference import device_of, inference, sizes_only
+from .inference import embeddings_of, inference, model_inputs, rank_and_world
 
 
 if TYPE_CHECKING:
     from ..data import Sample, SegmentationSplit
-    from ..embeddings.split import EmbeddedSplit
+    from ..embeddings.split import EmbeddedSample, EmbeddedSplit
 
 GRID = 128  # cells a side of the constant label map
 
@@ -99,7 +98,7 @@ def evaluate_classes(
     """
     if len(split) == 0:
         raise ValueError("the split holds no image to evaluate on")
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     rows = range(rank, len(split), world)
     loader = DataLoader(split, batch_size=batch_size, sampler=rows, num_workers=num_workers, collate_fn=list)
     matrices = {name: ConfusionMatrix(num_labels) for name in ("adapted", "constant")}
@@ -145,15 +144,8 @@ def label_maps(
     model: nn.Module, processor: SamAdaptProcessor, samples: Sequence[Sample | EmbeddedSample | Unlabelled]
 ) -> list[np.ndarray]:
     """The class of every pixel, uint8 (H, W) per image at its original size; call it inside `inference`."""
-    kept = [sample.embedding for sample in samples if isinstance(sample, EmbeddedSample)]
-    device = device_of(model)
-    if kept:
-        inputs = sizes_only(processor, [s.mask.shape for s in samples if isinstance(s, EmbeddedSample)])
-        embeddings = torch.stack(kept).to(device)
-    else:
-        inputs = processor([sample.image for sample in samples if not isinstance(sample, EmbeddedSample)])
-        embeddings = encode(model, inputs["pixel_values"].to(device))
-    logits = segment(model, None, [Prompt("none")] * len(samples), image_embeddings=embeddings)
+    inputs = model_inputs(processor, samples)
+    logits = segment(model, None, [Prompt("none")] * len(samples), image_embeddings=embeddings_of(model, inputs))
     return largest_class(processor, inputs, logits)
 
 

@@ -123,22 +123,16 @@ def _report_classes(
     output_dir: Path | None,
 ) -> None:
     """Print the tables of an evaluation of classes; with `output_dir` write metrics.json and the pictures."""
-    from ..metrics import plot_confusion
     from ..report import print_table, write_json
-    from ..report_classes import class_names, print_class_table, save_class_samples
+    from ..report_classes import class_names, print_class_table, save_class_pictures
 
-    names = class_names(result.matrix.num_labels, data.id2label)
     metrics = {"test": result.test, "measured_on": measured_on}
     print_table(metrics)
-    print_class_table(result.test["none"]["adapted"], names)
+    print_class_table(result.test["none"]["adapted"], class_names(result.matrix.num_labels, data.id2label))
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / "metrics.json", metrics)
-        plot_confusion(result.matrix, names, output_dir / "confusion.png")
-        colours = None if data.palette is None else data.palette.colours()
-        split = getattr(data, measured_on)
-        path = output_dir / "samples.png"
-        save_class_samples(path, model, processor, split, result, names, colours, args.precision)
+        save_class_pictures(output_dir, model, processor, getattr(data, measured_on), result, data, args.precision)
 
 
 def load_for_inference(adapter: str | None, model: str | None) -> tuple[nn.Module, SamAdaptProcessor, dict[str, Any]]:

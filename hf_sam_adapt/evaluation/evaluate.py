@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..metrics import ConstantMask, IouDice, Overlap, overlap
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt, derive_prompts
-from .inference import Variant, inference, predicted_masks, variants_of
+from .inference import Variant, inference, predicted_masks, rank_and_world, variants_of
 
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def evaluate(
     if zero_shot_model is not None and hasattr(split, "store"):
         raise ValueError("zero_shot_model has an encoder of its own: pass a split of images instead of embeddings")
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
-    rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
+    rank, world = rank_and_world()
     loader = DataLoader(
         _Prompted(split, prompts, seed),
         batch_size=batch_size,
@@ -167,12 +167,9 @@ def _means(records: Sequence[ImageRecord], kinds: Sequence[str]) -> dict[str, di
 
 def _gather(records: list[ImageRecord]) -> list[ImageRecord]:
     """The records of all ranks in the order of the split."""
-    if _is_distributed():
-        per_rank: list[list[ImageRecord]] = [[] for _ in range(dist.get_world_size())]
+    _, world = rank_and_world()
+    if world > 1:
+        per_rank: list[list[ImageRecord]] = [[] for _ in range(world)]
         dist.all_gather_object(per_rank, records)
         records = [record for part in per_rank for record in part]
     return sorted(records, key=lambda record: record.index)
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()

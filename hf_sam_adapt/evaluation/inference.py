@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from torch import nn
 from transformers.image_processing_utils import BatchFeature
@@ -172,19 +173,13 @@ def predicted_masks(
         (kind, variant name, position in the batch, mask bool (H, W)).
     """
     sizes = [sample.mask.shape for sample in samples]
-    kept = [sample.embedding for sample in samples if isinstance(sample, EmbeddedSample)]
-    images = [sample.image for sample in samples if not isinstance(sample, EmbeddedSample)]
-    inputs = sizes_only(processor, sizes) if kept else processor(images)
+    inputs = model_inputs(processor, samples)
     # The true objects are not needed here, and resizing them would cost more than the prompts.
     prompts = {kind: [dataclasses.replace(p, targets=None) for p in items] for kind, items in prompts.items()}
     prompts = {kind: processor.transform_prompts(items, sizes) for kind, items in prompts.items()}
     for variant in variants:
-        device = device_of(variant.model)
         with variant.active():
-            if kept:
-                embeddings = torch.stack(kept).to(device)
-            else:
-                embeddings = encode(variant.model, inputs["pixel_values"].to(device))
+            embeddings = embeddings_of(variant.model, inputs)
             for kind, items in prompts.items():
                 merged = image_logits(variant.model, processor, inputs, embeddings, items)
                 for position, logits in enumerate(merged):
@@ -195,7 +190,34 @@ def predicted_masks(
                         yield kind, "zero_shot_best_of_3", position, (logits > 0).cpu().numpy()
 
 
-def sizes_only(processor: SamAdaptProcessor, sizes: Sequence[tuple[int, int]]) -> BatchFeature:
-    """What the processor says about images of these sizes, without their pixels."""
-    reshaped = [processor.reshaped_size(size) for size in sizes]
-    return BatchFeature({"original_sizes": torch.tensor(sizes), "reshaped_input_sizes": torch.tensor(reshaped)})
+def model_inputs(processor: SamAdaptProcessor, samples: Sequence[Any]) -> BatchFeature:
+    """The processor's output for the images of `samples`; for embeddings `image_embeddings` and the sizes alone.
+
+    Args:
+        samples: all `EmbeddedSample`, or all with an `image`.
+    """
+    kept = [sample for sample in samples if isinstance(sample, EmbeddedSample)]
+    if not kept:
+        return processor([sample.image for sample in samples])
+    sizes = [sample.mask.shape for sample in kept]
+    return BatchFeature(
+        {
+            "image_embeddings": torch.stack([sample.embedding for sample in kept]),
+            "original_sizes": torch.tensor(sizes),
+            "reshaped_input_sizes": torch.tensor([processor.reshaped_size(size) for size in sizes]),
+        }
+    )
+
+
+def embeddings_of(model: nn.Module, inputs: BatchFeature) -> torch.Tensor:
+    """Image embeddings of `model_inputs` on the model's device: those that it holds, or encoded."""
+    if "image_embeddings" in inputs:
+        return inputs["image_embeddings"].to(device_of(model))
+    return encode(model, inputs["pixel_values"].to(device_of(model)))
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and the number of processes; (0, 1) outside a distributed run."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1

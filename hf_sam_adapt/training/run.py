@@ -21,11 +21,11 @@ from ..evaluation import EvalResult, evaluate
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..input_channels import inflate_channels
 from ..loading import build_model, load_adapted, load_base, method_of, save_adapter
-from ..metrics import constant_mask, plot_confusion
+from ..metrics import constant_mask
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
 from ..report import print_table, save_samples, write_json
-from ..report_classes import class_names, print_class_table, save_class_samples
+from ..report_classes import class_names, print_class_table, save_class_pictures
 from .card import model_card
 from .experts import save_expert_plot
 from .loop import TrainingLoop
@@ -285,13 +285,11 @@ def draw(
     zero_shot: dict[str, nn.Module],
 ) -> None:
     """Write `samples.png`, and for classes `confusion.png`."""
-    recipe, data, path = loop.recipe, loop.data, folder / "samples.png"
+    recipe = loop.recipe
     if isinstance(result, ClassResult):
-        names = class_names(data.num_labels, data.id2label)
-        colours = None if data.palette is None else data.palette.colours()
-        save_class_samples(path, loop.model, loop.processor, split, result, names, colours, recipe.precision)
-        plot_confusion(result.matrix, names, folder / "confusion.png")
+        save_class_pictures(folder, loop.model, loop.processor, split, result, loop.data, recipe.precision)
     else:
+        path = folder / "samples.png"
         save_samples(
             path, loop.model, loop.processor, split, result, precision=recipe.precision, seed=recipe.seed, **zero_shot
         )

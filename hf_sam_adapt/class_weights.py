@@ -58,6 +58,9 @@ def class_weights_from(
 
 
 def _masks(source: Any) -> Iterator[np.ndarray]:
+    if hasattr(source, "mask"):  # a split, whose images need not be opened
+        yield from (source.mask(index) for index in range(len(source)))
+        return
     items = (source[index] for index in range(len(source))) if hasattr(source, "__getitem__") else source
     for item in items:
         yield np.asarray(getattr(item, "mask", item))

@@ -92,6 +92,12 @@ class SegmentationSplit(Dataset):
         mask = self.encoding.decode(stored, lossy, name)
         return Sample(image, mask, row["id"], index, self.reader.path(row))
 
+    def mask(self, index: int) -> np.ndarray:
+        """The mask alone, uint8 (H, W), without opening the image."""
+        row = self.table[index]
+        stored, lossy = self.reader.read_mask(row)
+        return self.encoding.decode(stored, lossy, self.reader.name(row))
+
     @property
     def ids(self) -> list[str]:
         return list(self.table["id"])

@@ -63,9 +63,7 @@ class EmbeddedSplit(Dataset):
         if index in self._masks:
             shape, packed = self._masks[index]
             return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape).copy()
-        row = self.source.table[index]
-        reader = self.source.reader
-        mask = self.source.encoding.decode(*reader.read_mask(row), reader.name(row))
+        mask = self.source.mask(index)
         self.remember(index, mask)
         return mask
 

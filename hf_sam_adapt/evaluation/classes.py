@@ -62,10 +62,15 @@ class ConstantLabels:
 
 
 def constant_labels(train_split: Any, num_labels: int) -> ConstantLabels:
-    """Count the classes of the training masks on a common grid; ignored pixels do not count."""
+    """Count the classes of the training masks on a common grid; ignored pixels do not count.
+
+    Args:
+        train_split: a split, or any sequence whose items have `.mask`, uint8 (H, W).
+    """
+    read = getattr(train_split, "mask", lambda index: train_split[index].mask)
     counts = np.zeros((num_labels, GRID, GRID), np.int64)
     for index in range(len(train_split)):
-        mask = Image.fromarray(train_split[index].mask).resize((GRID, GRID), Image.Resampling.NEAREST)
+        mask = Image.fromarray(read(index)).resize((GRID, GRID), Image.Resampling.NEAREST)
         for label in range(num_labels):
             counts[label] += np.asarray(mask) == label
     return ConstantLabels(counts.argmax(0).astype(np.uint8))

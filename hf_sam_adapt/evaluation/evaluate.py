@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..metrics import ConstantMask, IouDice, Overlap, overlap
+from ..metrics import ConstantMask, IouDice, Overlap, boundary_overlap, overlap
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt, derive_prompts
 from .inference import Variant, inference, predicted_masks, rank_and_world, variants_of
@@ -32,11 +32,13 @@ class ImageRecord:
         index: its place in the split.
         id: its name.
         scores: per prompt kind, per variant (the names in `EvalResult.test`), the pixel counts.
+        boundaries: the same of the masks' boundaries; empty unless they were asked for.
     """
 
     index: int
     id: str
     scores: dict[str, dict[str, Overlap]]
+    boundaries: dict[str, dict[str, Overlap]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,11 @@ class EvalResult:
     """What an evaluation found.
 
     Attributes:
-        test: the part `test` of `metrics.json`. Per prompt kind `zero_shot` and `adapted`, each `{"iou", "dice"}`,
-            means over the images as fractions 0..1, or None where that model was not run; for `none` also `constant`,
-            if it was given; for `point` also `zero_shot_best_of_3`, zero-shot SAM with the one of its three masks
-            whose IoU it estimates highest (the adapted model has no trained estimate to choose by).
+        test: the part `test` of `metrics.json`. Per prompt kind `zero_shot` and `adapted`, each `{"iou", "dice"}` (and
+            `"biou"` if boundaries were asked for), means over the images as fractions 0..1, or None where that model
+            was not run; for `none` also `constant`, if it was given; for `point` also `zero_shot_best_of_3`, zero-shot
+            SAM with the one of its three masks whose IoU it estimates highest (the adapted model has no trained
+            estimate to choose by).
         records: one per image, in the order of the split.
     """
 
@@ -85,6 +88,7 @@ def evaluate(
     zero_shot: bool = True,
     zero_shot_model: nn.Module | None = None,
     constant: ConstantMask | None = None,
+    boundary: bool = False,
     precision: str = "no",
     num_workers: int = 0,
     seed: int = 0,
@@ -104,6 +108,7 @@ def evaluate(
         prompts: kinds among `none`, `box`, `point`, `mask`, derived from the true masks.
         batch_size: images encoded together; no influence on the result.
         constant: from `constant_mask(train split)`, scored beside `none`.
+        boundary: also score the boundaries of the masks, as `biou`.
         precision: "no", "bf16" or "fp16" autocast.
         num_workers: processes that read images and derive prompts.
         seed: of the degradation of `mask` prompts.
@@ -129,7 +134,7 @@ def evaluate(
     bar = tqdm(total=len(split), desc="evaluate", unit="image", disable=not progress or rank > 0, leave=False)
     with bar, inference([variant.model for variant in variants], precision):
         for batch in loader:
-            records += _score_batch(variants, processor, batch, constant)
+            records += _score_batch(variants, processor, batch, constant, boundary)
             # The other ranks advance alike.
             bar.update(min(len(batch) * world, bar.total - bar.n))
     records = _gather(records)
@@ -141,18 +146,26 @@ def _score_batch(
     processor: SamAdaptProcessor,
     batch: list[tuple[int, Sample | EmbeddedSample, dict[str, Prompt]]],
     constant: ConstantMask | None,
+    boundary: bool,
 ) -> list[ImageRecord]:
     samples = [sample for _, sample, _ in batch]
     prompts = {kind: [derived[kind] for _, _, derived in batch] for kind in batch[0][2]}
     scores: list[dict[str, dict[str, Overlap]]] = [defaultdict(dict) for _ in batch]
-    for kind, name, position, mask in predicted_masks(variants, processor, samples, prompts, best_of_three=True):
+    boundaries: list[dict[str, dict[str, Overlap]]] = [defaultdict(dict) for _ in batch]
+
+    def score(kind: str, name: str, position: int, mask: np.ndarray) -> None:
         scores[position][kind][name] = overlap(mask, samples[position].mask)
+        if boundary:
+            boundaries[position][kind][name] = boundary_overlap(mask, samples[position].mask)
+
+    for kind, name, position, mask in predicted_masks(variants, processor, samples, prompts, best_of_three=True):
+        score(kind, name, position, mask)
     if constant is not None and "none" in prompts:
         for position, sample in enumerate(samples):
-            scores[position]["none"]["constant"] = overlap(constant.at(*sample.mask.shape), sample.mask)
+            score("none", "constant", position, constant.at(*sample.mask.shape))
     return [
-        ImageRecord(index, sample.id, dict(image_scores))
-        for (index, sample, _), image_scores in zip(batch, scores, strict=True)
+        ImageRecord(index, sample.id, dict(image_scores), dict(image_boundaries))
+        for (index, sample, _), image_scores, image_boundaries in zip(batch, scores, boundaries, strict=True)
     ]
 
 
@@ -161,7 +174,10 @@ def _means(records: Sequence[ImageRecord], kinds: Sequence[str]) -> dict[str, di
     for kind in kinds:
         test[kind] = {"zero_shot": None, "adapted": None}
         for name in records[0].scores[kind]:
-            test[kind][name] = IouDice([record.scores[kind][name] for record in records]).compute()
+            means = IouDice([record.scores[kind][name] for record in records]).compute()
+            if kind in records[0].boundaries:
+                means["biou"] = IouDice([record.boundaries[kind][name] for record in records]).compute()["iou"]
+            test[kind][name] = means
     return test
 
 

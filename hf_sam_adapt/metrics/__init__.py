@@ -1,5 +1,6 @@
 """Streaming segmentation metrics, computed at the original size of each image."""
 
+from .boundary import boundary_overlap
 from .classes import ConfusionMatrix, plot_confusion
 from .constant import ConstantMask, constant_mask
 from .overlap import IouDice, Overlap, overlap
@@ -10,6 +11,7 @@ __all__ = [
     "ConstantMask",
     "IouDice",
     "Overlap",
+    "boundary_overlap",
     "constant_mask",
     "overlap",
     "plot_confusion",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from .optim import build_optimizer, learning_rate_at, warmup_steps
 # Weight of a new step in the running train IoU.
 _RUNNING = 0.1
 
+# A further loss term of a micro-batch: of the batch, as `batch_loss` takes it, and its logits; a scalar.
+Regularizer = Callable[[dict[str, Any], list[torch.Tensor]], torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -59,7 +62,12 @@ class TrainingLoop:
         model: `SamModel` or `PeftModel`, with `requires_grad` as it shall be trained.
         checkpoints_folder: where checkpoints go.
         class_weights: (K,) weights of the classes in the loss, None = equal.
+
+    Attributes:
+        regularizer: added to the loss of every micro-batch, None = nothing.
     """
+
+    regularizer: Regularizer | None = None
 
     def __init__(
         self,
@@ -144,6 +152,8 @@ class TrainingLoop:
                 logits, own_loss = self.wrapped(*inputs)
                 loss, iou = batch_loss(logits, batch, self.recipe.loss, self.class_weights)
                 total = loss if own_loss is None else loss + own_loss
+                if self.regularizer is not None:
+                    total = total + self.regularizer(batch, logits)
                 self.accelerator.backward(total)  # divides by the number of micro-steps
                 if self.accelerator.sync_gradients and self.recipe.max_grad_norm:
                     self.accelerator.clip_grad_norm_(self.trained, self.recipe.max_grad_norm)

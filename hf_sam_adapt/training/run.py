@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,21 @@ from .settle import check_adapter_classes, loss_weights, method_fields, settled_
 from .trackers import check_trackers, start_trackers
 
 
-def train(recipe: Recipe) -> Path:
+def train(
+    recipe: Recipe,
+    *,
+    data: SegmentationData | None = None,
+    prepare: Callable[[TrainingLoop], None] | None = None,
+) -> Path:
     """Adapt SAM as `recipe` says: train, choose the best checkpoint, measure on the test images, save.
 
     Runs in one process, or in each process that `accelerate launch` starts. Bad input raises before anything is
     written.
+
+    Args:
+        data: used in place of the recipe's data set.
+        prepare: given the loop before its first step and before it is resumed; may change the model's weights and set
+            `loop.regularizer`.
 
     Returns:
         The run folder.
@@ -53,7 +64,7 @@ def train(recipe: Recipe) -> Path:
     check_trackers(recipe.report_to)
     folder = RunFolder(recipe)
     set_seed(recipe.seed)
-    data = load_data(recipe)
+    data = load_data(recipe) if data is None else data
     recipe, model, processor = load_model(recipe, data)
     if recipe.cache_embeddings:
         check_cacheable(model)
@@ -61,6 +72,8 @@ def train(recipe: Recipe) -> Path:
 
     accelerator = build_accelerator(recipe, model, folder)
     loop = TrainingLoop(recipe, accelerator, model, processor, data, folder.checkpoints, loss_weights(recipe, data))
+    if prepare is not None:
+        prepare(loop)
     if recipe.resume_from_checkpoint is not None:
         loop.resume(recipe.resume_from_checkpoint)
     # Before there is a run folder: a build that is interrupted is continued by the same command.

@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 
 import torch
-from real_domains import ROOT, run, spread
 from results import publish, table
+from series import ROOT, run, series_arguments, spread
 
 from hf_sam_adapt.tuners.conv_lora.routing import normalised_entropy
 
@@ -72,15 +72,7 @@ def gate_entropy(folder: Path) -> tuple[float, float] | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with a folder for each domain")
-    parser.add_argument("--out", type=Path, default=Path("runs/real"), help="folder of the runs")
-    parser.add_argument("--domains", nargs="+", default=DOMAINS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--extra", default="", help='flags for every training, such as "--max_steps 200"')
-    parser.add_argument("--table", action="store_true", help="train nothing, only make the table of what there is")
-    args = parser.parse_args()
-    args.data, args.out = args.data.resolve(), args.out.resolve()
+    args = series_arguments(__doc__, "runs/real", DOMAINS).parse_args()
     found: dict[tuple[str, str], list[float]] = {}
     constants: dict[str, float] = {}
     entropies: dict[str, list[tuple[float, float]]] = {}

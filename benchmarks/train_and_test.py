@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from real_domains import run
 from results import publish, table
+from series import run
 
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.evaluation import evaluate

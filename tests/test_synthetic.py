@@ -7,6 +7,7 @@ import pytest
 
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.synthetic import LANDCOVER, SIZES, SYNTHETIC_DOMAINS, draw_landcover, draw_sample
+from hf_sam_adapt.errors import UserError
 
 
 BINARY = sorted(set(SYNTHETIC_DOMAINS) - {"landcover"})
@@ -75,6 +76,36 @@ def test_landcover_speckle_grows_with_fewer_looks():
         water = picture[mask == 1]
         spread.append(water.std() / water.mean())
     assert spread[0] > 1.5 * spread[1] > 3 * spread[2]
+
+
+def test_looks_are_chosen_by_the_name_of_the_data_set():
+    splits = {
+        name: load_segmentation_dataset(f"synthetic:landcover{name}").test for name in ("", "@looks=1", "@looks=9")
+    }
+    samples = {name: split[3] for name, split in splits.items()}
+    for name, looks in (("@looks=1", 1.0), ("@looks=9", 9.0)):
+        assert np.array_equal(samples[name].image, draw_sample("landcover", "test", 3, looks=looks)[0])
+        assert np.array_equal(samples[name].mask, samples[""].mask)
+    ground = [samples[name].image[samples[name].mask == 0].astype(float) for name in ("@looks=1", "", "@looks=9")]
+    noise = [pixels.std() / pixels.mean() for pixels in ground]
+    assert noise[0] > noise[1] > noise[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("landcover@looks=0", r"'looks=0' is not looks=<number> with a number in 0\.01\.\.10000"),
+        ("landcover@looks=nan", "'looks=nan' is not looks=<number>"),
+        ("landcover@looks=many", "'looks=many' is not looks=<number>"),
+        ("landcover@noise=3", "'noise=3' is not looks=<number>"),
+        ("landcover@", "'' is not looks=<number>"),
+        ("polyp@looks=3", "only landcover and speckle are radar pictures; leave @looks=3 out"),
+        ("radar@looks=3", "unknown domain"),
+    ],
+)
+def test_wrong_looks_are_refused(name, message):
+    with pytest.raises(UserError, match=f"^dataset: synthetic:{name}: {message}"):
+        load_segmentation_dataset(f"synthetic:{name}")
 
 
 @pytest.mark.parametrize("domain", sorted(SYNTHETIC_DOMAINS))

@@ -52,8 +52,8 @@ def load_segmentation_dataset(
 
     Args:
         dataset: a folder `{train,val?,test?}/{images,masks}` or `{images,masks}`, a COCO folder, a folder written by
-            `save_to_disk`, `synthetic:<domain>`, a Hub id, or a `datasets.Dataset` or `DatasetDict` with the columns
-            image and mask.
+            `save_to_disk`, `synthetic:<domain>` (`synthetic:landcover@looks=1` sets the speckle), a Hub id, or a
+            `datasets.Dataset` or `DatasetDict` with the columns image and mask.
         mask_suffix: what the masks' names have at their end: `_mask` for `x.jpg` and `x_mask.png`.
         mask_values: "auto", "binary" (above 0, lossy files above 127) or "index" (as stored, 255 = ignore).
         label_map: stored value -> value, applied before everything else.

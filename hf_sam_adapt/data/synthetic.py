@@ -22,13 +22,16 @@ Drawing = tuple[np.ndarray, np.ndarray]  # float (H, W, 3) around [0, 1], and th
 
 @dataclass(frozen=True)
 class SyntheticDomain:
-    """A drawn domain: how to draw it, and what its classes are called."""
+    """A drawn domain: how to draw it, what its classes are called, and whether `draw` takes the looks of a radar."""
 
-    draw: Callable[[np.random.Generator, Size], Drawing]
+    draw: Callable[..., Drawing]
     id2label: dict[int, str]
+    radar: bool = False
 
 
-def draw_sample(domain: str, split: str, index: int, seed: int = 0, size: Size | None = None) -> Drawing:
+def draw_sample(
+    domain: str, split: str, index: int, seed: int = 0, size: Size | None = None, looks: float | None = None
+) -> Drawing:
     """Draw one sample; the same arguments give the same sample, bit for bit.
 
     Args:
@@ -37,13 +40,14 @@ def draw_sample(domain: str, split: str, index: int, seed: int = 0, size: Size |
         index: number of the sample.
         seed: another seed is another data set.
         size: (height, width) in pixels; None = drawn from `SIZES`.
+        looks: of the speckle of a radar domain, fewer = stronger; None = the domain's. The mask does not depend on it.
 
     Returns:
         Image uint8 (H, W, 3) and mask uint8 (H, W) of class indices.
     """
     rng = np.random.default_rng([crc32(domain.encode()), crc32(split.encode()), index, seed])
     size = SIZES[rng.integers(len(SIZES))] if size is None else size
-    picture, mask = SYNTHETIC_DOMAINS[domain].draw(rng, size)
+    picture, mask = SYNTHETIC_DOMAINS[domain].draw(rng, size, **({} if looks is None else {"looks": looks}))
     noise = rng.normal(0, 0.012, (*size, 1))
     return (np.clip(picture + noise, 0, 1) * 255).astype(np.uint8), mask
 
@@ -115,14 +119,14 @@ def draw_shadow(rng: np.random.Generator, size: Size) -> Drawing:
     return lighting(shaded, rng), (alpha > 0.5).astype(np.uint8)
 
 
-def draw_speckle(rng: np.random.Generator, size: Size) -> Drawing:
-    """A radar amplitude of one look: brighter fields under multiplicative gamma noise, darker ones beside them."""
+def draw_speckle(rng: np.random.Generator, size: Size, looks: float = 1.0) -> Drawing:
+    """A radar amplitude of few looks: brighter fields under multiplicative gamma noise, darker ones beside them."""
     level = rng.uniform(0.15, 0.4)
     field = level * np.exp(0.15 * fractal_noise(rng, size, 60.0))
     bright, dark = (patch(rng, size, rng.uniform(0.12, 0.3)) for _ in range(2))
     field = np.where(dark > 0.5, field * rng.uniform(0.4, 0.6), field)
     field = np.where(bright > 0.5, level * rng.uniform(1.9, 2.6), field)
-    return _speckled(rng, field, looks=1.0), (bright > 0.5).astype(np.uint8)
+    return _speckled(rng, field, looks), (bright > 0.5).astype(np.uint8)
 
 
 def draw_cells(rng: np.random.Generator, size: Size) -> Drawing:
@@ -171,8 +175,8 @@ def _speckled(rng: np.random.Generator, field: np.ndarray, looks: float) -> np.n
 SYNTHETIC_DOMAINS = {
     "camouflage": SyntheticDomain(draw_camouflage, {0: "background", 1: "animal"}),
     "cells": SyntheticDomain(draw_cells, {0: "background", 1: "granular cell"}),
-    "landcover": SyntheticDomain(draw_landcover, LANDCOVER),
+    "landcover": SyntheticDomain(draw_landcover, LANDCOVER, radar=True),
     "polyp": SyntheticDomain(draw_polyp, {0: "background", 1: "polyp"}),
     "shadow": SyntheticDomain(draw_shadow, {0: "background", 1: "shadow"}),
-    "speckle": SyntheticDomain(draw_speckle, {0: "background", 1: "bright field"}),
+    "speckle": SyntheticDomain(draw_speckle, {0: "background", 1: "bright field"}, radar=True),
 }

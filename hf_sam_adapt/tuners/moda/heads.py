@@ -34,8 +34,11 @@ class Head(StateOfAnyShape):
     """Base of the heads.
 
     `fit(features, labels, domains)` takes features fp32 (N, D) and labels int64 (N,) in 0..domains-1, each of which
-    occurs; `forward(features)` returns logits fp32 (B, domains).
+    occurs; `forward(features)` returns logits fp32 (B, domains); `len(head)` is the number of domains, 0 before `fit`.
     """
+
+    def __len__(self) -> int:
+        return len(self.means if hasattr(self, "means") else self.weight)
 
     def fit(self, features: torch.Tensor, labels: torch.Tensor, domains: int) -> None:
         raise NotImplementedError

@@ -89,14 +89,14 @@ class DomainRouter(StateOfAnyShape):
         self.check_size(pixel_values)
         with torch.set_grad_enabled(self.learn_tokens and torch.is_grad_enabled()):
             if self.mode == "joint":
-                return self.read(joint_tokens(encoder, pixel_values, self.tokens)[0])
+                return joint_tokens(encoder, pixel_values, self.tokens)[0][:, 0].float()
             with TokenProbe(encoder, self.tokens) as probe:
                 encoder(pixel_values)
-            return self.read(probe.tokens)
+            return self.read(probe)
 
-    def read(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Features (B, D) fp32 from the tokens (B, L, C) of a `TokenProbe`."""
-        return tokens[:, 0].float()
+    def read(self, probe: TokenProbe) -> torch.Tensor:
+        """Features fp32 (B, D) out of an encoder run under `TokenProbe(encoder, router.tokens)`."""
+        return probe.tokens[:, 0].float()
 
     def check_size(self, pixel_values: torch.Tensor) -> None:
         """Raise a UserError unless the images (B, 3, S, S) have the size that the router was made for."""
@@ -112,18 +112,21 @@ class DomainRouter(StateOfAnyShape):
         What is kept does not depend on the order of the calls: of distinct features those with the smallest hash.
         """
         features = features.detach().float().to(self.cached.device)
-        parts = self._parts()
         if domain not in self.domains:
             self.domains.append(domain)
-            parts.append(features[:0])
-        index = self.domains.index(domain)
+        parts, index = self._parts(), self.domains.index(domain)
         parts[index] = self._sample(torch.cat([parts[index], features]))
         self.cached = torch.cat(parts)
         self.counts = torch.tensor([len(part) for part in parts], device=self.cached.device)
 
+    def count(self, domain: str) -> int:
+        """Number of features kept of a domain."""
+        return len(self._parts()[self.domains.index(domain)])
+
     def _parts(self) -> list[torch.Tensor]:
-        """The cached features (n, D) of each domain."""
-        return list(self.cached.split(self.counts.tolist()))
+        """The cached features (n, D) of each domain; none yet of domains named after the last `observe`."""
+        later = len(self.domains) - len(self.counts)
+        return [*self.cached.split(self.counts.tolist()), *[self.cached[:0]] * later]
 
     def _sample(self, features: torch.Tensor) -> torch.Tensor:
         key = self.seed.to_bytes(8, "big", signed=True)
@@ -137,11 +140,15 @@ class DomainRouter(StateOfAnyShape):
         """Refit head, temperature and threshold from the cached features; nothing to do below two domains.
 
         Raises:
-            UserError: if images may be refused and a domain has a single feature, which cannot be held out.
+            UserError: a domain without features, or with a single one, which cannot be held out, if images may be
+                refused.
         """
         domains = len(self.domains)
         if domains < 2:
             return
+        for name in self.domains:
+            if not self.count(name):
+                raise UserError(f"domain {name!r} has no images for the router; observe its training images first")
         labels = torch.arange(domains, device=self.counts.device).repeat_interleave(self.counts)
         self.head.fit(self.cached, labels, domains)
         self.distance.fit(self.cached, labels, domains)
@@ -173,19 +180,25 @@ class DomainRouter(StateOfAnyShape):
 
     @torch.no_grad()
     def scores(self, features: torch.Tensor) -> torch.Tensor:
-        """Probability of each domain, fp32 (B, T), calibrated on held-out features; with one domain all 1."""
-        if len(self.domains) < 2:
-            return features.new_ones(len(features), len(self.domains), dtype=torch.float32)
-        return (self.head(features.float()) / self.temperature).softmax(1)
+        """Probability of each domain, fp32 (B, T), calibrated on held-out features.
+
+        0 for domains that came after the last `fit`; before the first one all is the first domain's.
+        """
+        scores = features.new_zeros(len(features), len(self.domains), dtype=torch.float32)
+        if len(self.head) < 2:
+            scores[:, :1] = 1
+        else:
+            scores[:, : len(self.head)] = (self.head(features.float()) / self.temperature).softmax(1)
+        return scores
 
     @torch.no_grad()
     def route(self, features: torch.Tensor) -> torch.Tensor:
         """Index of the domain of each feature (B, D), int64 (B,); -1 = unknown, use the plain SAM.
 
-        Without domains everything is unknown, and with one nothing is: there is no router yet.
+        Without domains everything is unknown. With one, and until `fit` has seen two, everything is the first's.
         """
-        if len(self.domains) < 2:
-            return torch.full((len(features),), len(self.domains) - 1, device=features.device)
+        if len(self.head) < 2:
+            return torch.full((len(features),), 0 if self.domains else REJECTED, device=features.device)
         features = features.float()
         choice = self.head(features).argmax(1)
         if self.reject:

@@ -2,24 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import SamModel
 
 from .prompts import Prompt
+from .tuners.common.hq import live_early_map
 from .tuners.conv_lora import balance_loss
+from .tuners.moda import ModaModel
 
 
-def encode(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Image embeddings (B, 256, grid, grid) of `pixel_values` (B, 3, S, S), with gradients.
+@dataclass(frozen=True)
+class ImageEmbeddings:
+    """What the decoder needs of B images, or without that dimension of one.
 
-    `SamModel.get_image_embeddings` cannot be used for training: it runs under `no_grad`.
+    Attributes:
+        maps: (B, 256, grid, grid), the encoder's output.
+        early: (B, grid, grid, width), the output of the block that an `hq` decoder sees; None without such a decoder.
+        domains: (B,) int64 of a pool of domains, each image's place in it, -1 for plain SAM; None for other models.
     """
-    sam = _sam(model)
-    return sam.vision_encoder(pixel_values.to(sam.dtype)).last_hidden_state
+
+    maps: torch.Tensor
+    early: torch.Tensor | None = None
+    domains: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, rows: Any) -> ImageEmbeddings:
+        return self._each(lambda value: value[rows])
+
+    def to(self, *args: Any, **kwargs: Any) -> ImageEmbeddings:
+        """On another device, as `torch.Tensor.to`."""
+        return self._each(lambda value: value.to(*args, **kwargs))
+
+    def pin_memory(self) -> ImageEmbeddings:
+        return self._each(torch.Tensor.pin_memory)
+
+    @classmethod
+    def cat(cls, parts: Sequence[ImageEmbeddings]) -> ImageEmbeddings:
+        """The images of all `parts`, which have all of the optional tensors or none."""
+        columns = zip(*((part.maps, part.early, part.domains) for part in parts))
+        return cls(*(None if values[0] is None else torch.cat(values) for values in columns))
+
+    def _each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> ImageEmbeddings:
+        values = (self.maps, self.early, self.domains)
+        return ImageEmbeddings(*(None if value is None else function(value) for value in values))
+
+
+def encode(model: nn.Module, pixel_values: torch.Tensor) -> ImageEmbeddings:
+    """Embeddings of `pixel_values` (B, 3, S, S), with gradients, and for an active `hq` decoder the early map.
+
+    `SamModel.get_image_embeddings` cannot be used for training: it runs under `no_grad`. A pool of domains encodes each
+    image by the adapter of its domain.
+    """
+    pool = pool_of(model)
+    if pool is not None:
+        return pool.encode(pixel_values)
+    sam = sam_of(model)
+    early_map = live_early_map(sam)
+    if early_map is not None:
+        early_map.expect()
+    maps = sam.vision_encoder(pixel_values.to(sam.dtype)).last_hidden_state
+    return ImageEmbeddings(maps, None if early_map is None else early_map.take()[0])
 
 
 def segment(
@@ -27,7 +77,7 @@ def segment(
     pixel_values: torch.Tensor | None,
     prompts: Sequence[Prompt],
     *,
-    image_embeddings: torch.Tensor | None = None,
+    image_embeddings: ImageEmbeddings | None = None,
     multimask_output: bool = False,
 ) -> list[torch.Tensor]:
     """Mask logits of every object of every image; differentiable.
@@ -39,7 +89,7 @@ def segment(
         model: `SamModel`, or a `PeftModel` of one.
         pixel_values: float (B, 3, S, S), from the processor; None with `image_embeddings`.
         prompts: B prompts with tensors in input coordinates, from the processor; kinds and counts may differ.
-        image_embeddings: (B, 256, grid, grid) of an earlier `encode`.
+        image_embeddings: of the B images, by an earlier `encode`.
         multimask_output: SAM's three masks instead of that of mask token 0.
 
     Returns:
@@ -61,7 +111,7 @@ def segment_scored(
     pixel_values: torch.Tensor | None,
     prompts: Sequence[Prompt],
     *,
-    image_embeddings: torch.Tensor | None = None,
+    image_embeddings: ImageEmbeddings | None = None,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """`segment` with the estimates of the masks' IoU: per image ((n, h, w), (n,)); n = 1 for kind "none"."""
     rows = _decode(model, pixel_values, prompts, image_embeddings, False)
@@ -73,7 +123,7 @@ def segment_multimask(
     pixel_values: torch.Tensor | None,
     prompts: Sequence[Prompt],
     *,
-    image_embeddings: torch.Tensor | None = None,
+    image_embeddings: ImageEmbeddings | None = None,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """SAM's three masks with its estimates of their IoU: per image ((n, 3, h, w), (n, 3)); n = 1 for kind "none"."""
     return _decode(model, pixel_values, prompts, image_embeddings, True)
@@ -97,7 +147,7 @@ class PromptedSam(nn.Module):
         self,
         pixel_values: torch.Tensor | None,
         prompts: Sequence[Prompt],
-        image_embeddings: torch.Tensor | None = None,
+        image_embeddings: ImageEmbeddings | None = None,
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         logits = segment(self.model, pixel_values, prompts, image_embeddings=image_embeddings)
         return logits, balance_loss(self.model)
@@ -108,7 +158,11 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {}
     for name in samples[0]:
         values = [sample[name] for sample in samples]
-        batch[name] = torch.cat(values) if isinstance(values[0], torch.Tensor) else [v for vs in values for v in vs]
+        if isinstance(values[0], ImageEmbeddings):
+            batch[name] = ImageEmbeddings.cat(values)
+        else:
+            tensors = isinstance(values[0], torch.Tensor)
+            batch[name] = torch.cat(values) if tensors else [one for items in values for one in items]
     return batch
 
 
@@ -116,11 +170,11 @@ def _decode(
     model: nn.Module,
     pixel_values: torch.Tensor | None,
     prompts: Sequence[Prompt],
-    image_embeddings: torch.Tensor | None,
+    image_embeddings: ImageEmbeddings | None,
     multimask_output: bool,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Per image the masks (n, K, h, w) and IoU estimates (n, K) of its objects."""
-    sam = _sam(model)
+    sam = sam_of(model)
     embeddings = encode(model, pixel_values) if image_embeddings is None else image_embeddings
     if len(prompts) != len(embeddings):
         raise ValueError(f"{len(prompts)} prompts for {len(embeddings)} images")
@@ -131,16 +185,21 @@ def _decode(
             points = prompt.points.shape[1] if prompt.kind == "point" else 0
             groups.setdefault((prompt.kind, points), []).append(index)
 
-    side = 4 * embeddings.shape[-1]
+    side, device = 4 * embeddings.maps.shape[-1], embeddings.maps.device
     channels = 3 if multimask_output else 1
-    empty = embeddings.new_zeros((0, channels, side, side)), embeddings.new_zeros((0, channels))
+    empty = embeddings.maps.new_zeros((0, channels, side, side)), embeddings.maps.new_zeros((0, channels))
     results = [empty] * len(prompts)
     for (kind, _), images in groups.items():
         counts = [max(1, len(prompts[i])) for i in images]
-        owner = torch.tensor([i for i, count in zip(images, counts) for _ in range(count)], device=embeddings.device)
-        inputs = _prompt_inputs(kind, [prompts[i] for i in images], embeddings.device, sam.dtype)
+        owner = torch.tensor([i for i, count in zip(images, counts) for _ in range(count)], device=device)
+        inputs = _prompt_inputs(kind, [prompts[i] for i in images], device, sam.dtype)
         # One row an object: embeddings (R, 256, grid, grid), masks (R, 1, K, h, w), scores (R, 1, K).
-        output = sam(image_embeddings=embeddings[owner], multimask_output=multimask_output, **inputs)
+        rows = embeddings[owner]
+        if rows.early is not None:
+            inputs["early_embeddings"] = rows.early
+        if rows.domains is not None:
+            inputs["domain"] = rows.domains
+        output = sam(image_embeddings=rows.maps, multimask_output=multimask_output, **inputs)
         masks = output.pred_masks.squeeze(1).split(counts)
         scores = output.iou_scores.squeeze(1).split(counts)
         for index, image_masks, image_scores in zip(images, masks, scores):
@@ -163,5 +222,11 @@ def _prompt_inputs(
     return {}
 
 
-def _sam(model: nn.Module) -> SamModel:
+def sam_of(model: nn.Module) -> SamModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def pool_of(model: nn.Module) -> nn.Module | None:
+    """The `ModaModel` that `model` is, or that a `PeftModel` holds; None for any other model."""
+    tuner = getattr(model, "base_model", None) if isinstance(model, PeftModel) else model
+    return tuner if isinstance(tuner, ModaModel) else None

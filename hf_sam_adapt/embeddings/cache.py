@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from tqdm.auto import tqdm
 from ..data import SegmentationSplit
 from ..errors import UserError
 from ..evaluation.inference import device_of, inference, rank_and_world
-from ..forward import encode
+from ..forward import encode, sam_of
 from ..image_size import find_vision_encoder
 from ..processing import SamAdaptProcessor
+from ..tuners.common.hq import live_early_map
 from .split import EmbeddedSplit
 from .store import EmbeddingStore, EmbeddingWriter
 
@@ -98,6 +100,8 @@ def image_digest(image: np.ndarray) -> str:
 class EmbeddingCache:
     """Embeddings of one model's encoder, computed once per image content and kept between runs.
 
+    The early maps of an active `hq` decoder go into a folder of their own: the embeddings serve every decoder.
+
     Args:
         model: passed `check_cacheable`, on its device.
         processor: prepares the images.
@@ -117,7 +121,9 @@ class EmbeddingCache:
     ) -> None:
         self.model, self.processor, self.precision = model, processor, precision
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.store = EmbeddingStore(cache_root() / cache_key(model, processor, precision))
+        key, early = cache_key(model, processor, precision), live_early_map(sam_of(model))
+        self.store = EmbeddingStore(cache_root() / key)
+        self.early_store = None if early is None else EmbeddingStore(cache_root() / f"{key}_block{early.layer}")
 
     def embed(self, *splits: SegmentationSplit) -> list[EmbeddedSplit]:
         """Each split with embeddings in place of its images; the main process says what that took in one line.
@@ -128,28 +134,31 @@ class EmbeddingCache:
             UserError: an unreadable image, or a folder that cannot be written or is not shared by all nodes.
         """
         rank, world = rank_and_world()
-        embedded = [EmbeddedSplit(split, self.store) for split in splits]
+        embedded = [EmbeddedSplit(split, self.store, early_store=self.early_store) for split in splits]
         found = [self._embed_rows(split, range(rank, len(split), world)) for split in embedded]
         ranks: list[Any] = [found]
         if world > 1:
             ranks = [None] * world
             dist.all_gather_object(ranks, found)  # no rank goes on before all have written
         computed = sum(number for part in ranks for _, number in part)
-        self.store.refresh()
+        for store in self._stores:
+            store.refresh()
         for place, split in enumerate(embedded):
             split.digests = _interleave([part[place][0] for part in ranks])
-            if any(digest not in self.store for digest in split.digests):
+            if any(digest not in store for store in self._stores for digest in split.digests):
                 raise UserError(
                     f"cache_embeddings: {self.store.folder} does not hold what other processes wrote; name a folder "
                     "that all nodes share in HF_SAM_ADAPT_CACHE."
                 )
         if rank == 0:
             total = sum(map(len, embedded))
-            print(
-                f"Embeddings of {total} images: {computed} computed, {total - computed} reused; {self.store.folder} "
-                f"holds {len(self.store)}, {self.store.num_bytes / 1e6:.1f} MB."
-            )
+            held = [f"{s.folder} holds {len(s)}, {s.num_bytes / 1e6:.1f} MB" for s in self._stores]
+            print(f"Embeddings of {total} images: {computed} computed, {total - computed} reused; {', '.join(held)}.")
         return embedded
+
+    @property
+    def _stores(self) -> list[EmbeddingStore]:
+        return [self.store] if self.early_store is None else [self.store, self.early_store]
 
     def _embed_rows(self, split: EmbeddedSplit, rows: range) -> tuple[list[str], int]:
         """Digests of the images at `rows`, and how many of them had to be encoded."""
@@ -166,29 +175,32 @@ class EmbeddingCache:
         known: set[str] = set()
         waiting: list[tuple[str, np.ndarray]] = []
         bar = tqdm(total=len(rows), desc="embed", unit="image", disable=rows.start > 0, leave=False)
-        with bar, inference([self.model], self.precision), EmbeddingWriter(self.store) as writer:
+        with bar, inference([self.model], self.precision), ExitStack() as stack:
+            writers = [stack.enter_context(EmbeddingWriter(store)) for store in self._stores]
             for samples in loader:
                 for sample in samples:
                     digest = image_digest(sample.image)
                     digests.append(digest)
                     split.remember(sample.index, sample.mask)
-                    if digest not in self.store and digest not in known:
+                    if digest not in known and any(digest not in store for store in self._stores):
                         known.add(digest)
                         waiting.append((digest, sample.image))
                 # In batches of the training's size, whatever of them was in the store before.
                 if len(waiting) >= self.batch_size:
-                    self._encode(waiting[: self.batch_size], writer)
+                    self._encode(waiting[: self.batch_size], writers)
                     del waiting[: self.batch_size]
                 bar.update(len(samples))
             if waiting:
-                self._encode(waiting, writer)
+                self._encode(waiting, writers)
         return digests, len(known)
 
-    def _encode(self, images: Sequence[tuple[str, np.ndarray]], writer: EmbeddingWriter) -> None:
+    def _encode(self, images: Sequence[tuple[str, np.ndarray]], writers: Sequence[EmbeddingWriter]) -> None:
         pixel_values = self.processor([image for _, image in images])["pixel_values"]
-        embeddings = encode(self.model, pixel_values.to(device_of(self.model)))  # (B, C, grid, grid)
-        for (digest, _), embedding in zip(images, embeddings):
-            writer.write(digest, embedding)
+        embeddings = encode(self.model, pixel_values.to(device_of(self.model)))
+        for writer, values in zip(writers, (embeddings.maps, embeddings.early)):
+            for (digest, _), value in zip(images, values):
+                if digest not in writer.store:
+                    writer.write(digest, value)
 
 
 def _interleave(parts: Sequence[list[str]]) -> list[str]:

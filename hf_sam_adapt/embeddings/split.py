@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
+
+from ..forward import ImageEmbeddings
 
 
 if TYPE_CHECKING:
@@ -24,13 +25,13 @@ class EmbeddedSample:
     """One image's embedding with its mask.
 
     Attributes:
-        embedding: (C, grid, grid) as the encoder returned it, on the CPU.
+        embedding: as the encoder returned it, without a batch dimension and on the CPU.
         mask: uint8 (H, W) of the image's size, as in `Sample`.
         id: name without extension.
         index: position in the split.
     """
 
-    embedding: torch.Tensor
+    embedding: ImageEmbeddings
     mask: np.ndarray
     id: str
     index: int
@@ -43,10 +44,17 @@ class EmbeddedSplit(Dataset):
         source: where the masks come from.
         store: holds the embedding of every image.
         digests: per image, what `store` finds it under.
+        early_store: holds the early maps of an `hq` decoder, under the same digests.
     """
 
-    def __init__(self, source: SegmentationSplit, store: EmbeddingStore, digests: Sequence[str] = ()) -> None:
-        self.source, self.store, self.digests = source, store, list(digests)
+    def __init__(
+        self,
+        source: SegmentationSplit,
+        store: EmbeddingStore,
+        digests: Sequence[str] = (),
+        early_store: EmbeddingStore | None = None,
+    ) -> None:
+        self.source, self.store, self.early_store, self.digests = source, store, early_store, list(digests)
         self.ids = source.ids
         self._masks: dict[int, tuple[tuple[int, int], bytes]] = {}
         self._mask_bytes = 0
@@ -56,7 +64,10 @@ class EmbeddedSplit(Dataset):
 
     def __getitem__(self, index: int) -> EmbeddedSample:
         index = index if index >= 0 else len(self) + index
-        return EmbeddedSample(self.store.read(self.digests[index]), self.mask(index), self.ids[index], index)
+        digest = self.digests[index]
+        early = None if self.early_store is None else self.early_store.read(digest)
+        embedding = ImageEmbeddings(self.store.read(digest), early)
+        return EmbeddedSample(embedding, self.mask(index), self.ids[index], index)
 
     def mask(self, index: int) -> np.ndarray:
         """uint8 (H, W), without opening the image."""

@@ -16,7 +16,7 @@ from torch import nn
 from transformers.image_processing_utils import BatchFeature
 
 from ..embeddings.split import EmbeddedSample
-from ..forward import encode, segment, segment_multimask
+from ..forward import ImageEmbeddings, encode, segment, segment_multimask
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt
 
@@ -104,14 +104,14 @@ def image_logits(
     model: nn.Module,
     processor: SamAdaptProcessor,
     inputs: BatchFeature,
-    embeddings: torch.Tensor,
+    embeddings: ImageEmbeddings,
     prompts: Sequence[Prompt],
 ) -> list[torch.Tensor]:
     """Logits of mask token 0 at the original size, the objects of an image merged by the larger logit.
 
     Args:
         inputs: the processor's output for B images.
-        embeddings: their (B, 256, grid, grid) embeddings by `model`.
+        embeddings: theirs, by `model`.
         prompts: B prompts in input coordinates.
 
     Returns:
@@ -125,7 +125,7 @@ def best_of_three_logits(
     model: nn.Module,
     processor: SamAdaptProcessor,
     inputs: BatchFeature,
-    embeddings: torch.Tensor,
+    embeddings: ImageEmbeddings,
     prompts: Sequence[Prompt],
 ) -> list[torch.Tensor]:
     """As `image_logits`, each object taken from that of SAM's three masks whose predicted IoU is highest."""
@@ -202,14 +202,14 @@ def model_inputs(processor: SamAdaptProcessor, samples: Sequence[Any]) -> BatchF
     sizes = [sample.mask.shape for sample in kept]
     return BatchFeature(
         {
-            "image_embeddings": torch.stack([sample.embedding for sample in kept]),
+            "image_embeddings": ImageEmbeddings.cat([sample.embedding[None] for sample in kept]),
             "original_sizes": torch.tensor(sizes),
             "reshaped_input_sizes": torch.tensor([processor.reshaped_size(size) for size in sizes]),
         }
     )
 
 
-def embeddings_of(model: nn.Module, inputs: BatchFeature) -> torch.Tensor:
+def embeddings_of(model: nn.Module, inputs: BatchFeature) -> ImageEmbeddings:
     """Image embeddings of `model_inputs` on the model's device: those that it holds, or encoded."""
     if "image_embeddings" in inputs:
         return inputs["image_embeddings"].to(device_of(model))

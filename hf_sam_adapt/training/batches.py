@@ -93,7 +93,7 @@ class TrainingSamples(Dataset):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         """The processor's output for one image, and `weight` float32 (1,): 0 for an image with nothing to learn.
 
-        An embedding comes as `image_embeddings` (1, C, grid, grid) in place of `pixel_values`.
+        An embedding comes as `image_embeddings`, `ImageEmbeddings` of one image, in place of `pixel_values`.
         """
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
@@ -135,7 +135,7 @@ class TrainingSamples(Dataset):
 def training_loader(samples: TrainingSamples, stream: BatchStream, num_workers: int, pin_memory: bool) -> DataLoader:
     """Loader of the stream's micro-batches: `pixel_values` (B,3,S,S), `labels` (B,S,S), `prompts`, `weight` (B,).
 
-    With embeddings for images, `image_embeddings` (B,C,grid,grid) stand for `pixel_values`.
+    With embeddings for images, `image_embeddings`, `ImageEmbeddings` of B, stand for `pixel_values`.
     """
     return DataLoader(
         samples,

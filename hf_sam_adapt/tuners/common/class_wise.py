@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .two_way import mix_tokens, upscale
+
 
 class ClassHead(nn.Module):
     """CWSAM's head: K groups of feature maps, each dotted with the hyper-vector of mask token 0.
@@ -71,36 +73,25 @@ class ClassDecoder(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (B, P, K, h, w) and SAM's IoU estimate (B, P, 1), whatever `multimask_output` says."""
         decoder = self.decoder
-        batch, prompts = len(image_embeddings), 1
-        tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        if sparse_prompt_embeddings is not None:
-            prompts = sparse_prompt_embeddings.shape[1]
-        tokens = tokens.expand(batch, prompts, -1, -1)
-        if sparse_prompt_embeddings is not None:
-            tokens = torch.cat([tokens, sparse_prompt_embeddings.to(tokens.dtype)], dim=2)
-        source = (image_embeddings + dense_prompt_embeddings).repeat_interleave(prompts, 0)  # (B P, C, g, g)
-        tokens, mixed = decoder.transformer(
-            point_embeddings=tokens,
-            image_embeddings=source,
-            image_positional_embeddings=image_positional_embeddings.repeat_interleave(prompts, 0),
-            attention_similarity=attention_similarity,
-            target_embedding=target_embedding,
+        tokens, mixed, source = mix_tokens(
+            decoder,
+            torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]),
+            image_embeddings,
+            image_positional_embeddings,
+            sparse_prompt_embeddings,
+            dense_prompt_embeddings,
+            attention_similarity,
+            target_embedding,
         )
-        mixed = mixed.transpose(2, 3).reshape(source.shape)
         masks = tokens[:, :, 1 : 1 + self.num_mask_tokens].flatten(0, 1)  # (B P, N, C)
         hyper = decoder.output_hypernetworks_mlps[0](masks)  # (B P, N, c)
-        upscaled = self._upscale(mixed)  # (B P, c, 4g, 4g)
+        upscaled = upscale(decoder, mixed)  # (B P, c, 4g, 4g)
         if isinstance(self.head, QueryHead):
             logits = self.head(masks, torch.einsum("rnc,rchw->rnhw", hyper, upscaled))
         else:
-            logits = self.head(torch.cat([upscaled, self._upscale(source)], dim=1), hyper[:, 0])
+            logits = self.head(torch.cat([upscaled, upscale(decoder, source)], dim=1), hyper[:, 0])
         scores = decoder.iou_prediction_head(tokens[:, :, 0])[:, :, :1]
-        return logits.unflatten(0, (batch, prompts)), scores
-
-    def _upscale(self, maps: torch.Tensor) -> torch.Tensor:
-        decoder = self.decoder
-        maps = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(maps)))
-        return decoder.activation(decoder.upscale_conv2(maps))
+        return logits.unflatten(0, tokens.shape[:2]), scores
 
 
 def build_head(mask_decoder: nn.Module, num_labels: int, num_mask_tokens: int | None, random_init: bool) -> nn.Module:

@@ -6,7 +6,7 @@ from typing import ClassVar
 from ...errors import UserError
 
 
-DECODERS = ("frozen", "full", "class_wise")
+DECODERS = ("frozen", "full", "class_wise", "hq")
 
 
 @dataclass
@@ -17,8 +17,11 @@ class SamConfigMixin:
         decoder: which mask decoder the adapter brings along. `"full"` (default): the decoder parameters that a loss on
             mask token 0 reaches are part of the adapter, 3,506,304 of SAM's 4,058,340; the IoU head and the
             hyper-network MLPs 1-3 stay the base model's. `"frozen"`: the base model's decoder. `"class_wise"`: the
-            parameters of `"full"` and a head for `num_labels` classes; `pred_masks` are (B, P, K, h, w). A model
-            without SAM's mask decoder resolves None to `"frozen"`.
+            parameters of `"full"` and a head for `num_labels` classes; `pred_masks` are (B, P, K, h, w). `"hq"`:
+            HQ-SAM's branch beside the base model's decoder, 1,071,104 parameters for ViT-B; `pred_masks` are
+            (B, P, 1, h, w). A model without SAM's mask decoder resolves None to `"frozen"`.
+        early_layer: the block whose output an `"hq"` decoder sees beside the image embedding; None: the first global
+            one. Checkpoints of CoSAM's code have 0.
         num_labels: K, background included, for `decoder="class_wise"`; None is binary.
         id2label: names of the classes.
         train_iou_head: the IoU head is part of the adapter, too. Without it the estimate of an adapted model means
@@ -26,8 +29,8 @@ class SamConfigMixin:
         train_no_mask_embed: SAM's `no_mask_embed`, which stands for "no mask prompt", is part of the adapter.
         faithful: reproduce the official computation with its mistakes, for converted checkpoints and parity tests. The
             whole decoder and `no_mask_embed` are trained then, so DDP needs `find_unused_parameters=True`.
-        init_weights: True leaves the base model's output unchanged at the start, False draws random weights, `"paper"`
-            initialises as the publication does.
+        init_weights: True leaves the base model's output unchanged at the start (an `"hq"` decoder starts near it),
+            False draws random weights, `"paper"` initialises as the publication does.
         num_mask_tokens: None: SAM's four. 1, with a `"full"` decoder: pruned to mask token 0, so it returns one mask
             whatever the caller's `multimask_output`, and before any training not SAM's own. N > 1, with a
             `"class_wise"` one: N queries, each with a class, in place of CWSAM's head.
@@ -47,6 +50,9 @@ class SamConfigMixin:
         metadata={
             "help": f"The mask decoder in the adapter, one of {', '.join(DECODERS)}; null: the method's default."
         },
+    )
+    early_layer: int | None = field(
+        default=None, metadata={"help": "Block that an 'hq' decoder sees; null: the first global one."}
     )
     train_iou_head: bool = field(default=False, metadata={"help": "Train SAM's IoU head as part of the adapter."})
     train_no_mask_embed: bool = field(

@@ -3,6 +3,7 @@
 from torch import nn
 
 from ...errors import UserError
+from ...image_size import find_vision_encoder
 from .config import SamConfigMixin
 
 
@@ -31,10 +32,32 @@ def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
             raise UserError(
                 f"num_mask_tokens={config.num_mask_tokens} needs decoder={fitting!r}, not {config.decoder!r}"
             )
+    if config.decoder != "hq" and config.early_layer is not None:
+        raise UserError(f"early_layer={config.early_layer} needs decoder='hq', not {config.decoder!r}")
+    if config.decoder == "hq" and config.train_iou_head:
+        raise UserError("train_iou_head with decoder='hq': the estimate rates SAM's own masks; leave it out")
     if config.decoder != "frozen" and not has_decoder:
         raise UserError(
             f"decoder={config.decoder!r}: {type(model).__name__} has no mask decoder; use SamModel or 'frozen'"
         )
+
+
+def early_layer(config: SamConfigMixin, model: nn.Module) -> int:
+    """Index of the block whose output the `"hq"` decoder of this config sees.
+
+    Raises:
+        UserError: the encoder has no such block, or none with global attention.
+    """
+    encoder = find_vision_encoder(model).config
+    if config.early_layer is None:
+        if not encoder.global_attn_indexes:
+            raise UserError("decoder='hq': this encoder has no block with global attention; name one as early_layer")
+        return encoder.global_attn_indexes[0]
+    if not 0 <= config.early_layer < encoder.num_hidden_layers:
+        raise UserError(
+            f"early_layer={config.early_layer}: the encoder has blocks 0 to {encoder.num_hidden_layers - 1}"
+        )
+    return config.early_layer
 
 
 def find_mask_decoder(model: nn.Module) -> nn.Module | None:
@@ -50,9 +73,9 @@ def reached_parameters(mask_decoder: nn.Module) -> list[str]:
 
 
 def decoder_parameters(config: SamConfigMixin, mask_decoder: nn.Module) -> list[str]:
-    """Names of the mask decoder's parameters in an adapter with this config; empty for a frozen decoder."""
+    """Names of the mask decoder's parameters in an adapter with this config; none of a frozen decoder."""
     names = [name for name, _ in mask_decoder.named_parameters()]
-    if config.decoder == "frozen":
+    if config.decoder in ("frozen", "hq"):
         return [name for name in names if config.train_iou_head and name.startswith("iou_prediction_head.")]
     if config.faithful and config.num_mask_tokens is None:
         return names
@@ -62,7 +85,7 @@ def decoder_parameters(config: SamConfigMixin, mask_decoder: nn.Module) -> list[
 
 def prompt_encoder_parameters(config: SamConfigMixin) -> list[str]:
     """Names of the prompt encoder's parameters in an adapter with this config."""
-    whole = config.faithful and config.decoder != "frozen" and config.num_mask_tokens is None
+    whole = config.faithful and config.decoder in ("full", "class_wise") and config.num_mask_tokens is None
     trained = config.train_no_mask_embed or whole
     return ["no_mask_embed.weight"] if trained else []
 

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from ...errors import UserError
 from .class_wise import ClassDecoder, build_head
+from .hq import Assignment, EarlyMap, HqHead, decode_hq
 
 
 class _AttributeForwarding:
@@ -88,8 +89,8 @@ class ParameterOverlay(SamTunerLayer):
 
     Args:
         base_layer: the module to overlay, e.g. SAM's mask decoder.
-        prefix: the method's state-dict prefix; the weights are stored under `<prefix>weights`, class heads of a mask
-            decoder under `<prefix>class_head`.
+        prefix: the method's state-dict prefix; the weights are stored under `<prefix>weights`, heads of a mask decoder
+            under `<prefix>class_head` and `<prefix>hq_head`.
     """
 
     def __init__(self, base_layer: nn.Module, prefix: str):
@@ -98,7 +99,10 @@ class ParameterOverlay(SamTunerLayer):
         setattr(self, self.weights_name, nn.ModuleDict())
         self.heads_name = f"{prefix}class_head"
         setattr(self, self.heads_name, nn.ModuleDict())
-        self.adapter_layer_names = (self.weights_name, self.heads_name)
+        self.hq_heads_name = f"{prefix}hq_head"
+        setattr(self, self.hq_heads_name, nn.ModuleDict())
+        self.adapter_layer_names = (self.weights_name, self.heads_name, self.hq_heads_name)
+        self.early_map: EarlyMap | None = None
         self.mask_tokens: dict[str, int | None] = {}
         # In a plain dictionary: as a child it would put the base's weights under a second name.
         self._class_decoders: dict[str, ClassDecoder] = {}
@@ -114,12 +118,22 @@ class ParameterOverlay(SamTunerLayer):
     def heads(self) -> nn.ModuleDict:
         return getattr(self, self.heads_name)
 
+    @property
+    def hq_heads(self) -> nn.ModuleDict:
+        return getattr(self, self.hq_heads_name)
+
+    @property
+    def hq_is_live(self) -> bool:
+        """Whether the next forward of this mask decoder needs an early map."""
+        return bool(self.live_in(self.hq_heads_name))
+
     def update_layer(
         self,
         adapter_name: str,
         names: list[str],
         num_mask_tokens: int | None = None,
         num_labels: int | None = None,
+        hq_head: HqHead | None = None,
         random_init: bool = False,
         inference_mode: bool = False,
     ) -> None:
@@ -130,6 +144,7 @@ class ParameterOverlay(SamTunerLayer):
             names: dotted parameter names inside the base module.
             num_mask_tokens: mask tokens of another number than the base's, all from its first; None: the base's.
             num_labels: classes of a class-wise mask decoder; None: masks as the base gives them.
+            hq_head: of an HQ mask decoder.
             random_init: add noise of the size of each tensor's spread, so that tests see an adapter that acts.
             inference_mode: True leaves the new weights frozen.
         """
@@ -150,7 +165,15 @@ class ParameterOverlay(SamTunerLayer):
             head = build_head(self.base_layer, num_labels, num_mask_tokens, random_init)
             self.heads[adapter_name] = head
             self._class_decoders[adapter_name] = ClassDecoder(self.base_layer, head, num_mask_tokens or 1)
+        if hq_head is not None:
+            self.hq_heads[adapter_name] = hq_head
         self.finish_update(adapter_name, inference_mode)
+
+    def stop_capturing(self) -> None:
+        """Take the hooks of an HQ decoder off the model."""
+        if self.early_map is not None:
+            self.early_map.remove()
+            self.early_map = None
 
     def overlaid_parameters(self, adapter_names: list[str]) -> dict[str, torch.Tensor]:
         """The parameters that take the base's places while `adapter_names` are active, by name.
@@ -167,6 +190,9 @@ class ParameterOverlay(SamTunerLayer):
         if self.disable_adapters and self.merged:
             self.unmerge()
         adapters = self.live_adapters
+        early, assignment = self.early_map.take() if self.early_map is not None else (None, None)
+        if adapters and not self.merged and (assignment is not None or self.hq_is_live):
+            return self._decode_hq(adapters, assignment, early, args, kwargs)
         if not adapters or self.merged:
             return self.base_layer(*args, **kwargs)
         parameters = self.overlaid_parameters(adapters)
@@ -189,6 +215,18 @@ class ParameterOverlay(SamTunerLayer):
             decoder = ClassDecoder(self.base_layer, self.heads[name], self.mask_tokens[name] or 1)
             self._class_decoders[name] = decoder
         return decoder, {f"decoder.{key}": value for key, value in parameters.items()}
+
+    def _decode_hq(self, adapters: list[str], assignment: Assignment | None, early: torch.Tensor | None, args, kwargs):
+        """HQ masks and SAM's IoU estimate, of the one active adapter or of those that `assignment` names."""
+        if assignment is None and len(adapters) > 1:
+            raise UserError(f"adapters {', '.join(adapters)}: an hq decoder cannot be active beside another")
+        names = adapters if assignment is None else [name for name, _ in assignment]
+        unknown = [name for name in names if name not in self.hq_heads]
+        if unknown:
+            raise UserError(f"hq_assignment: {', '.join(unknown)} is no adapter with decoder='hq'")
+        heads = {name: self.hq_heads[name] for name in names}
+        masks, iou_tokens = decode_hq(self.base_layer, heads, assignment, early, *args, **kwargs)
+        return masks, self.base_layer.iou_prediction_head(iou_tokens)[:, :, :1]
 
     @contextmanager
     def _pruned(self, adapters: list[str]) -> Iterator[bool]:
@@ -237,6 +275,8 @@ class ParameterOverlay(SamTunerLayer):
         for name in names if safe_merge else ():
             if not all(torch.isfinite(value).all() for value in self.overlays[name].parameters()):
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+        if any(name in self.hq_heads for name in names):
+            raise NotImplementedError("an hq decoder sees an early block of the encoder, which no weight of SAM's can")
         if any(self.mask_tokens[name] is not None or name in self.heads for name in names):
             raise NotImplementedError("a decoder with other mask tokens or a class head cannot be merged into SAM's")
         names = self.merged_adapters + names

@@ -14,7 +14,8 @@ from ...fingerprint import check_fingerprint, compute_fingerprint
 from ...image_size import find_vision_encoder, original_position_embedding, resize_input, restore_input
 from ...input_channels import inflate_channels, input_channels, original_channels, restore_channels
 from .config import SamConfigMixin
-from .decoder import decoder_parameters, find_mask_decoder, prompt_encoder_parameters, resolve_decoder
+from .decoder import decoder_parameters, early_layer, find_mask_decoder, prompt_encoder_parameters, resolve_decoder
+from .hq import HQ_MODULES, EarlyMap, HqHead
 from .layer import ParameterOverlay
 
 
@@ -135,6 +136,8 @@ class SamTunerMixin:
         """Whether the module at `key` gets an overlay of decoder or prompt-encoder weights."""
         if key.rpartition(".")[2] == "patch_embed":
             return config.train_patch_embed and cls.overlays_patch_embed and find_vision_encoder(model) is not None
+        if key == "mask_decoder" and config.decoder == "hq":
+            return True
         return key in OVERLAID_MODULES and bool(cls._overlay_names(config, model, key))
 
     @staticmethod
@@ -156,20 +159,41 @@ class SamTunerMixin:
             layer.set_adapter(self.active_adapters)
             self._replace_module(parent, target_name, layer, target)
         decoder = target_name == "mask_decoder"
+        hq = decoder and config.decoder == "hq"
         layer.update_layer(
             adapter_name,
             self._overlay_names(config, self.model, target_name),
             num_mask_tokens=config.num_mask_tokens if decoder else None,
             num_labels=config.num_labels if decoder else None,
+            hq_head=self._hq_head(config, adapter_name, layer) if hq else None,
             random_init=config.init_weights is False,
             inference_mode=config.inference_mode,
         )
+
+    def _hq_head(self, config: SamConfigMixin, adapter_name: str, layer: ParameterOverlay) -> HqHead:
+        """A new adapter's head, with the early map on its way to the decoder."""
+        block = early_layer(config, self.model)
+        if layer.early_map is not None and layer.hq_heads and layer.early_map.layer != block:
+            raise UserError(
+                f"adapter {adapter_name!r} needs early_layer {block}, but this model's hq adapters see block "
+                f"{layer.early_map.layer}; load it on another copy of the base model"
+            )
+        if layer.early_map is None or layer.early_map.layer != block:
+            layer.stop_capturing()
+            layer.early_map = EarlyMap(self.model, block)
+        head = HqHead(layer.base_layer, find_vision_encoder(self.model).config.hidden_size)
+        if config.init_weights is True:
+            head.start_near(layer.base_layer)
+        return head
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)  # PEFT's own copies `weight` and `bias`, which blocks do not have
 
     def _unload_and_optionally_merge(self, *args, **kwargs) -> nn.Module:
+        overlays = [module for module in self.model.modules() if isinstance(module, ParameterOverlay)]
         model = super()._unload_and_optionally_merge(*args, **kwargs)
+        for overlay in overlays:
+            overlay.stop_capturing()
         for hook_id in _mask_token_hooks(model):
             del model._forward_pre_hooks[hook_id]
             model._forward_pre_hooks_with_kwargs.pop(hook_id, None)
@@ -256,7 +280,7 @@ def check_adapter_name(model: nn.Module, adapter_name: str) -> None:
     if not adapter_name or "." in adapter_name:
         raise UserError(f"adapter name {adapter_name!r} is empty or holds a dot; use letters, digits, '-' and '_'")
     layers = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    parts = set()
+    parts = set(HQ_MODULES)
     for name, _ in model.named_parameters():
         inside = [layer for layer in layers if name.startswith(f"{layer}.") and ".base_layer." not in name]
         if not inside:

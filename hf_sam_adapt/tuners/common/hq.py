@@ -1,0 +1,239 @@
+"""HQ-SAM's mask branch (arXiv 2306.01567) on the frozen decoder of `SamModel`: the inner method of MoDA."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm
+
+from ...errors import UserError
+from ...image_size import find_vision_encoder
+from .two_way import mix_tokens, upscale
+
+
+HQ_MODULES = ("hq_token", "hq_mask_mlp", "compress_vit_feat", "embedding_encoder", "embedding_maskfeature")
+
+Assignment = Sequence[tuple[str, torch.Tensor]]  # (adapter, indices of its images): each image of the batch once
+
+
+class HqHead(nn.Module):
+    """The five modules of one adapter: 1,071,104 parameters for ViT-B.
+
+    Args:
+        mask_decoder: SAM's, for its sizes (C = 256, c = C / 8).
+        early_channels: V, width of the encoder's blocks.
+    """
+
+    def __init__(self, mask_decoder: nn.Module, early_channels: int):
+        super().__init__()
+        wide = mask_decoder.hidden_size
+        middle, narrow = wide // 4, wide // 8
+        self.hq_token = nn.Embedding(1, wide)
+        self.hq_mask_mlp = SamFeedForward(wide, wide, narrow, 3)
+        self.compress_vit_feat = _upscaling(early_channels, wide, narrow)
+        self.embedding_encoder = _upscaling(wide, middle, narrow)
+        self.embedding_maskfeature = nn.Sequential(
+            nn.Conv2d(narrow, middle, kernel_size=3, padding=1),
+            SamLayerNorm(middle, data_format="channels_first"),
+            nn.GELU(),
+            nn.Conv2d(middle, narrow, kernel_size=3, padding=1),
+        )
+
+    def start_near(self, decoder: nn.Module) -> None:
+        """Start from SAM's mask 0: its token and its hyper-network, and maps that are SAM's upscaled ones, normalised.
+
+        With GELU(x) - GELU(-x) = x, the two convolutions of `embedding_maskfeature` pass their input on, divided by
+        its root mean square in each pixel, which leaves the sign of a logit as it is. So up to what one more token
+        changes in the transformer, the masks are SAM's.
+        """
+        with torch.no_grad():
+            self.hq_token.weight.copy_(decoder.mask_tokens.weight[:1])
+            for name, value in decoder.output_hypernetworks_mlps[0].named_parameters():
+                self.hq_mask_mlp.get_parameter(name).copy_(value)
+            for branch in (self.compress_vit_feat, self.embedding_encoder):
+                nn.init.zeros_(branch[-1].weight)
+                nn.init.zeros_(branch[-1].bias)
+            first, last = self.embedding_maskfeature[0], self.embedding_maskfeature[-1]
+            signs = torch.eye(first.in_channels, device=first.weight.device)
+            for conv, weight in ((first, torch.cat([signs, -signs])), (last, torch.cat([signs, -signs], dim=1))):
+                nn.init.zeros_(conv.weight)
+                nn.init.zeros_(conv.bias)
+                conv.weight[:, :, 1, 1] = weight
+
+    def forward(
+        self, tokens: torch.Tensor, upscaled: torch.Tensor, image_embeddings: torch.Tensor, early: torch.Tensor
+    ) -> torch.Tensor:
+        """Mask logits (b, P, 1, 4g, 4g).
+
+        Args:
+            tokens: HQ tokens behind the transformer (b, P, C).
+            upscaled: SAM's upscaled maps (b, P, c, 4g, 4g).
+            image_embeddings: (b, C, g, g), without the dense prompt.
+            early: output of the early block (b, g, g, V).
+        """
+        detail = self.embedding_encoder(image_embeddings) + self.compress_vit_feat(early.permute(0, 3, 1, 2))
+        maps = self.embedding_maskfeature(upscaled.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        maps = maps + detail[:, None]  # (b, P, c, 4g, 4g)
+        masks = self.hq_mask_mlp(tokens).unsqueeze(2) @ maps.flatten(3)  # (b, P, 1, 16 g g)
+        return masks.unflatten(3, maps.shape[3:])
+
+
+def _upscaling(channels: int, middle: int, narrow: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ConvTranspose2d(channels, middle, kernel_size=2, stride=2),
+        SamLayerNorm(middle, data_format="channels_first"),
+        nn.GELU(),
+        nn.ConvTranspose2d(middle, narrow, kernel_size=2, stride=2),
+    )
+
+
+class EarlyMap:
+    """Carries what the decoder's call has no argument for, within one forward of a `SamModel`: see `receive`.
+
+    Its methods are the hooks: bound methods instead of closures, so that a model with them can be copied and pickled.
+    A map is captured only after `expect`, and `take` forgets it: neither a later forward nor the recomputation of a
+    gradient checkpoint can leave one behind that belongs to other images.
+
+    Args:
+        model: the `SamModel`.
+        layer: index of the block whose output is the early map.
+    """
+
+    def __init__(self, model: nn.Module, layer: int):
+        self.layer = layer
+        self._forget()
+        # The base's own block: what tuners wrap around it acts on its input, or inside it.
+        block = find_vision_encoder(model).layers[layer]
+        while hasattr(block, "base_layer"):
+            block = block.base_layer
+        self._handles = [
+            model.register_forward_pre_hook(self.receive, with_kwargs=True),
+            block.register_forward_hook(self.capture),
+        ]
+
+    def receive(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Pre-hook of the `SamModel`: takes the keywords `early_embeddings` (B, g, g, V), which has to come beside
+        `image_embeddings`, and `hq_assignment`, the images of each adapter."""
+        self.expect()
+        self._map = kwargs.get("early_embeddings")
+        self._assignment = kwargs.get("hq_assignment")
+        return args, {key: value for key, value in kwargs.items() if key not in ("early_embeddings", "hq_assignment")}
+
+    def capture(self, block: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        """Forward hook of the early block."""
+        if self._expected:
+            self._map = output
+
+    def expect(self) -> None:
+        """Keep the map of the encoder pass that follows."""
+        self._forget()
+        self._expected = True
+
+    def take(self) -> tuple[torch.Tensor | None, Assignment | None]:
+        """The early map (B, g, g, V) and the assignment of this forward, once."""
+        taken = self._map, self._assignment
+        self._forget()
+        return taken
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _forget(self) -> None:
+        self._map: torch.Tensor | None = None
+        self._assignment: Assignment | None = None
+        self._expected = False
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_map": None}  # a tensor inside a graph can be neither copied nor pickled
+
+
+def live_early_map(sam: nn.Module) -> EarlyMap | None:
+    """The early map that the mask decoder of this `SamModel` waits for; None without an active HQ decoder."""
+    decoder = sam.mask_decoder
+    return decoder.early_map if getattr(decoder, "hq_is_live", False) else None
+
+
+def decode_hq(
+    decoder: nn.Module,
+    heads: Mapping[str, HqHead],
+    assignment: Assignment | None,
+    early: torch.Tensor | None,
+    image_embeddings: torch.Tensor,
+    image_positional_embeddings: torch.Tensor,
+    sparse_prompt_embeddings: torch.Tensor | None,
+    dense_prompt_embeddings: torch.Tensor,
+    multimask_output: bool = False,
+    attention_similarity: torch.Tensor | None = None,
+    target_embedding: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """HQ masks (B, P, 1, h, w) and SAM's IoU tokens (B, P, C), whatever `multimask_output` says.
+
+    The frozen transformer runs once for all images, with each image's own HQ token and in SAM's dtype; the heads run
+    on their images alone, in theirs.
+
+    Args:
+        decoder: SAM's mask decoder.
+        heads: by adapter.
+        assignment: the images of each adapter; None: all are those of the only head.
+        early: (B, g, g, V).
+
+    Raises:
+        UserError: without an early map or with one of other images; an assignment that misses or repeats an image.
+    """
+    batch = len(image_embeddings)
+    _check_early(early, image_embeddings)
+    place = None if assignment is None else _places(assignment, batch)
+    shared = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (N, C)
+    if assignment is None:
+        own = next(iter(heads.values())).hq_token.weight.expand(batch, -1)
+    else:
+        own = torch.cat([heads[name].hq_token.weight.expand(len(rows), -1) for name, rows in assignment])[place]
+    tokens, mixed, _ = mix_tokens(
+        decoder,
+        torch.cat([shared.expand(batch, -1, -1), own[:, None].to(shared.dtype)], dim=1),  # (B, N + 1, C)
+        image_embeddings,
+        image_positional_embeddings,
+        sparse_prompt_embeddings,
+        dense_prompt_embeddings,
+        attention_similarity,
+        target_embedding,
+    )
+    upscaled = upscale(decoder, mixed).unflatten(0, tokens.shape[:2])  # (B, P, c, 4g, 4g)
+    inputs = tokens[:, :, len(shared)], upscaled, image_embeddings, early
+    if assignment is None:
+        return _run(next(iter(heads.values())), shared.dtype, *inputs), tokens[:, :, 0]
+    masks = [_run(heads[name], shared.dtype, *(value[rows] for value in inputs)) for name, rows in assignment]
+    return torch.cat(masks)[place], tokens[:, :, 0]
+
+
+def _run(head: HqHead, base_dtype: torch.dtype, *inputs: torch.Tensor) -> torch.Tensor:
+    dtype = head.hq_token.weight.dtype
+    if dtype == base_dtype:  # under autocast, too
+        return head(*inputs)
+    return head(*(value.to(dtype) for value in inputs)).to(base_dtype)
+
+
+def _check_early(early: torch.Tensor | None, image_embeddings: torch.Tensor) -> None:
+    if early is None:
+        raise UserError(
+            "decoder='hq' needs the output of an early block: call the model with pixel_values, or pass "
+            "early_embeddings beside image_embeddings (hf_sam_adapt.forward.encode returns both)"
+        )
+    batch, _, *grid = image_embeddings.shape
+    if early.dim() != 4 or [len(early), *early.shape[1:3]] != [batch, *grid]:
+        raise UserError(
+            f"early_embeddings of shape {tuple(early.shape)} do not belong to image_embeddings of shape "
+            f"{tuple(image_embeddings.shape)}: they are (batch, grid, grid, width of the encoder)"
+        )
+
+
+def _places(assignment: Assignment, batch: int) -> torch.Tensor:
+    """Where each image of the batch stands among the adapters' images, end to end."""
+    owned = torch.cat([rows for _, rows in assignment])
+    place = owned.argsort()
+    if not torch.equal(owned[place], torch.arange(batch, device=owned.device)):
+        raise UserError(f"hq_assignment names the images {owned.tolist()}; each of the {batch} must be there once")
+    return place

@@ -8,13 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
@@ -23,6 +16,7 @@ from transformers import AutoConfig, SamModel
 from .errors import UserError
 from .image_size import find_vision_encoder, resize_input
 from .processing import SamAdaptProcessor
+from .repository import find_file
 from .tiny import TINY, load_tiny_sam
 from .tuners.common.decoder import freeze_outside_adapter
 from .tuners.conv_lora import ConvLoraConfig
@@ -147,17 +141,17 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False) -
     Raises:
         UserError: no adapter there, a pickle only, missing or unexpected keys, another base model or input size.
     """
-    config_file = _find_file(path, ADAPTER_CONFIG)
+    config_file = find_file(path, ADAPTER_CONFIG)
     if config_file is None:
-        if _find_file(path, "config.json") is None:
+        if find_file(path, "config.json") is None:
             raise UserError(
                 f"adapter: {path} holds neither {ADAPTER_CONFIG} nor config.json; name a run folder or Hub id"
             )
         base, processor = load_base(path)
         return Loaded(base, processor, None, None)
-    weights = _find_file(path, ADAPTER_WEIGHTS)
+    weights = find_file(path, ADAPTER_WEIGHTS)
     if weights is None:
-        pickled = _find_file(path, "adapter_model.bin") is not None
+        pickled = find_file(path, "adapter_model.bin") is not None
         found = "only a pickle (adapter_model.bin), which can run code" if pickled else "no weights"
         raise UserError(f"adapter: {path} holds {found}; save it again as {ADAPTER_WEIGHTS}")
     named = json.loads(config_file.read_text()).get("base_model_name_or_path")
@@ -174,7 +168,7 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False) -
     _check_keys(peft_model, weights)
     freeze_outside_adapter(peft_model)
     peft_model.eval()
-    if _find_file(path, "preprocessor_config.json") is not None:
+    if find_file(path, "preprocessor_config.json") is not None:
         processor = SamAdaptProcessor.from_pretrained(path)
     _check_image_size(path, processor, base)
     return Loaded(peft_model, processor, peft_model.peft_config["default"], base_name)
@@ -196,8 +190,8 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
 def _load_processor(name: str, model: SamModel) -> SamAdaptProcessor:
     vision = model.config.vision_config
     if (
-        _find_file(name, "preprocessor_config.json") is not None
-        or _find_file(name, "processor_config.json") is not None
+        find_file(name, "preprocessor_config.json") is not None
+        or find_file(name, "processor_config.json") is not None
     ):
         return SamAdaptProcessor.from_pretrained(name)
     return SamAdaptProcessor(image_size=vision.image_size, patch_size=vision.patch_size)
@@ -221,19 +215,6 @@ def _check_image_size(path: str, processor: SamAdaptProcessor, base: SamModel) -
             f"adapter: {path} was trained at image_size {processor.image_size}, its model runs at {size}; "
             "the files in this folder do not belong together"
         )
-
-
-def _find_file(path: str, name: str) -> Path | None:
-    """A file in a local folder or a Hub repository (downloaded, or from the cache when offline); None if absent."""
-    if Path(path).is_dir():
-        local = Path(path) / name
-        return local if local.is_file() else None
-    try:
-        return Path(hf_hub_download(path, name))
-    except (LocalEntryNotFoundError, EntryNotFoundError):
-        return None
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(f"{path} is neither a folder nor a repository on the Hub that can be read") from error
 
 
 def _nearest(word: str, known) -> str:

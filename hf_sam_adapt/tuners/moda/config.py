@@ -1,0 +1,131 @@
+"""Configuration of MoDA, a pool of domain adapters with a router (arXiv 2412.06418)."""
+
+import re
+from dataclasses import asdict, dataclass, field
+
+from peft.config import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from ...errors import UserError
+from ...registry import ensure_peft_type
+from ..sam_decoder import SamDecoderConfig
+
+
+BASE = "base"
+RESERVED = ("auto", BASE, "__base__", "checkpoints", "logs")
+ROUTERS = ("probe", "joint")
+HEADS = ("ridge", "ncm", "mahalanobis", "linear")
+
+
+@dataclass
+class ModaConfig(PeftConfig):
+    """One adapter per domain around one frozen SAM, and a router that picks one of them per image.
+
+    Args:
+        inner: the method of the domains' adapters: a config of this package or a `peft.LoraConfig`, or its dictionary.
+            Default: `SamDecoderConfig(decoder="hq")`, the publication's.
+        domains: names of the domains, in the order in which they were added.
+        router: `"probe"`: the global tokens read the patches and are not read, so the image embedding stays SAM's, bit
+            for bit, and one encoder pass serves both. `"joint"`: the official computation, with a pass of its own.
+        head: what tells the domains apart by the router's features, one of ridge, ncm, mahalanobis, linear (the
+            official one).
+        num_tokens: L, global tokens of the router.
+        learn_tokens: the tokens are trained with the head; False: drawn once by `seed`.
+        reject: share of known images that may be taken for unknown and go to plain SAM; 0 never rejects.
+        buffer_size: features (never images) that are kept of each domain, to fit the head again.
+        seed: of the tokens, the head's training and the choice of the features kept.
+        pool: this is a folder of `ModaModel.save_pretrained`, with one ordinary adapter per domain in it.
+        strict_load: missing or unexpected keys of an adapter file are an error.
+        base_fingerprint: identity of the base model, written at injection and compared on loading.
+    """
+
+    inner: dict | PeftConfig | None = field(
+        default=None, metadata={"help": "Config of the domains' adapters; null: SamDecoderConfig with an hq decoder."}
+    )
+    domains: list[str] = field(default_factory=list, metadata={"help": "Names of the domains, in order."})
+    router: str = field(default="probe", metadata={"help": f"How the tokens are read, one of {', '.join(ROUTERS)}."})
+    head: str = field(default="ridge", metadata={"help": f"The router's classifier, one of {', '.join(HEADS)}."})
+    num_tokens: int = field(default=10, metadata={"help": "Global tokens of the router."})
+    learn_tokens: bool = field(default=False, metadata={"help": "Train the tokens with the head."})
+    reject: float = field(
+        default=0.01, metadata={"help": "Share of known images that may go to plain SAM as unknown; 0: none."}
+    )
+    buffer_size: int = field(default=256, metadata={"help": "Features that are kept of each domain."})
+    seed: int = field(default=0, metadata={"help": "Of tokens, head and choice of features."})
+    pool: bool = field(default=False, metadata={"help": "Written by ModaModel.save_pretrained: a folder per domain."})
+    strict_load: bool = field(
+        default=True, metadata={"help": "Missing or unexpected keys of an adapter file are an error."}
+    )
+    base_fingerprint: dict | None = field(
+        default=None, metadata={"help": "Identity of the base model, written at injection."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = ensure_peft_type("MODA")
+        self.inner = build_inner(self.inner)
+        self.fingerprint_is_from_file = self.base_fingerprint is not None
+        for name, value, known in (("router", self.router, ROUTERS), ("head", self.head, HEADS)):
+            if value not in known:
+                raise UserError(f"{name}={value!r} is unknown; use one of {', '.join(known)}")
+        if not 0 <= self.reject < 1:
+            raise UserError(f"reject={self.reject!r} must be a share of the known images, at least 0 and below 1")
+        for index, name in enumerate(self.domains):
+            check_domain_name(name, self.domains[:index])
+
+    def to_dict(self) -> dict:
+        """The config as plain JSON, the inner one included."""
+        inner = self.inner.to_dict()
+        return super().to_dict() | {
+            "inner": {key: sorted(value) if isinstance(value, set) else value for key, value in inner.items()}
+        }
+
+
+def build_inner(inner: dict | PeftConfig | None) -> PeftConfig:
+    """The inner config out of its dictionary; the publication's HQ head for None.
+
+    Raises:
+        UserError: no `peft_type`, an unknown one, MoDA itself, or a field that the type does not have.
+    """
+    if inner is None:
+        return SamDecoderConfig(decoder="hq")
+    if isinstance(inner, dict):
+        fields = dict(inner)
+        kind = str(getattr(fields.get("peft_type"), "value", fields.pop("peft_type", None))).upper()
+        fields.pop("peft_type", None)
+        config_cls = {str(key.value): cls for key, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}.get(kind)
+        if config_cls is None:
+            raise UserError(f"inner.peft_type: {kind!r} is no PEFT type; name one, e.g. SAM_ADAPTER or LORA")
+        try:
+            inner = config_cls(**fields)
+        except TypeError as error:
+            raise UserError(f"inner: {error}") from error
+    if not isinstance(inner, PeftConfig) or isinstance(inner, ModaConfig):
+        raise UserError(f"inner: {type(inner).__name__} is no config of a single method; use e.g. SamAdapterConfig")
+    return inner
+
+
+def check_domain_name(name: str, taken: list[str]) -> None:
+    """Raise `UserError` unless `name` can stand for a new domain, as part of keys and as a folder."""
+    if name in taken:
+        raise UserError(f"domain {name!r} is in the pool already; its domains are {', '.join(taken)}")
+    if name in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UserError(
+            f"domain name {name!r} is reserved or holds other than letters, digits, '-' and '_'; choose another"
+        )
+
+
+def differing_fields(pool: PeftConfig, domain: PeftConfig) -> list[str]:
+    """Names of the fields that the pool's inner config sets and the config of a domain's file has otherwise.
+
+    What belongs to one file or base is not compared, nor what the pool leaves open and a placed adapter settles.
+    """
+    if type(pool) is not type(domain):
+        return ["peft_type"]
+    own = {"base_model_name_or_path", "inference_mode", "base_fingerprint", "auto_mapping", "peft_version", "revision"}
+    wanted, found = asdict(pool), asdict(domain)
+    return sorted(k for k, v in wanted.items() if k not in own and v is not None and _plain(v) != _plain(found[k]))
+
+
+def _plain(value):
+    return sorted(value) if isinstance(value, (set, list, tuple)) and all(isinstance(v, str) for v in value) else value

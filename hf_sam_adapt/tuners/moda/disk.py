@@ -1,0 +1,105 @@
+"""The pool on disk: a router, and a folder with an ordinary adapter for each domain."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+
+import torch
+from peft import PeftConfig
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import nn
+
+from ...errors import UserError
+from ...repository import find_file
+from .config import ModaConfig, differing_fields
+from .keys import file_tensors
+from .pool import inner_name
+
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_DOMAINS = "domains"  # in the metadata of the router's file
+
+
+def save_pool(pool, folder: Path) -> None:
+    """See `ModaModel.save_pretrained`."""
+    if pool.open_domain is not None:
+        raise UserError(f"domain {pool.open_domain!r} is open: finish_domain() before the pool is saved")
+    for domain in pool.domains:
+        name = inner_name(pool.active_adapters[0], domain)
+        _write(folder / domain / WEIGHTS, save(file_tensors(pool.inner, name), metadata={"format": "pt"}))
+        _write(folder / domain / CONFIG, _config_file(pool.inner.peft_config[name], pool.model))
+    router = {key: value.detach().cpu().contiguous() for key, value in pool.router.state_dict().items()}
+    # Which domains there are is in the router's file, so that one replacement makes a new one part of the pool.
+    _write(folder / WEIGHTS, save(router, metadata={"format": "pt", _DOMAINS: json.dumps(pool.domains)}))
+    _write(folder / CONFIG, _config_file(pool.config, pool.model, pool=True))
+
+
+def load_pool(cls: type, model: nn.Module, folder: str, revision: str | None):
+    """See `ModaModel.from_pretrained`."""
+    config_file = find_file(folder, CONFIG, revision)
+    if config_file is None:
+        raise UserError(f"{folder} holds no {CONFIG}; name the folder or the Hub id of a pool of domain adapters")
+    kind = json.loads(config_file.read_text(encoding="utf-8"))
+    if not kind.get("pool"):
+        raise UserError(f"{folder} is no pool of domain adapters but a {kind.get('peft_type')}; use PeftModel")
+    weights = _weights(folder, revision)
+    with safe_open(weights, framework="pt") as file:
+        listed = (file.metadata() or {}).get(_DOMAINS)
+    if listed is None:
+        raise UserError(f"{weights} does not name its domains; it is not the router of a pool")
+    config = ModaConfig.from_pretrained(str(config_file.parent))
+    config.pool, config.inference_mode, config.domains = False, True, json.loads(listed)
+    tensors = {name: read_domain(f"{folder}/{name}", config.inner, revision) for name in config.domains}
+    pool = cls(model, config)
+    for name, own in tensors.items():
+        pool._load_domain("default", name, own)
+    pool.router.domains = list(config.domains)
+    pool.router.load_state_dict(load_file(weights))
+    return pool.eval()
+
+
+def read_domain(path: str, inner: PeftConfig, revision: str | None = None) -> dict[str, torch.Tensor]:
+    """The tensors of an ordinary adapter: of a folder, a Hub id, or a folder in a repository of the Hub.
+
+    Raises:
+        UserError: no adapter there, a pickle only, or a config that disagrees with the pool's.
+    """
+    config_file = find_file(path, CONFIG, revision)
+    if config_file is None:
+        raise UserError(f"adapter: {path} holds no {CONFIG}; name the folder or Hub id of an adapter")
+    differing = differing_fields(inner, PeftConfig.from_pretrained(str(config_file.parent)))
+    if differing:
+        raise UserError(f"adapter: {path} differs from the pool's inner config in {', '.join(differing)}")
+    return load_file(_weights(path, revision))
+
+
+def _weights(path: str, revision: str | None) -> Path:
+    weights = find_file(path, WEIGHTS, revision)
+    if weights is None:
+        raise UserError(f"adapter: {path} holds no {WEIGHTS}; save it again as safetensors")
+    return weights
+
+
+def _config_file(config: PeftConfig, model: nn.Module, **changes) -> bytes:
+    """`adapter_config.json` as PEFT writes it, so that `AutoPeftModel` finds the base model's class."""
+    config = copy.copy(config)
+    config.inference_mode = True
+    config.base_model_name_or_path = config.base_model_name_or_path or model.name_or_path
+    base = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+    values = config.to_dict() | {"auto_mapping": base} | changes
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+    return json.dumps(values, indent=2, sort_keys=True).encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file at once; one with this content is left alone."""
+    if path.is_file() and path.read_bytes() == content:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)

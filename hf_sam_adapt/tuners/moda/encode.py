@@ -1,0 +1,114 @@
+"""Image embeddings of a batch of several domains: what the domains share is computed once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ...forward import ImageEmbeddings, encode
+from ..common.hq import live_early_map
+from .config import BASE
+from .dispatch import groups_of, restore_order
+from .tokens import TokenProbe
+
+
+if TYPE_CHECKING:
+    from .model import ModaModel
+
+
+def encode_domains(pool: ModaModel, pixel_values: torch.Tensor, domain: str | list[str]) -> ImageEmbeddings:
+    """Embeddings of a batch, each by the adapter of its domain, with the names of the domains.
+
+    The frozen encoder runs once over the whole batch where anything needs it: the router, images of the base, the
+    blocks before the first adapted one; with adapters in the decoder alone that is all there is to run.
+
+    Args:
+        pixel_values: float (B, 3, S, S).
+        domain: `"auto"`, a name, or a list of B names.
+    """
+    model, encoder, router = pool.model, pool.model.vision_encoder, pool.router
+    pixel_values = pixel_values.to(model.dtype)
+    names = None if domain == "auto" else pool.checked(domain, len(pixel_values))
+    first = first_adapted_block(encoder)
+    # An adapter in the decoder does not reach the encoder, but one has to be active for HQ's early map.
+    active = pool.domains[0] if first is None and pool.domains else BASE
+    shared = _shared_blocks(pool, first)
+    base = hidden = None
+    if first is None or shared or names is None or BASE in names:
+        probing = TokenProbe(encoder, router.tokens) if names is None and router.mode == "probe" else nullcontext()
+        capturing = captured_input(encoder, shared) if shared else nullcontext()
+        with pool.activated(active), probing as probe, capturing as hidden:
+            base = encode(model, pixel_values)
+        if names is None:
+            features = pool.router_features(pixel_values) if probe is None else router.read(probe)
+            names = pool.names_of(router.route(features))
+    if first is None:
+        return dataclasses.replace(base, domains=pool.indices_of(names))
+    parts, order = [], []
+    for name, rows in groups_of(names).items():
+        order += rows
+        with pool.activated(name):
+            if name == BASE:
+                part = base[rows]
+            elif shared:
+                part = resume(model, hidden[0][rows], shared)
+            else:
+                part = encode(model, pixel_values[rows])
+        parts.append(dataclasses.replace(part, domains=pool.indices_of([name] * len(rows))))
+    early = next((part.early for part in parts if part.early is not None), None)
+    if early is not None:  # plain SAM does not look at it
+        parts = [
+            dataclasses.replace(part, early=early.new_zeros(len(part), *early.shape[1:]))
+            if part.early is None
+            else part
+            for part in parts
+        ]
+    return ImageEmbeddings.cat(parts)[restore_order(order)]
+
+
+def first_adapted_block(encoder: nn.Module) -> int | None:
+    """Index of the first block with an adapter in it: 0 also for one before the blocks, None without any."""
+    indices = []
+    for name, module in encoder.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            part, index, *_ = [*name.split("."), ""]
+            indices.append(int(index) if part == "layers" else len(encoder.layers) if part == "neck" else 0)
+    return min(indices, default=None)
+
+
+def _shared_blocks(pool: ModaModel, first: int | None) -> int:
+    """Number of blocks whose output does not depend on the domain and is not looked at either."""
+    if not first:
+        return 0
+    with pool.activated(pool.domains[0]):
+        early_map = live_early_map(pool.model)
+    return first if early_map is None else min(first, early_map.layer)
+
+
+@contextmanager
+def captured_input(encoder: nn.Module, block: int) -> Iterator[list[torch.Tensor]]:
+    """The input (B, g, g, C) of a block in the encoder run within, as the one entry of a list."""
+    found: list[torch.Tensor] = []
+    module = encoder.layers[block] if block < len(encoder.layers) else encoder.neck
+    handle = module.register_forward_pre_hook(lambda module, args: found.append(args[0]))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def resume(model: nn.Module, hidden: torch.Tensor, block: int) -> ImageEmbeddings:
+    """Embeddings of B images from the input (B, g, g, C) of a block."""
+    early_map = live_early_map(model)
+    if early_map is not None:
+        early_map.expect()
+    for layer in model.vision_encoder.layers[block:]:
+        hidden = layer(hidden)
+    maps = model.vision_encoder.neck(hidden)
+    return ImageEmbeddings(maps, None if early_map is None else early_map.take()[0])

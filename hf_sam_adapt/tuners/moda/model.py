@@ -1,0 +1,313 @@
+"""MoDA as a PEFT tuner: a pool of domain adapters around one frozen SAM, and the router that picks among them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
+
+from ...errors import UserError
+from ...fingerprint import check_fingerprint, compute_fingerprint
+from ..common.config import SamConfigMixin
+from ..common.decoder import find_mask_decoder
+from ..common.model import check_adapter_name
+from .config import ModaConfig
+from .dispatch import DomainDispatch
+from .keys import file_tensors, model_tensors
+from .pool import DomainPool, inner_name
+from .router import DomainRouter
+
+
+class ModaModel(DomainPool, BaseTuner):
+    """A pool of domain adapters (CoSAM §3: Mixture of Domain Adapters).
+
+        pool = ModaModel(sam, ModaConfig(inner=SamAdapterConfig()))
+        pool.add_domain("polyp")        # a new adapter, trainable and active
+        ...                             # train it with anything
+        pool.observe(pixel_values)      # of its training images, for the router
+        pool.finish_domain()
+        pool(pixel_values=..., domain="auto")
+
+    `domain=` is a name, a list with a name an image, `"base"` for plain SAM, or `"auto"`: the router's choice. Without
+    it a call takes what `using` says, else the domain that is being added, else `"auto"`. The adapters of the domains
+    are ordinary adapters of the inner method, which a tuner of that method places in the model.
+
+    Args:
+        model: a `SamModel`.
+        peft_config: a `ModaConfig`, or such configs by adapter name.
+        adapter_name: name of the pool among several in one model.
+    """
+
+    prefix = "moda_"
+    tuner_layer_cls = BaseTunerLayer
+    target_module_mapping: dict[str, list[str]] = {}
+    uses_shared_state = True  # the router, which PEFT's inject_adapter_in_model would lose
+
+    def __init__(self, model, peft_config, adapter_name: str = "default", low_cpu_mem_usage=False, state_dict=None):
+        super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage, state_dict=state_dict)
+
+    def _pre_injection_hook(self, model: nn.Module, config: ModaConfig, adapter_name: str) -> None:
+        self.moda_router = nn.ModuleDict()
+        # In the instance's dictionary: as a child it would put every weight under a second name.
+        self.__dict__["inner"] = None
+        self.disabled = False
+        self._open: dict[str, str | None] = {}
+        self._using: list[str | list[str]] = []
+
+    def inject_adapter(
+        self, model, adapter_name: str, autocast_adapter_dtype=True, low_cpu_mem_usage=False, state_dict=None
+    ) -> None:
+        config: ModaConfig = self.peft_config[adapter_name]
+        self._check_config(model, config, adapter_name)
+        if self.inner is None:
+            model.requires_grad_(False)
+        for domain in config.domains:
+            self._inject_domain(adapter_name, domain, low_cpu_mem_usage)
+        if not config.fingerprint_is_from_file:
+            config.base_fingerprint = compute_fingerprint(model)
+        self.moda_router[adapter_name] = self._build_router(config)
+        self._open[adapter_name] = config.domains[-1] if config.domains and not config.inference_mode else None
+        if not DomainDispatch.on(model):
+            DomainDispatch(self).register(model)
+        if adapter_name in self.active_adapters:
+            self.set_adapter(adapter_name, inference_mode=config.inference_mode)
+
+    def _check_config(self, model: nn.Module, config: ModaConfig, adapter_name: str) -> None:
+        if config.pool:
+            raise UserError(
+                "this folder is a pool of domain adapters: load it with hf_sam_adapt.ModaModel.from_pretrained(sam, "
+                "folder), or the folder of one of its domains with PeftModel.from_pretrained"
+            )
+        if find_mask_decoder(model) is None:
+            raise UserError(f"ModaConfig: {type(model).__name__} has no mask decoder; use SamModel")
+        if config.base_fingerprint is not None and config.fingerprint_is_from_file:
+            check_fingerprint(config.base_fingerprint, model, adapter_name)
+        kinds = {type(one.inner).__name__ for one in self.peft_config.values()}
+        if len(kinds) > 1:
+            raise UserError(
+                f"adapter {adapter_name!r} is a pool of another method than the model's ({', '.join(sorted(kinds))}); "
+                "load it on another copy of the base model"
+            )
+
+    def _inject_domain(self, adapter_name: str, domain: str, low_cpu_mem_usage: bool = False) -> None:
+        """Place an adapter of the inner method in the model, not yet active."""
+        check_adapter_name(self.model, domain)
+        moda: ModaConfig = self.peft_config[adapter_name]
+        config, name = copy.deepcopy(moda.inner), inner_name(adapter_name, domain)
+        config.inference_mode = moda.inference_mode
+        config.base_model_name_or_path = moda.base_model_name_or_path
+        if isinstance(config, SamConfigMixin) and moda.base_fingerprint is not None:
+            config.base_fingerprint, config.fingerprint_is_from_file = moda.base_fingerprint, True
+        if self.inner is not None:
+            self.inner.peft_config[name] = config
+            try:
+                self.inner.inject_adapter(self.model, name, low_cpu_mem_usage=low_cpu_mem_usage)
+            except Exception:
+                del self.inner.peft_config[name]
+                raise
+            return
+        # A tuner that finds `peft_config` on its model takes it over as its own.
+        own = self.model.__dict__.pop("peft_config", None)
+        tuner_cls = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+        try:
+            inner = tuner_cls(self.model, {name: config}, name, low_cpu_mem_usage=low_cpu_mem_usage)
+        finally:
+            self.model.__dict__.pop("peft_config", None)
+            if own is not None:
+                self.model.peft_config = own
+        inner._cast_adapter_dtype(name)
+        self.__dict__["inner"] = inner
+
+    def _remove_domain(self, adapter_name: str, domain: str) -> None:
+        self.inner.delete_adapter(inner_name(adapter_name, domain))
+
+    def _load_domain(self, adapter_name: str, domain: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Fill a domain's adapter with the tensors of an ordinary adapter file."""
+        mapped = model_tensors(self.inner, inner_name(adapter_name, domain), tensors)
+        self.inner.load_state_dict(mapped, strict=False)
+
+    def _build_router(self, config: ModaConfig) -> DomainRouter:
+        vision = self.model.vision_encoder.config
+        router = DomainRouter(
+            vision.hidden_size,
+            image_size=vision.image_size,
+            mode=config.router,
+            head=config.head,
+            num_tokens=config.num_tokens,
+            learn_tokens=config.learn_tokens,
+            reject=config.reject,
+            buffer_size=config.buffer_size,
+            seed=config.seed,
+        )
+        return router.to(self.model.device)
+
+    def adapters_of(self, adapter_name: str) -> list[str]:
+        """Names in the inner tuner of a pool's adapters."""
+        return [inner_name(adapter_name, domain) for domain in self.peft_config[adapter_name].domains]
+
+    def get_base_model(self) -> nn.Module:
+        """The `SamModel` with the adapters in it."""
+        return self.model
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make a pool the active one; its open domain, if it has one, becomes trainable, everything else frozen.
+
+        Raises:
+            UserError: several pools, which cannot be active together.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        if len(names) != 1:
+            raise UserError(f"adapters {names}: one pool of domains can be active at a time")
+        self.active_adapter = adapter_name
+        opened, adapters = self._open.get(names[0]), self.adapters_of(names[0])
+        if adapters:
+            chosen = adapters[-1] if opened is None else inner_name(names[0], opened)
+            self.inner.set_adapter(chosen, inference_mode=inference_mode or opened is None)
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        self.inner.set_requires_grad([one for name in names for one in self.adapters_of(name)], requires_grad)
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        super()._enable_adapter_layers(enabled)
+        self.disabled = not enabled
+        if enabled:  # PEFT's layers make what was active trainable again
+            self.set_adapter(self.active_adapter, inference_mode=self.config.inference_mode)
+
+    @contextmanager
+    def disable_adapter(self):
+        """The base model within, as `PeftModel.disable_adapter`."""
+        self.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            self.enable_adapter_layers()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        if adapter_name not in self.peft_config:
+            raise ValueError(f"Adapter {adapter_name} does not exist")
+        for name in self.adapters_of(adapter_name):
+            self.inner.delete_adapter(name)
+        del self.peft_config[adapter_name], self.moda_router[adapter_name], self._open[adapter_name]
+        if adapter_name in self.active_adapters:
+            self.active_adapter = next(iter(self.peft_config), [])
+        if self.active_adapters:
+            self.set_adapter(self.active_adapter)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        for name in self.adapters_of(adapter_name):
+            self.inner._cast_adapter_dtype(name, autocast_adapter_dtype)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args, **kwargs) -> nn.Module:
+        if merge:
+            self._refuse_merge()
+        DomainDispatch.remove(self.model)
+        for path, module in list(self.model.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):  # PEFT would leave the active domain's copy behind
+                self.model.set_submodule(path, module.original_module)
+        if self.inner is None:
+            del self.model.peft_config
+            return self.model
+        return self.inner.unload()
+
+    def merge_adapter(self, *args, **kwargs) -> None:
+        self._refuse_merge()
+
+    @staticmethod
+    def _refuse_merge() -> None:
+        raise NotImplementedError(
+            "a pool of domains cannot be merged: which adapter acts depends on the image; load the folder of one "
+            "domain by itself and merge that"
+        )
+
+    def _create_and_replace(self, *args, **kwargs) -> None:
+        raise AssertionError("the inner method's tuner places the layers")
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args, **kwargs):
+        if kwargs.get("adapter_names") is not None:
+            raise NotImplementedError("ModaModel takes domain=, a name an image, in place of adapter_names")
+        yield
+
+    @classmethod
+    def _get_adapter_state_dict(cls, model, config, adapter_name, state_dict, unwanted_adapter_names) -> dict:
+        """The router's tensors as `router.*`, each domain's as `domains.<name>.*` of an ordinary adapter file."""
+        pool = cls._of(model)
+        tensors = {f"router.{key}": value for key, value in pool.moda_router[adapter_name].state_dict().items()}
+        for domain in config.domains:
+            own = file_tensors(pool.inner, inner_name(adapter_name, domain))
+            tensors |= {f"domains.{domain}.{key}": value for key, value in own.items()}
+        return tensors
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        return key
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict) -> dict:
+        """The keys of `_get_adapter_state_dict` back to the model's.
+
+        Raises:
+            UserError: missing or unexpected entries, unless `config.strict_load` is off.
+        """
+        pool = cls._of(model)
+        before = next(name for name, module in model.named_modules() if module is pool)
+        before = f"{before}." if before else ""
+        mapped, left = {}, dict(state_dict)
+        # The names are in the config; a domain that was never observed has no features either.
+        pool.moda_router[adapter_name].domains = config.domains[: len(left.get("router.counts", ()))]
+        for key in [key for key in left if key.startswith("router.")]:
+            mapped[f"{before}moda_router.{adapter_name}.{key.removeprefix('router.')}"] = left.pop(key)
+        for domain in config.domains:
+            prefix = f"domains.{domain}."
+            own = {key.removeprefix(prefix): left.pop(key) for key in list(left) if key.startswith(prefix)}
+            tensors = model_tensors(pool.inner, inner_name(adapter_name, domain), own)
+            mapped |= {f"{before}{key}": value for key, value in tensors.items()}
+        if left and config.strict_load:
+            raise UserError(f"adapter {adapter_name!r}: {len(left)} unexpected keys, the first is {min(left)}")
+        return mapped | left
+
+    @classmethod
+    def _of(cls, model: nn.Module) -> ModaModel:
+        return model if isinstance(model, cls) else model.base_model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the active pool: `<domain>/` with an ordinary adapter each, the router and the config.
+
+        The files of a domain that are there already with the same content are not touched; the router's is replaced
+        at once, and last but for the config.
+
+        Raises:
+            UserError: a domain is open.
+        """
+        from .disk import save_pool
+
+        save_pool(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, model: nn.Module, folder: str | Path, revision: str | None = None) -> ModaModel:
+        """A pool that `save_pretrained` wrote, on its base model.
+
+        Args:
+            model: the `SamModel`; its fingerprint is compared.
+            folder: the pool's folder, or the id of a repository on the Hub.
+            revision: of the repository.
+
+        Raises:
+            UserError: no pool there, another base model, missing or unexpected keys.
+        """
+        from .disk import load_pool
+
+        return load_pool(cls, model, str(folder), revision)
+
+    def _read_domain(self, folder: str) -> dict[str, torch.Tensor]:
+        from .disk import read_domain
+
+        return read_domain(folder, self.config.inner)

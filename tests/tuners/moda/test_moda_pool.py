@@ -1,0 +1,290 @@
+"""The life of a pool: domains are added, trained, finished, routed to, saved and loaded."""
+
+import copy
+import hashlib
+import pickle
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from sams import perturb, random_sam
+
+from hf_sam_adapt import ConvLoraConfig, ModaConfig, ModaModel, SamAdapterConfig, SamDecoderConfig
+from hf_sam_adapt.errors import UserError
+
+
+INNER = {
+    "hq": SamDecoderConfig(decoder="hq"),
+    "decoder": SamDecoderConfig(),
+    "sam_adapter": SamAdapterConfig(scale_factor=8),
+    "sam_adapter_hq": SamAdapterConfig(scale_factor=8, decoder="hq"),
+    "conv_lora_late": ConvLoraConfig(layers_to_transform=[2], decoder="hq"),
+    "lora": LoraConfig(target_modules=r".*attn\.qkv", r=4, modules_to_save=["mask_decoder"]),
+}
+COLOURS = {"red": 0, "green": 1, "blue": 2}
+
+
+def images(domain: str, count: int = 6, seed: int = 0) -> torch.Tensor:
+    """Noise (count, 3, 64, 64) with one bright channel, which tells the domains apart."""
+    generator = torch.Generator().manual_seed(seed + 100 * COLOURS[domain])
+    pixels = torch.randn(count, 3, 64, 64, generator=generator) * 0.3
+    pixels[:, COLOURS[domain]] += 2
+    return pixels
+
+
+def build_pool(inner, domains=("red", "green", "blue"), **options) -> ModaModel:
+    pool = ModaModel(random_sam(), ModaConfig(inner=copy.deepcopy(inner), reject=0.0, **options))
+    for seed, name in enumerate(domains):
+        pool.add_domain(name)
+        perturb(pool, seed=seed + 1)
+        pool.observe(images(name, 12))
+        pool.finish_domain()
+    return pool.eval()
+
+
+@pytest.fixture(scope="module", params=INNER)
+def pool(request) -> ModaModel:
+    return build_pool(INNER[request.param])
+
+
+MIXED = ["blue", "red", "base", "red", "green", "blue"]
+
+
+def mixed_images() -> torch.Tensor:
+    return torch.stack([images("red" if name == "base" else name, 6, 7)[i] for i, name in enumerate(MIXED)])
+
+
+BOXES = torch.tensor([[[4.0, 6.0, 40.0, 50.0], [10.0, 10.0, 60.0, 30.0]]]).expand(6, 2, 4)
+
+
+def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("boxes", [None, BOXES.double()])
+def test_mixed_batch_equals_one_image_at_a_time(pool, boxes):
+    pool, pixels = copy.deepcopy(pool).double(), mixed_images().double()
+    found = pool(pixel_values=pixels, input_boxes=boxes, domain=MIXED)
+    for index, name in enumerate(MIXED):
+        one = None if boxes is None else boxes[index : index + 1]
+        wanted = pool(pixel_values=pixels[index : index + 1], input_boxes=one, domain=name)
+        assert error(found.pred_masks[index], wanted.pred_masks[0]) < 1e-11
+        assert error(found.iou_scores[index], wanted.iou_scores[0]) < 1e-11
+
+
+@torch.no_grad()
+def test_domains_differ_and_base_is_plain_sam(pool):
+    pixels = mixed_images()
+    masks = {name: pool(pixel_values=pixels, domain=name).pred_masks for name in ("red", "green", "blue")}
+    assert error(masks["red"], masks["green"]) > 1e-3 and error(masks["red"], masks["blue"]) > 1e-3
+    plain = random_sam()(pixel_values=pixels)
+    assert torch.equal(pool(pixel_values=pixels, domain="base", multimask_output=True).pred_masks, plain.pred_masks)
+
+
+@torch.no_grad()
+def test_auto_is_the_routers_choice(pool):
+    pixels = torch.cat([images(name, 3, seed=9) for name in COLOURS])
+    wanted = [name for name in COLOURS for _ in range(3)]
+    routing = pool.route(pixels)
+    assert routing.domains == wanted
+    assert torch.allclose(routing.scores.sum(1), torch.ones(9))
+    found, named = pool(pixel_values=pixels), pool(pixel_values=pixels, domain=wanted)
+    assert torch.equal(found.pred_masks, named.pred_masks)
+
+
+def test_one_encoder_run_for_adapters_in_the_decoder():
+    pool, runs = build_pool(INNER["hq"]), []
+    pool.model.vision_encoder.register_forward_hook(lambda *args: runs.append(1))
+    with torch.no_grad():
+        pool(pixel_values=mixed_images())
+    assert len(runs) == 1
+
+
+def test_blocks_before_the_first_adapted_one_run_once():
+    pool, runs = build_pool(INNER["conv_lora_late"]), []
+    for layer in pool.model.vision_encoder.layers:
+        layer.register_forward_hook(lambda module, args, output: runs.append(len(output)))
+    with torch.no_grad():
+        pool(pixel_values=mixed_images()[:4], domain=MIXED[:4])
+    # once for all four images; the last block, and the one that HQ looks at, again for those with an adapter
+    assert runs.count(4) == 3 and sum(runs) == 12 + 2 * 3
+
+
+def test_only_the_open_domain_is_trained():
+    pool = build_pool(INNER["hq"], domains=("red",))
+    assert not any(parameter.requires_grad for parameter in pool.parameters())
+    pool.add_domain("green")
+    perturb(pool, seed=3)
+    trained = [name for name, parameter in pool.named_parameters() if parameter.requires_grad]
+    assert trained and all(".default:green." in name for name in trained)
+    before = {name: value.clone() for name, value in pool.state_dict().items()}
+    pool.train()
+    output = pool(pixel_values=images("green"))
+    output.pred_masks.square().mean().backward()
+    torch.optim.SGD([p for p in pool.parameters() if p.requires_grad], lr=0.1).step()
+    changed = [name for name, value in pool.state_dict().items() if not torch.equal(value, before[name])]
+    assert set(changed) == set(trained)
+
+
+@torch.no_grad()
+def test_disable_adapter_is_plain_sam_and_leaves_gradients_alone():
+    pool, pixels = build_pool(INNER["sam_adapter"]), mixed_images()
+    with pool.disable_adapter():
+        found = pool(pixel_values=pixels, multimask_output=True).pred_masks
+    assert torch.equal(found, random_sam()(pixel_values=pixels).pred_masks)
+    assert not any(parameter.requires_grad for parameter in pool.parameters())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@torch.no_grad()
+def test_copies_stand_alone(pool, copied):
+    pixels = mixed_images()
+    twin = copied(pool)
+    wanted = pool(pixel_values=pixels, domain=MIXED).pred_masks
+    for parameter in pool.inner.parameters():
+        parameter.requires_grad_(False)
+    assert torch.equal(twin(pixel_values=pixels, domain=MIXED).pred_masks, wanted)
+    perturb(twin.requires_grad_(True), seed=5)
+    assert torch.equal(pool(pixel_values=pixels, domain=MIXED).pred_masks, wanted)
+
+
+@torch.no_grad()
+def test_unload_gives_the_base_back(pool):
+    twin = copy.deepcopy(pool)
+    plain = twin.unload()
+    assert torch.equal(plain(pixel_values=mixed_images()).pred_masks, random_sam()(pixel_values=mixed_images()).pred_masks)
+    assert plain.state_dict().keys() == random_sam().state_dict().keys()
+    assert not hasattr(plain, "peft_config")
+    assert not plain._forward_hooks and not plain._forward_pre_hooks
+
+
+def test_an_error_inside_leaves_the_pool_as_it_was(pool):
+    pixels = mixed_images()
+    with torch.no_grad():
+        wanted = pool(pixel_values=pixels, domain=MIXED).pred_masks
+        with pytest.raises(ValueError, match="input_points must be a 4D"):
+            pool(pixel_values=pixels, input_points=torch.zeros(6, 2), domain=MIXED)
+        assert torch.equal(pool(pixel_values=pixels, domain=MIXED).pred_masks, wanted)
+
+
+def hashes(folder):
+    return {p.relative_to(folder): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*.*"))}
+
+
+@torch.no_grad()
+def test_save_and_load(pool, tmp_path):
+    pool.save_pretrained(tmp_path)
+    loaded = ModaModel.from_pretrained(random_sam(), tmp_path)
+    pixels = mixed_images()
+    assert loaded.domains == pool.domains
+    assert torch.equal(loaded(pixel_values=pixels).pred_masks, pool(pixel_values=pixels).pred_masks)
+    assert loaded.route(pixels).domains == pool.route(pixels).domains
+    for name in pool.domains:
+        alone = PeftModel.from_pretrained(random_sam(), tmp_path / name).eval()
+        found = alone(pixel_values=pixels, multimask_output=False).pred_masks
+        assert torch.equal(found, pool(pixel_values=pixels, domain=name, multimask_output=False).pred_masks)
+
+
+@torch.no_grad()
+def test_a_further_domain_leaves_the_files_and_masks_of_the_others(pool, tmp_path):
+    twin, pixels = copy.deepcopy(pool), mixed_images()
+    twin.save_pretrained(tmp_path)
+    before, masks = hashes(tmp_path), twin(pixel_values=pixels, domain=MIXED).pred_masks
+    again = ModaModel.from_pretrained(random_sam(), tmp_path)
+    again.add_domain("ninth")
+    again.observe(torch.randn(8, 3, 64, 64))
+    again.finish_domain()
+    again.save_pretrained(tmp_path)
+    after = hashes(tmp_path)
+    same = {path for path in before if before[path] == after[path]}
+    assert same == {path for path in before if len(path.parts) > 1}
+    loaded = ModaModel.from_pretrained(random_sam(), tmp_path)
+    assert loaded.domains == [*twin.domains, "ninth"]
+    assert torch.equal(loaded(pixel_values=pixels, domain=MIXED).pred_masks, masks)
+
+
+@torch.no_grad()
+def test_a_trained_adapter_becomes_a_domain(pool, tmp_path):
+    pool.save_pretrained(tmp_path)
+    other = ModaModel(random_sam(), ModaConfig(inner=copy.deepcopy(pool.config.inner), reject=0.0)).eval()
+    other.add_domain("sky", adapter=tmp_path / "blue")
+    other.observe(images("blue"))
+    other.finish_domain()
+    pixels = mixed_images()
+    assert torch.equal(
+        other(pixel_values=pixels, domain="sky").pred_masks, pool(pixel_values=pixels, domain="blue").pred_masks
+    )
+
+
+@torch.no_grad()
+def test_one_file_of_peft(pool, tmp_path):
+    model = get_peft_model(random_sam(), ModaConfig(inner=copy.deepcopy(pool.config.inner), reject=0.0))
+    for seed, name in enumerate(("red", "green")):
+        model.base_model.add_domain(name)
+        perturb(model, seed=seed + 5)
+        model.base_model.observe(images(name))
+        model.base_model.finish_domain()
+    model.eval().save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    loaded = PeftModel.from_pretrained(random_sam(), tmp_path).eval()
+    pixels = torch.cat([images("red"), images("green")])
+    for domain in (None, "red", "green", ["red", "base", "green"] * 4):
+        found = loaded(pixel_values=pixels, domain=domain).pred_masks
+        assert torch.equal(found, model(pixel_values=pixels, domain=domain).pred_masks)
+
+
+def test_bad_input(pool, tmp_path):
+    twin, pixels = copy.deepcopy(pool), mixed_images()
+    with pytest.raises(UserError, match="'red' is in the pool already"):
+        twin.add_domain("red")
+    for name in ("auto", "base", "__base__", "a.b", "", "vision_encoder", "weights/.."):
+        with pytest.raises(UserError, match="name"):
+            twin.add_domain(name)
+    with pytest.raises(UserError, match="domain 'purple' is not in the pool"):
+        twin(pixel_values=pixels, domain="purple")
+    with pytest.raises(UserError, match="2 names for 6 images"):
+        twin(pixel_values=pixels, domain=["red", "green"])
+    with pytest.raises(UserError, match="reads pixel_values"):
+        twin(image_embeddings=torch.zeros(2, 16, 8, 8), domain="auto")
+    twin.save_pretrained(tmp_path / "pool")
+    with pytest.raises(UserError, match="ModaModel.from_pretrained"):
+        PeftModel.from_pretrained(random_sam(), tmp_path / "pool")
+    with pytest.raises(UserError, match="other weights"):
+        ModaModel.from_pretrained(random_sam(seed=3), tmp_path / "pool")
+    with pytest.raises(UserError, match="is no pool"):
+        ModaModel.from_pretrained(random_sam(), tmp_path / "pool" / "red")
+    twin.add_domain("empty")
+    with pytest.raises(UserError, match="has no images"):
+        twin.finish_domain()
+    with pytest.raises(UserError, match="'empty' is open"):
+        twin.save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="'empty' is open"):
+        twin.add_domain("next")
+    with pytest.raises(UserError, match="one domain at a time"):
+        twin.train()(pixel_values=pixels, domain=MIXED)
+    with pytest.raises(NotImplementedError, match="cannot be merged"):
+        twin.merge_and_unload()
+
+
+def test_routing_needs_two_domains():
+    pool = ModaModel(random_sam(), ModaConfig(reject=0.0)).eval()
+    pixels = mixed_images()
+    with torch.no_grad():
+        plain = random_sam()(pixel_values=pixels, multimask_output=False)
+        assert torch.equal(pool(pixel_values=pixels).pred_masks, plain.pred_masks)
+        pool.add_domain("red")
+        perturb(pool)
+        pool.observe(images("red"))
+        pool.finish_domain()
+        assert pool.route(pixels).domains == ["red"] * 6
+        assert torch.equal(pool(pixel_values=pixels).pred_masks, pool(pixel_values=pixels, domain="red").pred_masks)
+
+
+def test_router_at_another_image_size(pool):
+    with pytest.raises(UserError, match="fitted at 64 pixels"):
+        pool.route(torch.zeros(2, 3, 48, 48))

@@ -61,6 +61,16 @@ def train_command(argv: list[str]) -> None:
     train(recipe)
 
 
+def continual_command(argv: list[str]) -> None:
+    """Learn one domain after the other."""
+    from .continual.recipe import parse_continual_recipe
+
+    recipe = parse_continual_recipe(argv, prog=f"{PROG} continual")
+    from .continual.run import continual
+
+    continual(recipe)
+
+
 def evaluate_command(argv: list[str]) -> None:
     """Measure an adapter beside zero-shot SAM."""
     from .evaluation import EvaluateArguments, evaluate_command
@@ -129,6 +139,7 @@ def convert_command(argv: list[str]) -> None:
 
 _COMMANDS = {
     "train": train_command,
+    "continual": continual_command,
     "evaluate": evaluate_command,
     "predict": predict_command,
     "convert": convert_command,

@@ -40,6 +40,7 @@ def train(
     *,
     data: SegmentationData | None = None,
     prepare: Callable[[TrainingLoop], None] | None = None,
+    more: bool = False,
 ) -> Path:
     """Adapt SAM as `recipe` says: train, choose the best checkpoint, measure on the test images, save.
 
@@ -50,6 +51,7 @@ def train(
         data: used in place of the recipe's data set.
         prepare: given the loop before its first step and before it is resumed; may change the model's weights and set
             `loop.regularizer`.
+        more: the processes have more to do together, so their group stays.
 
     Returns:
         The run folder.
@@ -87,7 +89,10 @@ def train(
     start_trackers(accelerator, recipe, folder.logs)
     loop.run()
     finish(loop, folder, data, cache)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    if not more:
+        accelerator.state.destroy_process_group()
     return folder.path
 
 

@@ -48,6 +48,11 @@ _MAY_CHANGE = {
 }
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run has written all it leaves: `publish` moves its files in the order of their names."""
+    return (folder / "samples.png").exists()
+
+
 class RunFolder:
     """Paths and rules of one run's folder; creating the object writes nothing.
 

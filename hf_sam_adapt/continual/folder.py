@@ -1,0 +1,77 @@
+"""The folder of a continual run: what is where, and what may change between two invocations."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from ..arguments import from_values, read_yaml
+from ..errors import UserError
+from ..training.files import write_text
+from .recipe import ContinualRecipe
+
+
+# The results are the same, or nothing that is finished depends on it. `domains` may grow at the end.
+_MAY_CHANGE = {
+    "domains",
+    "natural",
+    "num_workers",
+    "cache_embeddings",
+    "gradient_checkpointing",
+    "output_dir",
+    "report_to",
+    "resume_from_checkpoint",
+}
+
+
+class ContinualFolder:
+    """Paths of a continual run; creating the object writes nothing.
+
+    - `tasks/<number>-<domain>/`: an ordinary run folder a task.
+    - `evaluations/<task>/<test set>.json`: one score each.
+    - `continual.json`, `matrix.png`, `curves.png`, `recipe.yaml`.
+
+    Raises:
+        UserError: the folder holds something else, or a run that this recipe does not continue.
+    """
+
+    def __init__(self, recipe: ContinualRecipe) -> None:
+        self.path = Path(recipe.output_dir)
+        self.tasks = self.path / "tasks"
+        self.evaluations = self.path / "evaluations"
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"output_dir: {self.path} is a file; name a folder.")
+        before = self.path / "recipe.yaml"
+        if before.exists():
+            values = read_yaml(before)
+            if "domains" not in values:
+                raise UserError(f"output_dir: {self.path} holds a run on one data set; name another folder.")
+            _check_continues(from_values(ContinualRecipe, values, str(before)), recipe, self.path)
+        elif self.tasks.exists():
+            raise UserError(f"output_dir: {self.path} holds tasks but no recipe.yaml; name another folder.")
+
+    def begin(self, recipe: ContinualRecipe) -> None:
+        """Create the folder with `recipe.yaml`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+        self.tasks.mkdir(exist_ok=True)
+        self.evaluations.mkdir(exist_ok=True)
+
+
+def _check_continues(before: ContinualRecipe, recipe: ContinualRecipe, path: Path) -> None:
+    """Domains may be added at the end, everything else that decides a result must be as it was."""
+    for number, old in enumerate(before.domains):
+        new = recipe.domains[number] if number < len(recipe.domains) else None
+        if new != old:
+            raise UserError(
+                f"domains: number {number + 1} is {'missing' if new is None else new}, the run in {path} has {old}; "
+                "add domains at the end, or name another output_dir."
+            )
+    if recipe.natural != before.natural and before.natural is not None:
+        raise UserError(f"natural: {recipe.natural}, the run in {path} has {before.natural}; keep it.")
+    for field in dataclasses.fields(ContinualRecipe):
+        old, new = getattr(before, field.name), getattr(recipe, field.name)
+        if field.name not in _MAY_CHANGE and old != new:
+            raise UserError(
+                f"{field.name}: {new!r}, the run in {path} has {old!r}; keep it, or name another output_dir."
+            )

@@ -1,0 +1,126 @@
+"""The recipe of a continual run: a training recipe, and the domains that it is repeated on in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..arguments import from_values, parse_arguments
+from ..data.generated import PREFIX
+from ..errors import UserError
+from ..recipe import Recipe, _key
+
+
+NATURAL = "natural"  # name of the data set that is evaluated only
+RESERVED = ("auto", "base", "__base__", NATURAL)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A data set with a name; None = as the recipe says.
+
+    Attributes:
+        name: of letters, digits, `-` and `_`; also that of its folder and, in a pool, of its adapter.
+        dataset, mask_suffix, mask_values, label_map, group_by: as in `Recipe`.
+    """
+
+    name: str
+    dataset: str
+    mask_suffix: str | None = None
+    mask_values: Literal["auto", "binary", "index"] | None = None
+    label_map: dict[int, int] | None = None
+    group_by: str | None = None
+
+    @classmethod
+    def read(cls, value: dict | str, key: str) -> Domain:
+        """A domain from a mapping of its fields, the short form `{name: dataset}`, or a data set alone.
+
+        Args:
+            key: where the value stands in the recipe, for errors.
+        """
+        if isinstance(value, str):
+            value = {"dataset": value}
+        elif len(value) == 1 and "dataset" not in value:
+            (short, dataset), *_ = value.items()
+            value = {"name": short, "dataset": dataset}
+        if value.get("dataset") is None:
+            raise UserError(f"{key}: {value} names no dataset; give name: … and dataset: …, or name: dataset")
+        named = value.get("name") or Path(str(value["dataset"]).removeprefix(PREFIX)).name
+        domain = from_values(cls, {**value, "name": named}, key)
+        if domain.name in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", domain.name):
+            raise UserError(
+                f"{key}: the name {domain.name!r} is reserved or holds other than letters, digits, '-' and '_'; give "
+                "the domain another name"
+            )
+        return domain
+
+    def plain(self) -> dict[str, Any]:
+        """The fields that are set."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+@dataclass
+class ContinualRecipe(Recipe):
+    """Everything that decides a continual run; `method`, budget and all the rest hold for each task.
+
+    Raises:
+        UserError: a value outside its range, naming key and value.
+    """
+
+    domains: list[dict | str] = _key([], "Domains in order, each `name: dataset`, synthetic:<domain>, or a mapping.")
+    natural: dict | str | None = _key(None, "A data set that is evaluated after each task and never trained on.")
+    protocol: Literal["moda", "naive", "joint", "er", "lwf", "ewc", "l2p", "olora"] = _key(
+        "moda", "How earlier domains are kept while the next one is learned."
+    )
+    protocol_args: dict = _key({}, "Settings of the protocol, e.g. --protocol_args.weight 3.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.domains:
+            raise UserError("domains: missing; list them in order, each as name: dataset or synthetic:<domain>.")
+        for key, value in (("dataset", self.dataset), ("num_labels", self.num_labels), ("palette", self.palette)):
+            if value is not None:
+                hint = "name data sets under domains" if key == "dataset" else "a continual run segments one class"
+                raise UserError(f"{key}: {value}: {hint}; leave {key} out.")
+        if self.resume_from_checkpoint not in (None, "latest"):
+            raise UserError("resume_from_checkpoint: a continual run always goes on where it stopped; leave it out.")
+        domains = [Domain.read(value, f"domains[{index}]") for index, value in enumerate(self.domains)]
+        self.domains = [domain.plain() for domain in domains]
+        names = [domain.name for domain in domains]
+        if self.natural is not None:
+            self.natural = Domain.read(self.natural, "natural").plain()
+        repeated = [name for index, name in enumerate(names) if name in names[:index]]
+        if repeated:
+            raise UserError(f"domains: {repeated[0]} is there twice; give each domain a name of its own.")
+
+    def read_domains(self) -> list[Domain]:
+        """The domains in order."""
+        return [Domain.read(value, "domains") for value in self.domains]
+
+    def read_natural(self) -> Domain | None:
+        """The data set that is evaluated only, under the name `natural`."""
+        if self.natural is None:
+            return None
+        return dataclasses.replace(Domain.read(self.natural, "natural"), name=NATURAL)
+
+    def task(self, domain: Domain, folder: Path, **changes: Any) -> Recipe:
+        """The recipe of a training on one domain.
+
+        Args:
+            folder: of the run; one that an interrupted training has left is continued.
+            changes: further keys.
+        """
+        keys = {field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)}
+        resume = "latest" if (folder / "recipe.yaml").exists() else None
+        own = {key: value for key, value in domain.plain().items() if key != "name"}
+        return Recipe(**(keys | own | {"output_dir": str(folder), "resume_from_checkpoint": resume} | changes))
+
+
+def parse_continual_recipe(argv: list[str] | None = None, prog: str | None = None) -> ContinualRecipe:
+    """`parse_recipe` for a continual run."""
+    return parse_arguments(
+        ContinualRecipe, argv, prog=prog, description="Adapt SAM to one domain after the other, and score all of them."
+    )

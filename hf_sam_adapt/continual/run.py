@@ -1,0 +1,156 @@
+"""A continual run: recipe in, a folder with a run per task and the scores of all domains out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..arguments import from_values, read_yaml
+from ..data import SegmentationData
+from ..errors import UserError
+from ..image_size import resize_input
+from ..loading import load_base
+from ..processing import SamAdaptProcessor
+from ..report import write_json
+from ..training.run import load_data, start_processes
+from .folder import ContinualFolder
+from .metrics import last, summary
+from .protocols import PROTOCOLS
+from .protocols.naive import Naive
+from .recipe import NATURAL, ContinualRecipe, Domain
+from .report import print_continual, save_curves, save_matrix
+from .scoring import Scores, TestImages, remembered, score
+
+
+@dataclass
+class ContinualRun:
+    """What the protocols work on.
+
+    Attributes:
+        domains, data: in order.
+        tests: test images by the names of the domains, and of `natural`.
+    """
+
+    recipe: ContinualRecipe
+    folder: ContinualFolder
+    domains: list[Domain]
+    data: list[SegmentationData]
+    tests: TestImages
+
+
+def continual(recipe: ContinualRecipe) -> Path:
+    """Learn the domains of `recipe` in order, score all test sets after each, write and print what came of it.
+
+    What an earlier invocation has finished, trainings and scores, is not repeated; new domains at the end of the
+    recipe are learned in addition. Runs in one process, or in each process that `accelerate launch` starts.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: bad input, before anything is written.
+    """
+    state = start_processes()
+    run, protocol = _open(recipe)
+    # Every process has looked at the folder before one of them writes.
+    state.wait_for_everyone()
+    if state.is_main_process:
+        run.folder.begin(recipe)
+    state.wait_for_everyone()
+    scores: list[dict[str, Scores]] = []
+    names = [domain.name for domain in run.domains]
+    natural = [NATURAL] if recipe.natural is not None else []
+    for task, title in enumerate(protocol.tasks):
+        state.print(f"Task {task + 1} of {len(protocol.tasks)}: {title}.")
+        protocol.train(task)
+        tests = [names[number] for number in protocol.tests_after(task)] + natural
+        scores.append({name: _score(run, protocol, task, name) for name in tests})
+    zero_shot = _zero_shot(run, protocol, names + natural)
+    results = collect(recipe, names, scores, zero_shot)
+    if state.is_main_process:
+        write_json(run.folder.path / "continual.json", results)
+        save_matrix(run.folder.path / "matrix.png", results)
+        save_curves(run.folder.path / "curves.png", results)
+        print_continual(results)
+        print(f"Saved to {run.folder.path}.")
+    state.wait_for_everyone()
+    state.destroy_process_group()
+    return run.folder.path
+
+
+def _open(recipe: ContinualRecipe) -> tuple[ContinualRun, Naive]:
+    """The run with its data read and checked; writes nothing."""
+    protocol_cls = PROTOCOLS[recipe.protocol]
+    args = from_values(protocol_cls.args_cls, recipe.protocol_args, f"protocol_args of {recipe.protocol}")
+    folder = ContinualFolder(recipe)
+    domains, natural = recipe.read_domains(), recipe.read_natural()
+    data = [_load(recipe, domain) for domain in domains]
+    by_name = {domain.name: one for domain, one in zip(domains, data)}
+    if natural is not None:
+        by_name[NATURAL] = _load(recipe, natural)
+    run = ContinualRun(recipe, folder, domains, data, TestImages(by_name, recipe))
+    return run, protocol_cls(run, args)
+
+
+def _load(recipe: ContinualRecipe, domain: Domain) -> SegmentationData:
+    try:
+        data = load_data(recipe.task(domain, Path(recipe.output_dir)))
+    except UserError as error:
+        raise UserError(f"domain {domain.name}: {error}") from error
+    if data.num_labels is not None:
+        raise UserError(
+            f"domain {domain.name}: {domain.dataset} has {data.num_labels} classes; make one of them with label_map, "
+            "or by mask_values: binary."
+        )
+    return data
+
+
+def _score(run: ContinualRun, protocol: Naive, task: int, name: str) -> Scores:
+    path = run.folder.evaluations / protocol.tasks[task] / f"{name}.json"
+    return remembered(path, lambda: protocol.score(task, name))
+
+
+def _zero_shot(run: ContinualRun, protocol: Naive, names: list[str]) -> dict[str, Scores]:
+    """Scores of the base model, as the tasks use it."""
+    folder = protocol.folder(0)
+
+    def compute(name: str) -> Scores:
+        base, _ = load_base(read_yaml(folder / "recipe.yaml")["model"])
+        processor = SamAdaptProcessor.from_pretrained(folder)
+        if base.config.vision_config.image_size != processor.image_size:
+            resize_input(base, processor.image_size)
+        base.to(start_processes().device)
+        return score(base, processor, run.tests.for_model(name, base, processor), run.recipe, adapted=False)
+
+    path = run.folder.evaluations / "zero_shot"
+    return {name: remembered(path / f"{name}.json", lambda name=name: compute(name)) for name in names}
+
+
+def collect(
+    recipe: ContinualRecipe, names: list[str], scores: list[dict[str, Scores]], zero_shot: dict[str, Scores]
+) -> dict[str, Any]:
+    """Content of `continual.json`: metrics, matrices and what they are of, for the recipe's first prompt kind.
+
+    Args:
+        names: of the domains.
+        scores: per task, the scores by test set.
+        zero_shot: the base model's, by test set.
+    """
+    kind = recipe.prompts[0]
+    results: dict[str, Any] = {}
+    matrices: dict[str, Any] = {}
+    for metric in ("iou", "biou"):
+        matrix = np.array([[one[name][kind][metric] if name in one else np.nan for name in names] for one in scores])
+        results |= {f"last_{metric}": last(matrix)} if recipe.protocol == "joint" else summary(matrix, metric)
+        matrices[f"matrix_{metric}"] = [[None if np.isnan(cell) else cell for cell in row] for row in matrix.tolist()]
+        matrices[f"zero_shot_{metric}"] = [zero_shot[name][kind][metric] for name in names]
+        if recipe.natural is not None:
+            natural = [one[NATURAL][kind][metric] for one in scores]
+            results[f"natural_{metric}"] = natural[-1]
+            matrices[f"natural_curve_{metric}"] = natural
+            matrices[f"natural_zero_shot_{metric}"] = zero_shot[NATURAL][kind][metric]
+    about = {"protocol": recipe.protocol, "method": recipe.method, "prompt": kind}
+    return {**results, **matrices, "domains": names, **about}

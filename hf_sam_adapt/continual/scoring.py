@@ -1,0 +1,109 @@
+"""Scores of one model on one test set, with boundaries, kept as JSON so that none is computed twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..data import SegmentationData, SegmentationSplit
+from ..embeddings.cache import EmbeddingCache
+from ..embeddings.split import EmbeddedSplit
+from ..evaluation import evaluate
+from ..processing import SamAdaptProcessor
+from ..report import write_json
+from ..training.run import start_processes
+
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+Scores = dict[str, Any]
+
+
+def test_split(data: SegmentationData) -> SegmentationSplit:
+    """The test images, or where there are none the validation images, else the training images."""
+    return data.test or data.val or data.train
+
+
+def score(
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    split: SegmentationSplit | EmbeddedSplit,
+    recipe: Recipe,
+    adapted: bool = True,
+) -> Scores:
+    """Per prompt kind `{"iou", "dice", "biou"}`, means over the images of `split`.
+
+    Args:
+        adapted: False for a plain SAM.
+    """
+    name = "adapted" if adapted else "zero_shot"
+    result = evaluate(
+        model,
+        processor,
+        split,
+        recipe.prompts,
+        batch_size=recipe.batch_size,
+        adapted=adapted,
+        zero_shot=not adapted,
+        boundary=True,
+        precision=recipe.precision,
+        num_workers=recipe.num_workers,
+        seed=recipe.seed,
+    )
+    return {kind: scores[name] for kind, scores in result.test.items()}
+
+
+def remembered(path: Path, compute: Callable[[], Scores]) -> Scores:
+    """The scores in `path`, computed and written there if it does not exist; all processes call it."""
+    state = start_processes()
+    known = path.exists()
+    # Every process has looked before one of them writes.
+    state.wait_for_everyone()
+    if known:
+        return json.loads(path.read_text(encoding="utf-8"))
+    scores = compute()
+    if state.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, scores)
+    state.wait_for_everyone()
+    return scores
+
+
+class TestImages:
+    """The test splits of a run, with `cache_embeddings` encoded once for all tasks: the encoder is theirs all.
+
+    Args:
+        data: the data sets by name.
+    """
+
+    __test__ = False  # no test case of pytest
+
+    def __init__(self, data: dict[str, SegmentationData], recipe: Recipe) -> None:
+        self.data, self.recipe = data, recipe
+        self._embedded: dict[str, EmbeddedSplit] = {}
+
+    def images(self, name: str) -> SegmentationSplit:
+        return test_split(self.data[name])
+
+    def for_model(
+        self, name: str, model: nn.Module, processor: SamAdaptProcessor
+    ) -> SegmentationSplit | EmbeddedSplit:
+        """The test images of data set `name`, or their embeddings by `model`."""
+        if not self.recipe.cache_embeddings:
+            return self.images(name)
+        if name not in self._embedded:
+            recipe = self.recipe
+            cache = EmbeddingCache(
+                model,
+                processor,
+                precision=recipe.precision,
+                batch_size=recipe.batch_size,
+                num_workers=recipe.num_workers,
+            )
+            (self._embedded[name],) = cache.embed(self.images(name))
+        return self._embedded[name]

@@ -178,8 +178,9 @@ def _draw_prompt(axis: Axes, prompt: Prompt) -> None:
         axis.contour(np.asarray(prompt.masks).any(axis=0), levels=[0.5], colors="yellow", linewidths=1.5)
 
 
-def _cell(scores: dict[str, float] | None) -> str:
-    return ABSENT if scores is None else f"{scores['iou']:.3f} / {scores['dice']:.3f}"
+def _cell(scores: dict[str, float | None] | None) -> str:
+    # None also where no pixel is labelled.
+    return ABSENT if scores is None or scores["iou"] is None else f"{scores['iou']:.3f} / {scores['dice']:.3f}"
 
 
 def _bytes(count: float) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from .data.channels import displayable
 from .data.images import IGNORE
-from .evaluation.classes import ClassResult, image_miou, label_maps
+from .evaluation.classes import ClassResult, label_maps
 from .evaluation.inference import inference
 from .metrics import plot_confusion
 from .processing import SamAdaptProcessor
@@ -97,24 +97,25 @@ def save_class_samples(
     palette: ArrayLike | None = None,
     precision: str = "no",
 ) -> None:
-    """Draws the best, median and worst image by mean IoU of its classes: image, truth, prediction."""
+    """Draws the best, median and worst labelled image by mean IoU of its classes: image, truth, prediction."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    order = sorted(result.records, key=lambda record: record[1], reverse=True)
+    labelled = [record for record in result.records if record[1] is not None] or result.records
+    order = sorted(labelled, key=lambda record: record[1] or 0.0, reverse=True)
     places = (("worst", -1), ("median", len(order) // 2), ("best", 0))
-    chosen = {order[place][0]: rank for rank, place in places}
+    chosen = {order[place]: rank for rank, place in places}
     colours = class_colours(len(names), palette)
     figure = Figure(figsize=(11, 3.4 * len(chosen) + 0.6), dpi=100, layout="constrained")
     rows = figure.subplots(len(chosen), 3, squeeze=False)
-    for line, (index, rank) in zip(rows, reversed(chosen.items()), strict=True):
+    for line, ((index, iou), rank) in zip(rows, reversed(chosen.items()), strict=True):
         sample = split[index]
         with inference([model], precision):
             found = label_maps(model, processor, [sample])[0]
-        iou = image_miou(found, sample.mask, len(names))
         pictures = (displayable(sample.image), colours[sample.mask], colours[found])
-        titles = (f"{rank}: {sample.id}"[:36], "truth", f"adapted, mean IoU {iou:.2f}")
+        score = "nothing labelled" if iou is None else f"mean IoU {iou:.2f}"
+        titles = (f"{rank}: {sample.id}"[:36], "truth", f"adapted, {score}")
         for axis, picture, title in zip(line, pictures, titles, strict=True):
             axis.imshow(picture)
             axis.set_title(title)

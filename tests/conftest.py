@@ -32,6 +32,19 @@ def real_data() -> Path:
     return folder.resolve()
 
 
+@pytest.fixture(scope="session")
+def sam_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A SamModel of 64x64 pixels and patches of 8 whose weights matter, its processor beside it."""
+    from sams import random_sam
+
+    from hf_sam_adapt.processing import SamAdaptProcessor
+
+    folder = tmp_path_factory.mktemp("sam") / "small"
+    random_sam().save_pretrained(folder)
+    SamAdaptProcessor(image_size=64, patch_size=8).save_pretrained(folder)
+    return str(folder)
+
+
 def draw_pair(rng: np.random.Generator, size: tuple[int, int] = (48, 64)) -> tuple[np.ndarray, np.ndarray]:
     """A bright rectangle on dark noise: uint8 (H, W, 3) and its mask uint8 (H, W) in {0, 1}."""
     height, width = size

@@ -14,42 +14,35 @@ from hf_sam_adapt.tuners.common.decoder import reached_parameters
 METHODS = ["sam_adapter", "decoder", "lora", "full"]
 
 
-@pytest.fixture
-def base_folder(tmp_path):
-    random_sam().save_pretrained(tmp_path / "base")
-    SamAdaptProcessor(image_size=64, patch_size=8).save_pretrained(tmp_path / "base")
-    return str(tmp_path / "base")
-
-
 def masks(model) -> torch.Tensor:
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return model.requires_grad_(False).eval()(pixel_values=images, multimask_output=False).pred_masks
 
 
-def trained(method: str, base_folder: str, **method_args):
-    base, processor = load_base(base_folder)
+def trained(method: str, sam_folder: str, **method_args):
+    base, processor = load_base(sam_folder)
     model = perturb(build_model(method, method_args, base), std=0.05)
     return model, processor
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_saved_model_comes_back_bit_for_bit(method, base_folder, tmp_path):
-    model, processor = trained(method, base_folder)
+def test_saved_model_comes_back_bit_for_bit(method, sam_folder, tmp_path):
+    model, processor = trained(method, sam_folder)
     save_adapter(model, tmp_path / "run")
     processor.save_pretrained(tmp_path / "run")
     loaded = load_adapted(str(tmp_path / "run"))
     assert torch.equal(masks(loaded.model), masks(model))
     assert not torch.equal(masks(model), masks(random_sam()))
-    assert loaded.base_name == (None if method == "full" else base_folder)
+    assert loaded.base_name == (None if method == "full" else sam_folder)
     assert loaded.processor.image_size == 64
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert ("model.safetensors" if method == "full" else "adapter_model.safetensors") in names
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_all_methods_train_the_same_decoder_parts(method, base_folder):
-    model, _ = trained(method, base_folder)
+def test_all_methods_train_the_same_decoder_parts(method, sam_folder):
+    model, _ = trained(method, sam_folder)
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     decoder = {name.rpartition("mask_decoder.")[2] for name in trainable if "mask_decoder." in name}
     parts = {name.rpartition("default.")[2] for name in decoder}
@@ -60,8 +53,8 @@ def test_all_methods_train_the_same_decoder_parts(method, base_folder):
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_lora_loads_without_this_package(base_folder, tmp_path):
-    model, _ = trained("lora", base_folder)
+def test_lora_loads_without_this_package(sam_folder, tmp_path):
+    model, _ = trained("lora", sam_folder)
     save_adapter(model, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 8, 16)
@@ -70,13 +63,13 @@ def test_lora_loads_without_this_package(base_folder, tmp_path):
     assert len(layers) == 3 and all(".attn.qkv." in name for name in layers)
 
 
-def test_full_resizes_lora_refuses(base_folder):
-    base, _ = load_base(base_folder)
+def test_full_resizes_lora_refuses(sam_folder):
+    base, _ = load_base(sam_folder)
     model = build_model("full", {}, base, image_size=96)
     assert model.config.vision_config.image_size == 96
-    assert build_model("sam_adapter", {}, load_base(base_folder)[0], 96).peft_config["default"].image_size == 96
+    assert build_model("sam_adapter", {}, load_base(sam_folder)[0], 96).peft_config["default"].image_size == 96
     with pytest.raises(UserError, match="image_size"):
-        build_model("lora", {}, load_base(base_folder)[0], image_size=96)
+        build_model("lora", {}, load_base(sam_folder)[0], image_size=96)
 
 
 @pytest.mark.parametrize(
@@ -94,14 +87,14 @@ def test_full_resizes_lora_refuses(base_folder):
         ("full", {"r": 3}, "takes none"),
     ],
 )
-def test_bad_method_is_one_clear_error(method, method_args, message, base_folder):
+def test_bad_method_is_one_clear_error(method, method_args, message, sam_folder):
     with pytest.raises(UserError, match=message) as error:
-        build_model(method, method_args, load_base(base_folder)[0])
+        build_model(method, method_args, load_base(sam_folder)[0])
     assert "\n" not in str(error.value)
 
 
-def test_bad_base_models(base_folder, tmp_path):
-    model, _ = trained("decoder", base_folder)
+def test_bad_base_models(sam_folder, tmp_path):
+    model, _ = trained("decoder", sam_folder)
     save_adapter(model, tmp_path / "run")
     with pytest.raises(UserError, match="is an adapter, not a base model"):
         load_base(str(tmp_path / "run"))
@@ -114,8 +107,8 @@ def test_bad_base_models(base_folder, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["sam_adapter", "lora"])
-def test_damaged_adapters_are_refused(method, base_folder, tmp_path):
-    model, _ = trained(method, base_folder)
+def test_damaged_adapters_are_refused(method, sam_folder, tmp_path):
+    model, _ = trained(method, sam_folder)
     run = tmp_path / "run"
     save_adapter(model, run)
     weights = load_file(run / "adapter_model.safetensors")
@@ -138,8 +131,8 @@ def test_damaged_adapters_are_refused(method, base_folder, tmp_path):
         load_adapted("not/a/repository")
 
 
-def test_adapter_of_another_base_or_size_is_refused(base_folder, tmp_path):
-    model, _ = trained("sam_adapter", base_folder)
+def test_adapter_of_another_base_or_size_is_refused(sam_folder, tmp_path):
+    model, _ = trained("sam_adapter", sam_folder)
     save_adapter(model, tmp_path / "run")
     random_sam(seed=4).save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="other weights"):

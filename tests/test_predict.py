@@ -7,34 +7,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sams import perturb, random_sam
+from sams import perturb
 
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.loading import build_model, load_adapted, save_adapter
 from hf_sam_adapt.predict import PredictArguments, find_images, output_names, predict, predict_command
-from hf_sam_adapt.processing import SamAdaptProcessor
 
 
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base") / "sam"
-    random_sam(seed=3).save_pretrained(folder)
-    SamAdaptProcessor(image_size=64, patch_size=8).save_pretrained(folder)
-    return folder
-
-
-def save_method(base_folder, folder, method, arguments):
+def save_method(sam_folder, folder, method, arguments):
     from hf_sam_adapt.loading import load_base
 
-    base, processor = load_base(str(base_folder))
+    base, processor = load_base(sam_folder)
     save_adapter(perturb(build_model(method, arguments, base), std=0.2), folder)
     processor.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def adapter(base_folder, tmp_path_factory):
-    return save_method(base_folder, tmp_path_factory.mktemp("runs") / "adapter", "sam_adapter", {})
+def adapter(sam_folder, tmp_path_factory):
+    return save_method(sam_folder, tmp_path_factory.mktemp("runs") / "adapter", "sam_adapter", {})
 
 
 @pytest.fixture
@@ -113,10 +104,10 @@ def test_exif_rotated_image_has_a_mask_as_it_is_shown(adapter, tmp_path):
     assert Image.open(tmp_path / "out" / "rotated_mask.png").size == (30, 50)
 
 
-def test_iou_estimate_only_where_it_was_trained(base_folder, adapter, images, tmp_path):
-    scored = save_method(base_folder, tmp_path / "scored", "sam_adapter", {"train_iou_head": True})
+def test_iou_estimate_only_where_it_was_trained(sam_folder, adapter, images, tmp_path):
+    scored = save_method(sam_folder, tmp_path / "scored", "sam_adapter", {"train_iou_head": True})
     estimates = []
-    for source, model in ((adapter, None), (scored, None), (None, str(base_folder))):
+    for source, model in ((adapter, None), (scored, None), (None, sam_folder)):
         name = None if source is None else str(source)
         records = predict([str(images)], name, model=model, output_dir=tmp_path / "out", progress=False)
         estimates.append([record["iou_estimate"] for record in records])

@@ -136,6 +136,11 @@ class SegmentationData:
     palette: Palette | None = None
 
 
+def mask_of(split: Any, index: int) -> np.ndarray:
+    """The mask of one sample, uint8 (H, W), without opening its image where the split can read it alone."""
+    return split.mask(index) if hasattr(split, "mask") else split[index].mask
+
+
 def size_message(name: str, mask: tuple[int, int], image: tuple[int, int]) -> str:
     """The error for a mask of another size than its image; sizes are (height, width)."""
     return f"{name}: mask of {mask[1]}x{mask[0]} pixels, its image has {image[1]}x{image[0]}; they must be equal"

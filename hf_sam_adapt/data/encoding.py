@@ -127,9 +127,21 @@ def resolve_encoding(
         check_classes(values, num_labels, name)
     if mask_values == "auto" and not ignore_named:
         _check_unmixed(found)
-    empty = bool(found) and not union[1:IGNORE].any()
-    notes = ["no mask of the training data holds any foreground"] if empty else []
-    return MaskEncoding("index", num_labels, label_map, palette=palette), notes
+    return MaskEncoding("index", num_labels, label_map, palette=palette), _notes(found)
+
+
+def _notes(found: list[tuple[str, np.ndarray]]) -> list[str]:
+    """What is odd about masks of class indices; `UserError` where none of them holds a label."""
+    unlabelled = [name for name, values in found if not values[:IGNORE].any()]
+    if found and len(unlabelled) == len(found):
+        raise UserError("all masks of the training data are 255 = ignore everywhere; check label_map and mask_values")
+    notes = []
+    if unlabelled:
+        some = f"{len(unlabelled)} of {len(found)} masks are 255 = ignore everywhere, such as {unlabelled[0]}"
+        notes.append(f"{some}: nothing is learned or measured there")
+    if found and not any(values[1:IGNORE].any() for _, values in found):
+        notes.append("no mask of the training data holds any foreground")
+    return notes
 
 
 def check_classes(values: np.ndarray, num_labels: int | None, name: str) -> None:

@@ -95,9 +95,8 @@ def load_segmentation_dataset(
     seen = [tables[name] for name in ("train", "val") if name in tables]
     scanned = _scan(seen, reader, palette, seed)
     stored = [(mask.name, mask.values, mask.lossy) for mask in scanned]
+    colours = [] if palette is None else _palette_notes(scanned)
     encoding, found_notes = resolve_encoding(stored, mask_values, num_labels, label_map, palette)
-    if palette is not None:
-        found_notes = _palette_notes(scanned) + found_notes
     parts = {name: SegmentationSplit(table, reader, encoding) for name, table in tables.items()}
     return SegmentationData(
         train=parts["train"],
@@ -107,7 +106,7 @@ def load_segmentation_dataset(
         id2label=_id2label(id2label, num_labels),
         mask_values=encoding.mask_values,
         name=os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__,
-        notes=found_notes + notes,
+        notes=colours + found_notes + notes,
         splits=splits,
         palette=palette,
     )

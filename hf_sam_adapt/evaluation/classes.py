@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.image_processing_utils import BatchFeature
 
-from ..data.images import IGNORE
+from ..data.dataset import mask_of
 from ..forward import segment
 from ..metrics import ConfusionMatrix
 from ..processing import SamAdaptProcessor
@@ -38,12 +38,13 @@ class ClassResult:
         test: the part `test` of `metrics.json`: under `none`, `adapted` and `constant`, each `{"iou", "dice"}` (means
             over the classes), `miou`, `oa`, `fwiou` and `per_class`; `zero_shot` is None, SAM has no classes.
         matrix: over all pixels.
-        records: (place in the split, mean IoU over the classes of the image), in the order of the split.
+        records: (place in the split, mean IoU over the classes of the image, None where nothing is labelled), in the
+            order of the split.
     """
 
     test: dict[str, dict[str, Any]]
     matrix: ConfusionMatrix
-    records: list[tuple[int, float]]
+    records: list[tuple[int, float | None]]
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,9 @@ def constant_labels(train_split: Any, num_labels: int) -> ConstantLabels:
     Args:
         train_split: a split, or any sequence whose items have `.mask`, uint8 (H, W).
     """
-    read = getattr(train_split, "mask", lambda index: train_split[index].mask)
     counts = np.zeros((num_labels, GRID, GRID), np.int64)
     for index in range(len(train_split)):
-        mask = Image.fromarray(read(index)).resize((GRID, GRID), Image.Resampling.NEAREST)
+        mask = Image.fromarray(mask_of(train_split, index)).resize((GRID, GRID), Image.Resampling.NEAREST)
         for label in range(num_labels):
             counts[label] += np.asarray(mask) == label
     return ConstantLabels(counts.argmax(0).astype(np.uint8))
@@ -107,7 +107,7 @@ def evaluate_classes(
     rows = range(rank, len(split), world)
     loader = DataLoader(split, batch_size=batch_size, sampler=rows, num_workers=num_workers, collate_fn=list)
     matrices = {name: ConfusionMatrix(num_labels) for name in ("adapted", "constant")}
-    records: list[tuple[int, float]] = []
+    records: list[tuple[int, float | None]] = []
     bar = tqdm(total=len(split), desc="evaluate", unit="image", disable=not progress or rank > 0, leave=False)
     with bar, inference([model], precision):
         for samples in loader:
@@ -115,7 +115,7 @@ def evaluate_classes(
                 one = ConfusionMatrix(num_labels)
                 one.update(found, sample.mask)
                 matrices["adapted"] = matrices["adapted"].merge([one])
-                records.append((sample.index, one.compute()["miou"] or 0.0))
+                records.append((sample.index, one.compute()["miou"]))
                 if constant is not None:
                     matrices["constant"].update(constant.at(*sample.mask.shape), sample.mask)
             bar.update(min(len(samples) * world, bar.total - bar.n))
@@ -168,10 +168,3 @@ def largest_class(processor: SamAdaptProcessor, inputs: BatchFeature, logits: Se
             labels[larger] = label
         found.append(labels.cpu().numpy())
     return found
-
-
-def image_miou(prediction: np.ndarray, mask: np.ndarray, num_labels: int) -> float:
-    """Mean IoU over the classes of one image; 0 where nothing is labelled."""
-    matrix = ConfusionMatrix(num_labels)
-    matrix.update(prediction, np.where(mask >= num_labels, IGNORE, mask))
-    return matrix.compute()["miou"] or 0.0

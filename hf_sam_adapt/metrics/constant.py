@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data.dataset import mask_of
 from ..data.images import IGNORE
 
 
@@ -42,7 +43,8 @@ def constant_mask(train_split: Any, size: int = GRID) -> ConstantMask:
     an evenly spaced 2,000 are read, which keeps time and memory constant (two bits a cell and mask).
 
     Args:
-        train_split: a sequence whose items have `.mask`, uint8 (H, W) with 255 = ignore.
+        train_split: a split, whose images stay unopened, or a sequence whose items have `.mask`, uint8 (H, W) with
+            255 = ignore.
 
     Raises:
         ValueError: the split is empty.
@@ -52,7 +54,7 @@ def constant_mask(train_split: Any, size: int = GRID) -> ConstantMask:
     indices = np.unique(np.linspace(0, len(train_split) - 1, min(len(train_split), MAX_MASKS)).round().astype(int))
     foreground, valid = [], []
     for index in indices:
-        mask = Image.fromarray(train_split[int(index)].mask).resize((size, size), Image.Resampling.NEAREST)
+        mask = Image.fromarray(mask_of(train_split, int(index))).resize((size, size), Image.Resampling.NEAREST)
         cells = np.asarray(mask).ravel()  # (H, W) -> (size * size,)
         foreground.append(np.packbits((cells != 0) & (cells != IGNORE)))
         valid.append(np.packbits(cells != IGNORE))

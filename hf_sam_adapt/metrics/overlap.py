@@ -13,7 +13,8 @@ class Overlap:
     """Pixel counts of one image, Python integers (exact for any image size).
 
     `intersection` = |P & T|, `prediction` = |P|, `truth` = |T|, all without the ignored pixels. An image whose truth
-    and prediction are both empty scores 1.0 in both metrics: nothing was to be found and nothing was claimed.
+    and prediction are both empty scores 1.0 in both metrics: nothing was to be found and nothing was claimed. So
+    does an image that is ignored everywhere.
     """
 
     intersection: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,26 @@ _MEASURED_ON = {
 }
 
 
-def model_card(recipe: Recipe, metrics: dict[str, Any], notes: list[str]) -> str:
+def model_card(recipe: Recipe, metrics: dict[str, Any], notes: list[str], classes: Sequence[str] = ()) -> str:
     """Markdown text.
 
     Args:
         recipe: the resolved one.
         metrics: content of `metrics.json`.
         notes: what was found in the data set.
+        classes: their names in order, where there are several.
     """
     # Of a folder only its name: where it lies is nobody else's concern.
     dataset = str(recipe.dataset)
     dataset = Path(dataset).name if Path(dataset).exists() else dataset
     lines = [f"# SAM adapted to {dataset}", ""]
-    lines += [f"`{recipe.model}`, adapted by {_NAMES[recipe.method]} with hf_sam_adapt. One foreground class.", ""]
+    lines += [f"`{recipe.model}`, adapted by {_NAMES[recipe.method]} with hf_sam_adapt.", ""]
+    lines += [f"Classes: {', '.join(classes)}." if classes else "One foreground class.", ""]
     lines += ["## Load", "", "```python", *_load_lines(recipe), "```", ""]
     if recipe.method == "lora":
         lines += ["It is a plain PEFT LoRA: `PeftModel` loads it without `hf_sam_adapt` too.", ""]
     lines += ["Or, without code: `hf-sam-adapt predict --adapter <this folder> image.jpg`", ""]
-    lines += _result_lines(metrics)
+    lines += _result_lines(metrics, classes)
     train = metrics["train"]
     lines += ["## Training", ""]
     lines += [
@@ -72,11 +75,22 @@ def _load_lines(recipe: Recipe) -> list[str]:
     return [first, *imports, f'model = PeftModel.from_pretrained({base}, "<this folder>")', processor]
 
 
-def _result_lines(metrics: dict[str, Any]) -> list[str]:
+def _result_lines(metrics: dict[str, Any], classes: Sequence[str]) -> list[str]:
     measured_on = _MEASURED_ON[metrics["measured_on"]]
     lines = ["## Results", "", f"Mean IoU at original size over the {measured_on}.", ""]
     lines += ["| prompt | zero-shot | adapted | best constant mask |", "|---|---|---|---|"]
     for kind, scores in metrics["test"].items():
-        cells = [scores.get(name) for name in ("zero_shot", "adapted", "constant")]
-        lines += [f"| {kind} | " + " | ".join("-" if cell is None else f"{cell['iou']:.3f}" for cell in cells) + " |"]
+        cells = [(scores.get(name) or {}).get("iou") for name in ("zero_shot", "adapted", "constant")]
+        lines += [f"| {kind} | {' | '.join(map(_number, cells))} |"]
+    if classes:
+        lines += ["", "| class | IoU | pixels |", "|---|---|---|"]
+        found = metrics["test"]["none"]["adapted"]["per_class"]
+        lines += [
+            f"| {name} | {_number(found[str(label)]['iou'])} | {found[str(label)]['pixels']:,} |"
+            for label, name in enumerate(classes)
+        ]
     return [*lines, "", "![best, median and worst image](samples.png)", ""]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -269,10 +269,11 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
         draw(loop, split, result, target, zero_shot)
         if loop.state.experts:
             save_expert_plot(loop.state.experts, target / "experts.png")
-        (target / "README.md").write_text(model_card(recipe, metrics, data.notes), encoding="utf-8")
+        classes = class_names(data.num_labels, data.id2label) if isinstance(result, ClassResult) else []
+        (target / "README.md").write_text(model_card(recipe, metrics, data.notes, classes), encoding="utf-8")
         print_table(metrics)
         if isinstance(result, ClassResult):
-            print_class_table(result.test["none"]["adapted"], class_names(data.num_labels, data.id2label))
+            print_class_table(result.test["none"]["adapted"], classes)
 
     if accelerator.is_main_process:
         folder.finish(write)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from sams import random_sam
 
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.folder import FileReader
@@ -18,14 +17,6 @@ from hf_sam_adapt.processing import SamAdaptProcessor
 from hf_sam_adapt.recipe import Recipe, parse_recipe
 from hf_sam_adapt.training import train
 from hf_sam_adapt.training.run import input_normalization
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base") / "sam"
-    random_sam(seed=3).save_pretrained(folder)
-    SamAdaptProcessor(image_size=64, patch_size=8).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +38,10 @@ def floats(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run_folder(base_folder, floats, tmp_path_factory):
+def run_folder(sam_folder, floats, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "run"
     recipe = Recipe(
-        model=base_folder,
+        model=sam_folder,
         method="decoder",
         dataset=str(floats),
         channels=3,
@@ -92,10 +83,10 @@ def test_evaluate_and_predict_read_as_the_run_did(run_folder, floats, tmp_path):
         predict([str(tmp_path / "photo.png")], str(run_folder), output_dir=tmp_path / "no", progress=False)
 
 
-def test_a_cached_encoder_takes_floats(base_folder, floats, run_folder, tmp_path, monkeypatch):
+def test_a_cached_encoder_takes_floats(sam_folder, floats, run_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_SAM_ADAPT_CACHE", str(tmp_path / "cache"))
     recipe = Recipe(
-        model=base_folder,
+        model=sam_folder,
         method="decoder",
         dataset=str(floats),
         channels=3,
@@ -112,7 +103,7 @@ def test_a_cached_encoder_takes_floats(base_folder, floats, run_folder, tmp_path
     assert scores[0] == scores[1]
 
 
-def test_another_run_from_the_adapter_keeps_its_statistics(run_folder, floats, base_folder, monkeypatch):
+def test_another_run_from_the_adapter_keeps_its_statistics(run_folder, floats, sam_folder, monkeypatch):
     processor = SamAdaptProcessor.from_pretrained(run_folder)
     data = load_segmentation_dataset(floats, channels=3)
     data.train = data.test
@@ -132,7 +123,7 @@ def test_another_run_from_the_adapter_keeps_its_statistics(run_folder, floats, b
         raise AssertionError("opened")
 
     monkeypatch.setattr(FileReader, "read_image", fail)
-    assert input_normalization(Recipe(model=base_folder, dataset=str(floats)), data, photographs) is None
+    assert input_normalization(Recipe(model=sam_folder, dataset=str(floats)), data, photographs) is None
 
 
 def test_recipe_keys_from_flags_and_files(tmp_path):

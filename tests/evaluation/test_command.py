@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 from PIL import Image
-from sams import perturb, random_sam
+from sams import perturb
 
 from hf_sam_adapt.arguments import parse_arguments
 from hf_sam_adapt.data import load_segmentation_dataset
@@ -17,20 +17,12 @@ from hf_sam_adapt.processing import SamAdaptProcessor
 from hf_sam_adapt.recipe import Recipe
 
 
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base") / "sam"
-    random_sam(seed=3).save_pretrained(folder)
-    SamAdaptProcessor(image_size=64, patch_size=8).save_pretrained(folder)
-    return str(folder)
-
-
-def save_run(folder, base_folder, method="sam_adapter", image_size=None, **recipe):
+def save_run(folder, sam_folder, method="sam_adapter", image_size=None, **recipe):
     """A run folder as training leaves it, as far as evaluation reads it."""
-    base, _ = load_base(base_folder)
+    base, _ = load_base(sam_folder)
     save_adapter(perturb(build_model(method, {}, base, image_size=image_size), std=0.2), folder)
     SamAdaptProcessor(image_size=image_size or 64, patch_size=8).save_pretrained(folder)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": base_folder, "method": method, **recipe}))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": sam_folder, "method": method, **recipe}))
     return str(folder)
 
 
@@ -39,9 +31,9 @@ def run(*argv) -> EvaluateArguments:
     return evaluate_command(arguments)
 
 
-def test_adapter_beside_zero_shot(base_folder, make_dataset, tmp_path, capsys):
+def test_adapter_beside_zero_shot(sam_folder, make_dataset, tmp_path, capsys):
     data = make_dataset(train=5, test=4)
-    adapter = save_run(tmp_path / "run", base_folder)
+    adapter = save_run(tmp_path / "run", sam_folder)
     output = tmp_path / "out" / "eval"
     result = run("--adapter", adapter, "--dataset", data, "--prompts", "none", "box", "--output_dir", output)
     loaded, splits = load_adapted(adapter), load_segmentation_dataset(str(data))
@@ -63,37 +55,37 @@ def test_adapter_beside_zero_shot(base_folder, make_dataset, tmp_path, capsys):
         assert f"{expected.test['none'][name]['iou']:.3f} / {expected.test['none'][name]['dice']:.3f}" in printed
 
 
-def test_plain_sam_is_zero_shot_only(base_folder, make_dataset, tmp_path, monkeypatch):
+def test_plain_sam_is_zero_shot_only(sam_folder, make_dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = make_dataset()
     before = sorted(tmp_path.rglob("*"))
-    scores = run("--model", base_folder, "--dataset", data).test
+    scores = run("--model", sam_folder, "--dataset", data).test
     assert scores["none"]["adapted"] is None and 0 <= scores["none"]["zero_shot"]["iou"] <= 1
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_full_model_finds_its_base(base_folder, make_dataset, tmp_path):
+def test_full_model_finds_its_base(sam_folder, make_dataset, tmp_path):
     data = make_dataset()
-    zero_shot = run("--model", base_folder, "--dataset", data).test["none"]["zero_shot"]
-    full = save_run(tmp_path / "full", base_folder, "full")
+    zero_shot = run("--model", sam_folder, "--dataset", data).test["none"]["zero_shot"]
+    full = save_run(tmp_path / "full", sam_folder, "full")
     scores = run("--adapter", full, "--dataset", data).test["none"]
     assert scores["zero_shot"] == zero_shot != scores["adapted"]
     (tmp_path / "full" / "recipe.yaml").unlink()
     assert run("--adapter", full, "--dataset", data).test["none"]["zero_shot"] is None
-    assert run("--adapter", full, "--model", base_folder, "--dataset", data).test["none"]["zero_shot"] == zero_shot
+    assert run("--adapter", full, "--model", sam_folder, "--dataset", data).test["none"]["zero_shot"] == zero_shot
 
 
-def test_full_model_at_another_size_compares_with_its_base_at_that_size(base_folder, make_dataset, tmp_path):
+def test_full_model_at_another_size_compares_with_its_base_at_that_size(sam_folder, make_dataset, tmp_path):
     data = make_dataset()
-    full = save_run(tmp_path / "full", base_folder, "full", image_size=96)
-    adapter = save_run(tmp_path / "adapter", base_folder, image_size=96)
+    full = save_run(tmp_path / "full", sam_folder, "full", image_size=96)
+    adapter = save_run(tmp_path / "adapter", sam_folder, image_size=96)
     found = [run("--adapter", run_folder, "--dataset", data).test["none"] for run_folder in (full, adapter)]
     assert found[0]["zero_shot"] == found[1]["zero_shot"]
 
 
-def test_a_run_is_evaluated_on_its_own_test_images(base_folder, make_dataset, tmp_path):
+def test_a_run_is_evaluated_on_its_own_test_images(sam_folder, make_dataset, tmp_path):
     data = make_dataset(flat=20)
-    adapter = save_run(tmp_path / "run", base_folder, dataset=str(data), seed=5, prompts=["box"], mask_suffix=None)
+    adapter = save_run(tmp_path / "run", sam_folder, dataset=str(data), seed=5, prompts=["box"], mask_suffix=None)
     expected = load_segmentation_dataset(str(data), seed=5).test.ids
     assert expected != load_segmentation_dataset(str(data), seed=0).test.ids
     result = run("--adapter", adapter)
@@ -102,16 +94,16 @@ def test_a_run_is_evaluated_on_its_own_test_images(base_folder, make_dataset, tm
     assert [record.id for record in run("--adapter", adapter, "--dataset", data, "--seed", 0).records] != expected
 
 
-def test_without_test_images_the_table_says_so(base_folder, make_dataset, tmp_path, capsys):
+def test_without_test_images_the_table_says_so(sam_folder, make_dataset, tmp_path, capsys):
     data = make_dataset(train=3, val=2, test=0)
     output = tmp_path / "out"
-    result = run("--model", base_folder, "--dataset", data, "--output_dir", output)
+    result = run("--model", sam_folder, "--dataset", data, "--output_dir", output)
     assert len(result.records) == 2
     assert json.loads((output / "metrics.json").read_text())["measured_on"] == "val"
     assert "Validation images" in capsys.readouterr().out
 
 
-def test_classes_are_refused(base_folder, tmp_path):
+def test_classes_are_refused(sam_folder, tmp_path):
     annotations = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}]}
     for number in range(4):
         Image.new("RGB", (30, 20)).save(tmp_path / f"{number}.png")
@@ -122,19 +114,19 @@ def test_classes_are_refused(base_folder, tmp_path):
             annotations["annotations"].append({**item, "segmentation": [polygon]})
     (tmp_path / "annotations.json").write_text(json.dumps(annotations))
     with pytest.raises(UserError, match="has 3 classes"):
-        run("--model", base_folder, "--dataset", tmp_path)
+        run("--model", sam_folder, "--dataset", tmp_path)
 
 
-def test_bad_input(base_folder, make_dataset, tmp_path):
+def test_bad_input(sam_folder, make_dataset, tmp_path):
     data = make_dataset()
-    adapter = save_run(tmp_path / "run", base_folder)
+    adapter = save_run(tmp_path / "run", sam_folder)
     (tmp_path / "run" / "metrics.json").write_text("{}")
     for argv, message in [
         (["--dataset", data], "adapter: not given"),
-        (["--model", base_folder], "dataset: not given"),
-        (["--model", base_folder, "--dataset", tmp_path / "nowhere"], "nowhere"),
-        (["--model", base_folder, "--dataset", data, "--batch_size", 0], "batch_size"),
-        (["--model", base_folder, "--dataset", data, "--prompts", "boxes"], "prompts"),
+        (["--model", sam_folder], "dataset: not given"),
+        (["--model", sam_folder, "--dataset", tmp_path / "nowhere"], "nowhere"),
+        (["--model", sam_folder, "--dataset", data, "--batch_size", 0], "batch_size"),
+        (["--model", sam_folder, "--dataset", data, "--prompts", "boxes"], "prompts"),
         (["--adapter", adapter, "--dataset", data, "--output_dir", adapter], "holds a run"),
     ]:
         with pytest.raises(UserError, match=message) as caught:

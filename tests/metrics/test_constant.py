@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_sam_adapt.data import load_segmentation_dataset
+from hf_sam_adapt.data.folder import FileReader
 from hf_sam_adapt.metrics import IouDice, constant_mask
 
 
@@ -82,6 +84,18 @@ def test_all_ignored_and_empty_split():
     assert constant.train_iou == 1.0
     with pytest.raises(ValueError, match="at least one"):
         constant_mask([])
+
+
+def test_reads_masks_alone(make_dataset, monkeypatch):
+    split = load_segmentation_dataset(str(make_dataset(train=7))).train
+    expected = constant_mask(list(split), size=32)
+
+    def fail(self, row):
+        raise AssertionError("opened")
+
+    monkeypatch.setattr(FileReader, "read_image", fail)
+    found = constant_mask(split, size=32)
+    assert found.train_iou == expected.train_iou and np.array_equal(found.mean, expected.mean)
 
 
 @pytest.mark.parametrize(("domain", "expected"), [("polyp", 0.28), ("camouflage", 0.33), ("shadow", 0.24)])

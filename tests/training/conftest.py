@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from launching import ROOT, environment, recipe_flags
 from PIL import Image
-from sams import random_sam
 
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.processing import SamAdaptProcessor
@@ -38,15 +37,6 @@ def disc_folder(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("data") / "discs", np.random.default_rng(0)
     for split, number in (("train", 10), ("val", 4), ("test", 5)):
         write_pairs(folder / split, [draw_discs(rng, int(rng.integers(1, 4))) for _ in range(number)])
-    return folder
-
-
-@pytest.fixture(scope="session")
-def sam_folder(tmp_path_factory):
-    """A SamModel of 64x64 pixels and patches of 8, its processor beside it."""
-    folder = tmp_path_factory.mktemp("sam") / "small"
-    random_sam().save_pretrained(folder)
-    SamAdaptProcessor(image_size=64, patch_size=8).save_pretrained(folder)
     return folder
 
 

@@ -109,30 +109,3 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(keys, message, 
 def test_a_class_that_no_training_mask_holds_is_said(sam_folder, class_folder, tmp_path, capsys):
     run(sam_folder, class_folder, tmp_path / "run", method="decoder", num_labels=4, id2label='{"3": "absent"}')
     assert "no training mask holds absent" in capsys.readouterr().out
-
-
-def test_many_channels_train_and_predict(sam_folder, tmp_path):
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 6), ("test", 3)):
-        for index in range(count):
-            mask = np.zeros((40, 50), np.uint8)
-            mask[10:30, 5 + index : 25 + index] = 1
-            image = rng.normal(5, 1, (40, 50, 6)).astype(np.float32)
-            image[..., 4] += 4 * mask
-            for kind in ("images", "masks"):
-                (tmp_path / "data" / split / kind).mkdir(parents=True, exist_ok=True)
-            np.save(tmp_path / "data" / split / "images" / f"{index}.npy", image)
-            Image.fromarray(mask).save(tmp_path / "data" / split / "masks" / f"{index}.png")
-    argv = ["--model", str(sam_folder), "--dataset", str(tmp_path / "data"), "--channels", "6", "--max_steps", "3"]
-    folder = train(parse_recipe([*argv, "--output_dir", str(tmp_path / "run"), "--augment", "flip"]))
-    config = json.loads((folder / "adapter_config.json").read_text())
-    assert config["in_channels"] == 6 and config["train_patch_embed"] is True
-    scores = json.loads((folder / "metrics.json").read_text())["test"]["none"]["adapted"]
-    command = ["evaluate", "--adapter", str(folder), "--dataset", str(tmp_path / "data")]
-    assert main([*command, "--output_dir", str(tmp_path / "again")]) == 0
-    assert json.loads((tmp_path / "again" / "metrics.json").read_text())["test"]["none"]["adapted"] == scores
-    images = str(tmp_path / "data" / "test" / "images")
-    assert main(["predict", images, "--adapter", str(folder), "--output_dir", str(tmp_path / "maps")]) == 0
-    assert len(list((tmp_path / "maps").glob("*_mask.png"))) == 3
-    with pytest.raises(UserError, match="lora"):
-        train(parse_recipe([*argv, "--method", "lora", "--output_dir", str(tmp_path / "other")]))

@@ -35,6 +35,8 @@ class ClassHead(nn.Module):
 class QueryHead(nn.Module):
     """A class for each of N mask tokens (MaskFormer): a pixel's class is what the masks that cover it vote for.
 
+    The loss is that of the pixels, as for `ClassHead`; no query is matched to an object (MaskFormer's Hungarian loss).
+
     Args:
         hidden_size: width of the decoder.
         num_labels: K, background included.

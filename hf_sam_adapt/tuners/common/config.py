@@ -33,7 +33,8 @@ class SamConfigMixin:
             False draws random weights, `"paper"` initialises as the publication does.
         num_mask_tokens: None: SAM's four. 1, with a `"full"` decoder: pruned to mask token 0, so it returns one mask
             whatever the caller's `multimask_output`, and before any training not SAM's own. N > 1, with a
-            `"class_wise"` one: N queries, each with a class, in place of CWSAM's head.
+            `"class_wise"` one: N queries, each with a class, in place of CWSAM's head; trained per pixel
+            like it, no query is matched to an object.
         image_size: side of the network input in pixels; None keeps the base model's. Another multiple of the patch
             size resizes the base model at injection.
         in_channels: channels of the images; None keeps the base model's three. Another number inflates its patch

@@ -1,6 +1,6 @@
 """What PEFT's tests run with. A new method adds its lines here and nothing else."""
 
-from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig, SamDecoderConfig
+from hf_sam_adapt import ConvLoraConfig, CwsamConfig, ModaConfig, SamAdapterConfig, SamDecoderConfig
 
 
 # (name of the test, model of models.py, config class, config arguments)
@@ -58,7 +58,13 @@ CASES = [
     ("SAM decoder, IoU head", "TinySam", SamDecoderConfig, {"train_iou_head": True}),
     ("SAM decoder, IoU head alone", "TinySam", SamDecoderConfig, {"decoder": "frozen", "train_iou_head": True}),
     ("SAM decoder, no-mask embedding", "TinySam", SamDecoderConfig, {"train_no_mask_embed": True}),
+    ("SAM decoder, HQ", "TinySam", SamDecoderConfig, {"decoder": "hq"}),
+    ("SAM decoder, HQ of the first block", "TinySam", SamDecoderConfig, {"decoder": "hq", "early_layer": 0}),
+    ("SAM-Adapter, HQ decoder", "TinySam", SamAdapterConfig, {"decoder": "hq", "image_size": 48}),
+    ("Conv-LoRA, HQ decoder", "TinySam", ConvLoraConfig, {"decoder": "hq"}),
     ("SAM decoder, neck saved", "TinySam", SamDecoderConfig, {"modules_to_save": ["neck"]}),
+    ("MoDA", "TinySam", ModaConfig, {"domains": ["first"], "inner": {"peft_type": "SAM_ADAPTER", "scale_factor": 8}}),
+    ("MoDA, decoder", "TinySam", ModaConfig, {"domains": ["first"], "inner": {"peft_type": "SAM_DECODER"}}),
 ]
 
 RANDOM = {"init_weights": False}
@@ -104,7 +110,9 @@ PAIRS = [
 UNMERGEABLE = {
     SamAdapterConfig: "the prompts depend on the image, so no base weight can hold them",
     CwsamConfig: "the prompts depend on the image and the adapters are not linear",
+    ModaConfig: "which domain's adapter acts depends on the image",
     ConvLoraConfig: "the update is not linear, mixes tokens and picks experts by the input",
+    "hq": "the branch sees an early block of the encoder",
 }
 
 # PEFT's tests that do not fit, by name, with the reason.
@@ -120,7 +128,8 @@ NOT_APPLICABLE = {
 CLASS_WISE = {
     "test_parameters_after_loading_model": "trains at a rate of 0.5, at which the class head diverges to NaN",
 }
-PRUNED = {"test_disable_adapters": "a pruned or class-wise decoder is another one from the start, by design"}
+POOL = {"test_active_adapter": "one pool of domains is active at a time"}
+PRUNED = {"test_disable_adapters": "a pruned, class-wise or HQ decoder is another one from the start, by design"}
 RESIZED = {
     "test_disable_adapters": "a resized base gives other outputs than the original, by design",
     "test_get_base_model_state_dict": "the position tables of a resized base have other shapes, by design",

@@ -36,8 +36,9 @@ utils._HUB_MODEL_ACCESSES.update(dict.fromkeys(MODELS, 0))
 
 
 def skip_if_merging_not_supported(model_id, config_cls, config_kwargs):
-    if config_cls in UNMERGEABLE:
-        pytest.skip(f"{config_cls.__name__} cannot be merged: {UNMERGEABLE[config_cls]}")
+    reason = UNMERGEABLE.get(config_cls, UNMERGEABLE.get(config_kwargs.get("decoder")))
+    if reason:
+        pytest.skip(f"{config_cls.__name__} cannot be merged: {reason}")
 
 
 custom._skip_if_merging_not_supported = common._skip_if_merging_not_supported = skip_if_merging_not_supported

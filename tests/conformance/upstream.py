@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from cases import CLASS_WISE, NOT_APPLICABLE, PRUNED, RESIZED
+from cases import CLASS_WISE, NOT_APPLICABLE, POOL, PRUNED, RESIZED
 
 
 PACKAGE = "peft_upstream_tests"
@@ -83,10 +83,12 @@ def _replace_parameters(function: Callable, old: list | tuple, new: list[tuple])
 
 def _with_reason(test_name: str, row: tuple) -> tuple:
     reason = NOT_APPLICABLE.get(test_name)
+    if "domains" in row[-1]:
+        reason = POOL.get(test_name, reason)
     if "image_size" in row[-1]:
         reason = RESIZED.get(test_name, reason)
     if "num_labels" in row[-1]:
         reason = CLASS_WISE.get(test_name, reason)
-    if row[-1].keys() & {"num_mask_tokens", "num_labels"}:
+    if row[-1].keys() & {"num_mask_tokens", "num_labels"} or row[-1].get("decoder") == "hq":
         reason = PRUNED.get(test_name, reason)
     return pytest.param(*row, marks=pytest.mark.skip(reason=reason)) if reason else row

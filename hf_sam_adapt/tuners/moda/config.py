@@ -34,6 +34,7 @@ class ModaConfig(PeftConfig):
         reject: share of known images that may be taken for unknown and go to plain SAM; 0 never rejects.
         buffer_size: features (never images) that are kept of each domain, to fit the head again.
         seed: of the tokens, the head's training and the choice of the features kept.
+        init_weights: how a new domain's adapter starts, where it is not as the inner config says; False: random.
         pool: this is a folder of `ModaModel.save_pretrained`, with one ordinary adapter per domain in it.
         strict_load: missing or unexpected keys of an adapter file are an error.
         base_fingerprint: identity of the base model, written at injection and compared on loading.
@@ -52,6 +53,9 @@ class ModaConfig(PeftConfig):
     )
     buffer_size: int = field(default=256, metadata={"help": "Features that are kept of each domain."})
     seed: int = field(default=0, metadata={"help": "Of tokens, head and choice of features."})
+    init_weights: bool | str = field(
+        default=True, metadata={"help": "False: a new domain's adapter starts from random weights."}
+    )
     pool: bool = field(default=False, metadata={"help": "Written by ModaModel.save_pretrained: a folder per domain."})
     strict_load: bool = field(
         default=True, metadata={"help": "Missing or unexpected keys of an adapter file are an error."}

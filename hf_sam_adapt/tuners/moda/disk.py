@@ -17,7 +17,6 @@ from ...errors import UserError
 from ...repository import find_file
 from .config import ModaConfig, differing_fields
 from .keys import file_tensors
-from .pool import inner_name
 
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -29,13 +28,12 @@ def save_pool(pool, folder: Path) -> None:
     if pool.open_domain is not None:
         raise UserError(f"domain {pool.open_domain!r} is open: finish_domain() before the pool is saved")
     for domain in pool.domains:
-        name = inner_name(pool.active_adapters[0], domain)
-        _write(folder / domain / WEIGHTS, save(file_tensors(pool.inner, name), metadata={"format": "pt"}))
+        name = pool.inner_name(domain)
+        _write(folder / domain / WEIGHTS, _weights_file(file_tensors(pool.inner, name)))
         _write(folder / domain / CONFIG, _config_file(pool.inner.peft_config[name], pool.model))
-    router = {key: value.detach().cpu().contiguous() for key, value in pool.router.state_dict().items()}
     # Which domains there are is in the router's file, so that one replacement makes a new one part of the pool.
-    _write(folder / WEIGHTS, save(router, metadata={"format": "pt", _DOMAINS: json.dumps(pool.domains)}))
-    _write(folder / CONFIG, _config_file(pool.config, pool.model, pool=True))
+    _write(folder / WEIGHTS, _weights_file(pool.router.state_dict(), **{_DOMAINS: json.dumps(pool.domains)}))
+    _write(folder / CONFIG, _config_file(pool.moda_config, pool.model, pool=True))
 
 
 def load_pool(cls: type, model: nn.Module, folder: str, revision: str | None):
@@ -82,6 +80,11 @@ def _weights(path: str, revision: str | None) -> Path:
     if weights is None:
         raise UserError(f"adapter: {path} holds no {WEIGHTS}; save it again as safetensors")
     return weights
+
+
+def _weights_file(tensors: dict[str, torch.Tensor], **metadata: str) -> bytes:
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    return save(tensors, metadata={"format": "pt", **metadata})
 
 
 def _config_file(config: PeftConfig, model: nn.Module, **changes) -> bytes:

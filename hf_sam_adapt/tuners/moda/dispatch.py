@@ -107,11 +107,11 @@ class DomainDispatch:
         call = _Call()
         self._calls.append(call)  # first of all: `after` runs even if what follows raises
         domain = kwargs.pop("domain", None)
-        if self.pool.disabled:
+        if self.pool.disabled or not self.pool.active_adapters:
             return args, kwargs
         domain = self.pool.resolve(domain)
         if "multimask_output" not in kwargs:  # of plain SAM, too: the images of a batch have equally many masks
-            kwargs["multimask_output"] = getattr(self.pool.config.inner, "multimask_output", False)
+            kwargs["multimask_output"] = getattr(self.pool.moda_config.inner, "multimask_output", False)
         if isinstance(domain, str) and domain != "auto":
             call.stack.enter_context(self.pool.activated(domain))
             return args, kwargs
@@ -149,7 +149,7 @@ class DomainDispatch:
         """Forward hook: puts the active adapter back, and joins the outputs of the groups."""
         call = self._calls.pop()
         call.stack.close()
-        if output is None or call.order == sorted(call.order) and not call.outputs:  # it raised, or was not cut
+        if output is None or (call.order == sorted(call.order) and not call.outputs):  # it raised, or was not cut
             return None
         places, outputs = restore_order(call.order), [*call.outputs, output]
         return type(output)(**{key: torch.cat([one[key] for one in outputs])[places] for key in output.keys()})

@@ -13,9 +13,9 @@ _PEFT_MODEL = "base_model."
 
 
 def file_tensors(inner: BaseTuner, name: str) -> dict[str, torch.Tensor]:
-    """The tensors of the adapter `name` as `PeftModel.save_pretrained` would write them, on the CPU."""
+    """The tensors of the adapter `name` as `PeftModel.save_pretrained` would write them."""
     tensors = get_peft_model_state_dict(inner, adapter_name=name, save_embedding_layers=False)
-    return {f"{_PEFT_MODEL}{key}": value.detach().cpu().contiguous() for key, value in tensors.items()}
+    return {f"{_PEFT_MODEL}{key}": value for key, value in tensors.items()}
 
 
 def model_tensors(inner: BaseTuner, name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -28,8 +28,8 @@ def model_tensors(inner: BaseTuner, name: str, tensors: dict[str, torch.Tensor])
     wrong = sorted(expected ^ tensors.keys())
     if wrong:
         raise UserError(
-            f"the weights of domain {name.partition(':')[2]!r} do not fit their config: {len(wrong)} keys differ, the "
-            f"first is {wrong[0]}; the file is damaged or belongs to another adapter"
+            f"the weights of domain {name.rpartition(':')[2]!r} do not fit their config: {len(wrong)} keys differ, "
+            f"the first is {wrong[0]}; the file is damaged or belongs to another adapter"
         )
     mapped = {key.removeprefix(_PEFT_MODEL): value for key, value in tensors.items()}
     for path, module in inner.named_modules():

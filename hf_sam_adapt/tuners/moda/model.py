@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
@@ -21,7 +22,7 @@ from ..common.model import check_adapter_name
 from .config import ModaConfig
 from .dispatch import DomainDispatch
 from .keys import file_tensors, model_tensors
-from .pool import DomainPool, inner_name
+from .pool import DomainPool
 from .router import DomainRouter
 
 
@@ -100,9 +101,12 @@ class ModaModel(DomainPool, BaseTuner):
         """Place an adapter of the inner method in the model, not yet active."""
         check_adapter_name(self.model, domain)
         moda: ModaConfig = self.peft_config[adapter_name]
-        config, name = copy.deepcopy(moda.inner), inner_name(adapter_name, domain)
+        config, name = copy.deepcopy(moda.inner), self.inner_name(domain, adapter_name)
         config.inference_mode = moda.inference_mode
         config.base_model_name_or_path = moda.base_model_name_or_path
+        if moda.init_weights is not True:
+            field = "init_lora_weights" if isinstance(config, LoraConfig) else "init_weights"
+            setattr(config, field, moda.init_weights)
         if isinstance(config, SamConfigMixin) and moda.base_fingerprint is not None:
             config.base_fingerprint, config.fingerprint_is_from_file = moda.base_fingerprint, True
         if self.inner is not None:
@@ -122,15 +126,19 @@ class ModaModel(DomainPool, BaseTuner):
             self.model.__dict__.pop("peft_config", None)
             if own is not None:
                 self.model.peft_config = own
-        inner._cast_adapter_dtype(name)
         self.__dict__["inner"] = inner
+        self.prefix = inner.prefix  # of this model's parameters
 
     def _remove_domain(self, adapter_name: str, domain: str) -> None:
-        self.inner.delete_adapter(inner_name(adapter_name, domain))
+        """Take back what was done of a domain that could not be added."""
+        name = self.inner_name(domain, adapter_name)
+        self.peft_config[adapter_name].domains.remove(domain)
+        if self.inner is not None and name in self.inner.peft_config:
+            self.inner.delete_adapter(name)
 
     def _load_domain(self, adapter_name: str, domain: str, tensors: dict[str, torch.Tensor]) -> None:
         """Fill a domain's adapter with the tensors of an ordinary adapter file."""
-        mapped = model_tensors(self.inner, inner_name(adapter_name, domain), tensors)
+        mapped = model_tensors(self.inner, self.inner_name(domain, adapter_name), tensors)
         self.inner.load_state_dict(mapped, strict=False)
 
     def _build_router(self, config: ModaConfig) -> DomainRouter:
@@ -150,7 +158,7 @@ class ModaModel(DomainPool, BaseTuner):
 
     def adapters_of(self, adapter_name: str) -> list[str]:
         """Names in the inner tuner of a pool's adapters."""
-        return [inner_name(adapter_name, domain) for domain in self.peft_config[adapter_name].domains]
+        return [self.inner_name(domain, adapter_name) for domain in self.peft_config[adapter_name].domains]
 
     def get_base_model(self) -> nn.Module:
         """The `SamModel` with the adapters in it."""
@@ -168,7 +176,7 @@ class ModaModel(DomainPool, BaseTuner):
         self.active_adapter = adapter_name
         opened, adapters = self._open.get(names[0]), self.adapters_of(names[0])
         if adapters:
-            chosen = adapters[-1] if opened is None else inner_name(names[0], opened)
+            chosen = adapters[-1] if opened is None else self.inner_name(opened, names[0])
             self.inner.set_adapter(chosen, inference_mode=inference_mode or opened is None)
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
@@ -179,7 +187,7 @@ class ModaModel(DomainPool, BaseTuner):
         super()._enable_adapter_layers(enabled)
         self.disabled = not enabled
         if enabled:  # PEFT's layers make what was active trainable again
-            self.set_adapter(self.active_adapter, inference_mode=self.config.inference_mode)
+            self.set_adapter(self.active_adapter, inference_mode=self.moda_config.inference_mode)
 
     @contextmanager
     def disable_adapter(self):
@@ -242,7 +250,7 @@ class ModaModel(DomainPool, BaseTuner):
         pool = cls._of(model)
         tensors = {f"router.{key}": value for key, value in pool.moda_router[adapter_name].state_dict().items()}
         for domain in config.domains:
-            own = file_tensors(pool.inner, inner_name(adapter_name, domain))
+            own = file_tensors(pool.inner, pool.inner_name(domain, adapter_name))
             tensors |= {f"domains.{domain}.{key}": value for key, value in own.items()}
         return tensors
 
@@ -268,7 +276,7 @@ class ModaModel(DomainPool, BaseTuner):
         for domain in config.domains:
             prefix = f"domains.{domain}."
             own = {key.removeprefix(prefix): left.pop(key) for key in list(left) if key.startswith(prefix)}
-            tensors = model_tensors(pool.inner, inner_name(adapter_name, domain), own)
+            tensors = model_tensors(pool.inner, pool.inner_name(domain, adapter_name), own)
             mapped |= {f"{before}{key}": value for key, value in tensors.items()}
         if left and config.strict_load:
             raise UserError(f"adapter {adapter_name!r}: {len(left)} unexpected keys, the first is {min(left)}")
@@ -310,4 +318,4 @@ class ModaModel(DomainPool, BaseTuner):
     def _read_domain(self, folder: str) -> dict[str, torch.Tensor]:
         from .disk import read_domain
 
-        return read_domain(folder, self.config.inner)
+        return read_domain(folder, self.moda_config.inner)

@@ -32,14 +32,28 @@ class DomainPool:
     """The part of `ModaModel` that PEFT knows nothing of; works on the active pool."""
 
     @property
-    def config(self) -> ModaConfig:
+    def moda_config(self) -> ModaConfig:
         """The config of the active pool."""
         return self.peft_config[self.active_adapters[0]]
 
     @property
     def domains(self) -> list[str]:
         """Names of the domains in the order in which they were added."""
-        return self.config.domains
+        return self.moda_config.domains
+
+    def inner_name(self, domain: str, pool: str | None = None) -> str:
+        """Name of a domain's adapter in the inner tuner; a model may hold several pools.
+
+        The first has the pool's own name, so that to PEFT a pool of one domain is an ordinary adapter; but not with
+        `modules_to_save`, which PEFT would take out of the hands of `ModaModel` then.
+
+        Args:
+            pool: adapter name of the pool, default the active one.
+        """
+        pool = pool or self.active_adapters[0]
+        config = self.peft_config[pool]
+        plain = domain == config.domains[0] and not getattr(config.inner, "modules_to_save", None)
+        return pool if plain else f"{pool}:{domain}"
 
     @property
     def router(self) -> DomainRouter:
@@ -74,14 +88,15 @@ class DomainPool:
         check_domain_name(name, self.domains)
         tensors = None if adapter is None else self._read_domain(str(adapter))
         pool = self.active_adapters[0]
-        self._inject_domain(pool, name)
+        self.domains.append(name)
         try:
+            self._inject_domain(pool, name)
+            self.inner._cast_adapter_dtype(self.inner_name(name))
             if tensors is not None:
                 self._load_domain(pool, name, tensors)
-        except UserError:
+        except Exception:
             self._remove_domain(pool, name)
             raise
-        self.domains.append(name)
         self.router.image_size = self.model.vision_encoder.config.image_size
         self._open[pool] = name
         self.model.train(self.model.training)  # new modules begin in training mode
@@ -175,7 +190,7 @@ class DomainPool:
 
     def activated(self, domain: str) -> AbstractContextManager[None]:
         """The adapter of `domain` (`"base"`: none) alone is active within; nothing becomes trainable or frozen."""
-        name = None if domain == BASE else inner_name(self.active_adapters[0], domain)
+        name = None if domain == BASE else self.inner_name(domain)
         return activated(adapter_layers(self.model), name)
 
     def decoder_groups(self, names: list[str]) -> list[tuple[str, list[int], dict]]:
@@ -183,7 +198,7 @@ class DomainPool:
 
         HQ heads share the frozen decoder, which runs once for all of their domains.
         """
-        inner = self.config.inner
+        inner = self.moda_config.inner
         groups = groups_of(names)
         together = getattr(inner, "decoder", None) == "hq" and not (inner.train_iou_head or inner.train_no_mask_embed)
         if not together or len(groups) == 1:
@@ -193,7 +208,7 @@ class DomainPool:
         assignment, start = [], 0
         for name, rows in groups.items():
             places = torch.arange(start, start + len(rows), device=self.model.device)
-            assignment.append((inner_name(self.active_adapters[0], name), places))
+            assignment.append((self.inner_name(name), places))
             start += len(rows)
         joint = (next(iter(groups)), own, {"hq_assignment": assignment})
         return [(BASE, base, {}), joint] if base else [joint]
@@ -203,8 +218,3 @@ class DomainPool:
         from .encode import encode_domains
 
         return encode_domains(self, pixel_values, self.resolve(domain))
-
-
-def inner_name(pool: str, domain: str) -> str:
-    """Name of a domain's adapter in the inner tuner; no module is called so, and a model may hold several pools."""
-    return f"{pool}:{domain}"

@@ -153,7 +153,9 @@ def test_copies_stand_alone(pool, copied):
 def test_unload_gives_the_base_back(pool):
     twin = copy.deepcopy(pool)
     plain = twin.unload()
-    assert torch.equal(plain(pixel_values=mixed_images()).pred_masks, random_sam()(pixel_values=mixed_images()).pred_masks)
+    assert torch.equal(
+        plain(pixel_values=mixed_images()).pred_masks, random_sam()(pixel_values=mixed_images()).pred_masks
+    )
     assert plain.state_dict().keys() == random_sam().state_dict().keys()
     assert not hasattr(plain, "peft_config")
     assert not plain._forward_hooks and not plain._forward_pre_hooks
@@ -207,7 +209,7 @@ def test_a_further_domain_leaves_the_files_and_masks_of_the_others(pool, tmp_pat
 @torch.no_grad()
 def test_a_trained_adapter_becomes_a_domain(pool, tmp_path):
     pool.save_pretrained(tmp_path)
-    other = ModaModel(random_sam(), ModaConfig(inner=copy.deepcopy(pool.config.inner), reject=0.0)).eval()
+    other = ModaModel(random_sam(), ModaConfig(inner=copy.deepcopy(pool.moda_config.inner), reject=0.0)).eval()
     other.add_domain("sky", adapter=tmp_path / "blue")
     other.observe(images("blue"))
     other.finish_domain()
@@ -219,7 +221,7 @@ def test_a_trained_adapter_becomes_a_domain(pool, tmp_path):
 
 @torch.no_grad()
 def test_one_file_of_peft(pool, tmp_path):
-    model = get_peft_model(random_sam(), ModaConfig(inner=copy.deepcopy(pool.config.inner), reject=0.0))
+    model = get_peft_model(random_sam(), ModaConfig(inner=copy.deepcopy(pool.moda_config.inner), reject=0.0))
     for seed, name in enumerate(("red", "green")):
         model.base_model.add_domain(name)
         perturb(model, seed=seed + 5)

@@ -58,8 +58,8 @@ class ImageEmbeddings:
 def encode(model: nn.Module, pixel_values: torch.Tensor) -> ImageEmbeddings:
     """Embeddings of `pixel_values` (B, 3, S, S), with gradients, and for an active `hq` decoder the early map.
 
-    `SamModel.get_image_embeddings` cannot be used for training: it runs under `no_grad`. A pool of domains encodes each
-    image by the adapter of its domain.
+    `SamModel.get_image_embeddings` cannot be used for training: it runs under `no_grad`. A pool of domains encodes
+    each image by the adapter of its domain.
     """
     pool = pool_of(model)
     if pool is not None:

@@ -21,6 +21,7 @@ from .tiny import TINY, load_tiny_sam
 from .tuners.common.decoder import freeze_outside_adapter
 from .tuners.conv_lora import ConvLoraConfig
 from .tuners.cwsam import CwsamConfig
+from .tuners.moda import ModaConfig, ModaModel
 from .tuners.sam_adapter import SamAdapterConfig
 from .tuners.sam_decoder import SamDecoderConfig
 
@@ -31,6 +32,7 @@ METHODS = {
     "sam_adapter": SamAdapterConfig,
     "conv_lora": ConvLoraConfig,
     "cwsam": CwsamConfig,
+    "moda": ModaConfig,
     "decoder": SamDecoderConfig,
     "lora": LoraConfig,
     "full": None,
@@ -53,7 +55,7 @@ class Loaded:
     """A model ready for prediction.
 
     Attributes:
-        model: `PeftModel` for an adapter, `SamModel` for a fully fine-tuned folder.
+        model: `PeftModel` for an adapter, `ModaModel` for a pool of domains, `SamModel` for a fully fine-tuned folder.
         processor: the processor it was trained with.
         config: the adapter's config, None for a model folder.
         base_name: `tiny`, folder or Hub id of the base model; None for a model folder.
@@ -106,6 +108,8 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
     """
     if method not in METHODS:
         raise UserError(f"method: {method!r} is unknown{_nearest(method, METHODS)}; use one of {', '.join(METHODS)}")
+    if method == "moda":
+        raise UserError("method: a pool of domains is trained by `continual`; name the domains' method there")
     if method == "full":
         if method_args:
             raise UserError(f"method_args: 'full' takes none, found {', '.join(method_args)}")
@@ -154,11 +158,16 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False) -
         pickled = find_file(path, "adapter_model.bin") is not None
         found = "only a pickle (adapter_model.bin), which can run code" if pickled else "no weights"
         raise UserError(f"adapter: {path} holds {found}; save it again as {ADAPTER_WEIGHTS}")
-    named = json.loads(config_file.read_text()).get("base_model_name_or_path")
-    base_name = model or named
+    named = json.loads(config_file.read_text())
+    base_name = model or named.get("base_model_name_or_path")
     if not base_name:
         raise UserError(f"adapter: {path} does not name its base model; pass --model")
     base, processor = load_base(base_name)
+    if named.get("pool"):
+        if trainable:
+            raise UserError(f"adapter: {path} is a pool of domains; `continual` adds a domain to it")
+        pool = ModaModel.from_pretrained(base, path)
+        return Loaded(pool, _trained_processor(path, base, processor), pool.moda_config, base_name)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error, below
         try:
@@ -168,9 +177,7 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False) -
     _check_keys(peft_model, weights)
     freeze_outside_adapter(peft_model)
     peft_model.eval()
-    if find_file(path, "preprocessor_config.json") is not None:
-        processor = SamAdaptProcessor.from_pretrained(path)
-    _check_image_size(path, processor, base)
+    processor = _trained_processor(path, base, processor)
     return Loaded(peft_model, processor, peft_model.peft_config["default"], base_name)
 
 
@@ -189,10 +196,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
 
 def _load_processor(name: str, model: SamModel) -> SamAdaptProcessor:
     vision = model.config.vision_config
-    if (
-        find_file(name, "preprocessor_config.json") is not None
-        or find_file(name, "processor_config.json") is not None
-    ):
+    if find_file(name, "preprocessor_config.json") is not None or find_file(name, "processor_config.json") is not None:
         return SamAdaptProcessor.from_pretrained(name)
     return SamAdaptProcessor(image_size=vision.image_size, patch_size=vision.patch_size)
 
@@ -208,13 +212,17 @@ def _check_keys(model: PeftModel, weights: Path) -> None:
         )
 
 
-def _check_image_size(path: str, processor: SamAdaptProcessor, base: SamModel) -> None:
+def _trained_processor(path: str, base: SamModel, processor: SamAdaptProcessor) -> SamAdaptProcessor:
+    """The processor of an adapter's folder, `processor` where it has none; it must fit the adapted base."""
+    if find_file(path, "preprocessor_config.json") is not None:
+        processor = SamAdaptProcessor.from_pretrained(path)
     size = find_vision_encoder(base).config.image_size
     if processor.image_size != size:
         raise UserError(
             f"adapter: {path} was trained at image_size {processor.image_size}, its model runs at {size}; "
             "the files in this folder do not belong together"
         )
+    return processor
 
 
 def _nearest(word: str, known) -> str:

@@ -20,8 +20,8 @@ from .data.channels import ARRAY_SUFFIX, displayable, load_header, load_image
 from .data.folder import IMAGE_SUFFIXES
 from .errors import UserError
 from .evaluation.classes import Unlabelled, label_maps
-from .evaluation.inference import device_of, inference, merge_objects
-from .forward import encode, segment_scored
+from .evaluation.inference import device_of, inference, merge_objects, routed
+from .forward import encode, pool_of, segment_scored
 from .loading import load_adapted, load_base
 from .processing import SamAdaptProcessor
 from .prompts import Prompt
@@ -42,6 +42,7 @@ class PredictArguments:
     inputs: list[str] = _key([], "Image files, folders of images, or glob patterns.")
     adapter: str | None = _key(None, "Adapter to predict with, a run folder or Hub id; unset = zero-shot SAM.")
     model: str | None = _key(None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.")
+    domain: str | None = _key(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
     output_dir: str = _key("predictions", "Folder for the masks, overlays and predictions.json.")
     box: list[float] | None = _key(None, "Box prompt x0 y0 x1 y1 in pixels, the same for every image.")
     point: list[float] | None = _key(None, "Point prompt x y in pixels, the same for every image.")
@@ -55,6 +56,7 @@ def predict_command(args: PredictArguments) -> list[dict[str, Any]]:
         args.inputs,
         args.adapter,
         model=args.model,
+        domain=args.domain,
         output_dir=args.output_dir,
         box=args.box,
         point=args.point,
@@ -70,6 +72,7 @@ def predict(
     adapter: str | None = None,
     *,
     model: str | None = None,
+    domain: str | None = None,
     output_dir: str | Path = "predictions",
     box: Sequence[float] | None = None,
     point: Sequence[float] | None = None,
@@ -87,6 +90,7 @@ def predict(
         inputs: files, folders (their images, not those of subfolders) and glob patterns (`**` for subfolders).
         adapter: run folder, adapter folder or Hub id; None for zero-shot SAM.
         model: base model, by default the adapter's own.
+        domain: of a pool of domains, or "base"; None: its router chooses one for each image.
         output_dir: created if needed.
         box: (x0, y0, x1, y1), inclusive pixels; without box and point no prompt is given.
         point: (x, y), a pixel on the object.
@@ -97,9 +101,9 @@ def predict(
     Returns:
         What `predictions.json` lists, an entry per image: `file`, `mask` and `overlay` (names in `output_dir`),
         `height`, `width`, `foreground` (fraction of the pixels), `prompt`, `logits` (`min`, `mean`, `max`), and
-        `iou_estimate`, SAM's own estimate (None for an adapter that did not train it). Of a model with classes the
-        mask is a palette PNG whose values are the classes, and `classes` (name -> fraction of the pixels) stands for
-        foreground, logits and estimate.
+        `iou_estimate`, SAM's own estimate (None for an adapter that did not train it); of a pool also `domain`. Of a
+        model with classes the mask is a palette PNG whose values are the classes, and `classes` (name -> fraction of
+        the pixels) stands for foreground, logits and estimate.
 
     Raises:
         UserError: no image found, an unreadable one, a prompt outside an image, an output that would replace an input,
@@ -111,6 +115,7 @@ def predict(
     find_images(inputs, arrays=True)  # what is missing is said before a model is loaded
     # The processor says how images are read.
     network, processor, has_estimate, id2label = _load(adapter, model)
+    routed(network, domain)  # a wrong one is said before anything is written
     if id2label is not None and prompt.kind != "none":
         raise UserError(
             f"{prompt.kind}: {adapter} segments {len(id2label)} classes, which takes no prompt; leave it out"
@@ -135,10 +140,12 @@ def predict(
                     )
                     bar.update(len(images))
                     continue
-                results = _segment(network, processor, images, prompt)
-            for path, name, image, (logits, estimate) in zip(paths[start:], names[start:], images, results):
+                with routed(network, domain):
+                    results = _segment(network, processor, images, prompt)
+            for path, name, image, (logits, estimate, chosen) in zip(paths[start:], names[start:], images, results):
                 record = {"file": str(path), **_write(folder, name, image, logits), **_describe(prompt)}
-                records.append(record | {"iou_estimate": estimate if has_estimate else None})
+                record["iou_estimate"] = estimate if has_estimate else None
+                records.append(record if chosen is None else record | {"domain": chosen})
             bar.update(len(images))
     write_json(folder / "predictions.json", {"adapter": adapter, "model": model, "predictions": records})
     return records
@@ -266,13 +273,15 @@ def _predict_classes(
 
 def _segment(
     network: nn.Module, processor: SamAdaptProcessor, images: Sequence[np.ndarray], prompt: Prompt
-) -> list[tuple[torch.Tensor, float]]:
-    """Per image the logits (H, W) and the IoU estimate."""
+) -> list[tuple[torch.Tensor, float, str | None]]:
+    """Per image the logits (H, W), the IoU estimate, and of a pool the domain."""
     inputs = processor(images, prompts=[prompt] * len(images))
     embeddings = encode(network, inputs["pixel_values"].to(device_of(network)))
     scored = segment_scored(network, None, inputs["prompts"], image_embeddings=embeddings)
     logits = merge_objects(processor, inputs, [masks for masks, _ in scored])
-    return [(image, float(estimates.max())) for image, (_, estimates) in zip(logits, scored)]
+    chosen = [None] * len(images) if embeddings.domains is None else pool_of(network).names_of(embeddings.domains)
+    estimates = [float(estimate.max()) for _, estimate in scored]
+    return list(zip(logits, estimates, chosen))
 
 
 def _write(folder: Path, name: str, image: np.ndarray, logits: torch.Tensor) -> dict[str, Any]:

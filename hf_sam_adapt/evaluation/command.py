@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..processing import SamAdaptProcessor
 from .classes import ClassResult, constant_labels, evaluate_classes
 from .evaluate import EvalResult, evaluate
+from .inference import routed
 
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class EvaluateArguments:
 
     adapter: str | None = _key(None, "Adapter to evaluate, a run folder or Hub id; unset = zero-shot SAM alone.")
     model: str | None = _key(None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.")
+    domain: str | None = _key(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
     dataset: str | None = _key(None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.")
     group_by: str | None = _key(None, "Regular expression; images whose match is equal stay in one split.")
     mask_suffix: str | None = _key(None, "What a mask's file name has after the image's, e.g. _mask.")
@@ -101,7 +103,8 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
             _report_classes(args, model, processor, data, measured_on, classes_found, output_dir)
         return classes_found
     constant = constant_mask(data.train) if "none" in prompts else None
-    result = evaluate(model, processor, split, prompts, constant=constant, seed=seed, **how, **choice)
+    with routed(model, args.domain):
+        result = evaluate(model, processor, split, prompts, constant=constant, seed=seed, **how, **choice)
     if state.is_main_process:
         metrics = {"test": result.test, "measured_on": measured_on}
         print_table(metrics)
@@ -109,7 +112,8 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
             output_dir.mkdir(parents=True, exist_ok=True)
             write_json(output_dir / "metrics.json", metrics)
             path = output_dir / "samples.png"
-            save_samples(path, model, processor, split, result, precision=args.precision, seed=seed, **choice)
+            with routed(model, args.domain):
+                save_samples(path, model, processor, split, result, precision=args.precision, seed=seed, **choice)
     return result
 
 

@@ -16,9 +16,11 @@ from torch import nn
 from transformers.image_processing_utils import BatchFeature
 
 from ..embeddings.split import EmbeddedSample
+from ..errors import UserError
 from ..forward import ImageEmbeddings, encode, segment, segment_multimask
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt
+from ..tuners.moda import ModaModel
 
 
 if TYPE_CHECKING:
@@ -34,8 +36,8 @@ class Variant:
 
     Attributes:
         name: the key in `metrics.json`, `zero_shot` or `adapted`.
-        model: `SamModel` or `PeftModel`.
-        adapter_off: run the base inside the `PeftModel`.
+        model: `SamModel`, `PeftModel` or `ModaModel`.
+        adapter_off: run the base inside the adapted model.
     """
 
     name: str
@@ -52,7 +54,7 @@ def variants_of(
     """The models to compare: zero-shot first, then adapted.
 
     Args:
-        model: a `PeftModel`; a `SamModel` trained as a whole; or, with `adapted=False`, a `SamModel` as it came.
+        model: a `PeftModel` or `ModaModel`; a `SamModel` trained as a whole; or, with `adapted=False`, a `SamModel` as it came.
         adapted: whether `model` is adapted at all.
         zero_shot: whether zero-shot SAM is wanted.
         zero_shot_model: the base model, where it is not inside `model` (method `full`).
@@ -65,7 +67,7 @@ def variants_of(
         return variants
     if zero_shot_model is not None:
         return [Variant("zero_shot", zero_shot_model), *variants]
-    if isinstance(model, PeftModel):
+    if isinstance(model, (PeftModel, ModaModel)):
         return [Variant("zero_shot", model, adapter_off=True), *variants]
     if adapted:
         raise ValueError("the base of a fully trained model is not inside it: pass zero_shot_model or zero_shot=False")
@@ -94,6 +96,20 @@ def inference(models: Sequence[nn.Module], precision: str = "no") -> Iterator[No
             module.training = mode
         for parameter, grad in grads.items():
             parameter.requires_grad_(grad)
+
+
+def routed(model: nn.Module, domain: str | None) -> AbstractContextManager:
+    """All images of a pool within go to `domain`, None: where its router sends them.
+
+    Raises:
+        UserError: a domain for a model that is no pool, or one that the pool does not have.
+    """
+    if domain is None:
+        return nullcontext()
+    if not isinstance(model, ModaModel):
+        raise UserError(f"domain: {domain}, but the adapter is no pool of domains; leave domain out")
+    model.resolve(domain)
+    return model.using(domain)
 
 
 def device_of(model: nn.Module) -> torch.device:

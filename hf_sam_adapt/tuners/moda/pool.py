@@ -217,4 +217,4 @@ class DomainPool:
         """`forward.ImageEmbeddings` of images (B, 3, S, S), each by the adapter of its domain, with the domains."""
         from .encode import encode_domains
 
-        return encode_domains(self, pixel_values, self.resolve(domain))
+        return encode_domains(self, pixel_values, BASE if self.disabled else self.resolve(domain))

@@ -254,7 +254,7 @@ def test_bad_input(pool, tmp_path):
     with pytest.raises(UserError, match="reads pixel_values"):
         twin(image_embeddings=torch.zeros(2, 16, 8, 8), domain="auto")
     twin.save_pretrained(tmp_path / "pool")
-    with pytest.raises(UserError, match="ModaModel.from_pretrained"):
+    with pytest.raises(UserError, match=r"ModaModel\.from_pretrained"):
         PeftModel.from_pretrained(random_sam(), tmp_path / "pool")
     with pytest.raises(UserError, match="other weights"):
         ModaModel.from_pretrained(random_sam(seed=3), tmp_path / "pool")

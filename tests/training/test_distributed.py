@@ -16,10 +16,18 @@ pytestmark = pytest.mark.xdist_group("torchrun")
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-@pytest.mark.parametrize("method", ["sam_adapter", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"method": "sam_adapter"},
+        pytest.param({"method": "lora"}, marks=pytest.mark.slow),
+        pytest.param({"method": "decoder", "method_args.decoder": "hq"}, marks=pytest.mark.slow),
+    ],
+    ids=lambda method: "-".join(method.values()),
+)
 def test_two_processes_give_the_gradients_of_one(method, short_recipe, command_line, tmp_path):
     worker = ROOT / "tests" / "training" / "gradient_worker.py"
-    keys = {"method": method, "prompts": ["none", "box", "point"], "max_grad_norm": 0, "learning_rate": 0}
+    keys = {**method, "prompts": ["none", "box", "point"], "max_grad_norm": 0, "learning_rate": 0}
 
     def gradients(name, launcher, **division):
         file = tmp_path / f"{name}.safetensors"

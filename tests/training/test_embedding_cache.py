@@ -35,6 +35,7 @@ from hf_sam_adapt.training.loop import TrainingLoop
 
 ADAPTER = "adapter_model.safetensors"
 DECODER = {"method": "decoder", "augment": "none", "prompts": ["none", "box", "point", "mask"]}
+HQ = {**DECODER, "method_args.decoder": "hq"}
 DECODER_LORA = {
     "method": "lora",
     "augment": "none",
@@ -80,7 +81,9 @@ def metrics_of(folder):
 
 
 @pytest.mark.parametrize(
-    "keys", [DECODER, {**DECODER, "precision": "bf16"}, DECODER_LORA], ids=["fp32", "bf16", "lora"]
+    "keys",
+    [DECODER, {**DECODER, "precision": "bf16"}, DECODER_LORA, HQ, {**HQ, "precision": "bf16"}],
+    ids=["fp32", "bf16", "lora", "hq", "hq-bf16"],
 )
 def test_losses_and_scores_equal_those_without_cache(keys, short_recipe, losses):
     keys = {**keys, "batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 4, "learning_rate": 1e-2}
@@ -113,6 +116,25 @@ def test_each_image_is_encoded_once_and_a_second_run_reuses_it(
     assert lines[1] == f"Embeddings of 5 images: 5 computed, 0 reused; {folder} holds 19, {size:.1f} MB."
     train(parse_recipe(short_recipe("two", **DECODER, seed=1, cache_embeddings="true")))
     assert sum(encoded) == 19 and "14 images: 0 computed, 14 reused" in capsys.readouterr().out
+
+
+def test_early_maps_are_kept_beside_the_embeddings_that_all_decoders_share(
+    short_recipe, encoded, cache_folder, capsys
+):
+    def folders():
+        return {path.name: len(list(path.glob("*.bin"))) for path in (cache_folder / "embeddings").iterdir()}
+
+    train(parse_recipe(short_recipe("full", **DECODER, max_steps=1, cache_embeddings="true")))
+    (shared,) = before = folders()
+    train(parse_recipe(short_recipe("hq", **HQ, max_steps=1, cache_embeddings="true")))
+    assert sum(encoded) == 2 * 19
+    assert folders().keys() == {shared, f"{shared}_block1"} and folders()[shared] == before[shared]
+    other = {**HQ, "method_args.early_layer": 0}
+    train(parse_recipe(short_recipe("other", **other, max_steps=1, cache_embeddings="true")))
+    assert sum(encoded) == 3 * 19 and folders().keys() == {shared, f"{shared}_block0", f"{shared}_block1"}
+    capsys.readouterr()
+    train(parse_recipe(short_recipe("again", **HQ, max_steps=1, cache_embeddings="true")))
+    assert sum(encoded) == 3 * 19 and "14 images: 0 computed, 14 reused" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ CONFIGS = {
     "cwsam": lambda **fields: CwsamConfig(decoder="full", scale_factor=4, **fields),
     "cwsam-class_wise": lambda **fields: CwsamConfig(num_labels=3, scale_factor=4, use_prompts=False, **fields),
     "decoder": SamDecoderConfig,
+    "decoder-hq": lambda **fields: SamDecoderConfig(decoder="hq", **fields),
+    "sam_adapter-hq": lambda **fields: SamAdapterConfig(decoder="hq", scale_factor=4, **fields),
     "decoder-iou": lambda **fields: SamDecoderConfig(train_iou_head=True, train_no_mask_embed=True, **fields),
 }
 METHODS = [name for name in CONFIGS if name != "sam_adapter-bias"]
@@ -66,7 +68,8 @@ def test_untrained_adapter_leaves_the_output_unchanged(method):
     base = random_sam()
     model = get_peft_model(random_sam(), CONFIGS[method]())
     config = model.peft_config["default"]
-    if config.num_mask_tokens is None and config.num_labels is None:  # those are other decoders from the start
+    # The others are other decoders from the start.
+    if config.num_mask_tokens is None and config.decoder in ("frozen", "full"):
         assert torch.equal(masks(model), masks(base, multimask_output=False))
     assert not torch.equal(masks(adapted(method)), masks(model))
 
@@ -132,7 +135,7 @@ print("equal")
 """
 
 
-@pytest.mark.parametrize("name", ["sam_adapter", "conv_lora", "cwsam-class_wise", "decoder"])
+@pytest.mark.parametrize("name", ["sam_adapter", "conv_lora", "cwsam-class_wise", "decoder", "decoder-hq"])
 def test_load_in_a_fresh_process(name, tmp_path):
     random_sam().save_pretrained(tmp_path / "base")
     model = perturb(get_peft_model(SamModel.from_pretrained(tmp_path / "base"), CONFIGS[name]()))
@@ -155,8 +158,8 @@ def test_copy_and_pickle_after_a_forward_with_gradient(method):
 
 
 def test_several_adapters(method, tmp_path):
-    if "class_wise" in method:
-        pytest.skip("two class-wise decoders cannot be active together, tests/tuners/test_cwsam_parity.py")
+    if "class_wise" in method or "hq" in method:
+        pytest.skip("two such decoders cannot be active together: test_cwsam_parity.py, test_hq_decoder.py")
     first, second = adapted(method, seed=1), adapted(method, seed=2)
     second.save_pretrained(tmp_path)
     alone = masks(first), masks(second)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm
 
@@ -41,11 +42,11 @@ class HqHead(nn.Module):
         )
 
     def start_near(self, decoder: nn.Module) -> None:
-        """Start from SAM's mask 0: its token and its hyper-network, and maps that are SAM's upscaled ones, normalised.
+        """Start from SAM's mask 0: its token, its hyper-network, and its upscaled maps, normalised in each pixel.
 
-        With GELU(x) - GELU(-x) = x, the two convolutions of `embedding_maskfeature` pass their input on, divided by
-        its root mean square in each pixel, which leaves the sign of a logit as it is. So up to what one more token
-        changes in the transformer, the masks are SAM's.
+        With GELU(x) - GELU(-x) = x, the two convolutions of `embedding_maskfeature` pass on what its LayerNorm makes
+        of [x, -x]: x over its root mean square, which leaves the sign of a logit as it is. So up to what one more
+        token changes in the transformer the masks are SAM's, and their logits about as large.
         """
         with torch.no_grad():
             self.hq_token.weight.copy_(decoder.mask_tokens.weight[:1])
@@ -55,11 +56,12 @@ class HqHead(nn.Module):
                 nn.init.zeros_(branch[-1].weight)
                 nn.init.zeros_(branch[-1].bias)
             first, last = self.embedding_maskfeature[0], self.embedding_maskfeature[-1]
-            signs = torch.eye(first.in_channels, device=first.weight.device)
-            for conv, weight in ((first, torch.cat([signs, -signs])), (last, torch.cat([signs, -signs], dim=1))):
+            for conv in (first, last):
                 nn.init.zeros_(conv.weight)
                 nn.init.zeros_(conv.bias)
-                conv.weight[:, :, 1, 1] = weight
+            unit = torch.eye(first.in_channels, device=first.weight.device)
+            first.weight[:, :, 1, 1] = torch.cat([unit, -unit])
+            last.weight[:, :, 1, 1] = torch.cat([unit, -unit], dim=1) * _typical_size(decoder)
 
     def forward(
         self, tokens: torch.Tensor, upscaled: torch.Tensor, image_embeddings: torch.Tensor, early: torch.Tensor
@@ -86,6 +88,15 @@ def _upscaling(channels: int, middle: int, narrow: int) -> nn.Sequential:
         nn.GELU(),
         nn.ConvTranspose2d(middle, narrow, kernel_size=2, stride=2),
     )
+
+
+def _typical_size(decoder: nn.Module) -> torch.Tensor:
+    """Root mean square of SAM's upscaled maps if what their normalisation gives were noise; a scalar tensor."""
+    norm, conv = decoder.upscale_layer_norm, decoder.upscale_conv2
+    noise = torch.randn(4096, len(norm.weight), generator=torch.Generator().manual_seed(0), device="cpu")
+    hidden = F.gelu(noise.to(norm.weight.device) * norm.weight.float() + norm.bias.float())
+    maps = torch.einsum("nc,cdij->nijd", hidden, conv.weight.float()) + conv.bias.float()
+    return F.gelu(maps).square().mean().sqrt()
 
 
 class EarlyMap:

@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from .data.images import IGNORE
 from .errors import UserError
+from .point_losses import point_losses
 
 
-BINARY_LOSSES = ("bce", "bbce", "iou", "dice", "structure", "structure_unweighted")
+BINARY_LOSSES = ("bce", "bbce", "iou", "dice", "structure", "structure_unweighted", "points")
 CLASS_LOSSES = ("ce", "ce_official", "dice", "focal")
 DEFAULT_LOSS = {"binary": "structure", "classes": "ce+dice"}
 
@@ -59,6 +60,7 @@ def segmentation_loss(
     loss: str | None = None,
     weights: Tensor | None = None,
     class_weights: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Loss of segmentation logits, computed in fp32 at the resolution of the labels.
 
@@ -75,6 +77,7 @@ def segmentation_loss(
     - `dice`: soft Dice alone.
     - `structure`: border-weighted cross-entropy + border-weighted soft IoU (PraNet).
     - `structure_unweighted`: its cross-entropy without the weights, as published code computes it (Conv-LoRA's, too).
+    - `points`: cross-entropy + Dice at sampled points (HQ-SAM's and MoDA's loss), see `point_losses`.
 
     K channels (classes):
 
@@ -92,6 +95,7 @@ def segmentation_loss(
         loss: one of the names above, or a sum such as `"ce+dice"`; default `structure`, of K channels `ce+dice`.
         weights: `(N,)` weight of each image, default 1/N.
         class_weights: `(K,)` weight of each class, not negative, default 1; K channels only.
+        generator: draws the points of `points`; torch's own when None.
 
     Returns:
         fp32 scalar.
@@ -117,8 +121,10 @@ def segmentation_loss(
     if weights is None:
         weights = scores.new_full((len(scores),), 1 / max(len(scores), 1))
     if channels == 1:
-        target = (labels == 1).to(scores.dtype)
-        per_image = sum(_TERMS[term](scores[:, 0], target, valid.to(scores.dtype), weights) for term in terms)
+        target, known = (labels == 1).to(scores.dtype), valid.to(scores.dtype)
+        per_image = sum(_TERMS[term](scores[:, 0], target, known, weights) for term in terms if term != "points")
+        if "points" in terms:
+            per_image = per_image + sum(point_losses(logits[:, 0].float(), target, known, generator))
     else:
         target = labels.masked_fill(~valid, 0).long()
         class_weights = scores.new_ones(channels) if class_weights is None else class_weights.to(scores)

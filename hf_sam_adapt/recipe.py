@@ -74,8 +74,8 @@ class Recipe:
     max_grad_norm: float = _key(1.0, "Gradients are clipped to this norm; 0 = never.")
     loss: str | None = _key(
         None,
-        "bce, bbce, iou, dice, structure, with classes ce, dice, focal, or a sum such as bce+dice; unset = structure, "
-        "with classes ce+dice.",
+        "bce, bbce, iou, dice, structure, points, with classes ce, dice, focal, or a sum such as bce+dice; unset = "
+        "structure, with classes ce+dice.",
     )
     class_weights: str | list[float] | None = _key(
         None, "Weight of each class in the loss: numbers, or inverse_sqrt, inverse of its share; unset = equal."

@@ -17,7 +17,7 @@ from ..processing import SamAdaptProcessor
 from ..report import write_json
 from ..training.run import load_data, start_processes
 from .folder import ContinualFolder
-from .metrics import last, summary
+from .metrics import forgetting, last, summary
 from .protocols import PROTOCOLS
 from .protocols.naive import Naive
 from .recipe import NATURAL, ContinualRecipe, Domain
@@ -152,5 +152,32 @@ def collect(
             results[f"natural_{metric}"] = natural[-1]
             matrices[f"natural_curve_{metric}"] = natural
             matrices[f"natural_zero_shot_{metric}"] = zero_shot[NATURAL][kind][metric]
+    if recipe.protocol == "moda":
+        results |= _routing(names, scores, kind)
     about = {"protocol": recipe.protocol, "method": recipe.method, "prompt": kind}
     return {**results, **matrices, "domains": names, **about}
+
+
+def _routing(names: list[str], scores: list[dict[str, Scores]], kind: str) -> dict[str, Any]:
+    """Where the router sends the test images after the last task, and the scores with the true domains.
+
+    The accuracy is a mean over the test sets. `confusion` counts images: a row a test set, `natural` included, a
+    column a domain, then `base`. The oracle's matrix holds its diagonal and its last row.
+    """
+    columns, last_row = [*names, "base"], scores[-1]
+    routed = {name: last_row[name]["routing"] for name in last_row}
+    shares = [routed[name].get(name, 0) / sum(routed[name].values()) for name in names]
+    results: dict[str, Any] = {
+        "routing_accuracy": float(np.mean(shares)),
+        "routing_recall": dict(zip(names, shares)),
+        "confusion": {name: [counts.get(column, 0) for column in columns] for name, counts in routed.items()},
+        "confusion_columns": columns,
+    }
+    for metric in ("iou", "biou"):
+        matrix = np.full((len(names), len(names)), np.nan)
+        for task, one in enumerate(scores):
+            for number, name in enumerate(names):
+                if "oracle" in one.get(name, ()):
+                    matrix[task, number] = one[name]["oracle"][kind][metric]
+        results |= {f"oracle_last_{metric}": last(matrix), f"oracle_ff_{metric}": forgetting(matrix)}
+    return results

@@ -74,6 +74,12 @@ def remembered(path: Path, compute: Callable[[], Scores]) -> Scores:
     return scores
 
 
+def embedding_cache(recipe: Recipe, model: nn.Module, processor: SamAdaptProcessor) -> EmbeddingCache:
+    """The cache of a model's embeddings, by the recipe's precision, batch size and workers."""
+    how = {"precision": recipe.precision, "batch_size": recipe.batch_size, "num_workers": recipe.num_workers}
+    return EmbeddingCache(model, processor, **how)
+
+
 class TestImages:
     """The test splits of a run, with `cache_embeddings` encoded once for all tasks: the encoder is theirs all.
 
@@ -97,13 +103,6 @@ class TestImages:
         if not self.recipe.cache_embeddings:
             return self.images(name)
         if name not in self._embedded:
-            recipe = self.recipe
-            cache = EmbeddingCache(
-                model,
-                processor,
-                precision=recipe.precision,
-                batch_size=recipe.batch_size,
-                num_workers=recipe.num_workers,
-            )
+            cache = embedding_cache(self.recipe, model, processor)
             (self._embedded[name],) = cache.embed(self.images(name))
         return self._embedded[name]

@@ -1,0 +1,112 @@
+"""Elastic weight consolidation: what mattered to earlier tasks is held where it was (online EWC)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import send_to_device
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...errors import UserError
+from ...forward import collate, segment
+from ...training.batches import TrainingSamples
+from ...training.loop import batch_loss
+from ..scoring import embedding_cache
+from .naive import Naive
+
+
+if TYPE_CHECKING:
+    from ...data import SegmentationSplit
+    from ...embeddings.split import EmbeddedSplit
+    from ...training.loop import TrainingLoop
+
+
+@dataclass(frozen=True)
+class EwcArgs:
+    """Attributes:
+    weight: of the penalty, at least 0.
+    decay: of the Fisher information of earlier tasks when that of another is added, 0 to 1.
+    """
+
+    weight: float = 10.0
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0 or not 0 <= self.decay <= 1:
+            raise UserError(
+                f"protocol_args: weight {self.weight} must be at least 0, decay {self.decay} between 0 and 1."
+            )
+
+
+class Ewc(Naive):
+    """Naive, with the penalty weight * sum of F (theta - theta of the task before)^2.
+
+    F is the diagonal of the empirical Fisher information, summed over the tasks until then; `ewc/<task>.safetensors`
+    holds it.
+    """
+
+    args_cls = EwcArgs
+
+    def prepare(self, task: int, loop: TrainingLoop) -> None:
+        if task == 0:
+            return
+        # The loop holds what the task before has learned.
+        anchor = {name: value.detach().clone() for name, value in _trained(loop).items()}
+        fisher = self._accumulated(task - 1, loop)
+
+        def penalty(batch: dict[str, Any], logits: list[Tensor]) -> Tensor:
+            moved = ((fisher[name] * (value - anchor[name]) ** 2).sum() for name, value in _trained(loop).items())
+            return self.args.weight * torch.stack(list(moved)).sum()
+
+        loop.regularizer = penalty
+
+    def _accumulated(self, task: int, loop: TrainingLoop) -> dict[str, Tensor]:
+        """Fisher information of all tasks up to `task`, which the loop's model has just learned."""
+        path, device = self._path(task), loop.accelerator.device
+        if not path.exists():
+            split = self.run.data[task].train
+            if loop.recipe.cache_embeddings:
+                (split,) = embedding_cache(loop.recipe, loop.model, loop.processor).embed(split)
+            found = fisher_information(loop, split)
+            if task:
+                earlier = load_file(self._path(task - 1), device=str(device))
+                found = {name: self.args.decay * earlier[name] + value for name, value in found.items()}
+            loop.accelerator.wait_for_everyone()
+            if loop.accelerator.is_main_process:
+                path.parent.mkdir(exist_ok=True)
+                save_file(found, path)
+            loop.accelerator.wait_for_everyone()
+        return load_file(path, device=str(device))
+
+    def _path(self, task: int) -> Path:
+        return self.run.folder.path / "ewc" / f"{self.tasks[task]}.safetensors"
+
+
+def fisher_information(loop: TrainingLoop, split: SegmentationSplit | EmbeddedSplit) -> dict[str, Tensor]:
+    """Mean over the images of `split` of the squared gradient of an image's loss, by parameter; no augmentation."""
+    recipe, accelerator = loop.recipe, loop.accelerator
+    samples = TrainingSamples(split, loop.processor, recipe.prompts, [], recipe.seed)
+    parameters = _trained(loop)
+    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    loop.model.eval()
+    rows = tqdm(range(len(split)), desc="Fisher", unit="image", disable=not accelerator.is_main_process, leave=False)
+    for index in rows:
+        batch = send_to_device(collate([samples[0, index]]), accelerator.device)
+        with accelerator.autocast():
+            inputs = batch.get("pixel_values"), batch["prompts"]
+            logits = segment(loop.model, *inputs, image_embeddings=batch.get("image_embeddings"))
+        loss, _ = batch_loss([maps.float() for maps in logits], batch, recipe.loss)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(parameters, gradients):
+            if gradient is not None:
+                total[name] += gradient**2 / len(split)
+    return total
+
+
+def _trained(loop: TrainingLoop) -> dict[str, Tensor]:
+    return {name: value for name, value in loop.model.named_parameters() if value.requires_grad}

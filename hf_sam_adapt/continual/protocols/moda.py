@@ -1,0 +1,121 @@
+"""MoDA: one adapter a domain, trained as if there were no other, and a router that picks one per image (CoSAM)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from peft import PeftConfig
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ...data import SegmentationSplit
+from ...errors import UserError
+from ...evaluation.inference import inference
+from ...loading import load_base
+from ...processing import SamAdaptProcessor
+from ...recipe import Recipe
+from ...training.run import start_processes
+from ...tuners.moda import ModaConfig, ModaModel
+from ..scoring import Scores, score
+from .naive import Naive
+
+
+if TYPE_CHECKING:
+    from ..run import ContinualRun
+
+
+@dataclass(frozen=True)
+class ModaArgs:
+    """The router's fields of `ModaConfig`."""
+
+    router: Literal["probe", "joint"] = "probe"
+    head: Literal["ridge", "ncm", "mahalanobis", "linear"] = "ridge"
+    num_tokens: int = 10
+    reject: float = 0.01
+    buffer_size: int = 256
+
+
+class Moda(Naive):
+    """Isolated trainings, and a pool of their adapters in `pool/`, whose router sees the training images as they are.
+
+    Scores hold, beside those of the routed pool, under `oracle` those with the true domain, and under `routing` how
+    many images went to each domain: where that is needed, on a domain's own task and after the last one.
+    """
+
+    args_cls = ModaArgs
+
+    def __init__(self, run: ContinualRun, args: ModaArgs) -> None:
+        super().__init__(run, args)
+        if run.recipe.method == "full":
+            raise UserError("method: full leaves no adapter that a pool could hold; use another method with moda.")
+        if run.recipe.channels is not None:
+            raise UserError("channels: each domain would be normalised by its own statistics; moda takes photographs.")
+        self._pool: ModaModel | None = None
+
+    def recipe(self, task: int) -> Recipe:
+        return self.run.recipe.task(self.run.domains[task], self.folder(task))
+
+    def train(self, task: int) -> None:
+        super().train(task)
+        if task == len(self.tasks) - 1 and not (self._pool_folder / self.run.domains[task].name).exists():
+            self.pool_after(task)
+
+    def score(self, task: int, name: str) -> Scores:
+        pool, processor = self.pool_after(task), self._processor
+        split, recipe = self.run.tests.images(name), self.run.recipe
+        with pool.using("auto"):
+            scores = score(pool, processor, split, recipe)
+        last = task == len(self.tasks) - 1
+        if name in pool.domains and (last or name == pool.domains[-1]):
+            with pool.using(name):
+                scores["oracle"] = score(pool, processor, split, recipe)
+        if last:
+            with inference([pool], recipe.precision):
+                counts = Counter(name for pixels in self._batches(split) for name in pool.route(pixels).domains)
+            scores["routing"] = dict(sorted(counts.items()))
+        return scores
+
+    def pool_after(self, task: int) -> ModaModel:
+        """The pool with the domains of the tasks up to `task`; called for rising tasks only."""
+        if self._pool is None:
+            self._processor = SamAdaptProcessor.from_pretrained(self.folder(0))
+            config = PeftConfig.from_pretrained(str(self.folder(0)))
+            base, _ = load_base(config.base_model_name_or_path)
+            router = {**vars(self.args), "seed": self.run.recipe.seed}
+            self._pool = ModaModel(base, ModaConfig(inner=config, **router)).to(start_processes().device).eval()
+            self._pool.moda_config.base_model_name_or_path = config.base_model_name_or_path
+        pool = self._pool
+        while len(pool.domains) <= task:
+            number = len(pool.domains)
+            pool.add_domain(self.run.domains[number].name, self.folder(number))
+            with inference([pool], self.run.recipe.precision):
+                for pixels in self._batches(self.run.data[number].train):
+                    pool.observe(pixels)
+            pool.finish_domain()
+            self._save()
+        return pool
+
+    @property
+    def _pool_folder(self) -> Path:
+        return self.run.folder.path / "pool"
+
+    def _save(self) -> None:
+        state = start_processes()
+        if state.is_main_process:
+            self._pool.save_pretrained(self._pool_folder)
+            self._processor.save_pretrained(self._pool_folder)
+        state.wait_for_everyone()
+
+    def _batches(self, split: SegmentationSplit) -> Iterator[torch.Tensor]:
+        """Pixels (B, 3, S, S) of all images, without augmentation."""
+        recipe, state = self.run.recipe, start_processes()
+        loader = DataLoader(split, batch_size=recipe.batch_size, num_workers=recipe.num_workers, collate_fn=list)
+        with tqdm(total=len(split), desc="route", unit="image", disable=not state.is_main_process, leave=False) as bar:
+            for samples in loader:
+                yield self._processor([sample.image for sample in samples])["pixel_values"].to(state.device)
+                bar.update(len(samples))

@@ -1,0 +1,161 @@
+"""Continual runs in this process: what they write, repeat, refuse."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+import hf_sam_adapt.continual.protocols.naive as naive_module
+import hf_sam_adapt.continual.scoring as scoring
+from hf_sam_adapt.continual.metrics import summary
+from hf_sam_adapt.continual.recipe import ContinualRecipe
+from hf_sam_adapt.continual.run import continual
+from hf_sam_adapt.errors import UserError
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts trainings and evaluations."""
+    counts = {"train": [], "evaluate": 0}
+    train, evaluate = naive_module.train, scoring.evaluate
+
+    def counted_train(recipe, **how):
+        counts["train"].append(recipe.output_dir.rsplit("/", 1)[-1])
+        return train(recipe, **how)
+
+    def counted_evaluate(*args, **how):
+        counts["evaluate"] += 1
+        return evaluate(*args, **how)
+
+    monkeypatch.setattr(naive_module, "train", counted_train)
+    monkeypatch.setattr(scoring, "evaluate", counted_evaluate)
+    return counts
+
+
+def results_of(folder):
+    return json.loads((folder / "continual.json").read_text())
+
+
+def test_a_run_holds_what_it_should(continual_recipe, domain_folders, capsys):
+    folder = continual(continual_recipe(natural=domain_folders["third"]))
+    assert {path.name for path in folder.iterdir()} == {
+        "tasks",
+        "evaluations",
+        "continual.json",
+        "matrix.png",
+        "curves.png",
+        "recipe.yaml",
+    }
+    assert {path.name for path in (folder / "tasks").iterdir()} == {"1-first", "2-second"}
+    results = results_of(folder)
+    assert results["domains"] == ["first", "second"] and results["protocol"] == "naive"
+    for metric in ("iou", "biou"):
+        matrix = np.array(results[f"matrix_{metric}"], float)
+        assert matrix.shape == (2, 2) and ((matrix >= 0) & (matrix <= 1)).all()
+        assert {name: results[name] for name in summary(matrix, metric)} == summary(matrix, metric)
+        assert len(results[f"zero_shot_{metric}"]) == 2 == len(results[f"natural_curve_{metric}"])
+    # The last task's own test is what its training measured.
+    own = json.loads((folder / "tasks/2-second/metrics.json").read_text())["test"]["none"]
+    assert own["adapted"]["iou"] == pytest.approx(results["matrix_iou"][1][1], abs=1e-9)
+    assert own["zero_shot"]["iou"] == pytest.approx(results["zero_shot_iou"][1], abs=1e-9)
+    shown = capsys.readouterr().out
+    assert "Over all test sets" in shown and f"{results['last_iou']:.3f}" in shown
+
+
+def test_nothing_is_repeated_and_a_domain_can_be_added(continual_recipe, counted, weights):
+    folder = continual(continual_recipe())
+    assert counted["train"] == ["1-first", "2-second"] and counted["evaluate"] == 4 + 2
+    before, written = weights(folder, 1), (folder / "continual.json").read_bytes()
+    continual(continual_recipe())
+    assert len(counted["train"]) == 2 and counted["evaluate"] == 6
+    assert (folder / "continual.json").read_bytes() == written
+    continual(continual_recipe(domains=("first", "second", "third")))
+    assert counted["train"][2:] == ["3-third"] and counted["evaluate"] == 6 + 1 + 3 + 1
+    matrix = results_of(folder)["matrix_iou"]
+    assert matrix[0][2] is None and all(cell is not None for row in matrix[1:] for cell in row)
+    assert all((before[name] == value).all() for name, value in weights(folder, 1).items())
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert [domain["name"] for domain in recipe["domains"]] == ["first", "second", "third"]
+
+
+def test_an_unfinished_task_goes_on(continual_recipe, monkeypatch, weights):
+    straight = continual(continual_recipe("straight", max_steps=4, checkpoint_every=1, eval_every=2))
+    from hf_sam_adapt.training.loop import TrainingLoop
+
+    step, count = TrainingLoop._optimizer_step, [0]
+
+    def interrupted(self, *args):
+        count[0] += 1
+        if count[0] == 7:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(TrainingLoop, "_optimizer_step", interrupted)
+    recipe = continual_recipe(max_steps=4, checkpoint_every=1, eval_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        continual(recipe)
+    folder = continual(recipe)
+    assert count[0] == 9  # 4 + 2 and the interrupted one, then two more
+    one, other = weights(straight, 1), weights(folder, 1)
+    assert all((one[name] == value).all() for name, value in other.items())
+    assert results_of(folder) == results_of(straight)
+
+
+def test_what_is_finished_cannot_be_changed(continual_recipe, domain_folders):
+    continual(continual_recipe(domains=("first",), max_steps=1))
+    with pytest.raises(UserError, match=r"domains: number 1 is .*second.* has .*first.*add domains at the end"):
+        continual(continual_recipe(domains=("second", "first"), max_steps=1))
+    with pytest.raises(UserError, match=r"max_steps: 2, the run in .* has 1"):
+        continual(continual_recipe(domains=("first",), max_steps=2))
+    with pytest.raises(UserError, match="protocol: 'er'"):
+        continual(continual_recipe(domains=("first",), max_steps=1, protocol="er"))
+    continual(continual_recipe(domains=("first",), max_steps=1, natural=domain_folders["third"]))
+
+
+def test_a_single_run_is_not_continued(continual_recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/recipe.yaml").write_text("dataset: x\n")
+    with pytest.raises(UserError, match="holds a run on one data set"):
+        continual(continual_recipe())
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"domains": []}, "domains: missing"),
+        ({"domains": ["synthetic:polyp", "synthetic:polyp"]}, "polyp is there twice"),
+        ({"domains": ["synthetic:polyp"], "dataset": "x"}, "dataset: x: name data sets under domains"),
+        ({"domains": ["synthetic:polyp"], "num_labels": 3}, "num_labels: 3: a continual run segments one class"),
+        ({"domains": [{"name": "auto", "dataset": "x"}]}, "'auto' is reserved"),
+        ({"domains": [{"name": "x", "mask_suffix": "_m"}]}, "names no dataset"),
+        ({"domains": [{"name": "x", "dataset": "y", "mask_sufix": "_m"}]}, "mask_sufix.*did you mean 'mask_suffix'"),
+        ({"domains": ["synthetic:polyp"], "resume_from_checkpoint": "x"}, "always goes on"),
+    ],
+)
+def test_bad_recipes(keys, message):
+    with pytest.raises(UserError, match=message):
+        ContinualRecipe(**keys)
+
+
+def test_short_forms_of_a_domain():
+    recipe = ContinualRecipe(domains=["synthetic:polyp", {"tiles": "data/magnetic"}, "data/road"], natural="a/coco")
+    assert recipe.domains == [
+        {"name": "polyp", "dataset": "synthetic:polyp"},
+        {"name": "tiles", "dataset": "data/magnetic"},
+        {"name": "road", "dataset": "data/road"},
+    ]
+    assert recipe.read_natural().name == "natural" and recipe.read_natural().dataset == "a/coco"
+
+
+def test_bad_data_and_arguments_are_refused_before_anything_is_written(continual_recipe, tmp_path):
+    where = {"output_dir": str(tmp_path / "run")}
+    with pytest.raises(UserError, match=r"domain gone: .*missing folder"):
+        continual(ContinualRecipe(domains=[{"gone": str(tmp_path / "none")}], **where))
+    with pytest.raises(UserError, match="domain classes: synthetic:landcover has 5 classes"):
+        continual(ContinualRecipe(domains=[{"classes": "synthetic:landcover"}], **where))
+    with pytest.raises(UserError, match="protocol_args of er: unknown key 'replays'; did you mean 'replay'"):
+        continual(continual_recipe(protocol="er", protocol_args={"replays": 0.3}))
+    with pytest.raises(UserError, match=r"replay 1\.5 must be"):
+        continual(continual_recipe(protocol="er", protocol_args={"replay": 1.5}))
+    assert not (tmp_path / "run").exists()

@@ -54,7 +54,8 @@ def variants_of(
     """The models to compare: zero-shot first, then adapted.
 
     Args:
-        model: a `PeftModel` or `ModaModel`; a `SamModel` trained as a whole; or, with `adapted=False`, a `SamModel` as it came.
+        model: a `PeftModel` or `ModaModel`; a `SamModel` trained as a whole; or, with `adapted=False`, a `SamModel`
+            as it came.
         adapted: whether `model` is adapted at all.
         zero_shot: whether zero-shot SAM is wanted.
         zero_shot_model: the base model, where it is not inside `model` (method `full`).

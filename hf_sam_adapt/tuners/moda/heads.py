@@ -34,10 +34,12 @@ class Head(StateOfAnyShape):
     """Base of the heads.
 
     `fit(features, labels, domains)` takes features fp32 (N, D) and labels int64 (N,) in 0..domains-1, each of which
-    occurs; `forward(features)` returns logits fp32 (B, domains); `len(head)` is the number of domains, 0 before `fit`.
+    occurs, on the CPU; `forward(features)` returns logits fp32 (B, domains).
     """
 
-    def __len__(self) -> int:
+    @property
+    def domains(self) -> int:
+        """Number of domains at the last `fit`, 0 before."""
         return len(self.means if hasattr(self, "means") else self.weight)
 
     def fit(self, features: torch.Tensor, labels: torch.Tensor, domains: int) -> None:
@@ -60,14 +62,12 @@ class LinearHead(Head):
     def fit(self, features: torch.Tensor, labels: torch.Tensor, domains: int) -> None:
         generator = torch.Generator().manual_seed(self.seed)
         bound = features.shape[1] ** -0.5  # the initialisation of nn.Linear
-        start = torch.rand(domains, features.shape[1] + 1, generator=generator).to(features.device)
-        start = (2 * start - 1) * bound
+        start = (2 * torch.rand(domains, features.shape[1] + 1, generator=generator) - 1) * bound
         weight, bias = (nn.Parameter(part) for part in (start[:, 1:].contiguous(), start[:, 0].contiguous()))
         optimizer = torch.optim.Adam([weight, bias], lr=self.learning_rate)
         with torch.enable_grad():
             for _ in range(self.epochs):
-                order = torch.randperm(len(features), generator=generator).to(features.device)
-                for batch in order.split(self.batch_size):
+                for batch in torch.randperm(len(features), generator=generator).split(self.batch_size):
                     loss = F.cross_entropy(F.linear(features[batch], weight, bias), labels[batch])
                     optimizer.zero_grad()
                     loss.backward()
@@ -87,12 +87,8 @@ class StandardisedHead(Head):
         self.register_buffer("scale", torch.zeros(0))  # (D,)
 
     def fit(self, features: torch.Tensor, labels: torch.Tensor, domains: int) -> None:
-        features = features.double()
-        share = domain_shares(labels, domains)
-        mean = share @ features
-        scale = (share @ (features - mean).square()).sqrt().clamp_min(1e-6)
-        self.mean, self.scale = mean.float(), scale.float()
-        self.fit_standardised((features - mean) / scale, labels, domains)
+        self.mean, self.scale = mean_and_scale(features, labels, domains)
+        self.fit_standardised((features.double() - self.mean) / self.scale, labels, domains)
 
     def fit_standardised(self, features: torch.Tensor, labels: torch.Tensor, domains: int) -> None:
         raise NotImplementedError
@@ -118,7 +114,7 @@ class NcmHead(StandardisedHead):
 class RidgeHead(StandardisedHead):
     """Least squares onto one-hot domains with an L2 penalty, every domain counting alike."""
 
-    def __init__(self, penalty: float = 1e-3) -> None:
+    def __init__(self, penalty: float = 1e-2) -> None:
         super().__init__()
         self.penalty = penalty
         self.register_buffer("weight", torch.zeros(0, 0))  # (T, D)
@@ -127,7 +123,7 @@ class RidgeHead(StandardisedHead):
     def fit_standardised(self, features: torch.Tensor, labels: torch.Tensor, domains: int) -> None:
         share = domain_shares(labels, domains)
         targets = F.one_hot(labels, domains).double()  # (N, T)
-        # Under these shares the features have mean 0 and the targets 1/T: the bias does not enter the system.
+        # Under these shares the features have mean 0 and the targets 1/T, so the bias stays out of the system.
         gram = features.T @ (features * share[:, None])  # (D, D)
         gram.diagonal().add_(self.penalty)
         self.weight = torch.linalg.solve(gram, features.T @ (targets * share[:, None])).T.float().contiguous()
@@ -140,7 +136,7 @@ class RidgeHead(StandardisedHead):
 class MahalanobisHead(StandardisedHead):
     """Minus half the Mahalanobis distance to the domains' means under one shared, shrunk covariance."""
 
-    def __init__(self, shrinkage: float = 0.01) -> None:
+    def __init__(self, shrinkage: float = 0.03) -> None:
         super().__init__()
         self.shrinkage = shrinkage
         self.register_buffer("means", torch.zeros(0, 0))  # (T, D), whitened
@@ -155,7 +151,7 @@ class MahalanobisHead(StandardisedHead):
         covariance.diagonal().add_(self.shrinkage * average)
         # Rows of `features @ whitening` have the identity as covariance.
         lower = torch.linalg.cholesky(covariance)
-        identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+        identity = torch.eye(len(lower), dtype=lower.dtype)
         whitening = torch.linalg.solve_triangular(lower, identity, upper=False).T
         self.whitening, self.means = whitening.float().contiguous(), (means @ whitening).float()
 
@@ -171,6 +167,13 @@ def domain_shares(labels: torch.Tensor, domains: int) -> torch.Tensor:
     """Weights fp64 (N,) that sum to 1 and give every domain the same sum."""
     counts = torch.bincount(labels, minlength=domains).double()
     return 1 / (counts[labels] * domains)
+
+
+def mean_and_scale(features: torch.Tensor, labels: torch.Tensor, domains: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation fp32 (D,) of features (N, D), every domain counting alike."""
+    features, share = features.double(), domain_shares(labels, domains)
+    mean = share @ features
+    return mean.float(), (share @ (features - mean).square()).sqrt().clamp_min(1e-6).float()
 
 
 def domain_means(features: torch.Tensor, labels: torch.Tensor, domains: int) -> torch.Tensor:

@@ -1,14 +1,16 @@
-"""The router of MoDA: which domain an image belongs to, from global feature tokens of the frozen encoder."""
+"""The router of MoDA: which domain an image belongs to, from what the frozen encoder makes of it (CoSAM §3)."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ...errors import UserError
-from .heads import HEADS, Head, LinearHead, MahalanobisHead, StateOfAnyShape
+from .heads import HEADS, Head, LinearHead, StateOfAnyShape, mean_and_scale
 from .tokens import TokenProbe, global_tokens, joint_tokens
 
 
@@ -28,11 +30,13 @@ class DomainRouter(StateOfAnyShape):
         mode: `"probe"`: tokens read the patches in the pass that also yields the masks' embeddings. `"joint"`: the
             published attention in both directions, a pass of its own.
         head: `"ridge"`, `"mahalanobis"`, `"ncm"` or the published `"linear"`.
+        statistics: append mean and standard deviation of the image embedding's channels to token 0, which alone is
+            the published feature.
         num_tokens: tokens (L), the first of which is read out.
         learn_tokens: the tokens are a parameter (see `fit_tokens`) instead of a buffer.
         reject: share of known images that may be refused, estimated on held-out features; 0 = refuse none.
         buffer_size: features kept per domain, a seeded uniform sample of what was observed.
-        seed: of tokens, sample, folds and the linear head.
+        seed: of tokens, sample and the linear head.
     """
 
     def __init__(
@@ -42,10 +46,11 @@ class DomainRouter(StateOfAnyShape):
         image_size: int,
         mode: str = "probe",
         head: str = "ridge",
+        statistics: bool = True,
         num_tokens: int = 10,
         learn_tokens: bool = False,
-        reject: float = 0.0,
-        buffer_size: int = 200,
+        reject: float = 0.01,
+        buffer_size: int = 256,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -55,56 +60,57 @@ class DomainRouter(StateOfAnyShape):
             raise UserError(f"router head {head!r} is unknown; use one of {', '.join(HEADS)}")
         if not 0 <= reject < 1:
             raise UserError(f"reject={reject} is not a share; use 0 (refuse no image) or a value below 1")
-        self.image_size, self.mode, self.learn_tokens = image_size, mode, learn_tokens
-        self.reject, self.buffer_size, self.seed, self.head_name = reject, buffer_size, seed, head
+        self.image_size, self.mode, self.statistics, self.reject = image_size, mode, statistics, reject
+        self.buffer_size, self.seed, self.head_name = buffer_size, seed, head
         self.domains: list[str] = []
         tokens = global_tokens(width, num_tokens, seed)
         if learn_tokens:
             self.tokens = nn.Parameter(tokens)
         else:
             self.register_buffer("tokens", tokens)
-        self.register_buffer("cached", torch.zeros(0, width))  # (N, D), domain after domain
+        self.register_buffer("cached", torch.zeros(0, 0))  # (N, D), domain after domain
         self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))  # (T,)
+        self.register_buffer("mean", torch.zeros(0))  # (D,), of the cached features
+        self.register_buffer("scale", torch.zeros(0))  # (D,)
+        self.register_buffer("farthest", torch.tensor(torch.inf))  # distance beyond which an image is unknown
         self.register_buffer("temperature", torch.ones(()))
-        self.register_buffer("farthest", torch.tensor(torch.inf))  # distance above which an image is unknown
         self.head = self._new_head()
-        self.distance = MahalanobisHead()
 
     def _new_head(self) -> Head:
         return LinearHead(self.seed) if self.head_name == "linear" else HEADS[self.head_name]()
 
     def features(self, encoder: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the router looks at: token 0 after the last block.
+        """What the router knows of an image: token 0 after the last block, and the embedding's statistics.
 
         Args:
             encoder: SAM's vision encoder with its adapters disabled.
             pixel_values: (B, 3, S, S).
 
         Returns:
-            fp32 (B, D); with gradient to the tokens only where they are learned.
+            fp32 (B, C), with `statistics` (B, C + 512); with gradient to the tokens only where they are learned.
 
         Raises:
             UserError: at another image size than the router's.
         """
-        self.check_size(pixel_values)
-        with torch.set_grad_enabled(self.learn_tokens and torch.is_grad_enabled()):
-            if self.mode == "joint":
-                return joint_tokens(encoder, pixel_values, self.tokens)[0][:, 0].float()
-            with TokenProbe(encoder, self.tokens) as probe:
-                encoder(pixel_values)
-            return self.read(probe)
-
-    def read(self, probe: TokenProbe) -> torch.Tensor:
-        """Features fp32 (B, D) out of an encoder run under `TokenProbe(encoder, router.tokens)`."""
-        return probe.tokens[:, 0].float()
-
-    def check_size(self, pixel_values: torch.Tensor) -> None:
-        """Raise a UserError unless the images (B, 3, S, S) have the size that the router was made for."""
         if pixel_values.shape[-1] != self.image_size:
             raise UserError(
                 f"the router was fitted at {self.image_size} pixels and got images of {pixel_values.shape[-1]}; "
                 "use the image size that the pool was made with"
             )
+        with torch.set_grad_enabled(self.tokens.requires_grad and torch.is_grad_enabled()):
+            if self.mode == "joint":
+                return self._features(*joint_tokens(encoder, pixel_values, self.tokens))
+            with TokenProbe(encoder, self.tokens) as probe:
+                encoder(pixel_values)
+            return self.read(probe)
+
+    def read(self, probe: TokenProbe) -> torch.Tensor:
+        """Features fp32 (B, D) out of a whole encoder run under `TokenProbe(encoder, router.tokens)`."""
+        return self._features(probe.tokens, probe.embedding)
+
+    def _features(self, tokens: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        token, channels = tokens[:, 0].float(), embedding.float().flatten(2)  # (B, C), (B, 256, grid * grid)
+        return torch.cat([token, channels.mean(2), channels.std(2)], 1) if self.statistics else token
 
     def observe(self, domain: str, features: torch.Tensor) -> None:
         """Keep features (B, D) of images of `domain`, which is added if it is new.
@@ -114,19 +120,12 @@ class DomainRouter(StateOfAnyShape):
         features = features.detach().float().to(self.cached.device)
         if domain not in self.domains:
             self.domains.append(domain)
-        parts, index = self._parts(), self.domains.index(domain)
+        parts = list(self.cached.split(self.counts.tolist())) if len(self.counts) else []
+        parts += [features[:0]] * (len(self.domains) - len(parts))  # domains named before their images came
+        index = self.domains.index(domain)
         parts[index] = self._sample(torch.cat([parts[index], features]))
         self.cached = torch.cat(parts)
         self.counts = torch.tensor([len(part) for part in parts], device=self.cached.device)
-
-    def count(self, domain: str) -> int:
-        """Number of features kept of a domain."""
-        return len(self._parts()[self.domains.index(domain)])
-
-    def _parts(self) -> list[torch.Tensor]:
-        """The cached features (n, D) of each domain; none yet of domains named after the last `observe`."""
-        later = len(self.domains) - len(self.counts)
-        return [*self.cached.split(self.counts.tolist()), *[self.cached[:0]] * later]
 
     def _sample(self, features: torch.Tensor) -> torch.Tensor:
         key = self.seed.to_bytes(8, "big", signed=True)
@@ -135,48 +134,105 @@ class DomainRouter(StateOfAnyShape):
         kept = [order[digest] for digest in sorted(order)[: self.buffer_size]]
         return features[torch.tensor(kept, dtype=torch.int64, device=features.device)]
 
+    def fit_tokens(
+        self,
+        encoder: nn.Module,
+        domain: str,
+        batches: Iterable[torch.Tensor],
+        epochs: int = 1,
+        learning_rate: float = 1e-3,
+    ) -> None:
+        """Train learned tokens, with a linear head of its own, to tell a new domain from the earlier ones.
+
+        Each step takes a batch of the new domain's images, and as many cached features of the earlier domains. Those
+        stay what earlier tokens made of their images: what the tokens move now, they are off by. Call it before
+        `observe`; without an earlier domain it does nothing.
+
+        Args:
+            encoder: SAM's vision encoder with its adapters disabled.
+            domain: the new one.
+            batches: of pixel values (B, 3, S, S); iterated `epochs` times.
+            epochs: passes over the batches.
+            learning_rate: of Adam.
+
+        Raises:
+            UserError: the tokens are not learned.
+        """
+        if not isinstance(self.tokens, nn.Parameter):
+            raise UserError("the router's tokens are frozen; set learn_tokens=True to train them")
+        parts = dict(zip(self.domains, self.cached.split(self.counts.tolist()))) if len(self.counts) else {}
+        earlier = torch.cat([part for name, part in parts.items() if name != domain] or [self.cached])
+        if not len(earlier):
+            return
+        wanted, self.tokens.requires_grad = self.tokens.requires_grad, True
+        generator = torch.Generator().manual_seed(self.seed)
+        classifier = nn.Linear(earlier.shape[1], 1).to(earlier.device)
+        nn.init.zeros_(classifier.weight)
+        mean, scale = earlier.mean(0), earlier.std(0, correction=0).clamp_min(1e-6)
+        optimizer = torch.optim.Adam([self.tokens, *classifier.parameters()], lr=learning_rate)
+        with torch.enable_grad():
+            for pixel_values in (batch for _ in range(epochs) for batch in batches):
+                new = self.features(encoder, pixel_values)
+                rows = torch.randint(len(earlier), (len(new),), generator=generator)
+                logits = classifier((torch.cat([new, earlier[rows.to(new.device)]]) - mean) / scale)[:, 0]
+                is_new = torch.arange(len(logits), device=new.device) < len(new)
+                loss = F.binary_cross_entropy_with_logits(logits, is_new.float())
+                optimizer.zero_grad()
+                loss.backward(inputs=[self.tokens, *classifier.parameters()])
+                optimizer.step()
+        self.tokens.grad = None
+        self.tokens.requires_grad = wanted
+
     @torch.no_grad()
     def fit(self) -> None:
         """Refit head, temperature and threshold from the cached features; nothing to do below two domains.
+
+        Temperature and threshold come from features that the head and the neighbours they are compared with have not
+        seen (five folds).
 
         Raises:
             UserError: a domain without features, or with a single one, which cannot be held out, if images may be
                 refused.
         """
-        domains = len(self.domains)
+        counts, domains = self.counts.tolist(), len(self.domains)
         if domains < 2:
             return
-        for name in self.domains:
-            if not self.count(name):
-                raise UserError(f"domain {name!r} has no images for the router; observe its training images first")
-        labels = torch.arange(domains, device=self.counts.device).repeat_interleave(self.counts)
-        self.head.fit(self.cached, labels, domains)
-        self.distance.fit(self.cached, labels, domains)
-        folds = min(FOLDS, int(self.counts.min()))
-        if folds < 2:
+        for name, count in zip(self.domains, counts + [0] * (domains - len(counts))):
+            if not count:
+                raise UserError(f"router: domain {name!r} has no images; observe its training images first")
+            if count < 2 and self.reject:
+                raise UserError(f"router: domain {name!r} has one image, too few for a reject threshold; set reject=0")
+        device, cached = self.cached.device, self.cached.cpu()
+        labels = torch.arange(domains).repeat_interleave(self.counts.cpu())
+        self.head = self._fitted_head(cached, labels)
+        self.mean, self.scale = mean_and_scale(cached, labels, domains)
+        folds = min(FOLDS, *counts)
+        if folds > 1:
+            # A domain's rows are in the order of their hashes, so counting through is a random split.
+            fold = torch.cat([torch.arange(count) % folds for count in counts])
+            logits, distances = torch.empty(len(labels), domains), torch.empty(len(labels))
+            for index in range(folds):
+                out = fold == index
+                known, known_labels = cached[~out], labels[~out]
+                logits[out] = self._fitted_head(known, known_labels)(cached[out])
+                distances[out] = self._distances(cached[out], logits[out].argmax(1), known, known_labels)
+            self.temperature = best_temperature(logits, labels)
             if self.reject:
-                name = self.domains[int(self.counts.argmin())]
-                raise UserError(f"domain {name!r} has one image: a reject threshold needs two or more; set reject=0")
-            return
-        logits, distances = self._held_out(labels, folds)
-        self.temperature = best_temperature(logits, labels)
-        if self.reject:
-            self.farthest = torch.quantile(distances, 1 - self.reject, interpolation="higher")
+                self.farthest = torch.quantile(distances, 1 - self.reject, interpolation="higher")
+        self.to(device)
 
-    def _held_out(self, labels: torch.Tensor, folds: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (N, T) and distances (N,) to the chosen domain, each from a fit without the feature's own fold."""
-        # Rows of a domain are in the order of their hashes, so counting through is a random split.
-        fold = torch.cat([torch.arange(count) % folds for count in self.counts.tolist()]).to(labels.device)
-        logits = self.cached.new_zeros(len(labels), len(self.domains))
-        distances = self.cached.new_zeros(len(labels))
-        for index in range(folds):
-            out = fold == index
-            head, distance = self._new_head().to(labels.device), MahalanobisHead().to(labels.device)
-            head.fit(self.cached[~out], labels[~out], len(self.domains))
-            distance.fit(self.cached[~out], labels[~out], len(self.domains))
-            logits[out] = head(self.cached[out])
-            distances[out] = _distance(distance, self.cached[out], logits[out].argmax(1))
-        return logits, distances
+    def _fitted_head(self, features: torch.Tensor, labels: torch.Tensor) -> Head:
+        head = self._new_head()
+        head.fit(features, labels, len(self.domains))
+        return head
+
+    def _distances(
+        self, features: torch.Tensor, choice: torch.Tensor, known: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Root mean square distance (B,) to the nearest known feature of the chosen domain, standardised."""
+        features, known = ((x - self.mean) / self.scale for x in (features, known))
+        distances = torch.cdist(features, known) / features.shape[1] ** 0.5  # (B, N)
+        return distances.masked_fill(labels != choice[:, None], torch.inf).amin(1)
 
     @torch.no_grad()
     def scores(self, features: torch.Tensor) -> torch.Tensor:
@@ -185,33 +241,33 @@ class DomainRouter(StateOfAnyShape):
         0 for domains that came after the last `fit`; before the first one all is the first domain's.
         """
         scores = features.new_zeros(len(features), len(self.domains), dtype=torch.float32)
-        if len(self.head) < 2:
+        if self.head.domains < 2:
             scores[:, :1] = 1
         else:
-            scores[:, : len(self.head)] = (self.head(features.float()) / self.temperature).softmax(1)
+            scores[:, : self.head.domains] = (self.head(features.float()) / self.temperature).softmax(1)
         return scores
 
     @torch.no_grad()
     def route(self, features: torch.Tensor) -> torch.Tensor:
         """Index of the domain of each feature (B, D), int64 (B,); -1 = unknown, use the plain SAM.
 
-        Without domains everything is unknown. With one, and until `fit` has seen two, everything is the first's.
+        Unknown is what is farther from all kept features of its domain than almost all held-out ones were. Without
+        domains everything is unknown. With one, and until `fit` has seen two, everything is the first's.
         """
-        if len(self.head) < 2:
+        if self.head.domains < 2:
             return torch.full((len(features),), 0 if self.domains else REJECTED, device=features.device)
         features = features.float()
         choice = self.head(features).argmax(1)
         if self.reject:
-            choice[_distance(self.distance, features, choice) > self.farthest] = REJECTED
+            # Of the domains at the last `fit`: the features of a newer one stand at the end.
+            labels = torch.arange(len(self.counts), device=choice.device).repeat_interleave(self.counts)
+            far = self._distances(features, choice, self.cached, labels) > self.farthest
+            choice = choice.masked_fill(far, REJECTED)
         return choice
-
-
-def _distance(head: MahalanobisHead, features: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
-    return -head(features).gather(1, choice[:, None])[:, 0]
 
 
 def best_temperature(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The temperature that minimises the cross-entropy of `logits / temperature`, to 5 %; scalar fp32."""
-    candidates = torch.logspace(-3, 3, 284, device=logits.device)
-    losses = [nn.functional.cross_entropy(logits / candidate, labels) for candidate in candidates]
+    candidates = torch.logspace(-3, 3, 284)
+    losses = [F.cross_entropy(logits / candidate, labels) for candidate in candidates]
     return candidates[torch.stack(losses).argmin()]

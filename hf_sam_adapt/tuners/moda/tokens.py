@@ -36,20 +36,24 @@ class TokenProbe:
         until: number of blocks that the tokens go through, for encoders whose later blocks are adapted; None = all.
 
     Attributes:
-        tokens: (B, L, C) after the latest run in the encoder's dtype; None before.
+        tokens: (B, L, C) after the latest run, in the encoder's dtype; None before.
+        embedding: the image embedding (B, 256, grid, grid) of that run; None before, and if it stopped at a block.
     """
 
     def __init__(self, encoder: nn.Module, tokens: torch.Tensor, until: int | None = None) -> None:
         self._blocks = [_base(layer) for layer in encoder.layers][:until]
+        self._neck = encoder.neck
         self._start = tokens
         self._handles: list = []
         self._qkv: torch.Tensor | None = None
         self.tokens: torch.Tensor | None = None
+        self.embedding: torch.Tensor | None = None
 
     def __enter__(self) -> TokenProbe:
         for index, block in enumerate(self._blocks):
             self._handles.append(block.attn.qkv.register_forward_hook(self._keep))
             self._handles.append(block.register_forward_hook(self._first if index == 0 else self._read))
+        self._handles.append(self._neck.register_forward_hook(self._keep_embedding))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -60,8 +64,12 @@ class TokenProbe:
     def _keep(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         self._qkv = output
 
+    def _keep_embedding(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        self.embedding = output
+
     def _first(self, block: nn.Module, args: tuple, output: torch.Tensor) -> None:
         self.tokens = self._start.to(args[0].device, args[0].dtype).expand(len(args[0]), -1, -1)
+        self.embedding = None
         self._read(block, args, output)
 
     def _read(self, block: nn.Module, args: tuple, output: torch.Tensor) -> None:

@@ -31,7 +31,7 @@ from hf_sam_adapt.tuners.conv_lora.routing import eval_balance_loss
 
 
 SCALES = tuple(float(scale) for scale in range(1, 9))
-SIZES = [(14, 14), (10, 14), (2, 2), (3, 4), (4, 3), (64, 64)]
+SIZES = [(14, 14), (10, 14), (2, 2), (3, 4), (4, 3), (64, 64), (50, 9)]  # the last two in tiles
 
 
 def draw(size, dtype=torch.float64, samples=2, rank=3, seed=0):
@@ -91,9 +91,10 @@ def test_mixed_samples_take_their_own_expert():
         torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("size", [(9, 11), (41, 5)])
 @pytest.mark.parametrize("scales", [(1.0, 3.0, 5.0), (1.0, 1 / 2, 1 / 3), (2.0, 1 / 4, 1.0)])
-def test_own_scales(scales):
-    z, weight, bias = draw((9, 11))
+def test_own_scales(scales, size):
+    z, weight, bias = draw(size)
     for number, scale in enumerate(scales):
         found = expert_convolution(z, torch.full((2,), number), weight[:3], bias[:3], scales)
         if scale >= 1:

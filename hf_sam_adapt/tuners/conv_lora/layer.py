@@ -37,7 +37,7 @@ class ConvExperts(nn.Module):
             self.w_gate = nn.Parameter(torch.empty(rank, experts))
             self.w_noise = nn.Parameter(torch.empty(rank, experts))
         self.last_balance_loss: torch.Tensor | None = None
-        self.last_counts: torch.Tensor | None = None
+        self._last_choice: tuple[torch.Tensor, torch.Tensor] | None = None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -69,11 +69,10 @@ class ConvExperts(nn.Module):
         if weight.shape[-1] == 1:
             weight = nn.functional.pad(weight, (1, 1, 1, 1))
         repeated = z if active == 1 else z.repeat_interleave(active, dim=0)
-        out = expert_convolution(repeated, index.flatten(), weight, bias, self.scales)
-        out = out.unflatten(0, (samples, active))  # (N, k, H, W, r)
+        out = expert_convolution(repeated, index.flatten(), weight, bias, self.scales)  # (N k, H, W, r)
         if factor is not None:
-            out = out * factor[:, :, None, None, None]
-        return out.sum(1)
+            out = out * factor.flatten()[:, None, None, None]
+        return out if active == 1 else out.unflatten(0, (samples, active)).sum(1)
 
     def _route(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Experts of each sample and the factors of their outputs, from the mean of z (N, r)."""
@@ -89,10 +88,10 @@ class ConvExperts(nn.Module):
         chosen_by = logits
         if self.training:
             scale = routing.noise_scale(pooled, self.w_noise.to(pooled.dtype))
-            chosen_by = logits + torch.randn_like(logits) * scale
-        index, gates = routing.top_experts(chosen_by, config.top_k)
+            chosen_by = torch.addcmul(logits, torch.randn_like(logits), scale)
+        index, gates, border = routing.top_experts(chosen_by, config.top_k)
         if self.training:
-            self._remember(routing.balance_loss(logits, chosen_by, scale, index, gates), index, logits)
+            self._remember(routing.balance_loss(logits, chosen_by, scale, index, gates, border), index, logits)
         if config.router == "faithful":
             return index, None
         probability = chosen_by.softmax(1).gather(1, index)
@@ -103,18 +102,24 @@ class ConvExperts(nn.Module):
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return
         self.last_balance_loss = self.config.balance_loss_coef * loss
-        with torch.no_grad():
-            noisy = routing.one_hot(index, self.config.num_experts).sum((0, 1))
-            clean = routing.one_hot(logits.argmax(1), self.config.num_experts).sum(0)
-            self.last_counts = torch.stack([noisy, clean])
+        self._last_choice = index, logits.detach()
+
+    @property
+    def last_counts(self) -> torch.Tensor | None:
+        """int64 (2, M): samples of the last training forward that took each expert, and that would without noise."""
+        if self._last_choice is None:
+            return None
+        index, logits = self._last_choice
+        taken = routing.one_hot(index, self.config.num_experts).sum((0, 1))
+        return torch.stack([taken, routing.one_hot(logits.argmax(1), self.config.num_experts).sum(0)])
 
     def train(self, mode: bool = True) -> ConvExperts:
-        self.last_balance_loss = self.last_counts = None
+        self.last_balance_loss = self._last_choice = None
         return super().train(mode)
 
     def __getstate__(self) -> dict:
         # Tensors inside a graph can be neither copied nor pickled.
-        return self.__dict__ | {"last_balance_loss": None, "last_counts": None}
+        return self.__dict__ | {"last_balance_loss": None, "_last_choice": None}
 
 
 class ConvLoraVariant(LoraVariant):
@@ -164,7 +169,9 @@ def add_projection(result: torch.Tensor, y: torch.Tensor, lora_B: nn.Module, sca
     fused = type(lora_B) is nn.Linear and lora_B.bias is None and not lora_B._forward_pre_hooks
     if not fused or result.dtype != y.dtype:
         return result + lora_B(y) * scaling
-    flat = torch.addmm(result.flatten(0, -2), y.flatten(0, -2), lora_B.weight.t(), alpha=scaling)
+    # Of a contiguous transpose the gradient is a product that a CPU computes in a third of the time.
+    weight = lora_B.weight.t().contiguous()
+    flat = torch.addmm(result.flatten(0, -2), y.flatten(0, -2), weight, alpha=scaling)
     return flat.view(result.shape)
 
 

@@ -14,10 +14,13 @@ def one_hot(index: torch.Tensor, count: int) -> torch.Tensor:
     return index[..., None] == torch.arange(count, device=index.device)
 
 
-def top_experts(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `top_k` experts of each sample and their share among themselves: (N, M) -> int64 (N, k), float (N, k)."""
-    kept, index = logits.topk(top_k, dim=1)
-    return index, kept.softmax(dim=1)
+def top_experts(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The `top_k` experts of each sample, their share among themselves, and the logits of the last one and the next.
+
+    (N, M) -> int64 (N, k), float (N, k), float (N, 2), or (N, 1) where there is no next one.
+    """
+    values, index = logits.topk(min(top_k + 1, logits.shape[1]), dim=1)
+    return index[:, :top_k], values[:, :top_k].softmax(dim=1), values[:, top_k - 1 :]
 
 
 def noise_scale(pooled: torch.Tensor, w_noise: torch.Tensor) -> torch.Tensor:
@@ -26,7 +29,12 @@ def noise_scale(pooled: torch.Tensor, w_noise: torch.Tensor) -> torch.Tensor:
 
 
 def balance_loss(
-    logits: torch.Tensor, noisy: torch.Tensor, scale: torch.Tensor, index: torch.Tensor, gates: torch.Tensor
+    logits: torch.Tensor,
+    noisy: torch.Tensor,
+    scale: torch.Tensor,
+    index: torch.Tensor,
+    gates: torch.Tensor,
+    border: torch.Tensor,
 ) -> torch.Tensor:
     """CV^2 of importance plus CV^2 of load, of one layer, as a scalar.
 
@@ -36,29 +44,34 @@ def balance_loss(
         scale: standard deviation of the noise (N, M).
         index: the experts chosen (N, k).
         gates: their shares (N, k).
+        border: noisy logits of the last expert chosen and of the first one not chosen (N, 2), of `top_experts`.
     """
-    experts, top_k = logits.shape[1], index.shape[1]
-    importance = (one_hot(index, experts).to(gates.dtype) * gates[..., None]).sum((0, 1))
-    if top_k == experts:
+    importance = _sum_by_expert(index, gates, logits.shape[1])
+    if border.shape[1] == 1:
         return squared_variation(importance)
-    ordered = noisy.topk(top_k + 1, dim=1).values
-    if_in, if_out = ordered[:, top_k:], ordered[:, top_k - 1 : top_k]  # (N, 1) each
+    if_out, if_in = border[:, :1], border[:, 1:]
     threshold = torch.where(noisy > if_in, if_in, if_out)
     load = torch.special.ndtr((logits - threshold) / scale).sum(0)
-    return squared_variation(importance) + squared_variation(load)
+    return squared_variation(torch.stack([importance, load])).sum()
 
 
 def eval_balance_loss(index: torch.Tensor, gates: torch.Tensor, experts: int) -> torch.Tensor:
     """The same without noise, where an expert's load is the number of samples that it gets."""
-    chosen = one_hot(index, experts).to(gates.dtype)  # (N, k, M)
-    return squared_variation((chosen * gates[..., None]).sum((0, 1))) + squared_variation(chosen.sum((0, 1)))
+    load = _sum_by_expert(index, torch.ones_like(gates), experts)
+    return squared_variation(torch.stack([_sum_by_expert(index, gates, experts), load])).sum()
+
+
+def _sum_by_expert(index: torch.Tensor, gates: torch.Tensor, experts: int) -> torch.Tensor:
+    """(N, k), (N, k) -> (M,); a GPU adds in the same order each time, which scatter_add would not."""
+    return torch.where(one_hot(index, experts), gates[..., None], 0).sum((0, 1))
 
 
 def squared_variation(values: torch.Tensor) -> torch.Tensor:
-    """Squared coefficient of variation with the unbiased variance, (M,) -> scalar; 0 for a single value."""
-    if len(values) == 1:
-        return values.new_zeros(())
-    return values.var() / (values.mean().square() + 1e-10)
+    """Squared coefficient of variation with the unbiased variance, (..., M) -> (...); 0 for a single value."""
+    if values.shape[-1] == 1:
+        return values.new_zeros(values.shape[:-1])
+    variance, mean = torch.var_mean(values, dim=-1)
+    return variance / (mean.square() + 1e-10)
 
 
 def normalised_entropy(counts: torch.Tensor) -> float:

@@ -5,19 +5,25 @@ Without antialiasing the downsampling reads one pixel of the upsampled map per t
 with fixed weights; and upsampling is linear. So per axis token i needs the pre-activations of at most P = 4 upsampled
 pixels ("phases"), each of which the convolution makes from 3 rows out of R = P + 2 consecutive ones. `interpolation`
 holds those rows, `reduction` the weights of the phases.
+
+A map of many rows is cut into tiles, so that the dense tables do not grow with the square of its height.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from ...errors import UserError
 
 
 KERNEL = 3  # taps a side of the convolution
+TILE = 16  # token rows of a tile, where a map has more than two
+_REACH = 3  # tokens to either side that upsampling and convolution read; scale 1/d reads d
 _CUBIC = -0.75  # Keys' parameter in F.interpolate(mode="bicubic")
 _EVEN_TAPS = (-3 / 32, 19 / 32, 19 / 32, -3 / 32)  # bicubic weights half-way between two pixels
 
@@ -85,36 +91,77 @@ def _cubic(distance: torch.Tensor) -> torch.Tensor:
     return torch.where(x <= 1, near, far)
 
 
-def kernel_basis(phases: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """0/1 tensor (3 taps, R columns, P phases): which tap of a row of the kernel meets column b in phase l."""
-    tap, column, phase = (torch.arange(n, device=device) for n in (KERNEL, phases + KERNEL - 1, phases))
-    return (column[:, None] - phase == tap[:, None, None]).to(dtype)
+class Tables(NamedTuple):
+    """What `expert_convolution` multiplies with on one size of map; M experts, W columns, r channels.
+
+    Attributes:
+        rows: (M, B, P T, 3 K), for phase k of token row t of tile b the three rows that the kernel's rows meet.
+        row_weights: (M, B T, P).
+        columns: (M, W, R W).
+        column_weights: (M, P, W).
+        kernels: (9 r + 1, 3 P (r + 1) R), of `kernel_basis`.
+        fold: (H, B K), which token row a row of a tile is.
+        halo: rows that a tile of K = T + 2 halo rows shares with either neighbour.
+    """
+
+    rows: torch.Tensor
+    row_weights: torch.Tensor
+    columns: torch.Tensor
+    column_weights: torch.Tensor
+    kernels: torch.Tensor
+    fold: torch.Tensor
+    halo: int
+
+
+def kernel_basis(phases: int, rank: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """0/1 matrix that makes the rows of kernels of their weights and bias, (9 r + 1, 3 P (r + 1) R).
+
+    Row (i, y, x), or the last one for the bias; column (y, phase l, i, column b of R): tap x of the kernel's row y
+    meets column b = l + x in phase l. Channel i = r of the map is 1 everywhere, and the bias its weight in the middle.
+    """
+    columns, device_and_dtype = phases + KERNEL - 1, {"device": device, "dtype": dtype}
+    tap, column, phase = (torch.arange(n, device=device) for n in (KERNEL, columns, phases))
+    meets = (column[:, None] - phase == tap[:, None, None]).to(dtype)  # (x, b, l)
+    channel, row = torch.eye(rank + 1, **device_and_dtype), torch.eye(KERNEL, **device_and_dtype)
+    basis = torch.einsum("ij,yz,xbl->iyxzljb", channel, row, meets).flatten(3).flatten(0, 2)
+    last = KERNEL * KERNEL * rank
+    middle = last + KERNEL * KERNEL // 2
+    return torch.cat([basis[:last], basis[middle : middle + 1]])
 
 
 def sampling_tables(
-    scales: tuple[float, ...], height: int, width: int, device: torch.device, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The tables of a grid.
-
-    Returns:
-        rows: (M, P H, 3 H), for phase k of token row h the three rows that the kernel's rows meet.
-        row_weights: (M, H, P).
-        columns: (M, R W, W).
-        column_weights: (M, W, P).
-        basis: of `kernel_basis`.
-    """
+    scales: tuple[float, ...], height: int, width: int, rank: int, device: torch.device, dtype: torch.dtype
+) -> Tables:
+    """The tables of a map, kept for the next call."""
     # A compiler computes them in its graph: tensors made while it traces must not stay in a cache.
     make = _make_tables if torch.compiler.is_compiling() else _cached_tables
-    return make(scales, height, width, device, dtype)
+    return make(scales, height, width, rank, device, dtype)
 
 
-def _make_tables(scales, height, width, device, dtype):
+def _make_tables(scales, height, width, rank, device, dtype):
+    experts, tiles = len(scales), math.ceil(height / TILE) if height > 2 * TILE else 1
+    length = math.ceil(height / tiles)  # T
+    halo = max(_REACH, *(round(1 / scale) for scale in scales)) if tiles > 1 else 0
+    below = tiles * length - height  # rows of the last tile that the map lacks
+    window = length + 2 * halo  # K
     interpolation, row_weights = axis_tables(scales, height, device, dtype)  # (M, H, R, H), (M, H, P)
     phases = row_weights.shape[-1]
     rows = torch.stack([interpolation[:, :, tap : tap + phases] for tap in range(KERNEL)], dim=3)  # (M, H, P, 3, H)
-    rows = rows.reshape(len(scales), height * phases, KERNEL * height)
-    columns, column_weights = axis_tables(scales, width, device, dtype)
-    return rows, row_weights, columns.flatten(1, 2), column_weights, kernel_basis(phases, device, dtype)
+    rows = F.pad(rows, (halo, halo + below, 0, 0, 0, 0, 0, below))  # (M, B T, P, 3, B T + 2 halo)
+    starts = range(0, tiles * length, length)
+    rows = torch.stack([rows[:, start : start + length, ..., start : start + window] for start in starts], dim=1)
+    columns, column_weights = axis_tables(scales, width, device, dtype)  # (M, W, R, W), (M, W, P)
+    source = torch.arange(window, device=device) + torch.tensor(starts, device=device)[:, None] - halo  # (B, K)
+    fold = torch.arange(height, device=device)[:, None] == source.flatten()
+    return Tables(
+        rows.reshape(experts, tiles, length * phases, KERNEL * window),
+        F.pad(row_weights, (0, 0, 0, below)),
+        columns.permute(0, 3, 2, 1).flatten(2),  # (M, W, R W)
+        column_weights.mT.contiguous(),
+        kernel_basis(phases, rank, device, dtype),
+        fold.to(dtype),
+        halo,
+    )
 
 
 _cached_tables = lru_cache(maxsize=32)(_make_tables)

@@ -31,7 +31,7 @@ from hf_sam_adapt.tuners.conv_lora.routing import eval_balance_loss
 
 
 SCALES = tuple(float(scale) for scale in range(1, 9))
-SIZES = [(14, 14), (10, 14), (2, 2), (3, 4), (4, 3), (64, 64), (50, 9)]  # the last two in tiles
+SIZES = [(14, 14), (10, 14), (2, 2), (3, 4), (4, 3), (5, 1), (64, 64), (50, 9)]  # the last two in tiles
 
 
 def draw(size, dtype=torch.float64, samples=2, rank=3, seed=0):

@@ -97,7 +97,7 @@ def _backward(grad, z, index, weight, bias, scales):
     token_rows = tables.row_weights.shape[1]  # B T
     grad = F.pad(grad.mT, (0, 0, 0, 0, 0, token_rows - height)) if token_rows > height else grad.mT.contiguous()
     grad = grad[:, :, :, None] * tables.column_weights[:, None, None]  # (N, B T, r, P, W)
-    grad = grad.view(samples * token_rows, 1, -1).expand(-1, phases, -1)
+    grad = grad.reshape(samples * token_rows, 1, -1).expand(-1, phases, -1)
     before = before.view(grad.shape)  # (N B T, P, r P W)
     grad = torch.ops.aten.gelu_backward.grad_input(grad, before, grad_input=before)
     rows = tables.rows * tables.row_weights.view(samples, tiles, -1, 1)
@@ -110,7 +110,7 @@ def _backward(grad, z, index, weight, bias, scales):
     grad = grad.view(samples, rank * columns, -1, width).transpose(1, 2).reshape(samples, tiles * window, -1)
     if tiles > 1:
         grad = torch.matmul(tables.fold, grad)  # (N, H, r R W)
-    grad = torch.bmm(grad.view(samples, height * rank, -1), tables.columns.mT)  # (N, H r, W)
+    grad = torch.bmm(grad.reshape(samples, height * rank, -1), tables.columns.mT)  # (N, H r, W)
     grad_z = grad.view(samples, height, rank, width).mT
 
     # A product with who chose whom is deterministic on a GPU.

@@ -193,8 +193,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the tokens")
     args = parser.parse_args()
     features = collect(args.data, args.seeds)
-    body = f"""Five-fold cross-validation on the training images, mean over {len(args.seeds)} seeds; accuracy without / with
-`shadow`. `embedding` and `all blocks`: mean and standard deviation of the channels.
+    body = f"""Five-fold cross-validation on the training images, mean over {len(args.seeds)} seeds; accuracy
+without / with `shadow`. `embedding` and `all blocks`: mean and standard deviation of the channels.
 
 {comparison(features, args.seeds)}
 

@@ -69,10 +69,10 @@ def print_table(metrics: dict[str, Any]) -> None:
 
 def cost_line(train: dict[str, Any]) -> str:
     """The cost of a training, part `train` of a `metrics.json`, in one line."""
-    speed = train["images_per_second"]
+    speed = ABSENT if train["images_per_second"] is None else f"{train['images_per_second']:.1f}"
     return (
-        f"{ABSENT if speed is None else f'{speed:.1f}'} images/s, peak memory {_bytes(train['peak_memory_bytes'])}, "
-        f"{train['trainable_parameters']:,} trainable parameters, adapter {_bytes(train['adapter_bytes'])}"
+        f"{speed} images/s, peak memory {size_text(train['peak_memory_bytes'])}, "
+        f"{train['trainable_parameters']:,} trainable parameters, adapter {size_text(train['adapter_bytes'])}"
     )
 
 
@@ -183,7 +183,8 @@ def _cell(scores: dict[str, float | None] | None) -> str:
     return ABSENT if scores is None or scores["iou"] is None else f"{scores['iou']:.3f} / {scores['dice']:.3f}"
 
 
-def _bytes(count: float) -> str:
+def size_text(count: float) -> str:
+    """A number of bytes in decimal units."""
     for unit in ("B", "KB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

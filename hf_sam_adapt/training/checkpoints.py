@@ -33,6 +33,8 @@ class TrainingState:
         images_per_step: of all processes and micro-steps together; a resumed run must take as many.
         best_step, best_iou: of the best validation so far, None before the first.
         experts: use of a Conv-LoRA adapter's experts so far, rows of `ExpertMeter`.
+        history: loss and train IoU so far, rows of `record_step`.
+        validations: `{"step", "val_iou"}` of each validation so far.
         images_per_second, peak_memory_bytes: cost so far, for a run resumed with nothing left to measure.
     """
 
@@ -43,6 +45,8 @@ class TrainingState:
     images_per_second: float | None = None
     peak_memory_bytes: int = 0
     experts: list[dict] = field(default_factory=list)
+    history: list[dict] = field(default_factory=list)
+    validations: list[dict] = field(default_factory=list)
 
 
 class Checkpoints:

@@ -27,6 +27,7 @@ from .batches import BatchStream, TrainingSamples, seed_micro_step, training_loa
 from .checkpoints import Checkpoints, TrainingState
 from .cost import CostMeter
 from .experts import ExpertMeter
+from .history import record_step
 from .optim import build_optimizer, learning_rate_at, warmup_steps
 
 
@@ -116,6 +117,7 @@ class TrainingLoop:
                 self.state.step = step + 1
                 experts.record(step + 1, self.model)
                 self._record_cost(cost)
+                record_step(self.state.history, step + 1, self.schedule.total, loss, iou)
                 running_iou = iou if running_iou is None else (1 - _RUNNING) * running_iou + _RUNNING * iou
                 speed = f"{self.state.images_per_second:.3g}"
                 bar.set_postfix({"loss": f"{loss:.4f}", "iou": f"{running_iou:.3f}", "images/s": speed}, refresh=False)
@@ -228,6 +230,7 @@ class TrainingLoop:
     def _remember_best(self, iou: float, name: str) -> None:
         if self.state.best_iou is None or iou > self.state.best_iou:
             self.state.best_step, self.state.best_iou = self.state.step, iou
+        self.state.validations.append({"step": self.state.step, "val_iou": iou})
         self.accelerator.log({"val_iou": iou}, step=self.state.step)
         if self.accelerator.is_main_process:
             best = f"best {self.state.best_iou:.4f} at step {self.state.best_step}"

@@ -23,12 +23,14 @@ from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..input_channels import inflate_channels
 from ..loading import build_model, load_adapted, load_base, method_of, save_adapter
 from ..metrics import constant_mask
+from ..model_cards import write_card
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
 from ..report import print_table, save_samples, write_json
 from ..report_classes import class_names, print_class_table, save_class_pictures
-from .card import model_card
 from .experts import save_expert_plot
+from .facts import data_facts, environment_facts
+from .history import save_curve
 from .loop import TrainingLoop
 from .run_folder import RunFolder
 from .settle import check_adapter_classes, loss_weights, method_fields, settled_loss
@@ -264,16 +266,23 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
             "best_val_iou": loop.state.best_iou,
         }
         loop.processor.save_pretrained(target)
-        metrics = {"test": result.test, "measured_on": measured_on, "train": train}
+        metrics = {
+            "test": result.test,
+            "measured_on": measured_on,
+            "train": train,
+            "data": data_facts(data),
+            "environment": environment_facts(accelerator.device, accelerator.num_processes),
+            "history": {"train": loop.state.history, "validation": loop.state.validations},
+        }
         write_json(target / "metrics.json", metrics)
         draw(loop, split, result, target, zero_shot)
+        save_curve(loop.state.history, loop.state.validations, target / "curve.png")
         if loop.state.experts:
             save_expert_plot(loop.state.experts, target / "experts.png")
-        classes = class_names(data.num_labels, data.id2label) if isinstance(result, ClassResult) else []
-        (target / "README.md").write_text(model_card(recipe, metrics, data.notes, classes), encoding="utf-8")
+        write_card(target, recipe=recipe)
         print_table(metrics)
         if isinstance(result, ClassResult):
-            print_class_table(result.test["none"]["adapted"], classes)
+            print_class_table(result.test["none"]["adapted"], class_names(data.num_labels, data.id2label))
 
     if accelerator.is_main_process:
         folder.finish(write)

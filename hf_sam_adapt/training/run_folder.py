@@ -26,6 +26,7 @@ _OWN = (
     "preprocessor_config.json",
     "metrics.json",
     "samples.png",
+    "curve.png",
     "experts.png",
     "confusion.png",
     "README.md",

@@ -38,6 +38,7 @@ def test_a_run_folder_holds_what_it_should(finished):
         "recipe.yaml",
         "metrics.json",
         "samples.png",
+        "curve.png",
         "checkpoints",
         "logs",
     }

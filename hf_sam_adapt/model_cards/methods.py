@@ -1,0 +1,101 @@
+"""What a card says of a method: its name, what it does in a clause, its paper, and how to cite it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+SAM_CITATION = """\
+@inproceedings{kirillov2023segment,
+  title = {Segment Anything},
+  author = {Kirillov, Alexander and Mintun, Eric and Ravi, Nikhila and Mao, Hanzi and Rolland, Chloe and Gustafson,
+            Laura and Xiao, Tete and Whitehead, Spencer and Berg, Alexander C. and Lo, Wan-Yen and Doll{\\'a}r, Piotr
+            and Girshick, Ross},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision},
+  year = {2023}
+}"""
+_SAM_ADAPTER = """\
+@inproceedings{chen2023sam,
+  title = {SAM-Adapter: Adapting Segment Anything in Underperformed Scenes},
+  author = {Chen, Tianrun and Zhu, Lanyun and Deng, Chaotao and Cao, Runlong and Wang, Yan and Zhang, Shangzhan and Li,
+            Zejian and Sun, Lingyun and Zang, Ying and Mao, Papa},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision Workshops},
+  pages = {3367--3375},
+  year = {2023}
+}"""
+_L2P = """\
+@inproceedings{wang2022learning,
+  title = {Learning to Prompt for Continual Learning},
+  author = {Wang, Zifeng and Zhang, Zizhao and Lee, Chen-Yu and Zhang, Han and Sun, Ruoxi and Ren, Xiaoqi and Su,
+            Guolong and Perot, Vincent and Dy, Jennifer and Pfister, Tomas},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  pages = {139--149},
+  year = {2022}
+}"""
+_CONV_LORA = """\
+@inproceedings{zhong2024convolution,
+  title = {Convolution Meets {LoRA}: Parameter Efficient Finetuning for Segment Anything Model},
+  author = {Zhong, Zihan and Tang, Zhiqiang and He, Tong and Fang, Haoyang and Yuan, Chun},
+  booktitle = {International Conference on Learning Representations},
+  year = {2024}
+}"""
+_CWSAM = """\
+@article{pu2025classwise,
+  title = {ClassWise-SAM-Adapter: Parameter Efficient Fine-tuning Adapts Segment Anything to {SAR} Domain for Semantic
+           Segmentation},
+  author = {Pu, Xinyang and Jia, Hecheng and Zheng, Linghao and Wang, Feng and Xu, Feng},
+  journal = {IEEE Journal of Selected Topics in Applied Earth Observations and Remote Sensing},
+  volume = {18},
+  pages = {4791--4804},
+  year = {2025},
+  doi = {10.1109/JSTARS.2025.3532690}
+}"""
+_MODA = """\
+@article{yang2024continual,
+  title = {Continual Learning for Segment Anything Model Adaptation},
+  author = {Yang, Jinglong and Wu, Yichen and Cen, Jun and Huang, Wenjian and Wang, Hong and Zhang, Jianguo},
+  journal = {arXiv preprint arXiv:2412.06418},
+  year = {2024}
+}"""
+_LORA = """\
+@inproceedings{hu2022lora,
+  title = {{LoRA}: Low-Rank Adaptation of Large Language Models},
+  author = {Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and Wang, Shean
+            and Wang, Lu and Chen, Weizhu},
+  booktitle = {International Conference on Learning Representations},
+  year = {2022}
+}"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe's method in words.
+
+    Attributes:
+        name: as its authors write it.
+        what: what is trained, a clause that follows "with".
+        paper: id on arXiv, None without one.
+        citation: BibTeX, None without a paper.
+    """
+
+    name: str
+    what: str
+    paper: str | None = None
+    citation: str | None = None
+
+    @property
+    def linked(self) -> str:
+        """The name, in Markdown a link to the paper where there is one."""
+        return self.name if self.paper is None else f"[{self.name}](https://arxiv.org/abs/{self.paper})"
+
+
+METHODS = {
+    "sam_adapter": Method("SAM-Adapter", "a learned prompt before every encoder block", "2304.09148", _SAM_ADAPTER),
+    "conv_lora": Method("Conv-LoRA", "LoRA with a mixture of convolution experts", "2401.17868", _CONV_LORA),
+    "cwsam": Method("CWSAM", "two small adapters in every encoder block", "2401.02326", _CWSAM),
+    "moda": Method("MoDA", "an adapter per domain and a router that picks one per image", "2412.06418", _MODA),
+    "l2p": Method("L2P", "a pool of prompts for the mask decoder, SAM left as it is", "2112.08654", _L2P),
+    "lora": Method("LoRA", "low-rank updates of the encoder's attention", "2106.09685", _LORA),
+    "decoder": Method("mask decoder", "a fine-tuned mask decoder, the encoder left as it is"),
+    "full": Method("full fine-tuning", "every weight of encoder and decoder"),
+}

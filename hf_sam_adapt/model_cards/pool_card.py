@@ -1,0 +1,232 @@
+"""The card of a pool of domain adapters, out of a continual run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+
+from ..arguments import from_values, read_yaml
+from ..continual.recipe import ContinualRecipe
+from ..errors import UserError
+from ..report import size_text
+from ..tiny import TINY
+from .metadata import card_data, task_of
+from .methods import METHODS, SAM_CITATION
+from .public import is_local, public_recipe
+from .run_card import HOW, base_link, changed_settings, input_facts, license_sentence, local_base
+from .tables import METRICS, number, settings_table, table
+
+
+TEMPLATE = Path(__file__).with_name("pool.md")
+FILES = ("continual.json", "recipe.yaml", "matrix.png", "curves.png")
+
+
+def pool_card(folder: Path, config: dict[str, Any], name: str, install: str) -> ModelCard:
+    """The card, rendered; what it needs of the continual run is copied into the folder.
+
+    Args:
+        folder: of the pool; the run's is the one above unless the files are here already.
+        config: content of `adapter_config.json`.
+        name: what the reader loads.
+        install: the command that installs this package.
+
+    Raises:
+        UserError: no continual run has scored the pool.
+    """
+    for file in FILES:
+        if (folder.parent / file).is_file():
+            shutil.copyfile(folder.parent / file, folder / file)
+    for file in ("continual.json", "recipe.yaml"):
+        if not (folder / file).is_file():
+            raise UserError(f"{folder}: no {file} here or in the folder above; a pool's card needs a finished run.")
+    results = json.loads((folder / "continual.json").read_text(encoding="utf-8"))
+    recipe = from_values(ContinualRecipe, read_yaml(folder / "recipe.yaml"), str(folder / "recipe.yaml"))
+    return render(folder, results, recipe, name, install)
+
+
+def render(folder: Path, results: dict[str, Any], recipe: ContinualRecipe, name: str, install: str) -> ModelCard:
+    """The card of a pool in `folder`, which holds the run's files; see `pool_card`."""
+    public, task = public_recipe(recipe), task_of(recipe.prompts)
+    model, inner = config_base(recipe), METHODS[recipe.method]
+    tasks = results.get("tasks", {})
+    hub = [task["data"]["name"] for task in tasks.values() if task["data"]["source"] == "hub"]
+    data = card_data(
+        name=Path(name).name,
+        method="moda",
+        model=model,
+        task=task,
+        datasets=hub,
+        results=pool_results(results, task),
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=f"SAM for {len(results['domains'])} domains: a MoDA pool of {inner.name} adapters",
+        what=what_sentence(results, recipe, model),
+        result=result_sentence(results),
+        install=install,
+        load=load_lines(model, name, results["domains"]),
+        name=name,
+        example=results["domains"][0],
+        local_base=local_base(model),
+        domains=domain_table(results, public),
+        matrix=matrix_table(results),
+        summary=summary_table(results),
+        routing=routing_table(results),
+        accuracy=number(results.get("routing_accuracy")),
+        pictures={name for name in ("matrix", "curves") if (folder / f"{name}.png").is_file()},
+        facts=[*task_facts(tasks), *input_facts(folder)],
+        settings=settings_table(changed_settings(public)),
+        recipe=public.to_yaml().strip(),
+        seed=recipe.seed,
+        limits=limits(results, recipe, model),
+        license=license_sentence(model),
+        citations=[text for text in (METHODS["moda"].citation, inner.citation, SAM_CITATION) if text],
+    )
+
+
+def config_base(recipe: ContinualRecipe) -> str:
+    """The base model's name; a recipe that starts from an adapter leaves it out."""
+    return recipe.model or str(recipe.adapter)
+
+
+def what_sentence(results: dict[str, Any], recipe: ContinualRecipe, model: str) -> str:
+    """What it is."""
+    names = [f"`{name}`" for name in results["domains"]]
+    listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    return (
+        f"One {METHODS[recipe.method].linked} adapter for {base_link(model)} per domain ({listed}), learned one after "
+        f"the other, and a router that looks at an image and picks the adapter ({METHODS['moda'].linked})."
+    )
+
+
+def result_sentence(results: dict[str, Any]) -> str:
+    """What it reaches."""
+    zero = sum(results["zero_shot_iou"]) / len(results["zero_shot_iou"])
+    text = (
+        f"{HOW[results['prompt']].capitalize()} it reaches a mean IoU of **{number(results['last_iou'])}** over the "
+        f"domains' test images, SAM before adaptation {number(zero)}"
+    )
+    if results.get("routing_accuracy") is not None:
+        text += f"; the router sends {number(results['routing_accuracy'])} of the images to their own domain"
+    return f"{text}."
+
+
+def load_lines(model: str, name: str, domains: list[str]) -> list[str]:
+    """Python that loads pool and processor."""
+    base = f'SamModel.from_pretrained("{Path(model).name if is_local(model) else model}")'
+    lines = ["import hf_sam_adapt", "from transformers import SamModel"]
+    if model == TINY:
+        base, lines = "hf_sam_adapt.load_tiny_sam()[0]", lines[:1]
+    return [
+        *lines,
+        f'model = hf_sam_adapt.ModaModel.from_pretrained({base}, "{name}")',
+        f'processor = hf_sam_adapt.SamAdaptProcessor.from_pretrained("{name}")',
+    ]
+
+
+def domain_table(results: dict[str, Any], recipe: ContinualRecipe) -> str:
+    """A row per domain: its data, and IoU zero-shot, routed and with its own adapter."""
+    rows = []
+    for index, (name, domain) in enumerate(zip(results["domains"], recipe.read_domains(), strict=True)):
+        found = results.get("tasks", {}).get(name)
+        images = found["data"]["images"] if found else {}
+        counts = [str(images[split]) if split in images else number(None) for split in ("train", "test")]
+        source = found["data"]["name"] if found else domain.dataset
+        own = (results.get("oracle_iou") or {}).get(name)
+        scores = [number(results["zero_shot_iou"][index]), f"**{number(results['matrix_iou'][-1][index])}**"]
+        rows.append([f"[`{name}`]({name}/adapter_config.json)", f"`{source}`", *counts, *scores, number(own)])
+    header = ["domain", "data", "training images", "test images", "zero-shot IoU", "routed IoU", "IoU, domain named"]
+    return table(header, rows, left=2)
+
+
+def matrix_table(results: dict[str, Any]) -> str:
+    """IoU of every test set after every domain; a column read downwards shows forgetting."""
+    natural = "natural_iou" in results
+    header = ["after", *results["domains"], *(["natural"] if natural else [])]
+    rows = [["zero-shot", *map(number, results["zero_shot_iou"])]]
+    rows += [[name, *map(number, row)] for name, row in zip(results["domains"], results["matrix_iou"], strict=True)]
+    if natural:
+        column = [results["natural_zero_shot_iou"], *results["natural_curve_iou"]]
+        rows = [[*row, number(cell)] for row, cell in zip(rows, column, strict=True)]
+    return table(header, rows)
+
+
+def summary_table(results: dict[str, Any]) -> str:
+    """Last, average and forgetting, for IoU and boundary IoU."""
+    names = {
+        "last": "after all domains",
+        "avg": "average over the steps",
+        "ff": "forgetting",
+        "oracle_last": "after all, domains named",
+        "natural": "natural images",
+    }
+    shown = {key: name for key, name in names.items() if f"{key}_iou" in results}
+    rows = [
+        [METRICS[metric], *(number(results[f"{key}_{metric}"]) for key in shown)]
+        for metric in ("iou", "biou")
+        if f"last_{metric}" in results
+    ]
+    return table(["", *shown.values()], rows)
+
+
+def routing_table(results: dict[str, Any]) -> str | None:
+    """Images of each test set by where the router sent them; None where it was not measured."""
+    if "confusion" not in results:
+        return None
+    header = ["test images of", *results["confusion_columns"]]
+    return table(header, [[name, *map(str, row)] for name, row in results["confusion"].items()])
+
+
+def pool_results(results: dict[str, Any], task: str) -> list[EvalResult]:
+    """For `model-index`: the routed pool after its last domain, an entry per domain."""
+    tasks = results.get("tasks", {})
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=data.get("name", name),
+            dataset_name=name,
+            dataset_revision=data.get("revision"),
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=f"{METRICS[metric]}, routed",
+            metric_value=round(results[f"matrix_{metric}"][-1][index], 4),
+            metric_args={"prompt": results["prompt"]},
+        )
+        for index, name in enumerate(results["domains"])
+        for data in [tasks.get(name, {}).get("data", {})]
+        for metric in ("iou", "biou")
+    ]
+
+
+def task_facts(tasks: dict[str, Any]) -> list[str]:
+    """What a domain costs, as list items."""
+    if not tasks:
+        return []
+    parameters = sorted({task["train"]["trainable_parameters"] for task in tasks.values()})
+    sizes = sorted({task["train"]["adapter_bytes"] for task in tasks.values()})
+    return [
+        f"Per domain: {' to '.join(f'{count:,}' for count in parameters)} trainable parameters, "
+        f"{' to '.join(map(size_text, sizes))} on disk; each is an ordinary adapter that loads alone from its folder"
+    ]
+
+
+def limits(results: dict[str, Any], recipe: ContinualRecipe, model: str) -> list[str]:
+    """What the numbers do not say, as list items."""
+    found = [
+        "Measured on test images of these domains alone. An image of another kind is sent to one of them or to SAM."
+    ]
+    for name, zero, row in zip(results["domains"], results["zero_shot_iou"], results["matrix_iou"][-1], strict=True):
+        if row <= zero:
+            found.append(f"**On `{name}` the pool is not better than SAM before adaptation** ({number(zero)}).")
+    if any(str(domain.dataset).startswith("synthetic:") for domain in recipe.read_domains()):
+        found.append("Images of `synthetic:` domains are drawn by a program and say nothing about real photographs.")
+    if model == TINY:
+        found.append("`tiny` is small and was itself trained on drawn images; real work wants a real SAM.")
+    if results["prompt"] != "none":
+        found.append(f"The {results['prompt']} prompts were derived from the true masks; a person's are less exact.")
+    return [*found, f"One run with seed {recipe.seed} in one order of the domains; the spread was not measured."]

@@ -1,0 +1,90 @@
+"""Markdown tables of scores and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import yaml
+
+from ..report import ABSENT
+
+
+# Names of the keys of scores; others are shown as they are.
+METRICS = {
+    "iou": "IoU",
+    "dice": "Dice",
+    "biou": "boundary IoU",
+    "miou": "mean IoU of the classes",
+    "oa": "overall accuracy",
+    "fwiou": "frequency-weighted IoU",
+}
+VARIANTS = {"zero_shot": "zero-shot", "adapted": "adapted", "constant": "best constant mask"}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; all but the first `left` columns are right-aligned."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in (header, rule, *rows))
+
+
+def number(value: float | None) -> str:
+    """A fraction with three digits, a dash for None."""
+    return ABSENT if value is None else f"{value:.3f}"
+
+
+def scalars(scores: dict[str, Any] | None) -> dict[str, float | None]:
+    """The plain numbers among the scores, in their order."""
+    numeric = (int, float, type(None))
+    return {key: value for key, value in (scores or {}).items() if _is_number(key, value, numeric)}
+
+
+def score_table(test: dict[str, dict[str, Any]]) -> str:
+    """A row per prompt kind and metric; zero-shot, adapted and constant beside each other.
+
+    Args:
+        test: part `test` of a `metrics.json`.
+    """
+    rows = []
+    for kind, found in test.items():
+        for key in scalars(found["adapted"]):
+            cells = [number((found.get(name) or {}).get(key)) for name in VARIANTS]
+            rows.append([kind, METRICS.get(key, key), cells[0], f"**{cells[1]}**", cells[2]])
+        if "zero_shot_best_of_3" in found:
+            best = found["zero_shot_best_of_3"]
+            rows.append([f"{kind}, best of 3 masks", METRICS["iou"], number(best["iou"]), ABSENT, ABSENT])
+    return table(["prompt", "metric", *VARIANTS.values()], rows, left=2)
+
+
+def class_table(scores: dict[str, Any], classes: Sequence[str]) -> str:
+    """A row per class, over all pixels.
+
+    Args:
+        scores: of one prompt kind, with `per_class` in `adapted`.
+    """
+    adapted = scores["adapted"]["per_class"]
+    constant = (scores.get("constant") or {}).get("per_class") or {}
+    rows = []
+    for label, name in enumerate(classes):
+        one, other = adapted.get(str(label), {}), constant.get(str(label), {})
+        parts = [number(one.get(key)) for key in ("precision", "recall")]
+        rows.append([name, f"**{number(one.get('iou'))}**", number(other.get("iou")), *parts, f"{one['pixels']:,}"])
+    return table(["class", "IoU", "IoU, best constant map", "precision", "recall", "test pixels"], rows)
+
+
+def settings_table(settings: dict[str, Any]) -> str:
+    """A row per key, values as in YAML."""
+    return table(["key", "value"], [[f"`{key}`", f"`{_plain(value)}`"] for key, value in settings.items()], left=2)
+
+
+def _plain(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...").strip("'")
+
+
+def _is_number(key: str, value: Any, numeric: tuple) -> bool:
+    return isinstance(value, numeric) and not isinstance(value, bool) and key != "ignore_background"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("\n", " ")

@@ -18,17 +18,21 @@ class ConvertArguments:
     """Arguments of `hf-sam-adapt convert`."""
 
     checkpoint: str | None = _key(None, "The official checkpoint; only its tensors are read.")
-    format: Literal["conv-lora"] | None = _key(
-        None, "What wrote the checkpoint, also spelled --from: conv-lora is AutoGluon's model.ckpt."
+    format: Literal["sam-adapter", "conv-lora", "cwsam", "cosam"] | None = _key(
+        None,
+        "What wrote the checkpoint, also spelled --from: conv-lora is AutoGluon's model.ckpt, cosam also a folder.",
     )
     out: str | None = _key(None, "Folder to create for the adapter.")
     decoder: Literal["full", "none"] = _key("full", "Convert the checkpoint's mask decoder, or leave it out.")
     base: str | None = _key(
         None, "The SAM that was adapted: tiny, folder or Hub id; the frozen weights are compared with it."
     )
-    lora_alpha: int | float | None = _key(None, "Scaling times r; unset = the official 32.")
+    lora_alpha: int | float | None = _key(None, "Of conv-lora: scaling times r; unset = the official 32.")
     image_size: int | None = _key(
         None, "Side of the input where neither the checkpoint nor a base tells; unset = 1024."
+    )
+    domains: list[str] | None = _key(
+        None, "Of a cosam folder: its domains in the order of their training; unset = CoSAM's."
     )
 
 
@@ -49,6 +53,7 @@ def convert_command(args: ConvertArguments) -> None:
         decoder="none" if args.decoder == "none" else None,
         base=args.base,
         image_size=args.image_size,
+        domains=args.domains,
     )
     for note in done.notes:
         print(note)

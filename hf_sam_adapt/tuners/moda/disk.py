@@ -32,7 +32,7 @@ def save_pool(pool, folder: Path) -> None:
         _write(folder / domain / WEIGHTS, _weights_file(file_tensors(pool.inner, name)))
         _write(folder / domain / CONFIG, _config_file(pool.inner.peft_config[name], pool.model))
     # Which domains there are is in the router's file, so that one replacement makes a new one part of the pool.
-    _write(folder / WEIGHTS, _weights_file(pool.router.state_dict(), **{_DOMAINS: json.dumps(pool.domains)}))
+    _write(folder / WEIGHTS, router_file(pool.router, pool.domains))
     _write(folder / CONFIG, _config_file(pool.moda_config, pool.model, pool=True))
 
 
@@ -73,6 +73,11 @@ def read_domain(path: str, inner: PeftConfig, revision: str | None = None) -> di
     if differing:
         raise UserError(f"adapter: {path} differs from the pool's inner config in {', '.join(differing)}")
     return load_file(_weights(path, revision))
+
+
+def router_file(router: nn.Module, domains: list[str]) -> bytes:
+    """Content of the pool's own `adapter_model.safetensors`."""
+    return _weights_file(router.state_dict(), **{_DOMAINS: json.dumps(domains)})
 
 
 def _weights(path: str, revision: str | None) -> Path:

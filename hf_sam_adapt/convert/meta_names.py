@@ -1,0 +1,25 @@
+"""Names of Meta's own SAM, which most official implementations keep, as transformers spells them."""
+
+_FEED_FORWARD = r"(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head|hf_mlp))\.layers"
+
+# Rules for `engine.renamed`, in this order. The two last parts of SAM lie elsewhere in the adapters' code.
+META_NAMES = [
+    (r"^image_encoder\.", "vision_encoder."),
+    (r"^vision_encoder\.patch_embed\.proj\.", "vision_encoder.patch_embed.projection."),
+    (r"^vision_encoder\.blocks\.", "vision_encoder.layers."),
+    (r"^(vision_encoder\.layers\.\d+)\.norm", r"\1.layer_norm"),
+    (r"^vision_encoder\.neck\.0\.", "vision_encoder.neck.conv1."),
+    (r"^vision_encoder\.neck\.1\.", "vision_encoder.neck.layer_norm1."),
+    (r"^vision_encoder\.neck\.2\.", "vision_encoder.neck.conv2."),
+    (r"^vision_encoder\.neck\.3\.", "vision_encoder.neck.layer_norm2."),
+    (r"^mask_decoder\.output_upscaling\.0\.", "mask_decoder.upscale_conv1."),
+    (r"^mask_decoder\.output_upscaling\.1\.", "mask_decoder.upscale_layer_norm."),
+    (r"^mask_decoder\.output_upscaling\.3\.", "mask_decoder.upscale_conv2."),
+    (rf"^{_FEED_FORWARD}\.0\.", r"\1.proj_in."),
+    (rf"^{_FEED_FORWARD}\.2\.", r"\1.proj_out."),
+    (rf"^{_FEED_FORWARD}\.1\.", r"\1.layers.0."),
+    (r"^(mask_decoder\.transformer\.layers\.\d+)\.norm", r"\1.layer_norm"),
+    (r"^mask_decoder\.transformer\.norm_final_attn\.", "mask_decoder.transformer.layer_norm_final_attn."),
+    (r"^pe_layer\.positional_encoding_gaussian_matrix$", "shared_image_embedding.positional_embedding"),
+    (r"^no_mask_embed\.", "prompt_encoder.no_mask_embed."),
+]

@@ -1,0 +1,395 @@
+"""Official SAM-Adapter, CWSAM and CoSAM checkpoints: the reference's values, strictness, and where they load."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from official_sam import classifier_state, cwsam_state, hq_state, official_name, sam_adapter_state
+from peft import AutoPeftModel, PeftModel
+from reference_sam import adapter_prompts, channel_norm, encoder, promptless_mask
+from safetensors.torch import load_file
+from sams import random_sam
+from torch import nn
+from transformers import SamConfig, SamModel
+
+from hf_sam_adapt import ModaModel, SamAdaptProcessor, cli, convert_official_checkpoint
+from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.fingerprint import compute_fingerprint
+from hf_sam_adapt.loading import load_adapted
+from hf_sam_adapt.tuners.common.hq import HqHead, decode_hq
+from hf_sam_adapt.tuners.moda.tokens import joint_tokens
+
+
+STATES = {"sam-adapter": sam_adapter_state, "cwsam": cwsam_state, "cosam": hq_state}
+PE, NO_MASK = "pe_layer.positional_encoding_gaussian_matrix", "no_mask_embed.weight"
+GENERATOR = "image_encoder.prompt_generator."
+
+
+@pytest.fixture
+def sam():
+    return random_sam()
+
+
+@pytest.fixture
+def base(sam, tmp_path):
+    folder = tmp_path / "base"
+    sam.save_pretrained(folder)
+    SamAdaptProcessor(image_size=64, patch_size=8).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="model_epoch_best.pth"):
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def images(count=2, seed=3):
+    return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def config_of(folder):
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+def official_decoder(state):
+    """A stock SamModel with the checkpoint's decoder, positional matrix and no-mask embedding."""
+    sam = random_sam()
+    decoder = {name: state[f"mask_decoder.{official_name(name)}"] for name in sam.mask_decoder.state_dict()}
+    sam.mask_decoder.load_state_dict(decoder)
+    with torch.no_grad():
+        sam.shared_image_embedding.positional_embedding.copy_(state[PE])
+        sam.prompt_encoder.no_mask_embed.weight.copy_(state[NO_MASK])
+    return sam
+
+
+def prompts_of(sam, state, x, feature):
+    """The published prompts of every block, from the checkpoint's own tensors."""
+    names = {"up": "shared_mlp", "embedding": "embedding_generator", feature: "prompt_generator.proj"}
+    names |= {f"tune.{index}": f"lightweight_mlp_{index}.0" for index in range(3)}
+    weights = {
+        ours: (state[f"{GENERATOR}{theirs}.weight"], state[f"{GENERATOR}{theirs}.bias"])
+        for ours, theirs in names.items()
+    }
+    return adapter_prompts(weights, sam.vision_encoder.patch_embed(x), x, 3, legacy=True, keep=feature)
+
+
+def close(found, expected):
+    spread = expected.std().item()
+    assert spread > 1e-3
+    torch.testing.assert_close(found, expected, atol=2e-4 * spread, rtol=0)
+
+
+@torch.no_grad()
+def test_sam_adapter_computes_the_published_masks(sam, base, write, out):
+    state, x = sam_adapter_state(sam), images()
+    convert_official_checkpoint("sam-adapter", write(state), out, base=base)
+    embedding = encoder(sam.vision_encoder, x, prompts_of(sam, state, x, "high"))
+    expected = promptless_mask(official_decoder(state), embedding, eps=1e-6)
+    transformers_model = random_sam()
+    transformers_model.load_adapter(out)
+    for model in (load_adapted(str(out)).model, AutoPeftModel.from_pretrained(out), transformers_model):
+        close(model.eval()(pixel_values=x).pred_masks[:, 0, 0], expected)
+    # The checkpoint's own matrix and no-mask embedding matter.
+    others = promptless_mask(official_decoder(state | {PE: state[PE] + 1, NO_MASK: state[NO_MASK] - 1}), embedding)
+    assert (others - expected).abs().mean() > 0.01 * expected.std()
+    config = config_of(out)
+    said = {"faithful": True, "embedding_layout": "legacy", "scale_factor": 4, "decoder": "full"}
+    said |= {"base_fingerprint": compute_fingerprint(sam), "base_model_name_or_path": base, "inference_mode": True}
+    assert {key: config[key] for key in said} == said
+    processor = SamAdaptProcessor.from_pretrained(out)
+    assert (processor.image_size, processor.resize) == (64, "squash")
+
+
+def class_logits(sam, state, embedding, classes):
+    """CWSAM's head on its decoder, from the checkpoint's own tensors: (B, K, h, w)."""
+    decoder, found = sam.mask_decoder, {}
+    hooks = [
+        decoder.output_hypernetworks_mlps[0].register_forward_hook(lambda m, a, out: found.update(hyper=out[:, 0])),
+        decoder.upscale_conv2.register_forward_hook(lambda m, a, out: found.update(up=F.gelu(out))),
+    ]
+    sam(image_embeddings=embedding, multimask_output=False)
+    for hook in hooks:
+        hook.remove()
+    source = embedding + sam.prompt_encoder.no_mask_embed.weight[0][:, None, None]
+    first = F.gelu(decoder.upscale_conv2(F.gelu(decoder.upscale_layer_norm(decoder.upscale_conv1(source)))))
+    head = {key.removeprefix("mask_decoder.cls_upscaling."): value for key, value in state.items() if "cls_up" in key}
+    maps = F.conv_transpose2d(torch.cat([found["up"], first], 1), head["0.weight"], head["0.bias"], stride=2)
+    norm = nn.LayerNorm(len(head["1.weight"]))
+    norm.weight.data, norm.bias.data = head["1.weight"], head["1.bias"]
+    maps = F.gelu(channel_norm(maps, norm))
+    maps = F.gelu(F.conv2d(maps, head["3.weight"], head["3.bias"], stride=2, padding=3))
+    hyper = found["hyper"]  # (B, c)
+    return torch.stack([torch.einsum("bc,bchw->bhw", hyper, maps[:, k::classes]) for k in range(classes)], 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("classes", [3, 5])
+def test_cwsam_computes_the_published_classes(sam, base, write, out, classes):
+    state, x = cwsam_state(sam, classes), images()
+    done = convert_official_checkpoint("cwsam", write(state), out, base=base)
+    assert [note.split(" weights")[0] for note in done.notes[:2]] == ["12", "1"] and "Depth" in done.notes[0]
+
+    def bottleneck(index, name, value):
+        own = {key.split(name)[1]: one for key, one in state.items() if f"blocks.{index}.{name}." in key}
+        hidden = F.gelu(value @ own[".D_fc1.weight"].T + own[".D_fc1.bias"])
+        return hidden @ own[".D_fc2.weight"].T + own[".D_fc2.bias"]
+
+    embedding = encoder(
+        sam.vision_encoder,
+        x,
+        prompts_of(sam, state, x, "low"),
+        after_attention=lambda i, y: y + bottleneck(i, "Space_Adapter", y),
+        beside_mlp=lambda i, z: 0.5 * bottleneck(i, "MLP_Adapter", z),
+    )
+    found = load_adapted(str(out)).model(pixel_values=x).pred_masks
+    assert found.shape == (2, 1, classes, 32, 32)
+    close(found[:, 0], class_logits(official_decoder(state), state, embedding, classes))
+    config = config_of(out)
+    said = {"num_labels": classes, "faithful": True, "lowpass_abs": True, "adapter_ratio": 0.25, "adapter_scale": 0.5}
+    assert {key: config[key] for key in said} == said
+
+
+def test_the_hq_decoder_gives_the_official_values_of_vit_base(write, out):
+    """The values of the official modules (ViT-B's sizes), whose i-th parameter by name is a sine of phase i + 1."""
+    sam = SamModel(SamConfig(vision_config={"num_hidden_layers": 1})).eval()
+    shapes = {name: value.shape for name, value in sam.mask_decoder.named_parameters()}
+    shapes |= {name: value.shape for name, value in HqHead(sam.mask_decoder, 768).named_parameters()}
+    own = {"hq_token": "hf_token", "hq_mask_mlp": "hf_mlp"}
+    names = {name: official_name(name.replace(part := name.split(".")[0], own.get(part, part))) for name in shapes}
+    state = {}
+    for place, (name, theirs) in enumerate(sorted(names.items(), key=lambda pair: pair[1])):
+        shape = shapes[name]
+        count, fan = math.prod(shape), math.prod(shape[1:]) if len(shape) > 1 else shape[0]
+        values = np.sin(0.7 * np.arange(count) + place + 1) / np.sqrt(fan)
+        values += len(shape) == 1 and theirs.endswith("weight")
+        state[theirs] = torch.from_numpy(values).float().reshape(shape)
+    with torch.no_grad():
+        for name, parameter in sam.mask_decoder.named_parameters():
+            parameter.copy_(state[names[name]])
+    sam.save_pretrained(out.parent / "vit_b")
+    convert_official_checkpoint("cosam", write(state), out, base=str(out.parent / "vit_b"))
+    overlay = PeftModel.from_pretrained(sam, out).get_base_model().mask_decoder
+    for module in overlay.base_layer.transformer.modules():
+        if type(module) is nn.LayerNorm:
+            module.eps = 1e-5  # PyTorch's default, which the official decoder has
+
+    def wave(*shape):
+        return torch.from_numpy(np.sin(0.011 * np.arange(np.prod(shape)))).float().reshape(shape)
+
+    maps, dense = wave(1, 256, 64, 64), 0.2 * wave(1, 256, 64, 64)
+    early, sparse = wave(1, 64, 64, 768), 0.3 * wave(1, 1, 2, 256)
+    with torch.no_grad():
+        masks, _ = decode_hq(
+            overlay.base_layer, overlay.hq_heads, None, early, maps, 0.5 * wave(1, 256, 64, 64), sparse, dense, False
+        )
+    expected = torch.tensor([1.096285, 1.034633, 1.082700, 1.046302])
+    torch.testing.assert_close(masks[0, 0, 0, 0, :4], expected, rtol=0, atol=3e-6)
+    assert masks.mean().item() == pytest.approx(1.186252, abs=3e-6)
+
+
+@torch.no_grad()
+def test_an_hq_decoder_sees_block_0(sam, base, write, out):
+    done = convert_official_checkpoint("cosam", write(hq_state(sam)), out, base=base)
+    assert "global attention" in done.notes[0]
+    config = config_of(out)
+    assert (config["decoder"], config["early_layer"]) == ("hq", 0)
+    model = load_adapted(str(out)).model
+    assert model.get_base_model().mask_decoder.early_map.layer == 0
+    assert model(pixel_values=images()).pred_masks.std() > 1e-3
+
+
+@pytest.fixture
+def write_pool(sam, tmp_path):
+    def write_pool(domains, classified=None, layer="layers.0"):
+        folder = tmp_path / "hq_sam_b"
+        folder.mkdir()
+        states = {}
+        for seed, name in enumerate(domains):
+            states[name] = hq_state(sam, seed)
+            torch.save(states[name], folder / f"adapter_{name}.pth")
+        torch.save(classifier_state(sam, 2, seed=1), folder / "task_classifier_after_1th_task_training_buffer10.pth")
+        last = classifier_state(sam, classified or len(domains))
+        last = {name.replace("layers.0", layer): value for name, value in last.items()}
+        torch.save(last, folder / f"task_classifier_after_{len(domains) - 1}th_task_training_buffer10.pth")
+        return folder, states, last
+
+    return write_pool
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("domains", "order", "layer"),
+    [(["Polyp", "BSData", "CAMO"], None, "layers.0"), (["b", "c", "a"], ["c", "a", "b"], "classifier")],
+)
+def test_a_folder_becomes_a_pool(sam, base, out, write_pool, domains, order, layer):
+    folder, states, classifier = write_pool(domains, layer=layer)
+    done = convert_official_checkpoint("cosam", folder, out, base=base, domains=order)
+    assert "no domain can be added" in done.notes[-1]
+    order = order or ["BSData", "CAMO", "Polyp"]
+    pool = load_adapted(str(out)).model
+    assert isinstance(pool, ModaModel) and pool.domains == order
+    x = images(6)
+    tokens, _ = joint_tokens(sam.vision_encoder, x, classifier["cls_token"])
+    logits = tokens[:, 0] @ classifier[f"{layer}.weight"].T + classifier[f"{layer}.bias"]
+    torch.testing.assert_close(pool.route(x).scores, logits.softmax(1), rtol=1e-4, atol=1e-5)
+    assert pool.route(x).domains == [order[index] for index in logits.argmax(1)]
+    alone = PeftModel.from_pretrained(random_sam(), out / order[1])
+    for name in order:
+        stored = load_file(out / name / "adapter_model.safetensors")
+        key = "base_model.model.mask_decoder.sam_decoder_hq_head.hq_token.weight"
+        assert torch.equal(stored[key], states[name]["hf_token.weight"])
+    expected = alone.eval()(pixel_values=x).pred_masks
+    torch.testing.assert_close(pool(pixel_values=x, domain=order[1]).pred_masks, expected)
+    assert SamAdaptProcessor.from_pretrained(out).image_size == 64
+
+
+@pytest.mark.parametrize(
+    ("domains", "options", "remove", "message"),
+    [
+        (["Polyp", "own"], {}, None, "domains: own in .* none of CoSAM's"),
+        (["Polyp", "CAMO"], {"domains": ["CAMO", "BSData"]}, None, "holds no adapter_BSData.pth"),
+        (["Polyp", "CAMO"], {"domains": ["CAMO", "CAMO"]}, None, "'CAMO' is in the pool already"),
+        (["Polyp", "CAMO"], {"domains": ["CAMO"]}, None, "tells 2 domains apart, the folder has 1: CAMO"),
+        (["Polyp", "CAMO"], {"decoder": "none"}, None, "nothing but a decoder"),
+        (["Polyp", "CAMO"], {}, "adapter_*", "holds no adapter_<domain>.pth"),
+        (["Polyp", "CAMO"], {}, "task_*", "holds no task_classifier_after"),
+    ],
+)
+def test_each_defect_of_a_folder_is_one_error(base, out, write_pool, domains, options, remove, message):
+    folder, *_ = write_pool(domains)
+    for path in folder.glob(remove or "nothing"):
+        path.unlink()
+    with pytest.raises(UserError, match=message) as raised:
+        convert_official_checkpoint("cosam", folder, out, base=base, **options)
+    assert "\n" not in str(raised.value) and not out.exists() and not list(out.parent.glob(".tmp*"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("cls_token"),
+        lambda state: state.pop("layers.0.bias"),
+        lambda state: state.update(more=torch.zeros(1)),
+        lambda state: state.update({"layers.0.weight": torch.zeros(2, 5)}),
+    ],
+)
+def test_another_file_is_no_classifier(out, write_pool, change):
+    folder, _, state = write_pool(["Polyp", "CAMO"])
+    change(state)
+    torch.save(state, folder / "task_classifier_after_1th_task_training_buffer10.pth")
+    with pytest.raises(UserError, match=r"is no task classifier|do not agree"):
+        convert_official_checkpoint("cosam", folder, out)
+
+
+@pytest.mark.parametrize("format", STATES)
+def test_without_base_the_adapter_names_none_and_loads_with_a_warning(sam, write, out, format):
+    done = convert_official_checkpoint(format, write(STATES[format](sam)), out)
+    assert "not compared: no --base" in done.notes[-1]
+    config = config_of(out)
+    assert config["base_fingerprint"] is None and config["base_model_name_or_path"] is None
+    with pytest.warns(UserWarning, match="no fingerprint"):
+        loaded = PeftModel.from_pretrained(random_sam(), out)
+    stored = load_file(out / "adapter_model.safetensors")
+    own = loaded.state_dict()
+    assert stored and all(any(torch.equal(value, one) for one in own.values()) for value in stored.values())
+
+
+@pytest.mark.parametrize("format", ["sam-adapter", "cwsam"])
+def test_an_encoder_alone(sam, base, write, out, format):
+    done = convert_official_checkpoint(format, write(STATES[format](sam)), out, decoder="none", base=base)
+    assert "of the mask decoder and its embeddings left out" in done.notes[-2]
+    config = config_of(out)
+    assert config["decoder"] == "frozen" and config["num_labels"] is None and config["modules_to_save"] is None
+    loaded = load_adapted(str(out)).model
+    keys = load_file(out / "adapter_model.safetensors").keys()
+    assert all(".vision_encoder." in key for key in keys)
+    with torch.no_grad():
+        assert loaded(pixel_values=images()).pred_masks.shape == (2, 1, 1, 32, 32)
+
+
+def without(*parts):
+    return lambda state: {k: v for k, v in state.items() if not any(part in k for part in parts)}
+
+
+def changed(name, change):
+    return lambda state: state | {name: change(state.get(name))}
+
+
+NECK = "image_encoder.neck.2.weight"
+
+
+@pytest.mark.parametrize(
+    ("format", "change", "message"),
+    [
+        ("sam-adapter", without("shared_mlp"), "has no SAM-Adapter weights"),
+        ("sam-adapter", without("lightweight_mlp_1"), "2 weights missing: .*layers.1.sam_adapter_tune.bias"),
+        ("sam-adapter", without("mask_decoder", "pe_layer", "no_mask"), "has no mask_decoder weights; --decoder none"),
+        ("sam-adapter", without("pe_layer"), "1 weights missing: shared_image_embedding.positional_embedding"),
+        ("sam-adapter", without("no_mask_embed"), "1 weights missing: prompt_encoder.*no_mask_embed"),
+        ("sam-adapter", changed("extra.weight", lambda _: torch.zeros(1)), "neither SAM's nor SAM-Adapter's: extra"),
+        ("sam-adapter", changed(f"{GENERATOR}more.bias", lambda _: torch.zeros(1)), "neither SAM's nor SAM-Adapter's"),
+        ("sam-adapter", changed("mask_decoder.own.weight", lambda _: torch.zeros(1)), "1 weights unknown: mask_deco"),
+        ("sam-adapter", changed(f"{GENERATOR}shared_mlp.bias", lambda value: value[:3]), r"up.bias is \(3,\), this"),
+        ("sam-adapter", changed(NECK, lambda value: value + 1), r"1 of \d+ frozen .*neck.conv2.weight \(differs"),
+        ("sam-adapter", lambda state: cwsam_state(random_sam()), "neither SAM's nor SAM-Adapter's: .*Space_Adapter"),
+        ("cwsam", lambda state: sam_adapter_state(random_sam()), "has no CWSAM adapters in its blocks"),
+        ("cwsam", without("cls_upscaling"), "has no class head .*--decoder none"),
+        ("cwsam", without("2.MLP_Adapter"), "4 weights missing: .*layers.2.sam_adapter_mlp"),
+        ("cosam", without("compress_vit_feat"), "has no HQ decoder weights"),
+        ("cosam", without("hf_mlp.layers.1"), "2 weights missing: .*hq_mask_mlp.layers.0.bias"),
+        ("cosam", changed("iou_token.weight", lambda value: value + 1), r"frozen .*mask_decoder.iou_token.weight"),
+        (
+            "cosam",
+            changed("prompt.weight", lambda _: torch.zeros(1)),
+            "neither SAM's nor the HQ decoder's: mask_decod",
+        ),
+    ],
+)
+def test_each_defect_of_a_checkpoint_is_one_error(sam, base, write, out, format, change, message):
+    path = write(change(STATES[format](sam)))
+    with pytest.raises(UserError, match=message) as raised:
+        convert_official_checkpoint(format, path, out, base=base)
+    assert "\n" not in str(raised.value) and not out.exists()
+
+
+@pytest.mark.parametrize("format", STATES)
+def test_another_base_is_refused(sam, write, out, tmp_path, format):
+    random_sam(seed=5).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match=r"(\d+) of \1 frozen weights .*other"):
+        convert_official_checkpoint(format, write(STATES[format](sam)), out, base=str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "message"),
+    [
+        ("sam-adapter", {"lora_alpha": 2}, "lora_alpha: only conv-lora takes it"),
+        ("cosam", {"domains": ["a"]}, "domains: only a cosam folder takes it"),
+        ("cosam", {"decoder": "none"}, "nothing but a decoder"),
+        ("cwsam", {"image_size": 512}, "image_size: the checkpoint was trained at 64"),
+    ],
+)
+def test_wrong_arguments(sam, write, out, format, options, message):
+    with pytest.raises(UserError, match=message):
+        convert_official_checkpoint(format, write(STATES[format](sam)), out, **options)
+
+
+def test_the_command(sam, base, write, write_pool, out, capsys):
+    path = write(sam_adapter_state(sam))
+    assert cli.main(["convert", "--from", "sam-adapter", str(path), "--out", str(out), "--base", base]) == 0
+    assert f"compared with {base}" in capsys.readouterr().out
+    folder, *_ = write_pool(["x", "y"])
+    argv = ["convert", "--from", "cosam", str(folder), "--out", str(out.parent / "pool"), "--domains", "y", "x"]
+    assert cli.main([*argv, "--base", base]) == 0
+    assert f"Saved to {out.parent / 'pool'}." in capsys.readouterr().out

@@ -137,12 +137,28 @@ def convert_command(argv: list[str]) -> None:
     )
 
 
+def push_command(argv: list[str]) -> None:
+    """Publish a run, an adapter, a pool or a model folder on the Hub."""
+    from .hub import PushArguments, push_command
+
+    push_command(
+        parse_arguments(
+            PushArguments,
+            argv,
+            prog=f"{PROG} push",
+            description="Publish a run, an adapter, a pool or a model folder on the Hub, in one commit.",
+            positional="folder",
+        )
+    )
+
+
 _COMMANDS = {
     "train": train_command,
     "continual": continual_command,
     "evaluate": evaluate_command,
     "predict": predict_command,
     "convert": convert_command,
+    "push": push_command,
     "export-tiny": export_tiny_command,
 }
 

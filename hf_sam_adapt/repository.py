@@ -1,35 +1,98 @@
 """Files of models and adapters, in local folders and on the Hub."""
 
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 from .errors import UserError
+
+
+_HUB_NAME = re.compile(r"(?P<id>[^/@]+(/[^/@]+)?)(@(?P<revision>refs/[^/]+/[^/]+|[^/@]+))?(/(?P<folder>.+))?")
+
+
+@dataclass(frozen=True)
+class HubName:
+    """`owner/name`, with a revision `owner/name@v1`, with a folder in it `owner/name/folder`, or with both."""
+
+    id: str
+    revision: str | None = None
+    folder: str | None = None
+
+    @classmethod
+    def parse(cls, path: str) -> HubName:
+        """Raises `UserError` where `path` has another form."""
+        match = _HUB_NAME.fullmatch(path)
+        if match is None:
+            raise UserError(f"{path!r} is neither a folder nor the name of a repository, owner/name")
+        return cls(match["id"], match["revision"], match["folder"])
 
 
 def find_file(path: str, name: str, revision: str | None = None) -> Path | None:
     """A file in a local folder or a Hub repository (downloaded, or from the cache when offline); None if absent.
 
     Args:
-        path: folder, Hub id `owner/name`, or `owner/name/folder` in such a repository.
+        path: folder, or what `HubName` describes.
+        revision: branch, tag or commit, before the one in `path`.
 
     Raises:
-        UserError: neither a folder nor a repository that can be read.
+        UserError: neither a folder nor a repository that can be read; or the Hub cannot be reached, and the cache does
+            not tell whether the file exists.
     """
     if Path(path).is_dir():
         local = Path(path) / name
         return local if local.is_file() else None
-    *repository, inside = path.split("/", 2) if path.count("/") > 1 else (path, "")
+    hub = HubName.parse(path)
+    revision = revision or hub.revision
+    file = f"{hub.folder}/{name}" if hub.folder else name
     try:
-        found = hf_hub_download("/".join(repository), f"{inside}/{name}" if inside else name, revision=revision)
-        return Path(found)
-    except (LocalEntryNotFoundError, EntryNotFoundError):
+        return Path(hf_hub_download(hub.id, file, revision=revision))
+    except LocalEntryNotFoundError as error:
+        if try_to_load_from_cache(hub.id, file, revision=revision) is _CACHED_NO_EXIST:
+            return None
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(f"{path}: no such folder, HF_HUB_OFFLINE is set and {file} is not in the cache") from error
+        raise UserError(f"{path}: {_trouble(error.__cause__ or error)}, and {file} is not in the cache") from error
+    except EntryNotFoundError:
         return None
+    except RevisionNotFoundError as error:
+        raise UserError(f"{path}: the repository has no revision {revision!r}") from error
+    except GatedRepoError as error:
+        raise UserError(f"{path}: accept its terms on its page on the Hub, and log in with `hf auth login`") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(f"{path} is neither a folder nor a repository on the Hub that can be read") from error
+        raise UserError(
+            f"{path} is neither a folder nor a repository on the Hub that can be read; if it is private, log in with "
+            "`hf auth login`"
+        ) from error
+    except (HTTPError, OSError) as error:
+        raise UserError(f"{path}: {_trouble(error)}; nothing is lost, try again") from error
+
+
+def commit_of(file: Path) -> str | None:
+    """The commit that a downloaded file is of, for asking for others of the same; None for a file of the user's."""
+    return next((folder.name for folder in file.parents if folder.parent.name == "snapshots"), None)
+
+
+def _trouble(error: BaseException) -> str:
+    """What went wrong with a request, in a few words and without its address, which may be signed."""
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status == 401:
+            return "the Hub does not accept the token (401); log in with `hf auth login`"
+        return f"the Hub answers {status}"
+    if isinstance(error, HTTPError):
+        return f"the connection to {constants.ENDPOINT} failed ({type(error).__name__})"
+    return " ".join(str(error).split())

@@ -20,6 +20,8 @@ _MAY_CHANGE = {
     "gradient_checkpointing",
     "output_dir",
     "report_to",
+    "push_to_hub",
+    "hub_model_id",
     "resume_from_checkpoint",
 }
 

@@ -45,13 +45,20 @@ _MAY_CHANGE = {
     "checkpoint_every",
     "output_dir",
     "report_to",
+    "push_to_hub",
+    "hub_model_id",
     "resume_from_checkpoint",
 }
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run has written all it leaves: `publish` moves its files in the order of their names."""
-    return (folder / "samples.png").exists()
+    """Whether a run has written all it leaves."""
+    return (folder / "metrics.json").exists() and not _unpublished(folder).exists()
+
+
+def _unpublished(folder: Path) -> Path:
+    """Where a run's files are written before they are moved to its top level; on the same file system."""
+    return folder / "checkpoints" / ".tmp_final"
 
 
 class RunFolder:
@@ -107,8 +114,7 @@ class RunFolder:
 
     def finish(self, write: Callable[[Path], None]) -> None:
         """Let `write` fill an empty folder and move its files into the run folder."""
-        # On the same file system, and not at the run's top level.
-        temporary = self.checkpoints / ".tmp_final"
+        temporary = _unpublished(self.path)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         write(temporary)

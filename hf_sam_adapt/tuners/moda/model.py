@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -298,6 +299,30 @@ class ModaModel(DomainPool, BaseTuner):
         from .disk import save_pool
 
         save_pool(self, Path(folder))
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = True, revision: str | None = None, token: str | None = None
+    ) -> str:
+        """Publish the active pool as `save_pretrained` writes it, in one commit.
+
+        Args:
+            repo_id: `owner/name`; created, private unless asked otherwise, if it does not exist.
+            revision: branch, created if needed.
+            token: None = the one that is logged in.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            UserError: a domain is open, or the Hub refused it or could not be reached.
+        """
+        from ...hub import push_folder
+
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / repo_id.rpartition("/")[2]
+            self.save_pretrained(folder)
+            again = f"push_to_hub({repo_id!r})"
+            return push_folder(folder, repo_id, private=private, revision=revision, token=token, again=again)
 
     @classmethod
     def from_pretrained(cls, model: nn.Module, folder: str | Path, revision: str | None = None) -> ModaModel:

@@ -63,15 +63,24 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests whose `"METHOD /path"` matches."""
+    """What happens to the next `times` requests whose `"METHOD /path"` matches: one of these.
+
+    Attributes:
+        status, headers: the answer, unless another attribute is set.
+        cut: the connection ends without an answer.
+        lost: the request is done, then the connection ends without an answer.
+        cut_after: the connection ends after so many bytes of the content.
+        seconds: the answer is late.
+    """
 
     pattern: str
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
     times: int = 1_000_000
     cut: bool = False
-    seconds: float = 0.0
+    lost: bool = False
     cut_after: int | None = None
+    seconds: float = 0.0
 
 
 class Refused(Exception):
@@ -89,7 +98,7 @@ class LocalHub:
         endpoint: for `HF_ENDPOINT`.
         token, read_token: of the user `me`, who may write to the namespaces `me` and `facebook`.
         repositories: by `(kind, id)`.
-        requests: `"METHOD /path"` of all requests, in order.
+        requests: `"METHOD /path"` of all requests, in order, with the `Range` that was asked for.
         uploads: paths whose content was sent, regular or large, in order.
     """
 
@@ -166,11 +175,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         address = urlsplit(self.path)
-        self.cut_after = None
+        self.cut_after, self.lost = None, False
         path, self.query = address.path, parse_qs(address.query)
         self.body = self._read_body()
         with self.hub.lock:
-            self.hub.requests.append(f"{self.command} {path}")
+            self.hub.requests.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
         try:
             if self._goes_wrong(f"{self.command} {path}"):
                 return
@@ -208,8 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.seconds:
             self.hub.stopped.wait(fault.seconds)
             return False
-        if fault.cut_after is not None:
-            self.cut_after = fault.cut_after
+        if fault.cut_after is not None or fault.lost:
+            self.cut_after, self.lost = fault.cut_after, fault.lost
             return False
         if fault.cut:
             self._cut()
@@ -225,6 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def _send(self, status: int, body: Any = b"", headers: dict[str, str] | None = None) -> None:
+        if self.lost:
+            return self._cut()
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         given = {"Content-Length": str(len(content)), **(headers or {})}

@@ -7,6 +7,7 @@ from importlib import import_module
 
 from .tuners.conv_lora import ConvLoraConfig, ConvLoraModel
 from .tuners.cwsam import CwsamConfig, CwsamModel
+from .tuners.l2p import L2pConfig, L2pModel
 from .tuners.moda import ModaConfig, ModaModel
 from .tuners.sam_adapter import SamAdapterConfig, SamAdapterModel
 from .tuners.sam_decoder import SamDecoderConfig, SamDecoderModel
@@ -28,6 +29,8 @@ __all__ = [
     "ConvLoraModel",
     "CwsamConfig",
     "CwsamModel",
+    "L2pConfig",
+    "L2pModel",
     "ModaConfig",
     "ModaModel",
     "SamAdapterConfig",

@@ -14,6 +14,7 @@ from transformers import SamModel
 from .prompts import Prompt
 from .tuners.common.hq import live_early_map
 from .tuners.conv_lora import balance_loss
+from .tuners.l2p.layer import key_loss
 from .tuners.moda import ModaModel
 
 
@@ -150,7 +151,8 @@ class PromptedSam(nn.Module):
         image_embeddings: ImageEmbeddings | None = None,
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         logits = segment(self.model, pixel_values, prompts, image_embeddings=image_embeddings)
-        return logits, balance_loss(self.model)
+        own = [loss for loss in (balance_loss(self.model), key_loss(self.model)) if loss is not None]
+        return logits, torch.stack(own).sum() if own else None
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from .tuners.common.decoder import freeze_outside_adapter
 from .tuners.conv_lora import ConvLoraConfig
 from .tuners.cwsam import CwsamConfig
 from .tuners.moda import ModaConfig, ModaModel
+from .tuners.l2p import L2pConfig
 from .tuners.sam_adapter import SamAdapterConfig
 from .tuners.sam_decoder import SamDecoderConfig
 
@@ -35,6 +36,7 @@ METHODS = {
     "moda": ModaConfig,
     "decoder": SamDecoderConfig,
     "lora": LoraConfig,
+    "l2p": L2pConfig,
     "full": None,
 }
 LORA_DEFAULTS = {

@@ -32,7 +32,7 @@ class Recipe:
         None,
         "The SAM to adapt: tiny, a folder, or a Hub id such as facebook/sam-vit-base; unset = the adapter's, or tiny.",
     )
-    method: Literal["sam_adapter", "conv_lora", "cwsam", "decoder", "lora", "full"] = _key(
+    method: Literal["sam_adapter", "conv_lora", "cwsam", "decoder", "l2p", "lora", "full"] = _key(
         "sam_adapter", "How SAM is adapted."
     )
     method_args: dict = _key({}, "Fields of the method's PEFT config, e.g. --method_args.scale_factor 16.")
@@ -61,14 +61,16 @@ class Recipe:
     resize: Literal["pad", "squash"] | None = _key(
         None, "Keep the aspect ratio (pad) or not (squash); unset = the model's."
     )
-    augment: list[str] = _key(["flip", "scale", "colour"], "Augmentations: flip scale crop colour, or none.")
+    augment: list[str] = _key(["flip", "scale", "colour"], "Augmentations: flip scale crop colour jitter, or none.")
 
     epochs: int = _key(20, "Passes over the training images.")
     max_steps: int = _key(0, "Optimizer steps; above 0 it wins over epochs.")
     batch_size: int = _key(4, "Images per process and micro-step.")
     gradient_accumulation_steps: int = _key(1, "Micro-steps per optimizer step.")
     learning_rate: float | None = _key(None, "Highest learning rate; unset = 2e-4, tiny 1e-3.")
-    lr_scheduler: Literal["cosine", "linear"] = _key("cosine", "How the learning rate falls after the warm-up.")
+    lr_scheduler: Literal["cosine", "linear", "step"] = _key(
+        "cosine", "How the learning rate falls after the warm-up; step: to a tenth after 10/24 of it, and after 20/24."
+    )
     warmup: float = _key(0.05, "Warm-up: optimizer steps, or below 1 a fraction of all steps.")
     weight_decay: float = _key(0.01, "AdamW's weight decay.")
     max_grad_norm: float = _key(1.0, "Gradients are clipped to this norm; 0 = never.")
@@ -106,7 +108,7 @@ class Recipe:
             _at_least(self, name, 1)
         _at_least(self, "channels", 1)
         _known_names(self, "prompts", ("none", "box", "point", "mask"))
-        _known_names(self, "augment", ("flip", "scale", "crop", "colour", "none"))
+        _known_names(self, "augment", ("flip", "scale", "crop", "colour", "jitter", "none"))
         _known_names(self, "report_to", ("trackio", "tensorboard", "wandb", "none"))
         if not self.prompts:
             raise UserError("prompts: empty; name at least one of none, box, point, mask.")

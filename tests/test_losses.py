@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 from hf_sam_adapt import segmentation_loss
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.losses import BINARY_LOSSES
 
 
 def reference_bce(z, g):
@@ -66,7 +65,7 @@ def random_case(seed, size=(40, 56), n=3):
     return logits, labels
 
 
-@pytest.mark.parametrize("loss", BINARY_LOSSES)
+@pytest.mark.parametrize("loss", REFERENCES)
 def test_value_and_gradient_equal_the_reference(loss):
     logits, labels = random_case(seed=1)
     logits.requires_grad_()
@@ -95,7 +94,7 @@ def test_a_sum_is_the_sum_of_its_terms():
     assert torch.allclose(segmentation_loss(logits, labels, "bce + dice+structure"), parts)
 
 
-@pytest.mark.parametrize("loss", BINARY_LOSSES)
+@pytest.mark.parametrize("loss", REFERENCES)
 def test_logits_are_upsampled_to_the_labels(loss):
     logits, _ = random_case(seed=4, size=(16, 16))
     _, labels = random_case(seed=5, size=(64, 64))
@@ -103,7 +102,7 @@ def test_logits_are_upsampled_to_the_labels(loss):
     assert torch.equal(segmentation_loss(logits, labels, loss), segmentation_loss(full, labels, loss))
 
 
-@pytest.mark.parametrize("loss", BINARY_LOSSES)
+@pytest.mark.parametrize("loss", REFERENCES)
 def test_ignored_pixels_have_no_influence_and_no_gradient(loss):
     logits, labels = random_case(seed=6)
     ignored = torch.rand(labels.shape) < 0.3
@@ -126,7 +125,7 @@ def test_cutting_off_ignored_columns_changes_nothing(loss):
     )
 
 
-@pytest.mark.parametrize("loss", BINARY_LOSSES)
+@pytest.mark.parametrize("loss", REFERENCES)
 @pytest.mark.parametrize("scale", [1.0, 300.0], ids=["usual", "saturated"])
 @pytest.mark.parametrize("value", [0, 1, 255], ids=["empty", "full", "ignored"])
 def test_finite_on_degenerate_masks(loss, scale, value):

@@ -69,7 +69,7 @@ def continual(recipe: ContinualRecipe) -> Path:
         tests = [names[number] for number in protocol.tests_after(task)] + natural
         scores.append({name: _score(run, protocol, task, name) for name in tests})
     zero_shot = _zero_shot(run, protocol, names + natural)
-    results = collect(recipe, names, scores, zero_shot)
+    results = collect(recipe, names, scores, zero_shot) | {"method": protocol.method}
     if state.is_main_process:
         write_json(run.folder.path / "continual.json", results)
         save_matrix(run.folder.path / "matrix.png", results)
@@ -154,8 +154,7 @@ def collect(
             matrices[f"natural_zero_shot_{metric}"] = zero_shot[NATURAL][kind][metric]
     if recipe.protocol == "moda":
         results |= _routing(names, scores, kind)
-    about = {"protocol": recipe.protocol, "method": recipe.method, "prompt": kind}
-    return {**results, **matrices, "domains": names, **about}
+    return {**results, **matrices, "domains": names, "protocol": recipe.protocol, "prompt": kind}
 
 
 def _routing(names: list[str], scores: list[dict[str, Scores]], kind: str) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from ..errors import UserError
 from .images import IGNORE
 
 
-AUGMENTATIONS = ("flip", "scale", "crop", "colour")
+AUGMENTATIONS = ("flip", "scale", "crop", "colour", "jitter")
 DEFAULT_AUGMENTATIONS = ("flip", "scale", "colour")
 MAX_SCALE = 1.5
 MIN_CROP = 0.6
 MAX_COLOUR = 0.25
+JITTER_SIDE, JITTER_SCALE = 1024, (0.1, 2.0)
+JITTER_FILL = 128
 
 
 def augment(
@@ -26,6 +28,7 @@ def augment(
     "flip" mirrors left to right; "scale" cuts out or surrounds the image so that the processor shows it up to 1.5
     times larger or smaller; "crop" keeps 60 to 100 % of each side; "colour" changes brightness, contrast and
     saturation by up to 25 %, of a float image brightness and contrast by up to 25 % of each channel's deviation.
+    "jitter" is the large-scale jitter of HQ-SAM and MoDA and stands in the place of scale and crop: see `_jitter`.
 
     Args:
         image: uint8 (H, W, 3), or float32 (H, W, C).
@@ -35,7 +38,7 @@ def augment(
 
     Returns:
         Image and mask, both of a new size where they were scaled or cropped. What lies outside the original has the
-        image's mean colour and the mask value 255 (ignore).
+        image's mean colour and the mask value 255 (ignore), with jitter grey and background.
     """
     options = check_options(options)
     if "flip" in options and rng.random() < 0.5:
@@ -45,6 +48,8 @@ def augment(
     if "crop" in options:
         height, width = (max(1, round(side * rng.uniform(MIN_CROP, 1))) for side in mask.shape)
         image, mask = _cut(image, mask, height, width, rng)
+    if "jitter" in options:
+        image, mask = _jitter(image, mask, rng)
     if "colour" in options:
         image = _colour(image, rng) if image.dtype == np.uint8 else _gain(image, rng)
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)
@@ -74,6 +79,34 @@ def _scale(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tup
     window = np.s_[top : top + mask.shape[0], left : left + mask.shape[1]]
     wide_mask[window], wide_image[window] = mask, image
     return wide_image, wide_mask
+
+
+def _jitter(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Large-scale jitter (Ghiasi et al. 2021): 1024 x 1024 whatever comes in.
+
+    The longer side is scaled to 1024 times 0.1 to 2, a window of at most 1024 x 1024 is cut at a random place, and
+    what is missing at the right and at the bottom is grey (128; of a float image each channel's mean) and background.
+    It resamples by itself, unlike the others: at a tenth of the size the unscaled canvas would be 10 times as wide.
+    """
+    height, width = mask.shape
+    factor = rng.uniform(*JITTER_SCALE) * JITTER_SIDE / max(height, width)
+    scaled = [max(1, round(side * factor)) for side in (height, width)]
+    window = [min(JITTER_SIDE, side) for side in scaled]
+    offset = [int(rng.integers(0, side - cut + 1)) for side, cut in zip(scaled, window)]
+    # The window in pixels of the original: left, top, right, bottom.
+    ratio = [side / new for side, new in zip((height, width), scaled)]
+    (top, bottom), (left, right) = ((o * r, (o + cut) * r) for o, cut, r in zip(offset, window, ratio))
+    size, box = (window[1], window[0]), (left, top, min(right, width), min(bottom, height))
+    canvas = np.empty((JITTER_SIDE, JITTER_SIDE, image.shape[2]), image.dtype)
+    canvas[:] = JITTER_FILL if image.dtype == np.uint8 else image.mean(axis=(0, 1))
+    for channel in range(image.shape[2]):
+        plane = Image.fromarray(np.ascontiguousarray(image[:, :, channel]))
+        resized = plane.resize(size, Image.Resampling.BILINEAR, box=box)
+        canvas[: window[0], : window[1], channel] = np.asarray(resized)
+    labels = np.zeros((JITTER_SIDE, JITTER_SIDE), np.uint8)
+    plane = Image.fromarray(np.ascontiguousarray(mask))
+    labels[: window[0], : window[1]] = np.asarray(plane.resize(size, Image.Resampling.NEAREST, box=box))
+    return canvas, labels
 
 
 def _cut(

@@ -15,7 +15,11 @@ from ..recipe import Recipe
 from ..tuners.common.config import SamConfigMixin
 
 
-CLASS_METHODS = tuple(name for name, cls in METHODS.items() if cls is not None and issubclass(cls, SamConfigMixin))
+CLASS_METHODS = tuple(
+    name
+    for name, cls in METHODS.items()
+    if cls is not None and issubclass(cls, SamConfigMixin) and cls.default_decoder != "frozen"
+)
 
 
 def method_fields(recipe: Recipe, data: SegmentationData) -> dict[str, Any]:

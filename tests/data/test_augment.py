@@ -14,7 +14,9 @@ def square(size=(60, 80)) -> tuple[np.ndarray, np.ndarray]:
     return image, mask
 
 
-@pytest.mark.parametrize("options", [["flip"], ["scale"], ["crop"], ["flip", "scale", "crop"], list(AUGMENTATIONS)])
+@pytest.mark.parametrize(
+    "options", [["flip"], ["scale"], ["crop"], ["flip", "scale", "crop"], ["flip", "scale", "crop", "colour"]]
+)
 def test_the_square_stays_under_its_mask(options):
     image, mask = square()
     sizes, moved = set(), 0
@@ -48,6 +50,36 @@ def test_scale_surrounds_with_ignored_pixels_or_cuts():
             assert (filled == image.mean(axis=(0, 1)).round()).all()
             assert (new_mask == 1).sum() == 625
     assert min(shapes) < 75 and max(shapes) > 135
+
+
+@pytest.mark.parametrize("size", [(100, 100), (90, 160)])
+def test_jitter_scales_the_longer_side_to_a_tenth_or_twice_of_1024(size):
+    """The published large-scale jitter: a canvas of 1024 x 1024, grey and background where the image ends."""
+    image, mask = square(size)
+    scales = []
+    for seed in range(60):
+        new_image, new_mask = augment(image, mask, np.random.default_rng(seed), ["jitter"])
+        assert new_image.shape == (1024, 1024, 3) and new_mask.shape == (1024, 1024)
+        assert new_image.dtype == new_mask.dtype == np.uint8 and set(np.unique(new_mask)) <= {0, 1}
+        inside = new_image[:, :, 0] != 128
+        # Nothing but image at the upper left, and everything else is filled.
+        height, width = (np.flatnonzero(inside.any(axis=axis))[-1] + 1 for axis in (1, 0))
+        assert inside[:height, :width].mean() > 0.97
+        assert not new_mask[height:].any() and not new_mask[:, width:].any()
+        if (new_mask == 1).sum() > 400:
+            bright = new_image[:, :, 0] > 130
+            assert (bright & (new_mask == 1)).sum() / (bright | (new_mask == 1)).sum() > 0.9
+        if width < 1024:
+            scales.append(width / 1024 * max(size) / size[1])
+    assert 0.1 <= min(scales) < 0.25 and len(scales) < 50  # half of the scales are above 1
+
+
+def test_jitter_takes_images_of_any_channels():
+    image, mask = square()
+    stored = np.repeat(image[:, :, :1].astype(np.float32) * 7.5, 5, axis=2)
+    new_image, new_mask = augment(stored, mask, np.random.default_rng(1), ["jitter"])
+    assert new_image.shape == (1024, 1024, 5) and new_image.dtype == np.float32
+    assert new_image.min() >= stored.min() and new_image.max() <= stored.max() and new_mask.any()
 
 
 def test_crop_keeps_most_of_each_side():

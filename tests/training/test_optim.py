@@ -34,6 +34,16 @@ def test_rises_over_the_warmup_and_falls_after_it(scheduler):
     assert 0 < rates[-1] < 0.03
 
 
+def test_step_is_the_published_schedule_whatever_an_epoch_holds():
+    for steps in (1, 7, 250):
+        rates = [
+            learning_rate_at(s, highest=1e-3, total_steps=24 * steps, scheduler="step") for s in range(24 * steps)
+        ]
+        epochs = [rates[steps * epoch : steps * (epoch + 1)] for epoch in range(24)]
+        assert all(len(set(epoch)) == 1 for epoch in epochs)
+        assert [epoch[0] for epoch in epochs] == pytest.approx([1e-3] * 10 + [1e-4] * 10 + [1e-5] * 4)
+
+
 def test_linear_is_linear():
     rates = [learning_rate_at(s, highest=1.0, total_steps=10, scheduler="linear") for s in range(10)]
     differences = [later - earlier for earlier, later in pairwise(rates)]

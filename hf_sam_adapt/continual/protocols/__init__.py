@@ -3,9 +3,11 @@
 from .er import Er
 from .ewc import Ewc
 from .joint import Joint
+from .l2p import L2p
 from .lwf import Lwf
 from .moda import Moda
 from .naive import Naive
+from .olora import Olora
 
 
 PROTOCOLS: dict[str, type[Naive]] = {
@@ -15,6 +17,8 @@ PROTOCOLS: dict[str, type[Naive]] = {
     "er": Er,
     "lwf": Lwf,
     "ewc": Ewc,
+    "l2p": L2p,
+    "olora": Olora,
 }
 
 __all__ = ["PROTOCOLS"]

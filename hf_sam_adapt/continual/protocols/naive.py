@@ -40,6 +40,11 @@ class Naive:
         self._loaded: tuple[int, Any] | None = None
 
     @property
+    def method(self) -> str:
+        """What is trained, as the results say it."""
+        return self.run.recipe.method
+
+    @property
     def tasks(self) -> list[str]:
         """Names of the trainings' folders, in order."""
         return [f"{number + 1}-{domain.name}" for number, domain in enumerate(self.run.domains)]

@@ -1,18 +1,48 @@
 """Streaming segmentation metrics, computed at the original size of each image."""
 
+from pathlib import Path
+
 from .boundary import boundary_overlap
 from .classes import ConfusionMatrix, plot_confusion
 from .constant import ConstantMask, constant_mask
 from .overlap import IouDice, Overlap, overlap
+from .stream import (
+    PROMPTLESS_METRICS,
+    BerMetric,
+    BoundaryMetric,
+    EMeasureMetric,
+    MaeMetric,
+    OverlapMetric,
+    SemanticMetric,
+    SMeasureMetric,
+    StreamingMetric,
+    WeightedFMetric,
+    gathered,
+)
+
+
+MODULES = Path(__file__).parents[1] / "metric_modules"  # one folder a metric, for `evaluate.load(str(MODULES / name))`
 
 
 __all__ = [
+    "MODULES",
+    "PROMPTLESS_METRICS",
+    "BerMetric",
+    "BoundaryMetric",
     "ConfusionMatrix",
     "ConstantMask",
+    "EMeasureMetric",
     "IouDice",
+    "MaeMetric",
     "Overlap",
+    "OverlapMetric",
+    "SMeasureMetric",
+    "SemanticMetric",
+    "StreamingMetric",
+    "WeightedFMetric",
     "boundary_overlap",
     "constant_mask",
+    "gathered",
     "overlap",
     "plot_confusion",
 ]

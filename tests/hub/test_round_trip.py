@@ -1,0 +1,166 @@
+"""Train, push, and load by id in a fresh process with an empty cache: the same masks, bit for bit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModel, PeftModel
+from sams import perturb
+from transformers import SamModel
+
+from hf_sam_adapt import ModaConfig, ModaModel, SamAdapterConfig, SamAdaptProcessor, SamDecoderConfig, load_tiny_sam
+from hf_sam_adapt.cli import main
+from hf_sam_adapt.loading import build_model, load_adapted, load_base, save_adapter
+
+
+ROOT = Path(__file__).parents[2]
+DOMAINS = ["red", "green", "blue"]
+KINDS = {".safetensors", ".json", ".yaml", ".md", ".png"}
+
+
+def pixels(seed: int = 0) -> torch.Tensor:
+    return torch.randn(3, 3, 256, 256, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def masks(model, **kwargs) -> torch.Tensor:
+    return model.requires_grad_(False).eval()(pixel_values=pixels(), multimask_output=False, **kwargs).pred_masks
+
+
+def everything(places: dict[str, str], image: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the adapters, the pool and the processor at `places` give; run here on folders, elsewhere on Hub ids."""
+    found = {}
+    run, other, base, pool, exported = (places[name] for name in ("run", "other", "base", "pool", "exported"))
+    swapped = PeftModel.from_pretrained(load_tiny_sam()[0], run)
+    found["PeftModel"] = masks(swapped)
+    swapped.load_adapter(other, "other")
+    swapped.set_adapter("other")
+    found["swapped"] = masks(swapped)
+    swapped.set_adapter("default")
+    found["back"] = masks(swapped)
+    found["load_adapted"] = masks(load_adapted(run).model)
+    found["AutoPeftModel"] = masks(AutoPeftModel.from_pretrained(exported))
+    by_transformers = SamModel.from_pretrained(base)
+    by_transformers.load_adapter(exported)
+    found["SamModel.load_adapter"] = masks(by_transformers)
+    moda = ModaModel.from_pretrained(load_tiny_sam()[0], pool)
+    for domain in (*DOMAINS, "base", DOMAINS, "auto"):
+        found[f"pool {domain}"] = masks(moda, domain=domain)
+    found["pool by command"] = masks(load_adapted(pool).model, domain="green")
+    alone = PeftModel.from_pretrained(load_tiny_sam()[0], pool, subfolder="green")
+    found["one domain"] = masks(alone)
+    found["one domain by command"] = masks(load_adapted(f"{pool}/green").model)
+    found["processor"] = SamAdaptProcessor.from_pretrained(run)(image)["pixel_values"]
+    return found
+
+
+def a_pool() -> ModaModel:
+    pool = ModaModel(load_tiny_sam()[0], ModaConfig(inner=SamDecoderConfig(decoder="hq"), reject=0.0))
+    for number, name in enumerate(DOMAINS):
+        pool.add_domain(name)
+        perturb(pool, seed=number + 1, std=0.02)
+        pool.observe(pixels(number) * 0.3 + torch.eye(3)[number].reshape(3, 1, 1) * 3)
+        pool.finish_domain()
+    return pool.eval()
+
+
+@pytest.mark.slow
+def test_pushed_work_comes_back_bit_for_bit(connect, tmp_path, make_dataset, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    connected, data = connect(), make_dataset(train=6, val=2, test=3)
+
+    assert main(["export-tiny", "sam-base"]) == 0
+    assert main(["push", "sam-base", "--repo", "me/tiny-sam"]) == 0
+    common = ["--dataset", str(data), "--max_steps", "3", "--batch_size", "2", "--push_to_hub"]
+    # The exported base comes from the Hub already here, so that the adapter names it.
+    trained = ["--output_dir", "exported", "--model", "me/tiny-sam", "--hub_model_id", "me/exported"]
+    assert main(["train", *common, *trained]) == 0
+    assert main(["train", *common, "--output_dir", "runs/polyp"]) == 0  # of tiny; under the folder's name
+    other = perturb(build_model("sam_adapter", {"scale_factor": 16}, load_tiny_sam()[0]), seed=9, std=0.02)
+    save_adapter(other, "other")
+    other.push_to_hub("me/other", private=True)  # PEFT's own
+    pool = a_pool()
+    pool.save_pretrained("pool")
+    pool.push_to_hub("me/pool")
+
+    for repo in ("me/polyp", "me/exported", "me/pool", "me/other", "me/tiny-sam"):
+        repository, names = connected.repositories["model", repo], connected.files(repo)
+        assert repository.private and len(repository.titles) == 2, repo
+        assert {Path(name).suffix for name in names} <= KINDS
+    published = connected.files("me/polyp")
+    assert "checkpoints" not in " ".join(published) and str(tmp_path) not in published["recipe.yaml"].decode()
+    assert 'from_pretrained(hf_sam_adapt.load_tiny_sam()[0], "me/polyp")' in published["README.md"].decode()
+    assert (tmp_path / "runs/polyp/README.md").read_bytes() != published["README.md"]
+    capsys.readouterr()
+
+    folders = {"run": "runs/polyp", "other": "other", "base": "sam-base", "pool": "pool", "exported": "exported"}
+    image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
+    torch.save(image, "image.pt")
+    expected = everything(folders, image)
+    assert not torch.equal(expected["PeftModel"], expected["swapped"])
+    assert torch.equal(expected["PeftModel"], expected["back"])
+    assert torch.equal(expected["one domain"], expected["pool green"])
+
+    script = f"""
+import sys, torch
+sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT / "tests/hub")!r}]
+import hf_sam_adapt
+from test_round_trip import everything
+torch.set_num_threads(1)
+ids = dict(run="me/polyp", other="me/other", base="me/tiny-sam", pool="me/pool", exported="me/exported")
+torch.save(everything(ids, torch.load("image.pt")), "found.pt")
+"""
+    environment = os.environ | connected.environment(tmp_path / "empty") | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-4000:]
+    found = torch.load("found.pt")
+    assert [name for name, value in expected.items() if not torch.equal(found[name], value)] == []
+    assert found.keys() == expected.keys()
+
+
+def test_revisions(connected, tmp_path, sam_folder, monkeypatch):
+    """A branch of an adapter, of a base model, and of a pool; what is stored says which base it was."""
+    monkeypatch.chdir(tmp_path)
+    from hf_sam_adapt.hub import push_folder
+
+    base = SamModel.from_pretrained(sam_folder)
+    for branch, shift in ((None, 0.0), ("shifted", 0.5)):
+        with torch.no_grad():
+            base.vision_encoder.neck.conv1.weight.add_(shift)
+        folder = tmp_path / f"base{branch}"
+        base.save_pretrained(folder)
+        SamAdaptProcessor(image_size=64, patch_size=8).save_pretrained(folder)
+        push_folder(folder, "me/base", revision=branch)
+
+    def small_masks(model):
+        image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            return model.requires_grad_(False).eval()(pixel_values=image, multimask_output=False).pred_masks
+
+    plain = {name: small_masks(load_base(name)[0]) for name in ("me/base", "me/base@shifted")}
+    assert not torch.equal(plain["me/base"], plain["me/base@shifted"])
+
+    expected = {}
+    for seed, branch in ((1, None), (2, "second")):
+        model = build_model("sam_adapter", {"scale_factor": 8}, load_base("me/base@shifted")[0])
+        model.peft_config["default"].revision = "shifted"
+        save_adapter(perturb(model, seed, std=0.05), tmp_path / f"adapter{seed}")
+        push_folder(tmp_path / f"adapter{seed}", "me/adapter", revision=branch)
+        expected[branch] = small_masks(model)
+    assert torch.equal(small_masks(load_adapted("me/adapter").model), expected[None])
+    assert torch.equal(small_masks(load_adapted("me/adapter@second").model), expected["second"])
+    assert load_adapted("me/adapter@second").base_name == "me/base@shifted"
+    assert torch.equal(small_masks(AutoPeftModel.from_pretrained("me/adapter", revision="second")), expected["second"])
+
+    pool = ModaModel(base, ModaConfig(inner=SamAdapterConfig(scale_factor=8), reject=0.0))
+    for number, name in enumerate(("red", "green")):
+        pool.add_domain(name)
+        perturb(pool, number, std=0.05)
+        pool.observe(torch.randn(4, 3, 64, 64))
+        pool.finish_domain()
+        pool.push_to_hub("me/pool", revision="one" if number == 0 else None)
+    assert ModaModel.from_pretrained(load_base("me/base@shifted")[0], "me/pool", revision="one").domains == ["red"]
+    assert ModaModel.from_pretrained(load_base("me/base@shifted")[0], "me/pool").domains == ["red", "green"]

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import SamModel
 
 from .prompts import Prompt
-from .tuners.common.hq import live_early_map
+from .tuners.common.hq import SharedMaps, live_early_map
 from .tuners.conv_lora import balance_loss
 from .tuners.l2p.layer import key_loss
 from .tuners.moda import ModaModel
@@ -196,12 +196,12 @@ def _decode(
         owner = torch.tensor([i for i, count in zip(images, counts) for _ in range(count)], device=device)
         inputs = _prompt_inputs(kind, [prompts[i] for i in images], device, sam.dtype)
         # One row an object: embeddings (R, 256, grid, grid), masks (R, 1, K, h, w), scores (R, 1, K).
-        rows = embeddings[owner]
-        if rows.early is not None:
-            inputs["early_embeddings"] = rows.early
-        if rows.domains is not None:
-            inputs["domain"] = rows.domains
-        output = sam(image_embeddings=rows.maps, multimask_output=multimask_output, **inputs)
+        if embeddings.early is not None:
+            shared = len(owner) > len(images)
+            inputs["early_embeddings"] = SharedMaps(embeddings.early, owner) if shared else embeddings.early[owner]
+        if embeddings.domains is not None:
+            inputs["domain"] = embeddings.domains[owner]
+        output = sam(image_embeddings=embeddings.maps[owner], multimask_output=multimask_output, **inputs)
         masks = output.pred_masks.squeeze(1).split(counts)
         scores = output.iou_scores.squeeze(1).split(counts)
         for index, image_masks, image_scores in zip(images, masks, scores):

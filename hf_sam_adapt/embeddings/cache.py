@@ -152,8 +152,10 @@ class EmbeddingCache:
                 )
         if rank == 0:
             total = sum(map(len, embedded))
-            held = [f"{s.folder} holds {len(s)}, {s.num_bytes / 1e6:.1f} MB" for s in self._stores]
-            print(f"Embeddings of {total} images: {computed} computed, {total - computed} reused; {', '.join(held)}.")
+            held = f"{self.store.folder} holds {len(self.store)}, {self.store.num_bytes / 1e6:.1f} MB"
+            if self.early_store is not None:
+                held += f", and early maps of {self.early_store.num_bytes / 1e6:.1f} MB beside it"
+            print(f"Embeddings of {total} images: {computed} computed, {total - computed} reused; {held}.")
         return embedded
 
     @property

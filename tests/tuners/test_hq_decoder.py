@@ -18,7 +18,7 @@ from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig, SamDecod
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.forward import encode, segment
 from hf_sam_adapt.prompts import Prompt
-from hf_sam_adapt.tuners.common.hq import HQ_MODULES, HqHead, decode_hq
+from hf_sam_adapt.tuners.common.hq import HQ_MODULES, HqHead, SharedMaps, decode_hq
 
 
 def images(count=2, seed=3, size=64):
@@ -456,3 +456,25 @@ def test_segment_gives_the_same_with_and_without_kept_embeddings():
         for index, prompt in enumerate(kinds):
             (alone,) = segment(model, images(3)[[index]], [prompt])
             assert (alone - expected[index]).abs().max() <= 1e-6
+
+
+def test_rows_of_one_image_share_what_the_head_makes_of_it():
+    """Equal to rows with an early map each, masks and gradients, whatever the order of the rows."""
+    owner = torch.tensor([2, 0, 2, 2, 0])
+    found = {}
+    for shared in (True, False):
+        model, seen = adapted().train(), []
+        embeddings = encode(model, images(3))
+        early = SharedMaps(embeddings.early, owner) if shared else embeddings.early[owner]
+        overlay(model).hq_heads["default"].compress_vit_feat.register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(len(output))
+        )
+        inputs = {"image_embeddings": embeddings.maps[owner], "input_points": points(5, 1)}
+        masks = model(early_embeddings=early, **inputs).pred_masks
+        masks.square().mean().backward()
+        assert seen == [2 if shared else 5]
+        found[shared] = [masks, *(p.grad for p in model.parameters() if p.requires_grad)]
+    for one, other in zip(found[True], found[False]):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match="do not belong"):
+        model(early_embeddings=SharedMaps(embeddings.early, owner[:4]), **inputs)

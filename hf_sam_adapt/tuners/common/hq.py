@@ -1,6 +1,9 @@
 """HQ-SAM's mask branch (arXiv 2306.01567) on the frozen decoder of `SamModel`: the inner method of MoDA."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +19,33 @@ from .two_way import mix_tokens, upscale
 HQ_MODULES = ("hq_token", "hq_mask_mlp", "compress_vit_feat", "embedding_encoder", "embedding_maskfeature")
 
 Assignment = Sequence[tuple[str, torch.Tensor]]  # (adapter, indices of its images): each image of the batch once
+
+
+@dataclass(frozen=True)
+class SharedMaps:
+    """Early maps of R rows, of which several show one image: row i has `maps[owner[i]]`.
+
+    What a head makes of an image is computed once for all of its rows: half of a training step with eight of them.
+
+    Attributes:
+        maps: (B, g, g, V).
+        owner: int64 (R,).
+    """
+
+    maps: torch.Tensor
+    owner: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def __getitem__(self, rows: Any) -> SharedMaps:
+        return SharedMaps(self.maps, self.owner[rows])
+
+    def to(self, dtype: torch.dtype) -> SharedMaps:
+        return SharedMaps(self.maps.to(dtype), self.owner)
+
+
+EarlyMaps = torch.Tensor | SharedMaps
 
 
 class HqHead(nn.Module):
@@ -64,7 +94,7 @@ class HqHead(nn.Module):
             last.weight[:, :, 1, 1] = torch.cat([unit, -unit], dim=1) * _typical_size(decoder)
 
     def forward(
-        self, tokens: torch.Tensor, upscaled: torch.Tensor, image_embeddings: torch.Tensor, early: torch.Tensor
+        self, tokens: torch.Tensor, upscaled: torch.Tensor, image_embeddings: torch.Tensor, early: EarlyMaps
     ) -> torch.Tensor:
         """Mask logits (b, P, 1, 4g, 4g).
 
@@ -74,11 +104,19 @@ class HqHead(nn.Module):
             image_embeddings: (b, C, g, g), without the dense prompt.
             early: output of the early block (b, g, g, V).
         """
-        detail = self.embedding_encoder(image_embeddings) + self.compress_vit_feat(early.permute(0, 3, 1, 2))
+        detail = self._detail(image_embeddings, early)
         maps = self.embedding_maskfeature(upscaled.flatten(0, 1)).unflatten(0, tokens.shape[:2])
         maps = maps + detail[:, None]  # (b, P, c, 4g, 4g)
         masks = self.hq_mask_mlp(tokens).unsqueeze(2) @ maps.flatten(3)  # (b, P, 1, 16 g g)
         return masks.unflatten(3, maps.shape[3:])
+
+    def _detail(self, image_embeddings: torch.Tensor, early: EarlyMaps) -> torch.Tensor:
+        """What the head sees of the images, (b, c, 4g, 4g)."""
+        if isinstance(early, SharedMaps):
+            images, place = early.owner.unique(return_inverse=True)
+            any_row = torch.empty_like(images).scatter_(0, place, torch.arange(len(place), device=place.device))
+            return self._detail(image_embeddings[any_row], early.maps[images])[place]
+        return self.embedding_encoder(image_embeddings) + self.compress_vit_feat(early.permute(0, 3, 1, 2))
 
 
 def _upscaling(channels: int, middle: int, narrow: int) -> nn.Sequential:
@@ -124,8 +162,8 @@ class EarlyMap:
         ]
 
     def receive(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """Pre-hook of the `SamModel`: takes the keywords `early_embeddings` (B, g, g, V), which has to come beside
-        `image_embeddings`, and `hq_assignment`, the images of each adapter."""
+        """Pre-hook of the `SamModel`: takes the keywords `early_embeddings` (B, g, g, V) or `SharedMaps`, which has to
+        come beside `image_embeddings`, and `hq_assignment`, the images of each adapter."""
         self.expect()
         self._map = kwargs.get("early_embeddings")
         self._assignment = kwargs.get("hq_assignment")
@@ -141,7 +179,7 @@ class EarlyMap:
         self._forget()
         self._expected = True
 
-    def take(self) -> tuple[torch.Tensor | None, Assignment | None]:
+    def take(self) -> tuple[EarlyMaps | None, Assignment | None]:
         """The early map (B, g, g, V) and the assignment of this forward, once."""
         taken = self._map, self._assignment
         self._forget()
@@ -153,7 +191,7 @@ class EarlyMap:
             handle.remove()
 
     def _forget(self) -> None:
-        self._map: torch.Tensor | None = None
+        self._map: EarlyMaps | None = None
         self._assignment: Assignment | None = None
         self._expected = False
 
@@ -171,7 +209,7 @@ def decode_hq(
     decoder: nn.Module,
     heads: Mapping[str, HqHead],
     assignment: Assignment | None,
-    early: torch.Tensor | None,
+    early: EarlyMaps | None,
     image_embeddings: torch.Tensor,
     image_positional_embeddings: torch.Tensor,
     sparse_prompt_embeddings: torch.Tensor | None,
@@ -220,23 +258,24 @@ def decode_hq(
     return torch.cat(masks)[place], tokens[:, :, 0]
 
 
-def _run(head: HqHead, base_dtype: torch.dtype, *inputs: torch.Tensor) -> torch.Tensor:
+def _run(head: HqHead, base_dtype: torch.dtype, *inputs: EarlyMaps) -> torch.Tensor:
     dtype = head.hq_token.weight.dtype
     if dtype == base_dtype:  # under autocast, too
         return head(*inputs)
     return head(*(value.to(dtype) for value in inputs)).to(base_dtype)
 
 
-def _check_early(early: torch.Tensor | None, image_embeddings: torch.Tensor) -> None:
+def _check_early(early: EarlyMaps | None, image_embeddings: torch.Tensor) -> None:
     if early is None:
         raise UserError(
             "decoder='hq' needs the output of an early block: call the model with pixel_values, or pass "
             "early_embeddings beside image_embeddings (hf_sam_adapt.forward.encode returns both)"
         )
     batch, _, *grid = image_embeddings.shape
-    if early.dim() != 4 or [len(early), *early.shape[1:3]] != [batch, *grid]:
+    shape = (len(early), *(early.maps if isinstance(early, SharedMaps) else early).shape[1:])
+    if len(shape) != 4 or [*shape[:3]] != [batch, *grid]:
         raise UserError(
-            f"early_embeddings of shape {tuple(early.shape)} do not belong to image_embeddings of shape "
+            f"early_embeddings of shape {shape} do not belong to image_embeddings of shape "
             f"{tuple(image_embeddings.shape)}: they are (batch, grid, grid, width of the encoder)"
         )
 

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from ...errors import UserError
 from .class_wise import ClassDecoder, build_head
-from .hq import Assignment, EarlyMap, HqHead, decode_hq
+from .hq import Assignment, EarlyMap, EarlyMaps, HqHead, decode_hq
 
 
 class _AttributeForwarding:
@@ -216,7 +216,7 @@ class ParameterOverlay(SamTunerLayer):
             self._class_decoders[name] = decoder
         return decoder, {f"decoder.{key}": value for key, value in parameters.items()}
 
-    def _decode_hq(self, adapters: list[str], assignment: Assignment | None, early: torch.Tensor | None, args, kwargs):
+    def _decode_hq(self, adapters: list[str], assignment: Assignment | None, early: EarlyMaps | None, args, kwargs):
         """HQ masks and SAM's IoU estimate, of the one active adapter or of those that `assignment` names."""
         if assignment is None and len(adapters) > 1:
             raise UserError(f"adapters {', '.join(adapters)}: an hq decoder cannot be active beside another")

@@ -17,7 +17,17 @@ from ..tiny import TINY
 from .metadata import card_data, task_of
 from .methods import METHODS, SAM_CITATION
 from .public import is_local, public_recipe
-from .run_card import HOW, base_link, changed_settings, input_facts, license_sentence, local_base
+from .run_card import (
+    HOW,
+    PROMPT_FLAGS,
+    base_link,
+    changed_settings,
+    input_facts,
+    license_sentence,
+    local_base,
+    use_lines,
+    versions_fact,
+)
 from .tables import METRICS, number, settings_table, table
 
 
@@ -53,7 +63,8 @@ def render(folder: Path, results: dict[str, Any], recipe: ContinualRecipe, name:
     public, task = public_recipe(recipe), task_of(recipe.prompts)
     model, inner = config_base(recipe), METHODS[recipe.method]
     tasks = results.get("tasks", {})
-    hub = [task["data"]["name"] for task in tasks.values() if task["data"]["source"] == "hub"]
+    found = [data_of(results, name) for name in results["domains"]]
+    hub = [one["name"] for one in found if one.get("source") == "hub"]
     data = card_data(
         name=Path(name).name,
         method="moda",
@@ -70,6 +81,8 @@ def render(folder: Path, results: dict[str, Any], recipe: ContinualRecipe, name:
         result=result_sentence(results),
         install=install,
         load=load_lines(model, name, results["domains"]),
+        use=use_lines(False) if results["prompt"] == "none" else None,
+        prompt=f" {PROMPT_FLAGS[results['prompt']]}" if results["prompt"] in PROMPT_FLAGS else "",
         name=name,
         example=results["domains"][0],
         local_base=local_base(model),
@@ -87,6 +100,11 @@ def render(folder: Path, results: dict[str, Any], recipe: ContinualRecipe, name:
         license=license_sentence(model),
         citations=[text for text in (METHODS["moda"].citation, inner.citation, SAM_CITATION) if text],
     )
+
+
+def data_of(results: dict[str, Any], domain: str) -> dict[str, Any]:
+    """Part `data` of the `metrics.json` of a domain's training; empty for a run that did not record it."""
+    return results.get("tasks", {}).get(domain, {}).get("data") or {}
 
 
 def config_base(recipe: ContinualRecipe) -> str:
@@ -133,11 +151,11 @@ def domain_table(results: dict[str, Any], recipe: ContinualRecipe) -> str:
     """A row per domain: its data, and IoU zero-shot, routed and with its own adapter."""
     rows = []
     for index, (name, domain) in enumerate(zip(results["domains"], recipe.read_domains(), strict=True)):
-        found = results.get("tasks", {}).get(name)
-        images = found["data"]["images"] if found else {}
+        found = data_of(results, name)
+        images = found["images"] if found else {}
         counts = [str(images[split]) if split in images else number(None) for split in ("train", "test")]
-        source = found["data"]["name"] if found else domain.dataset
-        own = (results.get("oracle_iou") or {}).get(name)
+        source = found["name"] if found else domain.dataset
+        own = results["oracle_iou"][index] if "oracle_iou" in results else None
         scores = [number(results["zero_shot_iou"][index]), f"**{number(results['matrix_iou'][-1][index])}**"]
         rows.append([f"[`{name}`]({name}/adapter_config.json)", f"`{source}`", *counts, *scores, number(own)])
     header = ["domain", "data", "training images", "test images", "zero-shot IoU", "routed IoU", "IoU, domain named"]
@@ -184,7 +202,6 @@ def routing_table(results: dict[str, Any]) -> str | None:
 
 def pool_results(results: dict[str, Any], task: str) -> list[EvalResult]:
     """For `model-index`: the routed pool after its last domain, an entry per domain."""
-    tasks = results.get("tasks", {})
     return [
         EvalResult(
             task_type=task,
@@ -198,21 +215,28 @@ def pool_results(results: dict[str, Any], task: str) -> list[EvalResult]:
             metric_args={"prompt": results["prompt"]},
         )
         for index, name in enumerate(results["domains"])
-        for data in [tasks.get(name, {}).get("data", {})]
+        for data in [data_of(results, name)]
         for metric in ("iou", "biou")
     ]
 
 
 def task_facts(tasks: dict[str, Any]) -> list[str]:
-    """What a domain costs, as list items."""
+    """What the trainings of the domains cost, as list items."""
     if not tasks:
         return []
-    parameters = sorted({task["train"]["trainable_parameters"] for task in tasks.values()})
-    sizes = sorted({task["train"]["adapter_bytes"] for task in tasks.values()})
-    return [
-        f"Per domain: {' to '.join(f'{count:,}' for count in parameters)} trainable parameters, "
-        f"{' to '.join(map(size_text, sizes))} on disk; each is an ordinary adapter that loads alone from its folder"
+    costs = [task["train"] for task in tasks.values()]
+    parameters, sizes = ({cost[key] for cost in costs} for key in ("trainable_parameters", "adapter_bytes"))
+    facts = [
+        f"Per domain: {max(parameters):,} trainable parameters, {size_text(max(sizes))} on disk; each is an ordinary "
+        "adapter that loads alone from its folder"
     ]
+    environment = next(iter(tasks.values())).get("environment")
+    speeds = [cost["images_per_second"] for cost in costs]
+    if None not in speeds:
+        memory = size_text(max(cost["peak_memory_bytes"] for cost in costs))
+        machine = f" on {environment['hardware']}" if environment else ""
+        facts.append(f"Speed: {min(speeds):.1f} to {max(speeds):.1f} images/s, peak memory {memory}{machine}")
+    return [*facts, *versions_fact(environment)]
 
 
 def limits(results: dict[str, Any], recipe: ContinualRecipe, model: str) -> list[str]:

@@ -25,7 +25,9 @@ HOW = {
     "point": "given one point in each object",
     "mask": "given a rough mask of each object",
 }
+PROMPT_FLAGS = {"box": "--box 40 60 200 180", "point": "--point 120 130"}
 SPLITS = {"test": "test", "val": "validation", "train": "training"}
+_NOT_SHOWN = ("output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id")
 FEW = 50  # images, below which a mean IoU is uncertain by several hundredths
 
 
@@ -62,11 +64,13 @@ def run_card(
             results=run_results(metrics, task, data),
         ),
         template_path=str(TEMPLATE),
-        title=f"SAM for {data['short']}: {method.name}",
+        title=f"SAM adapted to {data['short']}: {method.name}",
         what=what_sentence(recipe, data, config),
         result=result_sentence(metrics, data),
         install=install,
         load=load_lines(recipe, name),
+        use=use_lines(bool(data["classes"])) if "none" in recipe.prompts else None,
+        prompt="".join(f" {PROMPT_FLAGS[kind]}" for kind in recipe.prompts[:1] if kind in PROMPT_FLAGS),
         name=name,
         local_base=local_base(recipe.model),
         plain_peft=recipe.method == "lora",
@@ -74,6 +78,8 @@ def run_card(
         scores=score_table(test),
         classes=class_table(test[first], data["classes"]) if data["classes"] else None,
         pictures={name for name in ("samples", "curve", "confusion", "experts") if (folder / f"{name}.png").is_file()},
+        measured_on=metrics.get("measured_on", "test"),
+        first="no prompt" if first == "none" else f"{first} prompts",
         columns="image, truth, adapted" if data["classes"] else "image, truth, zero-shot SAM, adapted SAM",
         facts=training_facts(metrics, data),
         input=input_facts(folder),
@@ -158,6 +164,18 @@ def load_lines(recipe: Recipe, name: str) -> list[str]:
     return [first, "from peft import AutoPeftModel", f'model = AutoPeftModel.from_pretrained("{name}")', processor]
 
 
+def use_lines(classes: bool) -> list[str]:
+    """Python that segments an image without a prompt."""
+    end = ".argmax(0)  # integers (height, width)" if classes else "[0] > 0  # bool (height, width)"
+    return [
+        "from PIL import Image",
+        "",
+        'inputs = processor(Image.open("image.jpg"))',
+        'logits = model(pixel_values=inputs.pop("pixel_values")).pred_masks[:, 0]',
+        f"mask = processor.post_process_masks(logits, **inputs)[0]{end}",
+    ]
+
+
 def base_link(model: str) -> str:
     """The base model in Markdown, linked where it is on the Hub."""
     if model == TINY:
@@ -211,9 +229,13 @@ def training_facts(metrics: dict[str, Any], data: dict[str, Any]) -> list[str]:
     if train["images_per_second"] is not None:
         speed = f"{train['images_per_second']:.1f} images/s, peak memory {size_text(train['peak_memory_bytes'])}"
         facts.append(f"Speed: {speed}" + (f" on {environment['hardware']}" if environment else ""))
-    if environment:
-        facts.append("Versions: " + ", ".join(f"{name} {found}" for name, found in environment["versions"].items()))
-    return facts
+    return [*facts, *versions_fact(environment)]
+
+
+def versions_fact(environment: dict[str, Any] | None) -> list[str]:
+    """A list item with the versions, none for a run that did not record them."""
+    versions = environment["versions"] if environment else {}
+    return ["Versions: " + ", ".join(f"{name} {found}" for name, found in versions.items())] if versions else []
 
 
 def input_facts(folder: Path) -> list[str]:
@@ -241,7 +263,7 @@ def changed_settings(recipe: Recipe) -> dict[str, Any]:
     for field in dataclasses.fields(recipe):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         value = getattr(recipe, field.name)
-        if value != default and field.name not in ("output_dir", "resume_from_checkpoint", "hub_model_id"):
+        if value != default and field.name not in _NOT_SHOWN:
             changed[field.name] = value
     return changed
 

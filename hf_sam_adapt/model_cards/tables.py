@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ..metrics.stream import TITLES
 from ..report import ABSENT
 
 
@@ -18,6 +19,7 @@ METRICS = {
     "miou": "mean IoU of the classes",
     "oa": "overall accuracy",
     "fwiou": "frequency-weighted IoU",
+    **TITLES,
 }
 VARIANTS = {"zero_shot": "zero-shot", "adapted": "adapted", "constant": "best constant mask"}
 

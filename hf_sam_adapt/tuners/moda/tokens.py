@@ -76,11 +76,11 @@ class TokenProbe:
         batch, height, width, channels = args[0].shape
         patches, self._qkv = self._qkv, None
         patches = patches[..., channels:]  # keys and values
-        if block.window_size > 0:
+        if patches.shape[:-1].numel() > batch * height * width:  # windows beyond the border
             side = block.window_size
             padded = -(-height // side) * side, -(-width // side) * side
             patches = block.window_unpartition(patches, side, padded, (height, width))
-        patches = patches.reshape(batch, height * width, 2 * channels)
+        patches = patches.reshape(batch, height * width, 2 * channels)  # window after window: any order will do
         # `forward`, not the modules' call: neither our own hook nor those of a tuner shall run for the tokens.
         query, own = block.attn.qkv.forward(block.layer_norm1(self.tokens)).split([channels, 2 * channels], -1)
         key, value = torch.cat([own, patches], 1).chunk(2, -1)  # (B, L + h w, C) each

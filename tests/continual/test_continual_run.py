@@ -156,6 +156,6 @@ def test_bad_data_and_arguments_are_refused_before_anything_is_written(continual
         continual(ContinualRecipe(domains=[{"classes": "synthetic:landcover"}], **where))
     with pytest.raises(UserError, match="protocol_args of er: unknown key 'replays'; did you mean 'replay'"):
         continual(continual_recipe(protocol="er", protocol_args={"replays": 0.3}))
-    with pytest.raises(UserError, match=r"replay 1\.5 must be"):
+    with pytest.raises(UserError, match=r"and replay 1\.5 in"):
         continual(continual_recipe(protocol="er", protocol_args={"replay": 1.5}))
     assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HTTPError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
@@ -16,13 +17,13 @@ from transformers import AutoConfig, SamModel
 from .errors import UserError
 from .image_size import find_vision_encoder, resize_input
 from .processing import SamAdaptProcessor
-from .repository import find_file
+from .repository import HubName, commit_of, find_file
 from .tiny import TINY, load_tiny_sam
 from .tuners.common.decoder import freeze_outside_adapter
 from .tuners.conv_lora import ConvLoraConfig
 from .tuners.cwsam import CwsamConfig
-from .tuners.moda import ModaConfig, ModaModel
 from .tuners.l2p import L2pConfig
+from .tuners.moda import ModaConfig, ModaModel
 from .tuners.sam_adapter import SamAdapterConfig
 from .tuners.sam_decoder import SamDecoderConfig
 
@@ -35,8 +36,8 @@ METHODS = {
     "cwsam": CwsamConfig,
     "moda": ModaConfig,
     "decoder": SamDecoderConfig,
-    "lora": LoraConfig,
     "l2p": L2pConfig,
+    "lora": LoraConfig,
     "full": None,
 }
 LORA_DEFAULTS = {
@@ -73,24 +74,32 @@ def load_base(name: str) -> tuple[SamModel, SamAdaptProcessor]:
     """Load a plain SAM in fp32 with its processor.
 
     Args:
-        name: `"tiny"`, a model folder, or a Hub id.
+        name: `"tiny"`, a model folder, or a Hub id, with a revision as `owner/name@revision`.
 
     Raises:
         UserError: if there is no such model, or it is an adapter, or not a SAM.
     """
     if name == TINY:
         return load_tiny_sam()
-    if (Path(name) / ADAPTER_CONFIG).is_file():
-        raise UserError(f"model: {name} is an adapter, not a base model; pass it as --adapter")
     try:
-        config = AutoConfig.from_pretrained(name)
+        config_file = find_file(name, "config.json")
+    except UserError as error:
+        raise UserError(f"model: cannot load {name!r}: {error}") from error
+    if config_file is None:
+        if find_file(name, ADAPTER_CONFIG) is not None:
+            raise UserError(f"model: {name} is an adapter, not a base model; pass it as --adapter")
+        raise UserError(f"model: cannot load {name!r}: no config.json; use 'tiny', a model folder or a Hub id")
+    hub = None if Path(name).is_dir() else HubName.parse(name)
+    place, commit = (name, None) if hub is None else (hub.id, commit_of(config_file))
+    try:
+        config = AutoConfig.from_pretrained(place, revision=commit)
         if config.model_type != "sam":
             raise UserError(f"model: {name} is of type {config.model_type!r}; this package adapts 'sam' models")
-        model = SamModel.from_pretrained(name, dtype=torch.float32)
-    except OSError as error:
+        model = SamModel.from_pretrained(place, revision=commit, dtype=torch.float32)
+    except (OSError, HTTPError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"model: cannot load {name!r}: {first_line} Use 'tiny', a model folder or a Hub id") from error
-    return model, _load_processor(name, model)
+    return model, _load_processor(name, model, commit)
 
 
 def build_model(method: str, method_args: dict, base: SamModel, image_size: int | None = None) -> nn.Module:
@@ -140,7 +149,7 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False) -
     """Load an adapter (any PEFT method) on its base model, or a fully fine-tuned model folder; strict about both.
 
     Args:
-        path: run folder, adapter folder or Hub id.
+        path: run folder, adapter folder or Hub id, with a revision as `owner/name@revision`.
         model: base model to use instead of the one that the adapter names; its fingerprint is compared.
         trainable: leave the adapter's weights trainable.
 
@@ -155,31 +164,33 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False) -
             )
         base, processor = load_base(path)
         return Loaded(base, processor, None, None)
-    weights = find_file(path, ADAPTER_WEIGHTS)
+    commit = commit_of(config_file)
+    weights = find_file(path, ADAPTER_WEIGHTS, commit)
     if weights is None:
-        pickled = find_file(path, "adapter_model.bin") is not None
-        found = "only a pickle (adapter_model.bin), which can run code" if pickled else "no weights"
-        raise UserError(f"adapter: {path} holds {found}; save it again as {ADAPTER_WEIGHTS}")
+        raise UserError(
+            f"adapter: {path} holds no {ADAPTER_WEIGHTS}; of a pickle (adapter_model.bin), which can run code, nothing "
+            "is loaded: save it again as safetensors"
+        )
     named = json.loads(config_file.read_text())
-    base_name = model or named.get("base_model_name_or_path")
+    base_name = model or _base_of(named)
     if not base_name:
         raise UserError(f"adapter: {path} does not name its base model; pass --model")
     base, processor = load_base(base_name)
     if named.get("pool"):
         if trainable:
             raise UserError(f"adapter: {path} is a pool of domains; `continual` adds a domain to it")
-        pool = ModaModel.from_pretrained(base, path)
-        return Loaded(pool, _trained_processor(path, base, processor), pool.moda_config, base_name)
+        pool = ModaModel.from_pretrained(base, path, commit)
+        return Loaded(pool, _trained_processor(path, base, processor, commit), pool.moda_config, base_name)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error, below
         try:
-            peft_model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
+            peft_model = PeftModel.from_pretrained(base, str(config_file.parent), is_trainable=trainable)
         except KeyError as error:  # of PEFT, for an entry of modules_to_save
             raise UserError(f"adapter: {weights} does not fit its config: it misses {error}") from error
     _check_keys(peft_model, weights)
     freeze_outside_adapter(peft_model)
     peft_model.eval()
-    processor = _trained_processor(path, base, processor)
+    processor = _trained_processor(path, base, processor, commit)
     return Loaded(peft_model, processor, peft_model.peft_config["default"], base_name)
 
 
@@ -196,10 +207,23 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
         model.save_pretrained(folder)
 
 
-def _load_processor(name: str, model: SamModel) -> SamAdaptProcessor:
+def base_revision(name: str) -> str | None:
+    """The revision in the name of a base model, as an adapter's config stores it."""
+    return None if name == TINY or Path(name).is_dir() else HubName.parse(name).revision
+
+
+def _base_of(config: dict) -> str | None:
+    """Name of the base model that an adapter's config names, with the revision if it names one."""
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    return f"{name}@{revision}" if name and revision and not Path(name).is_dir() else name
+
+
+def _load_processor(name: str, model: SamModel, commit: str | None) -> SamAdaptProcessor:
     vision = model.config.vision_config
-    if find_file(name, "preprocessor_config.json") is not None or find_file(name, "processor_config.json") is not None:
-        return SamAdaptProcessor.from_pretrained(name)
+    for file_name in ("preprocessor_config.json", "processor_config.json"):
+        file = find_file(name, file_name, commit)
+        if file is not None:
+            return SamAdaptProcessor.from_pretrained(str(file.parent))
     return SamAdaptProcessor(image_size=vision.image_size, patch_size=vision.patch_size)
 
 
@@ -214,10 +238,13 @@ def _check_keys(model: PeftModel, weights: Path) -> None:
         )
 
 
-def _trained_processor(path: str, base: SamModel, processor: SamAdaptProcessor) -> SamAdaptProcessor:
+def _trained_processor(
+    path: str, base: SamModel, processor: SamAdaptProcessor, commit: str | None
+) -> SamAdaptProcessor:
     """The processor of an adapter's folder, `processor` where it has none; it must fit the adapted base."""
-    if find_file(path, "preprocessor_config.json") is not None:
-        processor = SamAdaptProcessor.from_pretrained(path)
+    file = find_file(path, "preprocessor_config.json", commit)
+    if file is not None:
+        processor = SamAdaptProcessor.from_pretrained(str(file.parent))
     size = find_vision_encoder(base).config.image_size
     if processor.image_size != size:
         raise UserError(

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 from .errors import UserError
 
 
-_HUB_NAME = re.compile(r"(?P<id>[^/@]+(/[^/@]+)?)(@(?P<revision>refs/[^/]+/[^/]+|[^/@]+))?(/(?P<folder>.+))?")
+_HUB_NAME = re.compile(r"(?P<id>[^/@]+(/[^/@]+)?)(@(?P<revision>refs/[^/]+/[^/]+|[^/@]+))?(/(?P<folder>[^/@][^@]*))?")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def find_file(path: str, name: str, revision: str | None = None) -> Path | None:
         if try_to_load_from_cache(hub.id, file, revision=revision) is _CACHED_NO_EXIST:
             return None
         if constants.HF_HUB_OFFLINE:
-            raise UserError(f"{path}: no such folder, HF_HUB_OFFLINE is set and {file} is not in the cache") from error
+            raise UserError(
+                f"{path} is neither a folder nor a repository whose {file} is in the cache, and HF_HUB_OFFLINE is set"
+            ) from error
         raise UserError(f"{path}: {_trouble(error.__cause__ or error)}, and {file} is not in the cache") from error
     except EntryNotFoundError:
         return None

@@ -120,10 +120,7 @@ def test_damaged_adapters_are_refused(method, sam_folder, tmp_path):
     with pytest.raises(UserError, match=r"unexpected|keys differ"):
         load_adapted(str(run))
     (run / "adapter_model.safetensors").rename(run / "adapter_model.bin")
-    with pytest.raises(UserError, match="only a pickle"):
-        load_adapted(str(run))
-    (run / "adapter_model.bin").unlink()
-    with pytest.raises(UserError, match="no weights"):
+    with pytest.raises(UserError, match=r"a pickle \(adapter_model.bin\)"):
         load_adapted(str(run))
     with pytest.raises(UserError, match="neither adapter_config"):
         load_adapted(str(tmp_path))

@@ -116,6 +116,7 @@ class ContinualRecipe(Recipe):
         keys = {field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)}
         resume = "latest" if (folder / "recipe.yaml").exists() else None
         own = {key: value for key, value in domain.plain().items() if key != "name"}
+        own |= {"push_to_hub": False}
         return Recipe(**(keys | own | {"output_dir": str(folder), "resume_from_checkpoint": resume} | changes))
 
 

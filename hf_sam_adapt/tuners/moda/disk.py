@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from ...errors import UserError
-from ...repository import find_file
+from ...repository import commit_of, find_file
 from .config import ModaConfig, differing_fields
 from .keys import file_tensors
 
@@ -44,6 +44,7 @@ def load_pool(cls: type, model: nn.Module, folder: str, revision: str | None):
     kind = json.loads(config_file.read_text(encoding="utf-8"))
     if not kind.get("pool"):
         raise UserError(f"{folder} is no pool of domain adapters but a {kind.get('peft_type')}; use PeftModel")
+    revision = commit_of(config_file)
     weights = _weights(folder, revision)
     with safe_open(weights, framework="pt") as file:
         listed = (file.metadata() or {}).get(_DOMAINS)
@@ -69,6 +70,7 @@ def read_domain(path: str, inner: PeftConfig, revision: str | None = None) -> di
     config_file = find_file(path, CONFIG, revision)
     if config_file is None:
         raise UserError(f"adapter: {path} holds no {CONFIG}; name the folder or Hub id of an adapter")
+    revision = commit_of(config_file)
     differing = differing_fields(inner, PeftConfig.from_pretrained(str(config_file.parent)))
     if differing:
         raise UserError(f"adapter: {path} differs from the pool's inner config in {', '.join(differing)}")
@@ -83,7 +85,7 @@ def router_file(router: nn.Module, domains: list[str]) -> bytes:
 def _weights(path: str, revision: str | None) -> Path:
     weights = find_file(path, WEIGHTS, revision)
     if weights is None:
-        raise UserError(f"adapter: {path} holds no {WEIGHTS}; save it again as safetensors")
+        raise UserError(f"adapter: {path} holds no {WEIGHTS}; a pickle is not loaded, save it again as safetensors")
     return weights
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -94,6 +95,8 @@ class Recipe:
     output_dir: str = _key("runs/hf-sam-adapt", "The run folder.")
     resume_from_checkpoint: str | None = _key(None, "`latest`, or a checkpoint folder of this output_dir.")
     report_to: list[str] = _key([], "Trackers: trackio tensorboard wandb.")
+    push_to_hub: bool = _key(False, "Publish the finished run on the Hub, in a private repository.")
+    hub_model_id: str | None = _key(None, "Repository, owner/name; unset = output_dir's name, in your account.")
 
     def __post_init__(self) -> None:
         if self.loss is not None:
@@ -119,6 +122,11 @@ class Recipe:
                 "set augment: none, or leave cache_embeddings out."
             )
         self.report_to = _without_none(self.report_to, "report_to")
+
+    @property
+    def repository(self) -> str:
+        """Where `push_to_hub` publishes."""
+        return self.hub_model_id or Path(self.output_dir).resolve().name
 
     def to_yaml(self) -> str:
         """YAML with every key, which `--config` reads back to an equal recipe."""

@@ -11,6 +11,7 @@ import numpy as np
 from ..arguments import from_values, read_yaml
 from ..data import SegmentationData
 from ..errors import UserError
+from ..hub import check_can_push, push_folder
 from ..image_size import resize_input
 from ..loading import load_base
 from ..processing import SamAdaptProcessor
@@ -78,6 +79,9 @@ def continual(recipe: ContinualRecipe) -> Path:
         print(f"Saved to {run.folder.path}.")
     state.wait_for_everyone()
     state.destroy_process_group()
+    if recipe.push_to_hub and state.is_main_process:
+        pool = run.folder.path / "pool"
+        push_folder(pool if pool.is_dir() else protocol.folder(len(protocol.tasks) - 1), recipe.repository)
     return run.folder.path
 
 
@@ -85,6 +89,8 @@ def _open(recipe: ContinualRecipe) -> tuple[ContinualRun, Naive]:
     """The run with its data read and checked; writes nothing."""
     protocol_cls = PROTOCOLS[recipe.protocol]
     args = from_values(protocol_cls.args_cls, recipe.protocol_args, f"protocol_args of {recipe.protocol}")
+    if recipe.push_to_hub:
+        check_can_push(recipe.repository)
     folder = ContinualFolder(recipe)
     domains, natural = recipe.read_domains(), recipe.read_natural()
     data = [_load(recipe, domain) for domain in domains]

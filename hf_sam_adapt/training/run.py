@@ -20,8 +20,9 @@ from ..embeddings.split import EmbeddedSplit
 from ..errors import UserError
 from ..evaluation import EvalResult, evaluate
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
+from ..hub import check_can_push, push_folder
 from ..input_channels import inflate_channels
-from ..loading import build_model, load_adapted, load_base, method_of, save_adapter
+from ..loading import base_revision, build_model, load_adapted, load_base, method_of, save_adapter
 from ..metrics import constant_mask
 from ..model_cards import write_card
 from ..processing import SamAdaptProcessor
@@ -59,13 +60,15 @@ def train(
         The run folder.
 
     Raises:
-        UserError: bad input, or a loss that is not finite.
+        UserError: bad input, a loss that is not finite, or, when all is saved, a push that failed.
     """
     if recipe.dataset is None:
         raise UserError("dataset: missing; name a folder with images/ and masks/, a Hub id, or synthetic:<domain>.")
     if recipe.precision == "fp16" and start_processes().device.type == "cpu":
         raise UserError("precision: fp16 needs a GPU; use bf16 or no on a CPU.")
     check_trackers(recipe.report_to)
+    if recipe.push_to_hub:
+        check_can_push(recipe.repository)
     folder = RunFolder(recipe)
     set_seed(recipe.seed)
     data = load_data(recipe) if data is None else data
@@ -95,6 +98,9 @@ def train(
         tracker.finish()
     if not more:
         accelerator.state.destroy_process_group()
+    # Last, when the folder is whole and no other process waits.
+    if recipe.push_to_hub and accelerator.is_main_process:
+        push_folder(folder.path, recipe.repository)
     return folder.path
 
 
@@ -134,6 +140,8 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         if recipe.method == "full" and recipe.channels is not None:
             inflate_channels(base, recipe.channels)
         model = build_model(recipe.method, method_fields(recipe, data), base, image_size=recipe.image_size)
+        if recipe.method != "full":
+            model.peft_config["default"].revision = base_revision(recipe.model)
         method, base_name = recipe.method, recipe.model
     else:
         if recipe.method_args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..errors import UserError
 from ..hub import check_can_push, push_folder
 from ..image_size import resize_input
 from ..loading import load_base
+from ..model_cards import write_card
 from ..processing import SamAdaptProcessor
 from ..report import write_json
 from ..training.run import load_data, start_processes
@@ -71,10 +73,14 @@ def continual(recipe: ContinualRecipe) -> Path:
         scores.append({name: _score(run, protocol, task, name) for name in tests})
     zero_shot = _zero_shot(run, protocol, names + natural)
     results = collect(recipe, names, scores, zero_shot) | {"method": protocol.method}
+    if recipe.protocol == "moda":
+        results["tasks"] = {name: _about(protocol.folder(task)) for task, name in enumerate(names)}
     if state.is_main_process:
         write_json(run.folder.path / "continual.json", results)
         save_matrix(run.folder.path / "matrix.png", results)
         save_curves(run.folder.path / "curves.png", results)
+        if recipe.protocol == "moda":
+            write_card(run.folder.path / "pool")
         print_continual(results)
         print(f"Saved to {run.folder.path}.")
     state.wait_for_everyone()
@@ -117,6 +123,12 @@ def _load(recipe: ContinualRecipe, domain: Domain) -> SegmentationData:
 def _score(run: ContinualRun, protocol: Naive, task: int, name: str) -> Scores:
     path = run.folder.evaluations / protocol.tasks[task] / f"{name}.json"
     return remembered(path, lambda: protocol.score(task, name))
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What a task's `metrics.json` says of its data, cost and machine; a task of an earlier version knows less."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return {key: metrics[key] for key in ("data", "train", "environment") if key in metrics}
 
 
 def _zero_shot(run: ContinualRun, protocol: Naive, names: list[str]) -> dict[str, Scores]:
@@ -185,4 +197,5 @@ def _routing(names: list[str], scores: list[dict[str, Scores]], kind: str) -> di
                 if "oracle" in one.get(name, ()):
                     matrix[task, number] = one[name]["oracle"][kind][metric]
         results |= {f"oracle_last_{metric}": last(matrix), f"oracle_ff_{metric}": forgetting(matrix)}
+        results[f"oracle_{metric}"] = matrix[-1].tolist()
     return results

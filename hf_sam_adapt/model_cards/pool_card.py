@@ -130,7 +130,7 @@ def result_sentence(results: dict[str, Any]) -> str:
         f"domains' test images, SAM before adaptation {number(zero)}"
     )
     if results.get("routing_accuracy") is not None:
-        text += f"; the router sends {number(results['routing_accuracy'])} of the images to their own domain"
+        text += f"; the router sends {results['routing_accuracy']:.1%} of the images to their own domain"
     return f"{text}."
 
 

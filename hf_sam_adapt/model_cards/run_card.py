@@ -166,7 +166,7 @@ def load_lines(recipe: Recipe, name: str) -> list[str]:
 
 def use_lines(classes: bool) -> list[str]:
     """Python that segments an image without a prompt."""
-    end = ".argmax(0)  # integers (height, width)" if classes else "[0] > 0  # bool (height, width)"
+    end = ".argmax(0)  # (height, width)" if classes else "[0] > 0  # (height, width)"
     return [
         "from PIL import Image",
         "",
@@ -201,7 +201,10 @@ def measured_sentence(metrics: dict[str, Any], data: dict[str, Any]) -> str:
     """How the table came about."""
     text = "At each image's original size; IoU and Dice are means over the images, from 0 to 1."
     if data["classes"]:
-        text = "At each image's original size, over all labelled pixels together; from 0 to 1."
+        text = (
+            "At each image's original size, over all labelled pixels together, from 0 to 1; Dice is a mean over the "
+            "classes. SAM before adaptation knows no classes, so there is no zero-shot score."
+        )
     constant = any("constant" in found for found in metrics["test"].values())
     if constant and data["classes"]:
         text += " *Best constant mask*: at each place the class most frequent there in the training masks."
@@ -283,7 +286,7 @@ def limits(metrics: dict[str, Any], data: dict[str, Any], recipe: Recipe, config
         found.append("The images are drawn by a program. Do not expect this adapter to work on real photographs.")
     if recipe.model == TINY:
         found.append("`tiny` is small and was itself trained on drawn images; real work wants a real SAM.")
-    found += _score_limits(metrics)
+    found += _score_limits(metrics, data["classes"])
     prompted = [kind for kind in recipe.prompts if kind != "none"]
     if prompted:
         found.append(
@@ -297,7 +300,7 @@ def limits(metrics: dict[str, Any], data: dict[str, Any], recipe: Recipe, config
     return [*found, f"One run with seed {recipe.seed}; the spread over seeds was not measured."]
 
 
-def _score_limits(metrics: dict[str, Any]) -> list[str]:
+def _score_limits(metrics: dict[str, Any], classes: list[str] | None) -> list[str]:
     """Where adaptation did not help."""
     found = []
     for kind, scores in metrics["test"].items():
@@ -307,7 +310,17 @@ def _score_limits(metrics: dict[str, Any]) -> list[str]:
             beside = (scores.get(other) or {}).get(key)
             if value is not None and beside is not None and value <= beside:
                 found.append(f"**{HOW[kind].capitalize()} it is not better than {text}** ({number(beside)}).")
+        worse = [classes[int(label)] for label in _not_better(scores)] if classes else []
+        if worse:
+            found.append(f"**Classes on which it is not better than the best constant map: {', '.join(worse)}.**")
     return found
+
+
+def _not_better(scores: dict[str, Any]) -> list[str]:
+    """Classes whose IoU is not above that of the best constant map."""
+    adapted, constant = (scores.get(name, {}).get("per_class", {}) for name in ("adapted", "constant"))
+    pairs = [(label, adapted[label]["iou"], constant[label]["iou"]) for label in adapted if label in constant]
+    return [label for label, iou, other in pairs if iou is not None and other is not None and iou <= other]
 
 
 def _object(recipe: Recipe) -> str:

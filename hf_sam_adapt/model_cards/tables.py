@@ -49,7 +49,7 @@ def score_table(test: dict[str, dict[str, Any]]) -> str:
     """
     rows = []
     for kind, found in test.items():
-        for key in scalars(found["adapted"]):
+        for key in _shown(found["adapted"]):
             cells = [number((found.get(name) or {}).get(key)) for name in VARIANTS]
             rows.append([kind, METRICS.get(key, key), cells[0], f"**{cells[1]}**", cells[2]])
         if "zero_shot_best_of_3" in found:
@@ -77,6 +77,11 @@ def class_table(scores: dict[str, Any], classes: Sequence[str]) -> str:
 def settings_table(settings: dict[str, Any]) -> str:
     """A row per key, values as in YAML."""
     return table(["key", "value"], [[f"`{key}`", f"`{_plain(value)}`"] for key, value in settings.items()], left=2)
+
+
+def _shown(scores: dict[str, Any]) -> list[str]:
+    """Keys of the plain numbers; with classes `iou` is `miou` by another name."""
+    return [key for key in scalars(scores) if key != "iou" or "miou" not in scores]
 
 
 def _plain(value: Any) -> str:

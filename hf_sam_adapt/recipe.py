@@ -12,6 +12,7 @@ import yaml
 from .arguments import parse_arguments
 from .errors import UserError
 from .losses import parse_loss
+from .metrics.stream import PROMPTLESS_METRICS, check_metrics
 
 
 def _key(default: Any, help: str) -> Any:
@@ -56,6 +57,9 @@ class Recipe:
     num_workers: int = _key(0, "Processes per GPU that load images; 0 = the training process itself.")
 
     prompts: list[str] = _key(["none"], "Prompt kinds to train and measure: none box point mask.")
+    metrics: list[str] = _key(
+        [], f"Further metrics of the test images without prompts: {' '.join(PROMPTLESS_METRICS)}."
+    )
     image_size: int | None = _key(
         None, "Side of the network's input, a multiple of the patch size; unset = the model's."
     )
@@ -111,6 +115,7 @@ class Recipe:
             _at_least(self, name, 1)
         _at_least(self, "channels", 1)
         _known_names(self, "prompts", ("none", "box", "point", "mask"))
+        check_metrics(self.metrics, self.prompts, self.num_labels)
         _known_names(self, "augment", ("flip", "scale", "crop", "colour", "jitter", "none"))
         _known_names(self, "report_to", ("trackio", "tensorboard", "wandb", "none"))
         if not self.prompts:

@@ -17,6 +17,7 @@ from .data.images import IGNORE
 from .evaluation.evaluate import EvalResult, prompts_of
 from .evaluation.inference import inference, predicted_masks, variants_of
 from .metrics import overlap
+from .metrics.stream import TITLES as METRIC_TITLES
 from .processing import SamAdaptProcessor
 from .prompts import Prompt
 
@@ -63,8 +64,22 @@ def print_table(metrics: dict[str, Any]) -> None:
         console.width = 100
     if metrics["test"]:
         console.print(table)
+    if further := _further_rows(metrics["test"].get("none") or {}):
+        table = Table("without prompts", title=f"{images} images: further metrics")
+        for title in ("zero-shot", "adapted", "constant"):
+            table.add_column(title, justify="right")
+        for row in further:
+            table.add_row(*row)
+        console.print(table)
     if metrics.get("train"):
         console.print(cost_line(metrics["train"]), highlight=False)
+
+
+def _further_rows(scores: dict[str, Any]) -> list[list[str]]:
+    """A row per metric that was asked for: its name, and its score of zero-shot SAM, adapted and constant."""
+    variants = [scores.get(name) or {} for name in ("zero_shot", "adapted", "constant")]
+    found = [key for key in METRIC_TITLES if any(key in variant for variant in variants)]
+    return [[METRIC_TITLES[key], *(f"{v[key]:.3f}" if key in v else ABSENT for v in variants)] for key in found]
 
 
 def cost_line(train: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from ..errors import UserError
+from ..metrics.stream import PROMPTLESS_METRICS, check_metrics
 from ..processing import SamAdaptProcessor
 from .classes import ClassResult, constant_labels, evaluate_classes
 from .evaluate import EvalResult, evaluate
@@ -47,6 +48,9 @@ class EvaluateArguments:
     palette: str | dict[str, list[int]] | None = _key(None, "Colours of the classes of RGB masks.")
     seed: int | None = _key(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
     prompts: list[Literal["none", "box", "point", "mask"]] | None = _key(None, "Kinds to measure; unset = no prompt.")
+    metrics: list[str] | None = _key(
+        None, f"Further metrics without prompts: {' '.join(PROMPTLESS_METRICS)}; unset = the run's."
+    )
     batch_size: int = _key(4, "Images encoded together.")
     num_workers: int = _key(0, "Processes that load images; 0 = the main process itself.")
     precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
@@ -71,7 +75,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
 
     chosen = _chosen_data(args)
     output_dir = _checked(args, chosen)
-    prompts, seed = chosen.pop("prompts"), chosen["seed"]
+    prompts, further, seed = chosen.pop("prompts"), chosen.pop("metrics"), chosen["seed"]
     state = PartialState()
     model, processor, choice = load_for_inference(args.adapter, args.model)
     with state.main_process_first():
@@ -84,6 +88,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
             f"dataset: {data.name} has {data.num_labels or 'no'} classes, the model segments {num_labels or 'one'}; "
             "make them agree with label_map, palette or mask_values"
         )
+    check_metrics(further, prompts, num_labels)
     measured_on = next(name for name in ("test", "val", "train") if getattr(data, name) is not None)
     split = getattr(data, measured_on)
     for network in (model, choice.get("zero_shot_model")):
@@ -104,7 +109,9 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
         return classes_found
     constant = constant_mask(data.train) if "none" in prompts else None
     with routed(model, args.domain):
-        result = evaluate(model, processor, split, prompts, constant=constant, seed=seed, **how, **choice)
+        result = evaluate(
+            model, processor, split, prompts, constant=constant, metrics=further, seed=seed, **how, **choice
+        )
     if state.is_main_process:
         metrics = {"test": result.test, "measured_on": measured_on}
         print_table(metrics)
@@ -174,17 +181,19 @@ def _recipe_of(adapter: str | None) -> dict[str, Any]:
 
 
 def _chosen_data(args: EvaluateArguments) -> dict[str, Any]:
-    """Arguments of `load_segmentation_dataset`, and `prompts`.
+    """Arguments of `load_segmentation_dataset`, `prompts` and `metrics`.
 
     What is unset comes from the run: a split drawn by another seed would score images that the adapter was trained on.
     """
     run = _recipe_of(args.adapter)
     if args.dataset not in (None, run.get("dataset")):
         run = {}
-    chosen: dict[str, Any] = {"mask_values": "auto", "seed": 0, "prompts": ["none"]}
+    chosen: dict[str, Any] = {"mask_values": "auto", "seed": 0, "prompts": ["none"], "metrics": []}
     for source in (run, vars(args)):
-        chosen |= {key: source[key] for key in (*DATA_KEYS, "prompts") if source.get(key) is not None}
-    return chosen | {"prompts": list(dict.fromkeys(chosen["prompts"]))}
+        chosen |= {key: source[key] for key in (*DATA_KEYS, "prompts", "metrics") if source.get(key) is not None}
+    if args.metrics is None and "none" not in chosen["prompts"]:
+        chosen["metrics"] = []
+    return chosen | {key: list(dict.fromkeys(chosen[key])) for key in ("prompts", "metrics")}
 
 
 def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:

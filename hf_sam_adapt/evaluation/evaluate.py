@@ -13,10 +13,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..metrics import ConstantMask, IouDice, Overlap, boundary_overlap, overlap
+from ..metrics import PROMPTLESS_METRICS, ConstantMask, IouDice, Overlap, boundary_overlap, gathered, overlap
+from ..metrics.stream import SaliencyMetric, StreamingMetric, check_metrics
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt, derive_prompts
-from .inference import Variant, inference, predicted_masks, rank_and_world, variants_of
+from .inference import Variant, inference, predicted_logits, rank_and_world, variants_of
 
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ class EvalResult:
     Attributes:
         test: the part `test` of `metrics.json`. Per prompt kind `zero_shot` and `adapted`, each `{"iou", "dice"}` (and
             `"biou"` if boundaries were asked for), means over the images as fractions 0..1, or None where that model
-            was not run; for `none` also `constant`, if it was given; for `point` also `zero_shot_best_of_3`, zero-shot
-            SAM with the one of its three masks whose IoU it estimates highest (the adapted model has no trained
-            estimate to choose by).
+            was not run; for `none` also `constant`, if it was given, and the scores of the `metrics` asked for; for
+            `point` also `zero_shot_best_of_3`, zero-shot SAM with the one of its three masks whose IoU it estimates
+            highest (the adapted model has no trained estimate to choose by).
         records: one per image, in the order of the split.
     """
 
@@ -89,6 +90,7 @@ def evaluate(
     zero_shot_model: nn.Module | None = None,
     constant: ConstantMask | None = None,
     boundary: bool = False,
+    metrics: Sequence[str] = (),
     precision: str = "no",
     num_workers: int = 0,
     seed: int = 0,
@@ -109,14 +111,18 @@ def evaluate(
         batch_size: images encoded together; no influence on the result.
         constant: from `constant_mask(train split)`, scored beside `none`.
         boundary: also score the boundaries of the masks, as `biou`.
+        metrics: names in `PROMPTLESS_METRICS` to compute for the prompt kind `none` besides: of the logits' sigmoid,
+            `ber` of the masks.
         precision: "no", "bf16" or "fp16" autocast.
         num_workers: processes that read images and derive prompts.
         seed: of the degradation of `mask` prompts.
         progress: show a bar on the main process.
 
     Raises:
+        UserError: metrics that are unknown, or without `none` among the prompts.
         ValueError: the split is empty, or zero-shot SAM is wanted and not there, or embeddings and two encoders.
     """
+    check_metrics(metrics, prompts, None)
     if len(split) == 0:
         raise ValueError("the split holds no image to evaluate on")
     if zero_shot_model is not None and hasattr(split, "store"):
@@ -130,15 +136,21 @@ def evaluate(
         num_workers=num_workers,
         collate_fn=list,
     )
+    names = [variant.name for variant in variants] + (["constant"] if constant is not None else [])
+    streams = {name: {metric: PROMPTLESS_METRICS[metric]() for metric in metrics} for name in names}
     records: list[ImageRecord] = []
     bar = tqdm(total=len(split), desc="evaluate", unit="image", disable=not progress or rank > 0, leave=False)
     with bar, inference([variant.model for variant in variants], precision):
         for batch in loader:
-            records += _score_batch(variants, processor, batch, constant, boundary)
+            records += _score_batch(variants, processor, batch, constant, boundary, streams)
             # The other ranks advance alike.
             bar.update(min(len(batch) * world, bar.total - bar.n))
     records = _gather(records)
-    return EvalResult(_means(records, prompts), records)
+    test = _means(records, prompts)
+    for name, own in streams.items():
+        for metric in own.values():
+            test["none"][name] |= gathered(metric).compute()
+    return EvalResult(test, records)
 
 
 def _score_batch(
@@ -147,6 +159,7 @@ def _score_batch(
     batch: list[tuple[int, Sample | EmbeddedSample, dict[str, Prompt]]],
     constant: ConstantMask | None,
     boundary: bool,
+    streams: dict[str, dict[str, StreamingMetric]],
 ) -> list[ImageRecord]:
     samples = [sample for _, sample, _ in batch]
     prompts = {kind: [derived[kind] for _, _, derived in batch] for kind in batch[0][2]}
@@ -158,11 +171,21 @@ def _score_batch(
         if boundary:
             boundaries[position][kind][name] = boundary_overlap(mask, samples[position].mask)
 
-    for kind, name, position, mask in predicted_masks(variants, processor, samples, prompts, best_of_three=True):
+    def stream(name: str, position: int, mask: np.ndarray, probabilities: np.ndarray) -> None:
+        for metric in streams[name].values():
+            prediction = probabilities if isinstance(metric, SaliencyMetric) else mask
+            metric.update(prediction, samples[position].mask)
+
+    for kind, name, position, logits in predicted_logits(variants, processor, samples, prompts, best_of_three=True):
+        mask = (logits > 0).cpu().numpy()
         score(kind, name, position, mask)
+        if kind == "none" and streams[name]:
+            stream(name, position, mask, logits.float().sigmoid().cpu().numpy())
     if constant is not None and "none" in prompts:
         for position, sample in enumerate(samples):
-            score("none", "constant", position, constant.at(*sample.mask.shape))
+            mask = constant.at(*sample.mask.shape)
+            score("none", "constant", position, mask)
+            stream("constant", position, mask, mask)
     return [
         ImageRecord(index, sample.id, dict(image_scores), dict(image_boundaries))
         for (index, sample, _), image_scores, image_boundaries in zip(batch, scores, boundaries, strict=True)

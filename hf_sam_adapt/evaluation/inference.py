@@ -169,14 +169,14 @@ def merge_objects(
     return merged
 
 
-def predicted_masks(
+def predicted_logits(
     variants: Sequence[Variant],
     processor: SamAdaptProcessor,
     samples: Sequence[Sample | EmbeddedSample],
     prompts: Mapping[str, Sequence[Prompt]],
     *,
     best_of_three: bool = False,
-) -> Iterator[tuple[str, str, int, np.ndarray]]:
+) -> Iterator[tuple[str, str, int, torch.Tensor]]:
     """Segments a batch with every variant and prompt kind; call it inside `inference`.
 
     Each variant encodes each image once, or takes the embedding that comes in its place.
@@ -187,7 +187,7 @@ def predicted_masks(
         best_of_three: also yield zero-shot SAM's best of three for `point`, as variant `zero_shot_best_of_3`.
 
     Yields:
-        (kind, variant name, position in the batch, mask bool (H, W)).
+        (kind, variant name, position in the batch, logits (H, W) on the model's device).
     """
     sizes = [sample.mask.shape for sample in samples]
     inputs = model_inputs(processor, samples)
@@ -200,11 +200,17 @@ def predicted_masks(
             for kind, items in prompts.items():
                 merged = image_logits(variant.model, processor, inputs, embeddings, items)
                 for position, logits in enumerate(merged):
-                    yield kind, variant.name, position, (logits > 0).cpu().numpy()
+                    yield kind, variant.name, position, logits
                 if best_of_three and kind == "point" and variant.name == "zero_shot":
                     merged = best_of_three_logits(variant.model, processor, inputs, embeddings, items)
                     for position, logits in enumerate(merged):
-                        yield kind, "zero_shot_best_of_3", position, (logits > 0).cpu().numpy()
+                        yield kind, "zero_shot_best_of_3", position, logits
+
+
+def predicted_masks(*args: Any, **kwargs: Any) -> Iterator[tuple[str, str, int, np.ndarray]]:
+    """As `predicted_logits`, with masks bool (H, W) in place of the logits."""
+    for kind, name, position, logits in predicted_logits(*args, **kwargs):
+        yield kind, name, position, (logits > 0).cpu().numpy()
 
 
 def model_inputs(processor: SamAdaptProcessor, samples: Sequence[Any]) -> BatchFeature:

@@ -10,6 +10,7 @@ import numpy as np
 import torch.distributed as dist
 
 from ..data.images import IGNORE
+from ..errors import UserError
 from .boundary import boundary_overlap
 from .classes import ConfusionMatrix
 from .overlap import overlap
@@ -259,6 +260,28 @@ PROMPTLESS_METRICS: dict[str, type[StreamingMetric]] = {
     "mae": MaeMetric,
     "ber": BerMetric,
 }
+# How tables name their scores; those at further thresholds and the parts of `ber` are in files only.
+TITLES = {
+    "s_measure": "S-measure",
+    "e_measure": "E-measure",
+    "weighted_f": "weighted F",
+    "mae": "MAE",
+    "ber": "BER",
+    "ber_pooled": "BER, pooled",
+}
+
+
+def check_metrics(metrics: Sequence[str], prompts: Sequence[str], num_labels: int | None) -> None:
+    """Raise `UserError` unless `metrics` are known, and can be computed for such prompts and masks."""
+    unknown = [name for name in metrics if name not in PROMPTLESS_METRICS]
+    if unknown:
+        raise UserError(f"metrics: unknown '{unknown[0]}'; choose from {', '.join(PROMPTLESS_METRICS)}.")
+    if metrics and "none" not in prompts:
+        raise UserError(f"metrics: {' '.join(metrics)} are computed without prompts; add none to prompts.")
+    if metrics and num_labels is not None:
+        raise UserError(
+            f"metrics: {' '.join(metrics)} are of binary masks, and this data set has classes; leave it out."
+        )
 
 
 def gathered(metric: StreamingMetric) -> StreamingMetric:

@@ -24,6 +24,7 @@ from ..hub import check_can_push, push_folder
 from ..input_channels import inflate_channels
 from ..loading import base_revision, build_model, load_adapted, load_base, method_of, save_adapter
 from ..metrics import constant_mask
+from ..metrics.stream import check_metrics
 from ..model_cards import write_card
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
@@ -72,6 +73,7 @@ def train(
     folder = RunFolder(recipe)
     set_seed(recipe.seed)
     data = load_data(recipe) if data is None else data
+    check_metrics(recipe.metrics, recipe.prompts, data.num_labels)
     recipe, model, processor = load_model(recipe, data)
     if recipe.cache_embeddings:
         check_cacheable(model)
@@ -303,14 +305,17 @@ def measure(
 ) -> EvalResult | ClassResult:
     """Score the trained model on `split`, beside zero-shot SAM (for one class) and the best constant mask."""
     recipe, data = loop.recipe, loop.data
-    choice = {"batch_size": recipe.batch_size, "precision": recipe.precision, "num_workers": recipe.num_workers}
+    choice: dict[str, Any] = {
+        "batch_size": recipe.batch_size,
+        "precision": recipe.precision,
+        "num_workers": recipe.num_workers,
+    }
     if data.num_labels is not None:
         constant = constant_labels(data.train, data.num_labels)
         return evaluate_classes(loop.model, loop.processor, split, data.num_labels, constant=constant, **choice)
     constant = constant_mask(data.train) if "none" in recipe.prompts else None
-    return evaluate(
-        loop.model, loop.processor, split, recipe.prompts, constant=constant, seed=recipe.seed, **choice, **zero_shot
-    )
+    choice |= {"metrics": recipe.metrics, "seed": recipe.seed}
+    return evaluate(loop.model, loop.processor, split, recipe.prompts, constant=constant, **choice, **zero_shot)
 
 
 def draw(

@@ -64,6 +64,20 @@ def test_plain_sam_is_zero_shot_only(sam_folder, make_dataset, tmp_path, monkeyp
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_further_metrics_of_the_run_and_of_the_flag(sam_folder, make_dataset, tmp_path, capsys):
+    adapter = save_run(tmp_path / "run", sam_folder, dataset=str(make_dataset()), metrics=["ber", "mae"])
+    scores = run("--adapter", adapter, "--output_dir", tmp_path / "out").test["none"]
+    keys = {"iou", "dice", "ber", "ber_pooled", "foreground_error", "background_error", "mae"}
+    assert set(scores["adapted"]) == set(scores["zero_shot"]) == set(scores["constant"]) == keys
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]["none"] == scores
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    rows = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    expected = [f"{scores[name]['ber_pooled']:.3f}" for name in ("zero_shot", "adapted", "constant")]
+    assert rows["BER, pooled"] == expected and "MAE" in rows
+    assert "s_measure" in run("--adapter", adapter, "--metrics", "s_measure").test["none"]["adapted"]
+    assert set(run("--adapter", adapter, "--prompts", "box").test["box"]["adapted"]) == {"iou", "dice"}
+
+
 def test_full_model_finds_its_base(sam_folder, make_dataset, tmp_path):
     data = make_dataset()
     zero_shot = run("--model", sam_folder, "--dataset", data).test["none"]["zero_shot"]
@@ -128,6 +142,8 @@ def test_bad_input(sam_folder, make_dataset, tmp_path):
         (["--model", sam_folder, "--dataset", data, "--batch_size", 0], "batch_size"),
         (["--model", sam_folder, "--dataset", data, "--prompts", "boxes"], "prompts"),
         (["--adapter", adapter, "--dataset", data, "--output_dir", adapter], "holds a run"),
+        (["--model", sam_folder, "--dataset", data, "--metrics", "auc"], "metrics: unknown 'auc'; choose from s_mea"),
+        (["--model", sam_folder, "--dataset", data, "--prompts", "box", "--metrics", "mae"], "add none to prompts"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
             run(*argv)

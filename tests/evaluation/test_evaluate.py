@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from sams import perturb, random_sam
 
+from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.evaluation import evaluate, inference
 from hf_sam_adapt.loading import build_model
-from hf_sam_adapt.metrics import constant_mask
+from hf_sam_adapt.metrics import PROMPTLESS_METRICS, constant_mask
 from hf_sam_adapt.processing import SamAdaptProcessor
 from hf_sam_adapt.prompts import derive_prompts
 
@@ -157,6 +158,38 @@ def test_constant_stands_beside_none_only(models):
     assert set(result.test["box"]) == {"zero_shot", "adapted"}
 
 
+def test_further_metrics_are_of_the_promptless_probabilities(models):
+    base, adapted = models
+    processor = SamAdaptProcessor(image_size=64, patch_size=8)
+    split = make_split(4, seed=6)
+    constant = constant_mask(split, size=32)
+    names = list(PROMPTLESS_METRICS)
+    arguments = {"constant": constant, "progress": False}
+    result = evaluate(adapted, processor, split, ["none", "box"], metrics=names, **arguments)
+    assert result.records == evaluate(adapted, processor, split, ["none", "box"], **arguments).records
+    for variant, sam in (("zero_shot", base), ("adapted", adapted), ("constant", None)):
+        expected = {}
+        for name, kind in PROMPTLESS_METRICS.items():
+            metric = kind()
+            for sample in list(split):
+                inputs = processor([sample.image])
+                if sam is None:
+                    map_ = constant.at(*sample.mask.shape)
+                else:
+                    with torch.no_grad():
+                        logits = sam(pixel_values=inputs["pixel_values"], multimask_output=False).pred_masks[:, 0]
+                    height, width = inputs["reshaped_input_sizes"][0].tolist()
+                    logits = F.interpolate(logits, (64, 64), mode="bilinear")[..., :height, :width]
+                    map_ = F.interpolate(logits, sample.mask.shape, mode="bilinear")[0, 0].sigmoid().numpy()
+                metric.update(map_ > 0.5 if name == "ber" else map_, sample.mask)
+            expected |= metric.compute()
+        found = {key: result.test["none"][variant][key] for key in expected}
+        assert found == pytest.approx(expected, abs=1e-4), variant
+    assert set(result.test["box"]["adapted"]) == {"iou", "dice"}
+    with pytest.raises(UserError, match="add none to prompts"):
+        evaluate(adapted, processor, split, ["box"], metrics=["mae"])
+
+
 def test_the_encoder_runs_once_per_image_and_model(models):
     _, adapted = models
     processor = SamAdaptProcessor(image_size=64, patch_size=8)
@@ -216,7 +249,8 @@ def _evaluate_on_rank(rank: int, rendezvous: str, count: int, adapted, results) 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     processor = SamAdaptProcessor(image_size=64, patch_size=8)
-    result = evaluate(adapted, processor, make_split(count), KINDS, batch_size=2, progress=False)
+    split = make_split(count)
+    result = evaluate(adapted, processor, split, KINDS, batch_size=2, metrics=["e_measure", "ber"], progress=False)
     results[rank] = (result.test, result.records)
     torch.distributed.destroy_process_group()
 
@@ -226,10 +260,15 @@ def test_two_processes_equal_one(models, tmp_path, count):
     """Neither an uneven number of images nor a rank without any counts an image twice."""
     _, adapted = models
     processor = SamAdaptProcessor(image_size=64, patch_size=8)
-    expected = evaluate(adapted, processor, make_split(count), KINDS, batch_size=2, progress=False)
+    metrics = ["e_measure", "ber"]
+    expected = evaluate(adapted, processor, make_split(count), KINDS, batch_size=2, metrics=metrics, progress=False)
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
         arguments = (str(tmp_path / "rendezvous"), count, adapted, results)
         torch.multiprocessing.spawn(_evaluate_on_rank, arguments, nprocs=2)
         found = dict(results)
-    assert found[0] == found[1] == (expected.test, expected.records)
+    assert found[0] == found[1] and found[0][1] == expected.records
+    for kind, scores in expected.test.items():
+        for name in ("zero_shot", "adapted"):
+            assert found[0][0][kind][name] == pytest.approx(scores[name], abs=1e-12)
+    assert {"ber_pooled", "e_measure_max"} < set(expected.test["none"]["adapted"])

@@ -153,6 +153,14 @@ def test_splits_drawn_by_seed_are_written(short_recipe, disc_folder, tmp_path):
     assert all(splits[name] for name in ("train", "val", "test"))
 
 
+def test_further_metrics_are_in_the_run_folder(short_recipe):
+    folder = run(short_recipe("further", max_steps=1, metrics=["s_measure", "ber"]))
+    scores = json.loads((folder / "metrics.json").read_text())["test"]["none"]
+    for name in ("zero_shot", "adapted", "constant"):
+        assert {"iou", "s_measure", "ber", "ber_pooled"} < set(scores[name])
+    assert "S-measure" in (folder / "README.md").read_text()
+
+
 def test_gradient_checkpointing_and_bf16(short_recipe):
     plain = run(short_recipe("plain", max_steps=2))
     checkpointed = run(short_recipe("gc", max_steps=2, gradient_checkpointing=True))

@@ -79,7 +79,11 @@ def _further_rows(scores: dict[str, Any]) -> list[list[str]]:
     """A row per metric that was asked for: its name, and its score of zero-shot SAM, adapted and constant."""
     variants = [scores.get(name) or {} for name in ("zero_shot", "adapted", "constant")]
     found = [key for key in METRIC_TITLES if any(key in variant for variant in variants)]
-    return [[METRIC_TITLES[key], *(f"{v[key]:.3f}" if key in v else ABSENT for v in variants)] for key in found]
+    return [[METRIC_TITLES[key], *map(_number, (variant.get(key) for variant in variants))] for key in found]
+
+
+def _number(score: float | None) -> str:
+    return ABSENT if score is None else f"{score:.3f}"
 
 
 def cost_line(train: dict[str, Any]) -> str:

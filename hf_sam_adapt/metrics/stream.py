@@ -260,14 +260,18 @@ PROMPTLESS_METRICS: dict[str, type[StreamingMetric]] = {
     "mae": MaeMetric,
     "ber": BerMetric,
 }
-# How tables name their scores; those at further thresholds and the parts of `ber` are in files only.
+# How tables name their scores.
 TITLES = {
     "s_measure": "S-measure",
     "e_measure": "E-measure",
+    "e_measure_max": "E-measure, best threshold",
+    "e_measure_adaptive": "E-measure, adaptive threshold",
     "weighted_f": "weighted F",
     "mae": "MAE",
     "ber": "BER",
     "ber_pooled": "BER, pooled",
+    "foreground_error": "error of the foreground, pooled",
+    "background_error": "error of the background, pooled",
 }
 
 

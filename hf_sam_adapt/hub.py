@@ -153,10 +153,11 @@ def _public_texts(folder: Path, files: dict[str, Path], name: str, stage: Path) 
     from .arguments import from_values, read_yaml
     from .continual.recipe import ContinualRecipe
     from .model_cards import public_recipe, write_card
+    from .model_cards.pool_card import FILES
     from .recipe import Recipe
 
     copy = stage / folder.resolve().name  # which a card names
-    for path in (folder.resolve().parent / file for file in ("continual.json", "recipe.yaml")):
+    for path in (folder.resolve().parent / file for file in FILES):
         if path.is_file():  # a pool's card is made of these
             shutil.copy(path, stage)
     for inside, path in files.items():
@@ -171,7 +172,8 @@ def _public_texts(folder: Path, files: dict[str, Path], name: str, stage: Path) 
         else:
             card.write_bytes(written)
     except UserError:
-        print(f"note: {folder} is not the folder of a finished run, so no card is written for it", file=sys.stderr)
+        if written is None:
+            print(f"note: {folder} has no README.md, and is no finished run to make one of", file=sys.stderr)
     if recipe_file.is_file():
         values = read_yaml(recipe_file)
         cls = ContinualRecipe if "domains" in values else Recipe

@@ -168,8 +168,8 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False) -
     weights = find_file(path, ADAPTER_WEIGHTS, commit)
     if weights is None:
         raise UserError(
-            f"adapter: {path} holds no {ADAPTER_WEIGHTS}; of a pickle (adapter_model.bin), which can run code, nothing "
-            "is loaded: save it again as safetensors"
+            f"adapter: {path} holds no {ADAPTER_WEIGHTS}; a pickle (adapter_model.bin) can run code and is not "
+            "loaded: save it again as safetensors"
         )
     named = json.loads(config_file.read_text())
     base_name = model or _base_of(named)

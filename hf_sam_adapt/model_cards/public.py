@@ -20,7 +20,8 @@ def is_local(name: str) -> bool:
 
 def public_recipe(recipe: R) -> R:
     """The recipe with the bare names of local folders and files: where they lie is nobody else's concern."""
-    changes: dict[str, Any] = {"output_dir": Path(recipe.output_dir).name}
+    # Who repeats the run does not publish it.
+    changes: dict[str, Any] = {"output_dir": Path(recipe.output_dir).name, "push_to_hub": False, "hub_model_id": None}
     for key in ("model", "adapter", "dataset", "palette", "natural"):
         value = getattr(recipe, key, None)
         if value is not None:

@@ -149,7 +149,7 @@ def evaluate(
     test = _means(records, prompts)
     for name, own in streams.items():
         for metric in own.values():
-            test["none"][name] |= gathered(metric).compute()
+            test["none"][name] = (test["none"][name] or {}) | gathered(metric).compute()
     return EvalResult(test, records)
 
 

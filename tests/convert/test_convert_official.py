@@ -255,6 +255,15 @@ def test_a_folder_becomes_a_pool(sam, base, out, write_pool, domains, order, lay
     assert SamAdaptProcessor.from_pretrained(out).image_size == 64
 
 
+@torch.no_grad()
+def test_a_pool_without_base(sam, out, write_pool):
+    folder, *_ = write_pool(["BSData", "CAMO"])
+    convert_official_checkpoint("cosam", folder, out, image_size=64)
+    assert config_of(out)["base_fingerprint"] is None and config_of(out / "CAMO")["base_fingerprint"] is None
+    pool = ModaModel.from_pretrained(random_sam(), str(out))
+    assert pool(pixel_values=images()).pred_masks.shape == (2, 1, 1, 32, 32)
+
+
 @pytest.mark.parametrize(
     ("domains", "options", "remove", "message"),
     [

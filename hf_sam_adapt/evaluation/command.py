@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import UserError
 from ..metrics.stream import PROMPTLESS_METRICS, check_metrics
 from ..processing import SamAdaptProcessor
+from ..repository import find_file
 from .classes import ClassResult, constant_labels, evaluate_classes
 from .evaluate import EvalResult, evaluate
 from .inference import routed
@@ -33,7 +34,7 @@ DATA_KEYS = ("dataset", "group_by", "mask_suffix", "mask_values", "label_map", "
 class EvaluateArguments:
     """Arguments of `hf-sam-adapt evaluate`: an adapter or a plain SAM, and a data set whose test images are scored.
 
-    With a run folder as adapter and no other data set, what decides which images are test images and how their masks
+    With a run as adapter and no other data set, what decides which images are test images and how their masks
     are read is the run's unless it is given.
     """
 
@@ -173,11 +174,11 @@ def load_for_inference(adapter: str | None, model: str | None) -> tuple[nn.Modul
 
 
 def _recipe_of(adapter: str | None) -> dict[str, Any]:
-    """The recipe of a run folder, empty where there is none."""
+    """The recipe of a run folder or a published run, empty where there is none."""
     import yaml
 
-    path = Path(adapter or "") / "recipe.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if adapter and path.is_file() else {}
+    path = find_file(adapter, "recipe.yaml") if adapter else None
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path is not None else {}
 
 
 def _chosen_data(args: EvaluateArguments) -> dict[str, Any]:

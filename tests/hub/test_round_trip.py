@@ -1,5 +1,6 @@
 """Train, push, and load by id in a fresh process with an empty cache: the same masks, bit for bit."""
 
+import json
 import os
 import subprocess
 import sys
@@ -94,6 +95,10 @@ def test_pushed_work_comes_back_bit_for_bit(connect, tmp_path, make_dataset, mon
     assert "checkpoints" not in " ".join(published) and str(tmp_path) not in published["recipe.yaml"].decode()
     assert 'from_pretrained(hf_sam_adapt.load_tiny_sam()[0], "me/polyp")' in published["README.md"].decode()
     assert (tmp_path / "runs/polyp/README.md").read_bytes() != published["README.md"]
+    # The published recipe says on which images: the numbers are there again.
+    assert main(["evaluate", "me/polyp", "--output_dir", "again"]) == 0
+    numbers = [json.loads(Path(folder, "metrics.json").read_text())["test"] for folder in ("runs/polyp", "again")]
+    assert numbers[0] == numbers[1]
     capsys.readouterr()
 
     folders = {"run": "runs/polyp", "other": "other", "base": "sam-base", "pool": "pool", "exported": "exported"}

@@ -55,6 +55,7 @@ def test_import_registers_and_loads_nothing_heavy():
         "import hf_sam_adapt\n"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "assert new == {'hf_sam_adapt'}, new\n"
+        "assert 'transformers.models.sam.modeling_sam' not in sys.modules\n"
         "assert 'SAM_ADAPTER' in peft.PeftType.__members__\n"
         "heavy = ('datasets', 'scipy', 'matplotlib', 'rich', 'evaluate', 'gradio', 'torchvision')\n"
         "import hf_sam_adapt.loading, hf_sam_adapt.forward, hf_sam_adapt.losses\n"

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm
 
 from ...errors import UserError
 from ...image_size import find_vision_encoder
@@ -61,12 +60,14 @@ class HqHead(nn.Module):
         wide = mask_decoder.hidden_size
         middle, narrow = wide // 4, wide // 8
         self.hq_token = nn.Embedding(1, wide)
-        self.hq_mask_mlp = SamFeedForward(wide, wide, narrow, 3)
-        self.compress_vit_feat = _upscaling(early_channels, wide, narrow)
-        self.embedding_encoder = _upscaling(wide, middle, narrow)
+        # The classes of the decoder's own parts: importing them costs more than all of this package.
+        norm = type(mask_decoder.upscale_layer_norm)
+        self.hq_mask_mlp = type(mask_decoder.output_hypernetworks_mlps[0])(wide, wide, narrow, 3)
+        self.compress_vit_feat = _upscaling(norm, early_channels, wide, narrow)
+        self.embedding_encoder = _upscaling(norm, wide, middle, narrow)
         self.embedding_maskfeature = nn.Sequential(
             nn.Conv2d(narrow, middle, kernel_size=3, padding=1),
-            SamLayerNorm(middle, data_format="channels_first"),
+            norm(middle, data_format="channels_first"),
             nn.GELU(),
             nn.Conv2d(middle, narrow, kernel_size=3, padding=1),
         )
@@ -119,10 +120,10 @@ class HqHead(nn.Module):
         return self.embedding_encoder(image_embeddings) + self.compress_vit_feat(early.permute(0, 3, 1, 2))
 
 
-def _upscaling(channels: int, middle: int, narrow: int) -> nn.Sequential:
+def _upscaling(norm: type[nn.Module], channels: int, middle: int, narrow: int) -> nn.Sequential:
     return nn.Sequential(
         nn.ConvTranspose2d(channels, middle, kernel_size=2, stride=2),
-        SamLayerNorm(middle, data_format="channels_first"),
+        norm(middle, data_format="channels_first"),
         nn.GELU(),
         nn.ConvTranspose2d(middle, narrow, kernel_size=2, stride=2),
     )

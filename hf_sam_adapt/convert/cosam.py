@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from ..errors import UserError
 from ..processing import SamAdaptProcessor
@@ -104,6 +103,7 @@ def convert_cosam_pool(
             domains=names,
             router="joint",
             head="linear",
+            statistics=False,
             num_tokens=tokens.shape[1],
             reject=0,
             pool=True,
@@ -111,7 +111,7 @@ def convert_cosam_pool(
             base_model_name_or_path=own.base_model_name_or_path,
         )
         save_config(config, part)
-        router = _router(tokens, weight, bias, _embedding_channels(state), processor.image_size)
+        router = _router(tokens, weight, bias, processor.image_size)
         (part / WEIGHTS).write_bytes(router_file(router, names))
     return [*notes, "The images behind the router are not in the checkpoint, so no domain can be added to the pool."]
 
@@ -159,21 +159,16 @@ def _classifier_tensors(state: Tensors, source: str) -> tuple[torch.Tensor, torc
     return tokens.float(), weight.float(), bias.float()
 
 
-def _embedding_channels(state: Tensors) -> int:
-    return state["embedding_encoder.0.weight"].shape[0]
-
-
-def _router(
-    tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, channels: int, image_size: int
-) -> DomainRouter:
-    """The router with the official classifier, fitted without any feature.
-
-    What our features have beside token 0, mean and deviation of the embedding's channels, gets weight 0.
-    """
+def _router(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, image_size: int) -> DomainRouter:
+    """The router with the official classifier, fitted without any feature."""
     router = DomainRouter(
-        tokens.shape[-1], image_size=image_size, mode="joint", head="linear", num_tokens=tokens.shape[1], reject=0
+        tokens.shape[-1],
+        image_size=image_size,
+        mode="joint",
+        head="linear",
+        statistics=False,
+        num_tokens=tokens.shape[1],
+        reject=0,
     )
-    router.tokens = tokens
-    router.head.weight = F.pad(weight, (0, 2 * channels if router.statistics else 0))
-    router.head.bias = bias
+    router.tokens, router.head.weight, router.head.bias = tokens, weight, bias
     return router

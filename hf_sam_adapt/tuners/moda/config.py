@@ -29,6 +29,8 @@ class ModaConfig(PeftConfig):
             for bit, and one encoder pass serves both. `"joint"`: the official computation, with a pass of its own.
         head: what tells the domains apart by the router's features, one of ridge, ncm, mahalanobis, linear (the
             official one).
+        statistics: the router also reads mean and standard deviation of the image embedding's channels, which tells
+            real domains apart better than the publication's token alone (False).
         num_tokens: L, global tokens of the router.
         learn_tokens: the tokens are trained with the head; False: drawn once by `seed`.
         reject: share of known images that may be taken for unknown and go to plain SAM; 0 never rejects.
@@ -46,6 +48,9 @@ class ModaConfig(PeftConfig):
     domains: list[str] = field(default_factory=list, metadata={"help": "Names of the domains, in order."})
     router: str = field(default="probe", metadata={"help": f"How the tokens are read, one of {', '.join(ROUTERS)}."})
     head: str = field(default="ridge", metadata={"help": f"The router's classifier, one of {', '.join(HEADS)}."})
+    statistics: bool = field(
+        default=True, metadata={"help": "The router reads the image embedding's channel statistics, too."}
+    )
     num_tokens: int = field(default=10, metadata={"help": "Global tokens of the router."})
     learn_tokens: bool = field(default=False, metadata={"help": "Train the tokens with the head."})
     reject: float = field(

@@ -149,6 +149,7 @@ class ModaModel(DomainPool, BaseTuner):
             image_size=vision.image_size,
             mode=config.router,
             head=config.head,
+            statistics=config.statistics,
             num_tokens=config.num_tokens,
             learn_tokens=config.learn_tokens,
             reject=config.reject,

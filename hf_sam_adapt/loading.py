@@ -241,8 +241,10 @@ def _check_keys(model: PeftModel, weights: Path) -> None:
 def _trained_processor(
     path: str, base: SamModel, processor: SamAdaptProcessor, commit: str | None
 ) -> SamAdaptProcessor:
-    """The processor of an adapter's folder, `processor` where it has none; it must fit the adapted base."""
+    """The processor of an adapter's folder, of its pool, or `processor`; it must fit the adapted base."""
     file = find_file(path, "preprocessor_config.json", commit)
+    if file is None and (pool := _pool_of(path, commit)) is not None:
+        file = find_file(pool, "preprocessor_config.json", commit)
     if file is not None:
         processor = SamAdaptProcessor.from_pretrained(str(file.parent))
     size = find_vision_encoder(base).config.image_size
@@ -252,6 +254,15 @@ def _trained_processor(
             "the files in this folder do not belong together"
         )
     return processor
+
+
+def _pool_of(path: str, commit: str | None) -> str | None:
+    """The pool in whose folder a domain's adapter lies; its one processor is for all domains."""
+    if not Path(path).is_dir() and HubName.parse(path).folder is None:
+        return None
+    parent = str(Path(path).parent)
+    config_file = find_file(parent, ADAPTER_CONFIG, commit)
+    return parent if config_file is not None and json.loads(config_file.read_text()).get("pool") else None
 
 
 def _nearest(word: str, known) -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from peft import PeftModel
 from PIL import Image
 from sams import perturb
 
-from hf_sam_adapt import ModaConfig, ModaModel, SamAdapterConfig
+from hf_sam_adapt import ModaConfig, ModaModel, SamAdapterConfig, SamAdaptProcessor
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.hub import push_folder
@@ -107,6 +108,24 @@ def test_a_repository_with_only_a_pickle_is_refused(connected, published, tmp_pa
         with pytest.raises(UserError, match="a pickle is not loaded"):
             ModaModel.from_pretrained(load_base("me/base")[0], "me/pickled-pool")
     assert not any("adapter_model.bin" in request for request in connected.requests)
+
+
+@pytest.mark.parametrize("place", ["folder", "Hub"])
+def test_a_domain_alone_has_the_processor_of_its_pool(place, connected, published, tmp_path):
+    base, processor = load_base("me/base")
+    pool = ModaModel(base, ModaConfig(inner=SamAdapterConfig(scale_factor=8), reject=0.0))
+    pool.add_domain("red")
+    pool.observe(torch.randn(2, 3, 64, 64))
+    pool.finish_domain()
+    pool.save_pretrained(tmp_path / "pool")
+    assert processor.resize == "pad"
+    SamAdaptProcessor(image_size=64, patch_size=8, resize="squash").save_pretrained(tmp_path / "pool")
+    push_folder(tmp_path / "pool", "me/pool")
+    loaded = load_adapted("me/pool/red" if place == "Hub" else str(tmp_path / "pool" / "red"))
+    assert loaded.processor.resize == "squash"
+    assert torch.equal(
+        masks(loaded.model), masks(PeftModel.from_pretrained(load_base("me/base")[0], "me/pool", subfolder="red"))
+    )
 
 
 FAILURES = {

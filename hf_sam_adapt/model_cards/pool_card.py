@@ -21,6 +21,7 @@ from .run_card import (
     HOW,
     PROMPT_FLAGS,
     base_link,
+    base_of,
     changed_settings,
     input_facts,
     license_sentence,
@@ -61,7 +62,7 @@ def pool_card(folder: Path, config: dict[str, Any], name: str, install: str) -> 
 def render(folder: Path, results: dict[str, Any], recipe: ContinualRecipe, name: str, install: str) -> ModelCard:
     """The card of a pool in `folder`, which holds the run's files; see `pool_card`."""
     public, task = public_recipe(recipe), task_of(recipe.prompts)
-    model, inner = config_base(recipe), METHODS[recipe.method]
+    model, inner = base_of(recipe), METHODS[recipe.method]
     tasks = results.get("tasks", {})
     found = [data_of(results, name) for name in results["domains"]]
     hub = [one["name"] for one in found if one.get("source") == "hub"]
@@ -105,11 +106,6 @@ def render(folder: Path, results: dict[str, Any], recipe: ContinualRecipe, name:
 def data_of(results: dict[str, Any], domain: str) -> dict[str, Any]:
     """Part `data` of the `metrics.json` of a domain's training; empty for a run that did not record it."""
     return results.get("tasks", {}).get(domain, {}).get("data") or {}
-
-
-def config_base(recipe: ContinualRecipe) -> str:
-    """The base model's name; a recipe that starts from an adapter leaves it out."""
-    return recipe.model or str(recipe.adapter)
 
 
 def what_sentence(results: dict[str, Any], recipe: ContinualRecipe, model: str) -> str:

@@ -50,7 +50,7 @@ def run_card(
         install: the command that installs this package.
     """
     data = data_of(metrics, public)
-    task, test = task_of(recipe.prompts), metrics["test"]
+    task, test, model = task_of(recipe.prompts), metrics["test"], base_of(recipe)
     first = next(iter(test))
     method = METHODS[recipe.method]
     hub = [data["name"]] if data["source"] == "hub" else []
@@ -58,7 +58,7 @@ def run_card(
         card_data(
             name=Path(name).name,
             method=recipe.method,
-            model=recipe.model,
+            model=model,
             task=task,
             datasets=hub,
             results=run_results(metrics, task, data),
@@ -72,8 +72,8 @@ def run_card(
         use=use_lines(bool(data["classes"])) if "none" in recipe.prompts else None,
         prompt="".join(f" {PROMPT_FLAGS[kind]}" for kind in recipe.prompts[:1] if kind in PROMPT_FLAGS),
         name=name,
-        local_base=local_base(recipe.model),
-        plain_peft=recipe.method == "lora",
+        local_base=local_base(model),
+        method=recipe.method,
         measured=measured_sentence(metrics, data),
         scores=score_table(test),
         classes=class_table(test[first], data["classes"]) if data["classes"] else None,
@@ -88,7 +88,7 @@ def run_card(
         recipe=public.to_yaml().strip(),
         seed=recipe.seed,
         limits=limits(metrics, data, recipe, config),
-        license=license_sentence(recipe.model),
+        license=license_sentence(model),
         citations=[text for text in (method.citation, SAM_CITATION) if text],
     )
 
@@ -112,7 +112,7 @@ def data_of(metrics: dict[str, Any], public: Recipe) -> dict[str, Any]:
 
 def what_sentence(recipe: Recipe, data: dict[str, Any], config: dict[str, Any] | None) -> str:
     """What it is."""
-    method, base = METHODS[recipe.method], base_link(recipe.model)
+    method, base = METHODS[recipe.method], base_link(base_of(recipe))
     kind = (
         "A fully fine-tuned copy of" if recipe.method == "full" else f"A {method.linked} adapter ({method.what}) for"
     )
@@ -150,15 +150,17 @@ def result_sentence(metrics: dict[str, Any], data: dict[str, Any]) -> str:
 
 def load_lines(recipe: Recipe, name: str) -> list[str]:
     """Python that loads model and processor."""
-    first = "import hf_sam_adapt  # first: it registers the methods with PEFT"
+    base_name = base_of(recipe)
+    note = "" if recipe.method in ("full", "lora") else "  # first: it registers the methods with PEFT"
+    first = f"import hf_sam_adapt{note}"
     processor = f'processor = hf_sam_adapt.SamAdaptProcessor.from_pretrained("{name}")'
     if recipe.method == "full":
         return [first, "from transformers import SamModel", f'model = SamModel.from_pretrained("{name}")', processor]
-    if recipe.model == TINY:
+    if base_name == TINY:
         model = f'model = PeftModel.from_pretrained(hf_sam_adapt.load_tiny_sam()[0], "{name}")'
         return [first, "from peft import PeftModel", model, processor]
-    if is_local(recipe.model):
-        base = f'SamModel.from_pretrained("{Path(recipe.model).name}")'
+    if is_local(base_name):
+        base = f'SamModel.from_pretrained("{Path(base_name).name}")'
         model = f'model = PeftModel.from_pretrained({base}, "{name}")'
         return [first, "from peft import PeftModel", "from transformers import SamModel", model, processor]
     return [first, "from peft import AutoPeftModel", f'model = AutoPeftModel.from_pretrained("{name}")', processor]
@@ -174,6 +176,11 @@ def use_lines(classes: bool) -> list[str]:
         'logits = model(pixel_values=inputs.pop("pixel_values")).pred_masks[:, 0]',
         f"mask = processor.post_process_masks(logits, **inputs)[0]{end}",
     ]
+
+
+def base_of(recipe: Recipe) -> str:
+    """The base model's name; a recipe that was never resolved names an adapter in its place."""
+    return recipe.model or str(recipe.adapter)
 
 
 def base_link(model: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -15,9 +16,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def publish(folder: Path, target: Path) -> None:
-    """Move the files of `folder` into `target`, each replacing its namesake, and remove `folder`."""
+    """Move the files and folders in `folder` into `target`, each replacing its namesake, and remove `folder`."""
     sync_folder(folder)
     for file in sorted(folder.iterdir()):
+        if file.is_dir():  # the system replaces only empty folders
+            shutil.rmtree(target / file.name, ignore_errors=True)
         file.replace(target / file.name)
     sync_folder(target, files=False)
     folder.rmdir()

@@ -10,9 +10,11 @@ from huggingface_hub import constants, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 
-from hf_sam_adapt.loading import load_adapted
+from hf_sam_adapt.loading import METHODS, load_adapted
 from hf_sam_adapt.model_cards import INSTALL, public_recipe, write_card
 from hf_sam_adapt.model_cards.metadata import base_license, card_data
+from hf_sam_adapt.model_cards.methods import METHODS as DESCRIBED
+from hf_sam_adapt.model_cards.run_card import load_lines
 from hf_sam_adapt.recipe import Recipe
 from hf_sam_adapt.report import ABSENT
 
@@ -217,3 +219,29 @@ def test_a_public_recipe_names_no_folder(tmp_path):
     assert public.palette == "colours.yaml"
     named = Recipe(model="facebook/sam-vit-base", dataset="owner/set", adapter="me/polyp")
     assert public_recipe(named) == Recipe(**{**vars(named), "output_dir": "hf-sam-adapt"})
+
+
+def test_every_method_is_described_and_loaded_as_what_it_is():
+    assert DESCRIBED.keys() == METHODS.keys()
+    lines = {
+        method: "\n".join(load_lines(Recipe(model=model, method=method), "me/x"))
+        for method, model in (("full", "facebook/sam-vit-base"), ("cwsam", "facebook/sam-vit-base"), ("lora", "tiny"))
+    }
+    assert 'SamModel.from_pretrained("me/x")' in lines["full"] and "peft" not in lines["full"].lower()
+    assert 'AutoPeftModel.from_pretrained("me/x")' in lines["cwsam"]
+    assert 'PeftModel.from_pretrained(hf_sam_adapt.load_tiny_sam()[0], "me/x")' in lines["lora"]
+    assert all(text.startswith("import hf_sam_adapt") and len(text.splitlines()) == 4 for text in lines.values())
+
+
+def test_a_fully_trained_model_says_that_it_is_one(binary_run, page, tmp_path):
+    folder = copied(binary_run, tmp_path)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text()) | {
+        "method": "full",
+        "model": "facebook/sam-vit-base",
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "adapter_config.json").unlink()
+    write_card(folder)
+    card = page(folder)
+    assert card.data["base_model_relation"] == "finetune" and "peft" not in card.data["tags"]
+    assert "ordinary SamModel" in card.text.replace("`", "") and "KeyError" not in card.text

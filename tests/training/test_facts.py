@@ -6,6 +6,7 @@ import torch
 
 from hf_sam_adapt.data import SegmentationData
 from hf_sam_adapt.training.facts import data_facts, environment_facts
+from hf_sam_adapt.training.files import publish
 
 
 SHA = "89abcdef0123456789abcdef0123456789abcdef"
@@ -56,3 +57,13 @@ def test_machine():
     one, two = (environment_facts(torch.device("cpu"), count) for count in (1, 2))
     assert one["versions"]["torch"] == torch.__version__ and "cores" in one["hardware"]
     assert two["hardware"] == f"2 processes, each on {one['hardware']}"
+
+
+def test_a_folder_among_the_files_of_a_run_replaces_its_namesake(tmp_path):
+    for text in ("old", "new"):
+        inside = tmp_path / "written" / ".eval_results"
+        inside.mkdir(parents=True)
+        (inside / f"{text}.yaml").write_text(text)
+        (tmp_path / "run").mkdir(exist_ok=True)
+        publish(tmp_path / "written", tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run/.eval_results").iterdir()] == ["new.yaml"]

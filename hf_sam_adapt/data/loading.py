@@ -82,9 +82,12 @@ def load_segmentation_dataset(
     tables, reader, found_labels = _open(dataset, mask_suffix, channels, palette is not None)
     if found_labels is not None and palette is not None:
         raise UserError(f"palette: {dataset} says its classes itself; leave palette out")
-    if found_labels is not None:
-        mask_values, id2label = "index", id2label or found_labels
-        num_labels = num_labels or (len(found_labels) if len(found_labels) > 2 else None)
+    if found_labels is not None and mask_values != "binary":
+        mask_values = "index"
+        # With a label_map the values are classes of the user's own.
+        if label_map is None:
+            id2label = id2label or found_labels
+            num_labels = num_labels or (len(found_labels) if len(found_labels) > 2 else None)
     tables, splits, notes = _split(tables, group_by, seed)
     if "train" not in tables or not len(tables["train"]):
         raise UserError(f"dataset: {dataset} has no training images")

@@ -302,3 +302,14 @@ def test_a_hundred_thousand_images_start_in_seconds(tmp_path):
     print(f"100,000 images: {seconds:.1f} s of one core")
     assert len(data.train) == 70_000 and data.train[69_999].mask.max() == 1
     assert seconds < 30
+
+
+def test_classes_that_a_source_names_can_be_made_one():
+    """By a label_map or as binary: what the source calls its classes holds no more."""
+    cover = load_segmentation_dataset("synthetic:landcover")
+    water = load_segmentation_dataset("synthetic:landcover", label_map={1: 1, 2: 0, 3: 0, 4: 0})
+    anything = load_segmentation_dataset("synthetic:landcover", mask_values="binary")
+    assert cover.num_labels == 5 and water.num_labels is None and anything.num_labels is None
+    assert water.id2label == anything.id2label == {0: "background", 1: "foreground"}
+    mask = cover.train[0].mask
+    assert np.array_equal(water.train[0].mask, mask == 1) and np.array_equal(anything.train[0].mask, mask > 0)

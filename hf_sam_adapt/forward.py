@@ -228,7 +228,7 @@ def sam_of(model: nn.Module) -> SamModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def pool_of(model: nn.Module) -> nn.Module | None:
+def pool_of(model: nn.Module) -> ModaModel | None:
     """The `ModaModel` that `model` is, or that a `PeftModel` holds; None for any other model."""
     tuner = getattr(model, "base_model", None) if isinstance(model, PeftModel) else model
     return tuner if isinstance(tuner, ModaModel) else None

@@ -122,16 +122,16 @@ def segmentation_loss(
         weights = scores.new_full((len(scores),), 1 / max(len(scores), 1))
     if channels == 1:
         target, known = (labels == 1).to(scores.dtype), valid.to(scores.dtype)
-        per_image = sum(_TERMS[term](scores[:, 0], target, known, weights) for term in terms if term != "points")
+        losses = [_TERMS[term](scores[:, 0], target, known, weights) for term in terms if term != "points"]
         if "points" in terms:
-            per_image = per_image + sum(point_losses(logits[:, 0].float(), target, known, generator))
+            losses += point_losses(logits[:, 0].float(), target, known, generator)
     else:
         target = labels.masked_fill(~valid, 0).long()
         class_weights = scores.new_ones(channels) if class_weights is None else class_weights.to(scores)
         pixel_weights = class_weights[target] * valid  # (N,H,W)
         log_probability = F.log_softmax(scores, dim=1)
-        per_image = sum(_CLASS_TERMS[term](log_probability, target, pixel_weights) for term in terms)
-    return (per_image * weights).sum()
+        losses = [_CLASS_TERMS[term](log_probability, target, pixel_weights) for term in terms]
+    return (sum(losses[1:], start=losses[0]) * weights).sum()
 
 
 def _pixel_mean(values: Tensor, weight: Tensor) -> Tensor:

@@ -279,9 +279,10 @@ def _segment(
     embeddings = encode(network, inputs["pixel_values"].to(device_of(network)))
     scored = segment_scored(network, None, inputs["prompts"], image_embeddings=embeddings)
     logits = merge_objects(processor, inputs, [masks for masks, _ in scored])
-    chosen = [None] * len(images) if embeddings.domains is None else pool_of(network).names_of(embeddings.domains)
+    pool = pool_of(network)
+    routed_to = None if pool is None or embeddings.domains is None else pool.names_of(embeddings.domains)
     estimates = [float(estimate.max()) for _, estimate in scored]
-    return list(zip(logits, estimates, chosen))
+    return list(zip(logits, estimates, routed_to or [None] * len(images)))
 
 
 def _write(folder: Path, name: str, image: np.ndarray, logits: torch.Tensor) -> dict[str, Any]:

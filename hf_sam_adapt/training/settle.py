@@ -18,7 +18,7 @@ from ..tuners.common.config import SamConfigMixin
 CLASS_METHODS = tuple(
     name
     for name, cls in METHODS.items()
-    if cls is not None and issubclass(cls, SamConfigMixin) and cls.default_decoder != "frozen"
+    if cls is not None and issubclass(cls, SamConfigMixin) and getattr(cls, "default_decoder", None) != "frozen"
 )
 
 

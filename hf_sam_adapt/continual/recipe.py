@@ -15,7 +15,8 @@ from ..recipe import Recipe, _key
 
 
 NATURAL = "natural"  # name of the data set that is evaluated only
-RESERVED = ("auto", "base", "__base__", NATURAL)
+# As a folder of a pool or in `domain=`; NATURAL in the folder of the evaluations.
+RESERVED = ("auto", "base", "__base__", "checkpoints", "logs", NATURAL)
 
 
 @dataclass(frozen=True)

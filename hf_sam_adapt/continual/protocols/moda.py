@@ -36,6 +36,7 @@ class ModaArgs:
     router: Literal["probe", "joint"] = "probe"
     head: Literal["ridge", "ncm", "mahalanobis", "linear"] = "ridge"
     statistics: bool = True
+    statistics: bool = True
     num_tokens: int = 10
     reject: float = 0.01
     buffer_size: int = 256

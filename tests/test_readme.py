@@ -69,10 +69,13 @@ def test_commands_in_order(workplace, hub):
         if "recipes/train.py" in command:
             command = command.replace("accelerate launch", "accelerate launch --cpu --num_processes 1")
             command += " --max_steps 2 --model facebook/sam-vit-base"
+        if "recipes/continual.py" in command:
+            command = command.replace("accelerate launch", "accelerate launch --cpu --num_processes 1")
+            command += " --max_steps 2 --domains 'one: my_polyps' 'two: my_polyps'"
         run(command, workplace)
     assert (workplace / "converted/adapter_model.safetensors").is_file()
     assert (workplace / "runs/polyp/samples.png").is_file()
-    for name in ("predictions", "from_the_hub"):
+    for name in ("predictions", "from_the_hub", "routed"):
         assert len(list((workplace / name).glob("*_mask.png"))) == 3
     assert "adapter_model.safetensors" in hub.files("me/polyp-sam-adapter")
     for index, block in enumerate(block for language, block in BLOCKS if language == "python"):

@@ -24,6 +24,10 @@ def test_boxes_are_tight_and_inclusive():
     assert len(prompt) == 2 and prompt.targets.sum(axis=(1, 2)).tolist() == [1500, 100]
     assert prompt.labels.tolist() == [1, 1]
     assert prompt.points is None and prompt.masks is None
+    block = np.zeros((10, 10), np.uint8)
+    block[5:7, 4:7] = 1
+    assert derive_prompts(block, "box").boxes.tolist() == [[4, 5, 6, 6]]
+    assert derive_prompts(np.zeros((10, 10), np.uint8), "box").boxes.shape == (0, 4)
 
 
 def test_small_components_do_not_count():

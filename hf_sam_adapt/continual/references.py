@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -58,7 +58,10 @@ def concatenated(splits: Sequence[SegmentationSplit | None], names: Sequence[str
 def joined(data: Sequence[SegmentationData], domains: Sequence[Domain]) -> SegmentationData:
     """One data set of all images of several binary ones, each image in the split that it is in."""
     names = [domain.name for domain in domains]
-    splits = {name: concatenated([getattr(one, name) for one in data], names) for name in ("train", "val", "test")}
+    # Any: they stand for the splits of one data set.
+    splits: dict[str, Any] = {
+        name: concatenated([getattr(one, name) for one in data], names) for name in ("train", "val", "test")
+    }
     return dataclasses.replace(
         data[0],
         **splits,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def continual(recipe: ContinualRecipe) -> Path:
 def _open(recipe: ContinualRecipe) -> tuple[ContinualRun, Naive]:
     """The run with its data read and checked; writes nothing."""
     protocol_cls = PROTOCOLS[recipe.protocol]
-    args = from_values(protocol_cls.args_cls, recipe.protocol_args, f"protocol_args of {recipe.protocol}")
+    args: Any = from_values(protocol_cls.args_cls, recipe.protocol_args, f"protocol_args of {recipe.protocol}")
     if recipe.push_to_hub:
         check_can_push(recipe.repository)
     folder = ContinualFolder(recipe)
@@ -138,13 +139,13 @@ def _zero_shot(run: ContinualRun, protocol: Naive, names: list[str]) -> dict[str
     def compute(name: str) -> Scores:
         base, _ = load_base(read_yaml(folder / "recipe.yaml")["model"])
         processor = SamAdaptProcessor.from_pretrained(folder)
-        if base.config.vision_config.image_size != processor.image_size:
+        if base.vision_encoder.config.image_size != processor.image_size:
             resize_input(base, processor.image_size)
         base.to(start_processes().device)
         return score(base, processor, run.tests.for_model(name, base, processor), run.recipe, adapted=False)
 
     path = run.folder.evaluations / "zero_shot"
-    return {name: remembered(path / f"{name}.json", lambda name=name: compute(name)) for name in names}
+    return {name: remembered(path / f"{name}.json", partial(compute, name)) for name in names}
 
 
 def collect(

@@ -76,8 +76,13 @@ def remembered(path: Path, compute: Callable[[], Scores]) -> Scores:
 
 def embedding_cache(recipe: Recipe, model: nn.Module, processor: SamAdaptProcessor) -> EmbeddingCache:
     """The cache of a model's embeddings, by the recipe's precision, batch size and workers."""
-    how = {"precision": recipe.precision, "batch_size": recipe.batch_size, "num_workers": recipe.num_workers}
-    return EmbeddingCache(model, processor, **how)
+    return EmbeddingCache(
+        model,
+        processor,
+        precision=recipe.precision,
+        batch_size=recipe.batch_size,
+        num_workers=recipe.num_workers,
+    )
 
 
 class TestImages:

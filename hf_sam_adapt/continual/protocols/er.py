@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,8 @@ class Er(Naive):
         references += [buffer[place] for place in np.resize(order, replayed)]
         splits = [data.train for data in run.data[: task + 1]]
         names = [domain.name for domain in run.domains]
-        return dataclasses.replace(current, train=ReferenceSplit(splits, names, references))
+        train: Any = ReferenceSplit(splits, names, references)  # stands for a split of one data set
+        return dataclasses.replace(current, train=train)
 
 
 def reservoir(sizes: Sequence[int], capacity: int, seed: int) -> list[Reference]:

@@ -69,19 +69,19 @@ class Ewc(Naive):
         """Fisher information of all tasks up to `task`, which the loop's model has just learned."""
         path, device = self._path(task), loop.accelerator.device
         if not path.exists():
-            split = self.run.data[task].train
+            split: SegmentationSplit | EmbeddedSplit = self.run.data[task].train
             if loop.recipe.cache_embeddings:
-                (split,) = embedding_cache(loop.recipe, loop.model, loop.processor).embed(split)
+                (split,) = embedding_cache(loop.recipe, loop.model, loop.processor).embed(self.run.data[task].train)
             found = fisher_information(loop, split)
             if task:
-                earlier = load_file(self._path(task - 1), device=str(device))
+                earlier = _load(self._path(task - 1), device)
                 found = {name: self.args.decay * earlier[name] + value for name, value in found.items()}
             loop.accelerator.wait_for_everyone()
             if loop.accelerator.is_main_process:
                 path.parent.mkdir(exist_ok=True)
                 save_file(found, path)
             loop.accelerator.wait_for_everyone()
-        return load_file(path, device=str(device))
+        return _load(path, device)
 
     def _path(self, task: int) -> Path:
         return self.run.folder.path / "ewc" / f"{self.tasks[task]}.safetensors"
@@ -100,12 +100,16 @@ def fisher_information(loop: TrainingLoop, split: SegmentationSplit | EmbeddedSp
         with accelerator.autocast():
             inputs = batch.get("pixel_values"), batch["prompts"]
             logits = segment(loop.model, *inputs, image_embeddings=batch.get("image_embeddings"))
-        loss, _ = batch_loss([maps.float() for maps in logits], batch, recipe.loss)
+        loss, _ = batch_loss([maps.float() for maps in logits], batch, str(recipe.loss))
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for name, gradient in zip(parameters, gradients):
             if gradient is not None:
                 total[name] += gradient**2 / len(split)
     return total
+
+
+def _load(path: Path, device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in load_file(path).items()}
 
 
 def _trained(loop: TrainingLoop) -> dict[str, Tensor]:

@@ -71,5 +71,6 @@ def distillation(logits: Sequence[Tensor], taught: Sequence[Tensor], weight: Ten
         losses = F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="none").mean(dim=(1, 2))
     else:
         points = uncertain_points(student)
-        losses = sum(losses_at(sample_points(student, points), sample_points(teacher, points).sigmoid()))
+        terms = losses_at(sample_points(student, points), sample_points(teacher, points).sigmoid())
+        losses = torch.stack(list(terms)).sum(0)
     return (losses * per_object).sum() / len(logits)

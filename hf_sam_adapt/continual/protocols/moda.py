@@ -36,7 +36,6 @@ class ModaArgs:
     router: Literal["probe", "joint"] = "probe"
     head: Literal["ridge", "ncm", "mahalanobis", "linear"] = "ridge"
     statistics: bool = True
-    statistics: bool = True
     num_tokens: int = 10
     reject: float = 0.01
     buffer_size: int = 256
@@ -99,17 +98,17 @@ class Moda(Naive):
                 for pixels in self._batches(self.run.data[number].train):
                     pool.observe(pixels)
             pool.finish_domain()
-            self._save()
+            self._save(pool)
         return pool
 
     @property
     def _pool_folder(self) -> Path:
         return self.run.folder.path / "pool"
 
-    def _save(self) -> None:
+    def _save(self, pool: ModaModel) -> None:
         state = start_processes()
         if state.is_main_process:
-            self._pool.save_pretrained(self._pool_folder)
+            pool.save_pretrained(self._pool_folder)
             self._processor.save_pretrained(self._pool_folder)
         state.wait_for_everyone()
 

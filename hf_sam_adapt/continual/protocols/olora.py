@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,6 @@ def without_old(name: str, gradient: Tensor, rank: int) -> Tensor:
     return gradient * mask
 
 
-def overlap_of_rows(down: list[Tensor], rank: int) -> Tensor:
+def overlap_of_rows(down: Sequence[Tensor], rank: int) -> Tensor:
     """Sum over layers of |A_old A_new^T|, from matrices (rank of all tasks, D)."""
     return torch.stack([(value[:rank].detach() @ value[rank:].T).abs().sum() for value in down]).sum()

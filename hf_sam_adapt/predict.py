@@ -280,9 +280,11 @@ def _segment(
     scored = segment_scored(network, None, inputs["prompts"], image_embeddings=embeddings)
     logits = merge_objects(processor, inputs, [masks for masks, _ in scored])
     pool = pool_of(network)
-    routed_to = None if pool is None or embeddings.domains is None else pool.names_of(embeddings.domains)
+    domains: list[str | None] = [None] * len(images)
+    if pool is not None and embeddings.domains is not None:
+        domains = [*pool.names_of(embeddings.domains)]
     estimates = [float(estimate.max()) for _, estimate in scored]
-    return list(zip(logits, estimates, routed_to or [None] * len(images)))
+    return list(zip(logits, estimates, domains))
 
 
 def _write(folder: Path, name: str, image: np.ndarray, logits: torch.Tensor) -> dict[str, Any]:

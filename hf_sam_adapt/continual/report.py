@@ -75,12 +75,12 @@ def save_curves(path: Path, results: dict[str, Any]) -> None:
     """Draws the IoU of every test set over the tasks from its own on, and the mean over those seen."""
     figure = _figure(7, 4.5)
     axis = figure.subplots()
-    matrix, domains = results["matrix_iou"], results["domains"]
+    matrix, joint = results["matrix_iou"], results["protocol"] == "joint"
     tasks = np.arange(1, len(matrix) + 1)
-    for number, name in enumerate(domains):
-        curve = [(t, row[number]) for t, row in zip(tasks, matrix) if t > number or len(matrix) == 1]
-        axis.plot(*zip(*curve), marker="o", label=name)
-    seen = [np.mean(row[: max(t, len(row) if len(matrix) == 1 else t)]) for t, row in zip(tasks, matrix)]
+    for number, name in enumerate(results["domains"]):
+        first = 0 if joint else number
+        axis.plot(tasks[first:], [row[number] for row in matrix[first:]], marker="o", label=name)
+    seen = [np.mean(row if joint else row[:task]) for task, row in zip(tasks, matrix)]
     axis.plot(tasks, seen, color="black", linewidth=2.5, marker="s", label="mean of those seen")
     if "natural_iou" in results:
         axis.plot(tasks, results["natural_curve_iou"], color="gray", linestyle="--", marker="x", label="natural")

@@ -15,6 +15,7 @@ from ..data import SegmentationData
 from ..errors import UserError
 from ..hub import check_can_push, push_folder
 from ..image_size import resize_input
+from ..input_channels import inflate_channels
 from ..loading import load_base
 from ..model_cards import write_card
 from ..processing import SamAdaptProcessor
@@ -141,6 +142,8 @@ def _zero_shot(run: ContinualRun, protocol: Naive, names: list[str]) -> dict[str
         processor = SamAdaptProcessor.from_pretrained(folder)
         if base.vision_encoder.config.image_size != processor.image_size:
             resize_input(base, processor.image_size)
+        if processor.channels is not None:
+            inflate_channels(base, processor.channels)
         base.to(start_processes().device)
         return score(base, processor, run.tests.for_model(name, base, processor), run.recipe, adapted=False)
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import hf_sam_adapt.continual.protocols.naive as naive_module
 import hf_sam_adapt.continual.scoring as scoring
@@ -100,6 +101,22 @@ def test_an_unfinished_task_goes_on(continual_recipe, monkeypatch, weights):
     one, other = weights(straight, 1), weights(folder, 1)
     assert all((one[name] == value).all() for name, value in other.items())
     assert results_of(folder) == results_of(straight)
+
+
+def test_images_of_other_channels_and_sizes(continual_recipe, tmp_path):
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / "radar" / kind).mkdir(parents=True)
+    for number in range(12):
+        mask = np.zeros((40, 50), np.uint8)
+        mask[rng.integers(20) :, :20] = 255
+        image = rng.normal(size=(40, 50, 5)).astype(np.float32) + mask[:, :, None] / 100
+        np.save(tmp_path / f"radar/images/{number}.npy", image)
+        Image.fromarray(mask).save(tmp_path / f"radar/masks/{number}.png")
+    recipe = continual_recipe(domains=("first",), channels=5, image_size=48, max_steps=1)
+    recipe.domains = [{"name": "radar", "dataset": str(tmp_path / "radar")}]
+    results = results_of(continual(recipe))
+    assert results["zero_shot_iou"] and len(results["matrix_iou"]) == 1
 
 
 def test_what_is_finished_cannot_be_changed(continual_recipe, domain_folders):

@@ -29,7 +29,7 @@ def difference(found: dict[tuple[float, str], dict[int, float]], looks: float, o
 
 def main() -> None:
     parser = series_arguments(__doc__, "runs/speckle")
-    parser.add_argument("--looks", nargs="+", type=float, default=[10, 3, 1, 0.3], help="of the speckle")
+    parser.add_argument("--looks", nargs="+", type=float, default=[10, 1, 0.3], help="of the speckle")
     args = parser.parse_args()
     found: dict[tuple[float, str], dict[int, float]] = defaultdict(dict)
     constants: dict[float, dict[int, float]] = defaultdict(dict)

@@ -61,7 +61,7 @@ def embedding_deviation(model: SamModel, processor: SamAdaptProcessor, split: Da
     """Standard deviation of the image embedding over images, mean over its entries: near 0 for a blind encoder."""
     with torch.no_grad():
         pixels = processor([split[i].image for i in range(min(count, len(split)))])["pixel_values"]
-        return encode(model, pixels).std(0).mean().item()
+        return encode(model, pixels).maps.std(0).mean().item()
 
 
 def filled_boxes(split: Dataset) -> float:

@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints.txt
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
 
-.PHONY: quickstart test test-slow conformance lint install clean
+.PHONY: quickstart continual-quickstart test test-slow conformance lint install clean
 
 install: $(VENV)/installed
 
@@ -21,6 +21,11 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 quickstart: install
 	rm -rf runs/quickstart
 	HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --cpu --num_processes 1 recipes/train.py --config recipes/quickstart.yaml
+
+continual-quickstart: install
+	rm -rf runs/continual-quickstart
+	HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --cpu --num_processes 1 recipes/continual.py \
+		--config recipes/continual_quickstart.yaml
 
 test: install
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow'

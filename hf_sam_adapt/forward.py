@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import SamModel
 
-from .prompts import Prompt
+from .prompts import Prompt, corrected
 from .tuners.common.hq import SharedMaps, live_early_map
 from .tuners.conv_lora import balance_loss
 from .tuners.l2p.layer import key_loss
@@ -130,11 +130,33 @@ def segment_multimask(
     return _decode(model, pixel_values, prompts, image_embeddings, True)
 
 
+def segment_rounds(model: nn.Module, prompts: Sequence[Prompt], embeddings: ImageEmbeddings) -> list[torch.Tensor]:
+    """`segment`, and again for each column of the prompts' `draws`, every time with one more point (see `corrected`).
+
+    Args:
+        prompts: B prompts in input coordinates, those with `draws` also with `targets`.
+        embeddings: of the B images; encoded once for all rounds.
+
+    Returns:
+        Per image the logits (n, h, w) of `segment`, behind them those of each round: ((1 + rounds) n, h, w).
+    """
+    last = segment(model, None, prompts, image_embeddings=embeddings)
+    rounds, number, prompts = [[logits] for logits in last], 0, list(prompts)
+    while wrong := [i for i, prompt in enumerate(prompts) if len(prompt) and number < prompt.rounds]:
+        for image in wrong:
+            prompts[image] = corrected(prompts[image], rounds[image][-1], number)
+        again = segment(model, None, [prompts[i] for i in wrong], image_embeddings=embeddings[wrong])
+        for image, logits in zip(wrong, again):
+            rounds[image].append(logits)
+        number += 1
+    return [torch.cat(parts) for parts in rounds]
+
+
 class PromptedSam(nn.Module):
     """`segment` as a module: to a wrapper such as DistributedDataParallel, encoder and decoder are one forward.
 
-    Returns the logits of `segment` and the sum of the adapters' own losses, None without any: as an output, so that
-    the wrapper sees every parameter that it reaches.
+    Returns the logits of `segment`, those of correction rounds behind them, and the sum of the adapters' own losses,
+    None without any: as an output, so that the wrapper sees every parameter that it reaches.
 
     Args:
         model: `SamModel`, or a `PeftModel` of one.
@@ -150,7 +172,8 @@ class PromptedSam(nn.Module):
         prompts: Sequence[Prompt],
         image_embeddings: ImageEmbeddings | None = None,
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        logits = segment(self.model, pixel_values, prompts, image_embeddings=image_embeddings)
+        embeddings = encode(self.model, pixel_values) if image_embeddings is None else image_embeddings
+        logits = segment_rounds(self.model, prompts, embeddings)
         own = [loss for loss in (balance_loss(self.model), key_loss(self.model)) if loss is not None]
         return logits, torch.stack(own).sum() if own else None
 
@@ -184,17 +207,17 @@ def _decode(
     for index, prompt in enumerate(prompts):
         if prompt.kind == "none" or len(prompt):
             # Objects with different numbers of points cannot share a forward: padding tokens would be attended to.
-            points = prompt.points.shape[1] if prompt.kind == "point" else 0
-            groups.setdefault((prompt.kind, points), []).append(index)
+            points = 0 if prompt.points is None else prompt.points.shape[1]
+            groups.setdefault((points, prompt.boxes is None, prompt.masks is None), []).append(index)
 
     side, device = 4 * embeddings.maps.shape[-1], embeddings.maps.device
     channels = 3 if multimask_output else 1
     empty = embeddings.maps.new_zeros((0, channels, side, side)), embeddings.maps.new_zeros((0, channels))
     results = [empty] * len(prompts)
-    for (kind, _), images in groups.items():
+    for images in groups.values():
         counts = [max(1, len(prompts[i])) for i in images]
         owner = torch.tensor([i for i, count in zip(images, counts) for _ in range(count)], device=device)
-        inputs = _prompt_inputs(kind, [prompts[i] for i in images], device, sam.dtype)
+        inputs = _prompt_inputs([prompts[i] for i in images], device, sam.dtype)
         # One row an object: embeddings (R, 256, grid, grid), masks (R, 1, K, h, w), scores (R, 1, K).
         if embeddings.early is not None:
             shared = len(owner) > len(images)
@@ -209,19 +232,17 @@ def _decode(
     return results
 
 
-def _prompt_inputs(
-    kind: str, prompts: list[Prompt], device: torch.device, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """`SamModel.forward`'s prompt arguments with the R objects of all `prompts` as rows."""
-    if kind == "box":
-        return {"input_boxes": torch.cat([p.boxes for p in prompts]).to(device)[:, None]}  # (R, 1, 4)
-    if kind == "point":
-        points = torch.cat([p.points for p in prompts]).to(device)[:, None]  # (R, 1, p, 2)
-        labels = torch.cat([p.point_labels for p in prompts]).to(device)[:, None]  # (R, 1, p)
-        return {"input_points": points, "input_labels": labels}
-    if kind == "mask":
-        return {"input_masks": torch.cat([p.masks for p in prompts]).to(device, dtype)[:, None]}  # (R, 1, 4g, 4g)
-    return {}
+def _prompt_inputs(prompts: list[Prompt], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """`SamModel.forward`'s prompt arguments: the R objects of all `prompts`, which have the same fields, as rows."""
+    inputs = {}
+    if prompts[0].boxes is not None:
+        inputs["input_boxes"] = torch.cat([p.boxes for p in prompts]).to(device)[:, None]  # (R, 1, 4)
+    if prompts[0].points is not None:
+        inputs["input_points"] = torch.cat([p.points for p in prompts]).to(device)[:, None]  # (R, 1, p, 2)
+        inputs["input_labels"] = torch.cat([p.point_labels for p in prompts]).to(device)[:, None]  # (R, 1, p)
+    if prompts[0].masks is not None:
+        inputs["input_masks"] = torch.cat([p.masks for p in prompts]).to(device, dtype)[:, None]  # (R, 1, 4g, 4g)
+    return inputs
 
 
 def sam_of(model: nn.Module) -> SamModel:

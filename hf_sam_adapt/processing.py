@@ -245,6 +245,8 @@ class SamAdaptProcessor(BaseImageProcessor):
             ready.targets = targets if labels is None else targets.masked_fill_(labels == IGNORE, IGNORE)
         if prompt.labels is not None:
             ready.labels = _tensor(prompt.labels, torch.int64)
+        if prompt.draws is not None:
+            ready.draws = _tensor(prompt.draws, torch.float32)
         return ready
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +58,13 @@ class Recipe:
     num_workers: int = _key(0, "Processes per GPU that load images; 0 = the training process itself.")
 
     prompts: list[str] = _key(["none"], "Prompt kinds to train and measure: none box point mask.")
+    prompt_weights: dict[str, float] | None = _key(
+        None, "How often each of the prompts is trained, e.g. --prompt_weights.box 2; unset = 1."
+    )
+    box_jitter: float = _key(0.1, "Deviation of a training box's sides, in their lengths; 0 = tight boxes.")
+    correction_rounds: int = _key(
+        0, "Clicks on wrong pixels that follow a box, point or mask in training, each with the mask so far."
+    )
     metrics: list[str] = _key(
         [], f"Further metrics of the test images without prompts: {' '.join(PROMPTLESS_METRICS)}."
     )
@@ -109,17 +117,19 @@ class Recipe:
             self.model = "tiny"
         if self.learning_rate is None and self.model is not None:
             self.learning_rate = 1e-3 if self.model == "tiny" else 2e-4
-        for name in ("max_steps", "num_workers", "seed", "weight_decay", "max_grad_norm", "warmup"):
+        for name in ("max_steps", "num_workers", "seed", "weight_decay", "max_grad_norm", "warmup", "box_jitter"):
             _at_least(self, name, 0)
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every", "checkpoint_every"):
             _at_least(self, name, 1)
         _at_least(self, "channels", 1)
+        _at_least(self, "correction_rounds", 0)
         _known_names(self, "prompts", ("none", "box", "point", "mask"))
         check_metrics(self.metrics, self.prompts, self.num_labels)
         _known_names(self, "augment", ("flip", "scale", "crop", "colour", "jitter", "none"))
         _known_names(self, "report_to", ("trackio", "tensorboard", "wandb", "none"))
         if not self.prompts:
             raise UserError("prompts: empty; name at least one of none, box, point, mask.")
+        self._check_prompts()
         self.augment = _without_none(self.augment, "augment")
         if self.cache_embeddings and self.augment:
             raise UserError(
@@ -127,6 +137,15 @@ class Recipe:
                 "set augment: none, or leave cache_embeddings out."
             )
         self.report_to = _without_none(self.report_to, "report_to")
+
+    def _check_prompts(self) -> None:
+        for kind, weight in (self.prompt_weights or {}).items():
+            if kind not in self.prompts:
+                raise UserError(f"prompt_weights: '{kind}' is not among the prompts {' '.join(self.prompts)}.")
+            if not (weight > 0 and math.isfinite(weight)):
+                raise UserError(f"prompt_weights: {weight} for {kind} is not above 0; leave {kind} out of prompts.")
+        if self.correction_rounds and set(self.prompts) == {"none"}:
+            raise UserError("correction_rounds: they follow a box, point or mask; add one of them to prompts.")
 
     @property
     def repository(self) -> str:

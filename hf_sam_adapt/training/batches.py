@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ from ..data.augment import augment
 from ..embeddings.split import EmbeddedSample
 from ..forward import collate
 from ..processing import SamAdaptProcessor
-from ..prompts import Prompt, derive_prompts
+from ..prompts import Prompt, training_prompt
+from ..prompts.training import BOX_JITTER
 
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class TrainingSamples(Dataset):
         split: the training images, or their embeddings, which take no augmentation.
         kinds: prompt kinds; one is drawn per sample.
         augmentations: names for `augment`.
+        weights: how often a kind is drawn, relative to the others; 1 for a kind that is not named.
+        jitter, rounds: of boxes, and corrections per prompt; see `training_prompt`.
     """
 
     def __init__(
@@ -86,9 +89,15 @@ class TrainingSamples(Dataset):
         kinds: Sequence[str],
         augmentations: Sequence[str],
         seed: int,
+        *,
+        weights: Mapping[str, float] | None = None,
+        jitter: float = BOX_JITTER,
+        rounds: int = 0,
     ) -> None:
         self.split, self.processor, self.seed = split, processor, seed
         self.kinds, self.augmentations = list(kinds), list(augmentations)
+        self.shares = prompt_shares(kinds, weights)
+        self.jitter, self.rounds = jitter, rounds
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         """The processor's output for one image, and `weight` float32 (1,): 0 for an image with nothing to learn.
@@ -120,16 +129,21 @@ class TrainingSamples(Dataset):
         }
 
     def _draw_prompt(self, mask: np.ndarray, rng: np.random.Generator) -> tuple[Prompt, float]:
-        kind = self.kinds[rng.integers(len(self.kinds))]
+        kind = self.kinds[rng.choice(len(self.kinds), p=self.shares)]
         if kind == "none":
             return Prompt("none"), 1.0
-        prompt = derive_prompts(mask, kind, rng=rng)
+        how = {"jitter": self.jitter, "rounds": self.rounds, "max_objects": MAX_OBJECTS}
+        prompt = training_prompt(mask, kind, rng, **how)
         if len(prompt) == 0:
             # Still decoded, without weight: every trained parameter gets a gradient in every process, as DDP demands.
             return Prompt("none"), float("none" in self.kinds)
-        if len(prompt) > MAX_OBJECTS:
-            prompt = prompt.select(rng.choice(len(prompt), MAX_OBJECTS, replace=False))
         return prompt, 1.0
+
+
+def prompt_shares(kinds: Sequence[str], weights: Mapping[str, float] | None) -> list[float]:
+    """The fraction of the samples that is trained with each of `kinds`."""
+    wanted = [float((weights or {}).get(kind, 1)) for kind in kinds]
+    return [one / sum(wanted) for one in wanted]
 
 
 def training_loader(samples: TrainingSamples, stream: BatchStream, num_workers: int, pin_memory: bool) -> DataLoader:

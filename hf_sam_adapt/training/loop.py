@@ -23,7 +23,7 @@ from ..forward import PromptedSam
 from ..losses import segmentation_loss
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
-from .batches import BatchStream, TrainingSamples, seed_micro_step, training_loader
+from .batches import BatchStream, TrainingSamples, prompt_shares, seed_micro_step, training_loader
 from .checkpoints import Checkpoints, TrainingState
 from .cost import CostMeter
 from .experts import ExpertMeter
@@ -129,7 +129,16 @@ class TrainingLoop:
 
     def _loader(self) -> torch.utils.data.DataLoader:
         recipe, accelerator = self.recipe, self.accelerator
-        samples = TrainingSamples(self.data.train, self.processor, recipe.prompts, recipe.augment, recipe.seed)
+        samples = TrainingSamples(
+            self.data.train,
+            self.processor,
+            recipe.prompts,
+            recipe.augment,
+            recipe.seed,
+            weights=recipe.prompt_weights,
+            jitter=recipe.box_jitter,
+            rounds=recipe.correction_rounds,
+        )
         stream = BatchStream(
             num_images=len(self.data.train),
             seed=recipe.seed,
@@ -194,8 +203,8 @@ class TrainingLoop:
         return validated or saved
 
     def _validate(self) -> None:
-        """IoU over all validation images for the first prompt kind; remembers the step if it is the best."""
-        recipe, kind = self.recipe, self.recipe.prompts[0]
+        """IoU over all validation images, a mean over the prompt kinds; remembers the step if it is the best."""
+        recipe, kinds = self.recipe, self.recipe.prompts
         if self.data.num_labels is not None:
             self._remember_best(self._validate_classes(), "mean IoU of the classes")
             return
@@ -203,7 +212,7 @@ class TrainingLoop:
             self.model,
             self.processor,
             self.data.val,
-            [kind],
+            kinds,
             batch_size=recipe.batch_size,
             zero_shot=False,
             precision=recipe.precision,
@@ -211,7 +220,10 @@ class TrainingLoop:
             seed=recipe.seed,
             progress=False,
         )
-        self._remember_best(result.test[kind]["adapted"]["iou"], f"IoU ({kind})")
+        # As often as each kind is trained, so much does it count.
+        shares = prompt_shares(kinds, recipe.prompt_weights)
+        mean = sum(share * result.test[kind]["adapted"]["iou"] for share, kind in zip(shares, kinds))
+        self._remember_best(mean, f"IoU ({' '.join(kinds)})")
 
     def _validate_classes(self) -> float:
         recipe = self.recipe
@@ -256,8 +268,9 @@ def batch_loss(
     """Loss of a micro-batch, a mean over its images, each a mean over its objects; and its IoU without gradient.
 
     Args:
-        logits: per image (n, h, w); n = 1 for prompt kind "none", whose target is the whole mask. Of a class-wise
-            decoder (K, h, w), without prompts.
+        logits: per image (n, h, w); n = 1 for prompt kind "none", whose target is the whole mask. With correction
+            rounds those of each round end to end, (rounds n, h, w). Of a class-wise decoder (K, h, w),
+            without prompts.
         batch: `labels` int64 (B, S, S), `prompts` with `targets` int64 (n, S, S), `weight` float32 (B,).
         class_weights: (K,), for a class-wise decoder.
     """
@@ -270,7 +283,8 @@ def batch_loss(
     for image_logits, labels, prompt, weight in zip(
         logits, batch["labels"], batch["prompts"], batch["weight"], strict=True
     ):
-        targets.append(labels[None] if prompt.kind == "none" else prompt.targets)  # (n, S, S)
+        own = labels[None] if prompt.kind == "none" else prompt.targets  # (n, S, S)
+        targets.append(own.repeat(len(image_logits) // max(1, len(own)), 1, 1))
         weights.append(weight.expand(len(image_logits)) / len(image_logits))
     objects, targets = torch.cat(logits)[:, None], torch.cat(targets)  # (R, 1, h, w), (R, S, S)
     weights = torch.cat(weights)

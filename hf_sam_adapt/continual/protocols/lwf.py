@@ -51,6 +51,8 @@ class Lwf(Naive):
             inputs = batch.get("pixel_values"), batch["prompts"]
             with torch.no_grad(), loop.accelerator.autocast():
                 taught = segment(teacher, *inputs, image_embeddings=batch.get("image_embeddings"))
+            # Behind the masks of the prompts are those of their corrections, which the teacher has not seen.
+            logits = [maps[: len(one)] for maps, one in zip(logits, taught)]
             return self.args.weight * distillation(logits, taught, batch["weight"], self.args.form)
 
         loop.regularizer = distil

@@ -1,73 +1,15 @@
-"""Prompts derived from a ground-truth mask: boxes, points, degraded masks, or none at all."""
+"""Prompts that an annotator with the ground truth at hand would give: those of every evaluation."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from .data.images import IGNORE
-from .errors import UserError
+from ..data.images import IGNORE
+from ..errors import UserError
+from .prompt import PROMPT_KINDS, Prompt
 
 
-if TYPE_CHECKING:
-    import torch
-
-
-PROMPT_KINDS = ("none", "box", "point", "mask")
 MIN_AREA = 0.0005  # components below 0.05 % of the image are noise of the annotation
-
-
-@dataclass
-class Prompt:
-    """The prompts of one image: n objects of one kind.
-
-    In image coordinates the fields are numpy arrays; `SamAdaptProcessor` returns a copy with tensors in the
-    coordinates of the network's input. Pixel coordinates are (x, y), boxes inclusive (x1, y1, x2, y2).
-
-    Attributes:
-        kind: "none", "box", "point" or "mask". With "none" every other field may be None.
-        boxes: float32 (n, 4).
-        points: float32 (n, p, 2).
-        point_labels: int64 (n, p), 1 = on the object, 0 = off it.
-        masks: bool (n, H, W); from the processor float32 (n, 4 grid, 4 grid) logits of +-10.
-        targets: bool (n, H, W), the true objects; from the processor int64 (n, S, S) in {0, 1, 255 = ignore}.
-        labels: int64 (n,), the class of each object.
-    """
-
-    kind: str
-    boxes: np.ndarray | torch.Tensor | None = None
-    points: np.ndarray | torch.Tensor | None = None
-    point_labels: np.ndarray | torch.Tensor | None = None
-    masks: np.ndarray | torch.Tensor | None = None
-    targets: np.ndarray | torch.Tensor | None = None
-    labels: np.ndarray | torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        """Number of objects n; 0 for kind "none"."""
-        field = {"box": self.boxes, "point": self.points, "mask": self.masks}.get(self.kind)
-        return 0 if field is None else len(field)
-
-    def __bool__(self) -> bool:
-        # A prompt without objects is still a prompt.
-        return True
-
-    def to(self, device: torch.device | str) -> Prompt:
-        """Copy with every tensor on `device`."""
-        tensors = {
-            field.name: getattr(self, field.name).to(device)
-            for field in dataclasses.fields(self)
-            if hasattr(getattr(self, field.name), "to")
-        }
-        return dataclasses.replace(self, **tensors)
-
-    def select(self, indices: list[int] | np.ndarray) -> Prompt:
-        """Copy with only the objects `indices`."""
-        names = ("boxes", "points", "point_labels", "masks", "targets", "labels")
-        chosen = {name: getattr(self, name)[indices] for name in names if getattr(self, name) is not None}
-        return dataclasses.replace(self, **chosen)
 
 
 def derive_prompts(
@@ -101,9 +43,9 @@ def derive_prompts(
     targets, labels = components(mask, num_labels=num_labels, max_objects=max_objects)
     prompt = Prompt(kind, targets=targets, labels=labels)
     if kind == "box":
-        prompt.boxes = np.stack([_tight_box(t) for t in targets]) if len(targets) else np.zeros((0, 4), np.float32)
+        prompt.boxes = np.stack([tight_box(t) for t in targets]) if len(targets) else np.zeros((0, 4), np.float32)
     elif kind == "point":
-        points = [_inner_point(t) for t in targets]
+        points = [inner_point(t) for t in targets]
         prompt.points = np.stack(points)[:, None] if points else np.zeros((0, 1, 2), np.float32)  # (n, 1, 2)
         prompt.point_labels = np.ones((len(targets), 1), np.int64)
     else:
@@ -141,7 +83,7 @@ def degrade(target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     radius = rng.uniform(1, max(1.0, np.sqrt(target.sum()) / 6))
     dilate = rng.random() < 0.5
-    x1, y1, x2, y2 = _tight_box(target).astype(int)
+    x1, y1, x2, y2 = tight_box(target).astype(int)
     margin = int(radius) + 1
     window = np.s_[max(0, y1 - margin) : y2 + margin + 1, max(0, x1 - margin) : x2 + margin + 1]
     inside = target[window]
@@ -155,18 +97,18 @@ def degrade(target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return changed
 
 
-def _tight_box(target: np.ndarray) -> np.ndarray:
+def tight_box(target: np.ndarray) -> np.ndarray:
     """bool (H, W) -> float32 (4,), inclusive pixel indices x1, y1, x2, y2."""
     columns = np.flatnonzero(target.any(axis=0))
     rows = np.flatnonzero(target.any(axis=1))
     return np.array([columns[0], rows[0], columns[-1], rows[-1]], np.float32)
 
 
-def _inner_point(target: np.ndarray) -> np.ndarray:
+def inner_point(target: np.ndarray) -> np.ndarray:
     """bool (H, W) -> float32 (2,): (x, y) of the pixel farthest from the border; the image's edge is a border too."""
     from scipy import ndimage
 
-    x1, y1, x2, y2 = _tight_box(target).astype(int)
+    x1, y1, x2, y2 = tight_box(target).astype(int)
     window = np.pad(target[y1 : y2 + 1, x1 : x2 + 1], 1)
     distance = ndimage.distance_transform_edt(window)
     row, column = np.unravel_index(distance.argmax(), distance.shape)

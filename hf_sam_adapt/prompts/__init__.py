@@ -1,0 +1,20 @@
+"""Prompts: what they are, how they are derived from a true mask, and how a user's corrections are simulated."""
+
+from .corrections import corrected
+from .derive import MIN_AREA, components, degrade, derive_prompts, inner_point, tight_box
+from .prompt import PROMPT_KINDS, Prompt
+from .training import training_prompt
+
+
+__all__ = [
+    "MIN_AREA",
+    "PROMPT_KINDS",
+    "Prompt",
+    "components",
+    "corrected",
+    "degrade",
+    "derive_prompts",
+    "inner_point",
+    "tight_box",
+    "training_prompt",
+]

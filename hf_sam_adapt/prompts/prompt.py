@@ -1,0 +1,74 @@
+"""The prompts of one image, of any kind, in image coordinates or in those of the network's input."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+
+if TYPE_CHECKING:
+    import torch
+
+
+PROMPT_KINDS = ("none", "box", "point", "mask")
+
+
+@dataclass
+class Prompt:
+    """The prompts of one image: n objects of one kind.
+
+    In image coordinates the fields are numpy arrays; `SamAdaptProcessor` returns a copy with tensors in the
+    coordinates of the network's input. Pixel coordinates are (x, y), boxes inclusive (x1, y1, x2, y2). An object may
+    have more than its kind says: a box corrected by points, and the logits of the round before as its mask.
+
+    Attributes:
+        kind: "none", "box", "point" or "mask". With "none" every other field may be None.
+        boxes: float32 (n, 4).
+        points: float32 (n, p, 2).
+        point_labels: int64 (n, p), 1 = on the object, 0 = off it.
+        masks: bool (n, H, W); from the processor float32 (n, 4 grid, 4 grid) logits of +-10.
+        targets: bool (n, H, W), the true objects; from the processor int64 (n, S, S) in {0, 1, 255 = ignore}.
+        labels: int64 (n,), the class of each object.
+        draws: float32 (n, rounds) in [0, 1): which wrong pixel each correction of a training shows, see `corrected`.
+    """
+
+    kind: str
+    boxes: np.ndarray | torch.Tensor | None = None
+    points: np.ndarray | torch.Tensor | None = None
+    point_labels: np.ndarray | torch.Tensor | None = None
+    masks: np.ndarray | torch.Tensor | None = None
+    targets: np.ndarray | torch.Tensor | None = None
+    labels: np.ndarray | torch.Tensor | None = None
+    draws: np.ndarray | torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of objects n; 0 for kind "none"."""
+        field = {"box": self.boxes, "point": self.points, "mask": self.masks}.get(self.kind)
+        return 0 if field is None else len(field)
+
+    @property
+    def rounds(self) -> int:
+        """Corrections that follow in a training."""
+        return 0 if self.draws is None else self.draws.shape[1]
+
+    def __bool__(self) -> bool:
+        # A prompt without objects is still a prompt.
+        return True
+
+    def to(self, device: torch.device | str) -> Prompt:
+        """Copy with every tensor on `device`."""
+        tensors = {
+            field.name: getattr(self, field.name).to(device)
+            for field in dataclasses.fields(self)
+            if hasattr(getattr(self, field.name), "to")
+        }
+        return dataclasses.replace(self, **tensors)
+
+    def select(self, indices: list[int] | np.ndarray) -> Prompt:
+        """Copy with only the objects `indices`."""
+        names = ("boxes", "points", "point_labels", "masks", "targets", "labels", "draws")
+        chosen = {name: getattr(self, name)[indices] for name in names if getattr(self, name) is not None}
+        return dataclasses.replace(self, **chosen)

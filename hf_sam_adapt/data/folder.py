@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+# Told the kind of a mistake in a folder, the files it is about, and the message: raises it, or takes note of it.
+Problem = Callable[[str, list[str], str], None]
 IMAGE_SUFFIXES = {".bmp", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -67,13 +69,21 @@ def has_masks(root: Path) -> bool:
     return (root / "masks").is_dir() or (root / "train" / "masks").is_dir()
 
 
-def find_pairs(root: Path, mask_suffix: str | None = None, arrays: bool = False) -> dict[str, datasets.Dataset]:
+def refuse(code: str, files: list[str], message: str) -> None:
+    """The `Problem` that raises `UserError(message)`."""
+    raise UserError(message)
+
+
+def find_pairs(
+    root: Path, mask_suffix: str | None = None, arrays: bool = False, problem: Problem = refuse
+) -> dict[str, datasets.Dataset]:
     """Tables with the columns id, image and mask for the splits of `root`.
 
     Args:
         root: holds images and masks, or a folder of them for each split.
         mask_suffix: what the masks' names have at their end.
         arrays: whether `.npy` files count, too.
+        problem: told of "missing-mask", "missing-image" and "same-stem"; if it returns, these files are left out.
 
     Returns:
         "train" and what there is of "val" and "test"; or "all" when `root` has no split folders.
@@ -82,16 +92,16 @@ def find_pairs(root: Path, mask_suffix: str | None = None, arrays: bool = False)
         UserError: images without masks or the reverse, two files of one stem, or an empty folder.
     """
     if (root / "images").is_dir():
-        return {"all": _pair_folder(root, mask_suffix, arrays)}
+        return {"all": _pair_folder(root, mask_suffix, arrays, problem)}
     tables = {}
     for split, names in SPLIT_NAMES.items():
         folder = next((root / name for name in names if (root / name).is_dir()), None)
         if folder is not None:
-            tables[split] = _pair_folder(folder, mask_suffix, arrays)
+            tables[split] = _pair_folder(folder, mask_suffix, arrays, problem)
     return tables
 
 
-def _pair_folder(folder: Path, mask_suffix: str | None, arrays: bool) -> datasets.Dataset:
+def _pair_folder(folder: Path, mask_suffix: str | None, arrays: bool, problem: Problem) -> datasets.Dataset:
     import datasets
 
     suffix = Path(mask_suffix).stem if mask_suffix and "." in mask_suffix else mask_suffix or ""
@@ -100,16 +110,18 @@ def _pair_folder(folder: Path, mask_suffix: str | None, arrays: bool) -> dataset
         if not part.is_dir():
             raise UserError(f"{part}: missing folder; expected images/ and masks/ with equal file names in {folder}")
     suffixes = IMAGE_SUFFIXES | {ARRAY_SUFFIX} if arrays else IMAGE_SUFFIXES
-    image_files, mask_files = _by_stem(images, suffixes), _by_stem(masks, suffixes)
+    image_files, mask_files = _by_stem(images, suffixes, problem), _by_stem(masks, suffixes, problem)
     if not image_files and any(images.glob(f"*{ARRAY_SUFFIX}")):
         raise UserError(f"{images}: only {ARRAY_SUFFIX} arrays; set channels to the number of their channels")
     if not image_files:
         raise UserError(f"{images}: no images in it; the data set is empty")
     wanted = {stem + suffix: stem for stem in image_files}
     hint = "" if mask_suffix else " (or set mask_suffix if the masks' names end differently)"
-    _raise_if_any((name for name in wanted if name not in mask_files), wanted, image_files, "image", hint)
-    _raise_if_any((name for name in mask_files if name not in wanted), None, mask_files, "mask", hint)
-    stems = sorted(image_files)
+    images_alone = [image_files[stem] for name, stem in wanted.items() if name not in mask_files]
+    masks_alone = [path for name, path in mask_files.items() if name not in wanted]
+    _check_alone(images_alone, "image", "mask", hint, problem)
+    _check_alone(masks_alone, "mask", "image", hint, problem)
+    stems = sorted(stem for name, stem in wanted.items() if name in mask_files)
     return datasets.Dataset.from_dict(
         {
             "id": stems,
@@ -119,7 +131,7 @@ def _pair_folder(folder: Path, mask_suffix: str | None, arrays: bool) -> dataset
     )
 
 
-def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, str]:
+def _by_stem(folder: Path, suffixes: set[str], problem: Problem) -> dict[str, str]:
     """Stem -> path of every file in `folder` with one of the suffixes."""
     files: dict[str, str] = {}
     with os.scandir(folder) as entries:
@@ -129,17 +141,17 @@ def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, str]:
                 continue
             if stem in files:
                 other = os.path.basename(files[stem])
-                raise UserError(f"{folder}: {other} and {entry.name} have the same stem; remove or rename one of them")
+                message = f"{folder}: {other} and {entry.name} have the same stem; remove or rename one of them"
+                problem("same-stem", [entry.path], message)
+                continue
             files[stem] = entry.path
     return files
 
 
-def _raise_if_any(
-    alone: Iterable[str], wanted: dict[str, str] | None, files: dict[str, str], kind: str, hint: str
-) -> None:
-    names = sorted(alone)
-    if names:
-        paths = [files[wanted[name] if wanted else name] for name in names]
+def _check_alone(paths: list[str], kind: str, other: str, hint: str, problem: Problem) -> None:
+    if paths:
+        paths = sorted(paths)
         shown = ", ".join(paths[:5]) + (", …" if len(paths) > 5 else "")
-        other = "mask" if kind == "image" else "image"
-        raise UserError(f"{len(paths)} {kind}{'s' * (len(paths) > 1)} without {other}: {shown}; add the {other}{hint}")
+        plural = "s" * (len(paths) > 1)
+        message = f"{len(paths)} {kind}{plural} without {other}: {shown}; add the {other}{hint}"
+        problem(f"missing-{other}", paths, message)

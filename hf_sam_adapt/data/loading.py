@@ -69,6 +69,88 @@ def load_segmentation_dataset(
     Raises:
         UserError: whatever would end a training later, in one line.
     """
+    source = open_source(
+        dataset,
+        mask_suffix=mask_suffix,
+        mask_values=mask_values,
+        label_map=label_map,
+        num_labels=num_labels,
+        id2label=id2label,
+        group_by=group_by,
+        channels=channels,
+        palette=palette,
+        seed=seed,
+    )
+    tables, reader, palette = source.tables, source.reader, source.palette
+    headers = [
+        header for table in tables.values() for header in _check_headers(table, reader, source.mask_values, seed)
+    ]
+    if palette is not None:
+        _check_colours(headers)
+    seen = [tables[name] for name in ("train", "val") if name in tables]
+    scanned = _scan(seen, reader, palette, seed)
+    stored = [(mask.name, mask.values, mask.lossy) for mask in scanned]
+    colours = [] if palette is None else _palette_notes(scanned)
+    encoding, found_notes = resolve_encoding(stored, source.mask_values, source.num_labels, source.label_map, palette)
+    parts = {name: SegmentationSplit(table, reader, encoding) for name, table in tables.items()}
+    return SegmentationData(
+        train=parts["train"],
+        val=parts.get("val"),
+        test=parts.get("test"),
+        num_labels=source.num_labels,
+        id2label=source.id2label,
+        mask_values=encoding.mask_values,
+        name=os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__,
+        notes=colours + found_notes + source.notes,
+        splits=source.splits,
+        palette=palette,
+    )
+
+
+@dataclass
+class Source:
+    """A data set of which no pixel has been read.
+
+    Attributes:
+        tables: per split, what `reader` takes, with the column "id".
+        mask_values, label_map, num_labels, id2label, palette: as given, completed by what the source itself says.
+        splits: ids per split where they were drawn by seed, else None.
+        notes: sentences about the splits.
+    """
+
+    tables: dict[str, datasets.Dataset]
+    reader: Reader
+    mask_values: str
+    label_map: dict[int, int] | None
+    num_labels: int | None
+    id2label: dict[int, str]
+    palette: Palette | None
+    splits: dict[str, list[str]] | None
+    notes: list[str]
+
+
+def open_source(
+    dataset: Any,
+    *,
+    mask_suffix: str | None = None,
+    mask_values: str = "auto",
+    label_map: Mapping[int, int] | None = None,
+    num_labels: int | None = None,
+    id2label: Mapping[int, str] | None = None,
+    group_by: str | None = None,
+    channels: int | None = None,
+    palette: str | Mapping[str, Any] | Palette | None = None,
+    seed: int = 0,
+    problem: folder.Problem = folder.refuse,
+) -> Source:
+    """Find and split what `load_segmentation_dataset` then checks; the arguments are the same.
+
+    Args:
+        problem: told of files that do not pair; see `find_pairs`.
+
+    Raises:
+        UserError: no such data set, keys that contradict each other or it, or no training images.
+    """
     label_map = parse_label_map(label_map)
     if num_labels is not None and not 2 <= num_labels <= 255:
         raise UserError(
@@ -79,7 +161,7 @@ def load_segmentation_dataset(
     palette = resolve_palette(palette)
     if palette is not None and label_map is None:
         num_labels, id2label = _labels_of(palette, num_labels, id2label)
-    tables, reader, found_labels = _open(dataset, mask_suffix, channels, palette is not None)
+    tables, reader, found_labels = _open(dataset, mask_suffix, channels, palette is not None, problem)
     if found_labels is not None and palette is not None:
         raise UserError(f"palette: {dataset} says its classes itself; leave palette out")
     if found_labels is not None and mask_values != "binary":
@@ -91,32 +173,13 @@ def load_segmentation_dataset(
     tables, splits, notes = _split(tables, group_by, seed)
     if "train" not in tables or not len(tables["train"]):
         raise UserError(f"dataset: {dataset} has no training images")
-
-    headers = [header for table in tables.values() for header in _check_headers(table, reader, mask_values, seed)]
-    if palette is not None:
-        _check_colours(headers)
-    seen = [tables[name] for name in ("train", "val") if name in tables]
-    scanned = _scan(seen, reader, palette, seed)
-    stored = [(mask.name, mask.values, mask.lossy) for mask in scanned]
-    colours = [] if palette is None else _palette_notes(scanned)
-    encoding, found_notes = resolve_encoding(stored, mask_values, num_labels, label_map, palette)
-    parts = {name: SegmentationSplit(table, reader, encoding) for name, table in tables.items()}
-    return SegmentationData(
-        train=parts["train"],
-        val=parts.get("val"),
-        test=parts.get("test"),
-        num_labels=num_labels,
-        id2label=_id2label(id2label, num_labels),
-        mask_values=encoding.mask_values,
-        name=os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__,
-        notes=colours + found_notes + notes,
-        splits=splits,
-        palette=palette,
+    return Source(
+        tables, reader, mask_values, label_map, num_labels, _id2label(id2label, num_labels), palette, splits, notes
     )
 
 
 def _open(
-    dataset: Any, mask_suffix: str | None, channels: int | None, coloured: bool
+    dataset: Any, mask_suffix: str | None, channels: int | None, coloured: bool, problem: folder.Problem
 ) -> tuple[dict[str, datasets.Dataset], Reader, dict[int, str] | None]:
     """Tables per split (or "all"), their reader, and the class names where the source says them."""
     if not isinstance(dataset, (str, os.PathLike)):
@@ -138,7 +201,7 @@ def _open(
         tables, id2label = coco.coco_tables(root, files)
         return tables, coco.CocoReader(channels), id2label
     if folder.has_images(root):
-        tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None)
+        tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)
         return tables, folder.FileReader(channels, coloured), None
     raise UserError(
         f"dataset: {name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "

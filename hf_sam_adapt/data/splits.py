@@ -28,7 +28,7 @@ def split_indices(
         Sorted indices per name. Later names stay empty when there are too few groups for one each.
     """
     groups: dict[str, list[int]] = {}
-    for index, key in enumerate(_group_keys(ids, group_by)):
+    for index, key in enumerate(group_keys(ids, group_by)):
         groups.setdefault(key, []).append(index)
     order = [groups[key] for key in sorted(groups)]
     order = [order[i] for i in np.random.default_rng(seed).permutation(len(order))]
@@ -57,7 +57,8 @@ def _take(groups: list[list[int]], share: int) -> tuple[list[list[int]], list[li
     return taken, rest
 
 
-def _group_keys(ids: Sequence[str], group_by: str | None) -> list[str]:
+def group_keys(ids: Sequence[str], group_by: str | None) -> list[str]:
+    """The group of each image, one of its own without `group_by`. Raises `UserError` where it does not match."""
     if group_by is None:
         return [f"{index:012d}" for index in range(len(ids))]
     try:

@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 # Everything else (checkpoints, logs, pickles, a stray token file) stays where it is.
 PUSHED_SUFFIXES = (".safetensors", ".json", ".yaml", ".md", ".png")
+# Names of the user's images, which may be patients'; the recipe's seed draws the same splits again.
+KEPT_AT_HOME = ("splits.json",)
 _EVAL_RESULTS = ".eval_results"
 _PATIENCE = 60.0  # seconds of new tries after the first failure
 _SILENCE = 60.0  # seconds without a byte after which a connection counts as lost; the client would wait for ever
@@ -72,7 +74,8 @@ def push_folder(
     Nothing is written locally. Everything that can be wrong with the folder is found before the first request.
 
     Args:
-        folder: only its top level, `.eval_results/` and, for a pool, the folders of its domains are looked at.
+        folder: only its top level, `.eval_results/` and, for a pool, the folders of its domains are looked at;
+            `splits.json`, which names the images, stays at home.
         repo: `owner/name`; `name` is in the account of the token, None is the folder's name there.
         private: of a repository that is created; one that exists stays as it is.
         revision: branch, created from `main` if it does not exist.
@@ -134,7 +137,8 @@ def pushed_files(folder: Path) -> dict[str, Path]:
     for place in places:
         inside = folder / place
         for path in sorted(inside.iterdir()) if inside.is_dir() else ():
-            if path.is_file() and path.suffix in PUSHED_SUFFIXES and not path.name.startswith("."):
+            hidden = path.name.startswith(".") or path.name in KEPT_AT_HOME
+            if path.is_file() and path.suffix in PUSHED_SUFFIXES and not hidden:
                 _check_format(path)
                 files[f"{place}/{path.name}" if place else path.name] = path
     return files

@@ -172,7 +172,7 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False) -
             "loaded: save it again as safetensors"
         )
     named = json.loads(config_file.read_text())
-    base_name = model or _base_of(named)
+    base_name = model or named_base(named)
     if not base_name:
         raise UserError(f"adapter: {path} does not name its base model; pass --model")
     base, processor = load_base(base_name)
@@ -212,7 +212,7 @@ def base_revision(name: str) -> str | None:
     return None if name == TINY or Path(name).is_dir() else HubName.parse(name).revision
 
 
-def _base_of(config: dict) -> str | None:
+def named_base(config: dict) -> str | None:
     """Name of the base model that an adapter's config names, with the revision if it names one."""
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     return f"{name}@{revision}" if name and revision and not Path(name).is_dir() else name

@@ -148,6 +148,7 @@ def save_samples(
         iou = {name: overlap(mask, sample.mask).iou for name, mask in masks.items()}
         rows.append(_Row(rank, sample, prompt, masks, iou))
     _draw_samples(Path(path), rows, names)
+    print_sample_names(Path(path), [(row.rank, row.sample) for row in rows])
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _draw_samples(path: Path, rows: Sequence[_Row], names: Sequence[str]) -> Non
         image, mask = displayable(row.sample.image), row.sample.mask
         line[0].imshow(image)
         _draw_prompt(line[0], row.prompt)
-        line[0].set_title(f"{row.rank}: {row.sample.id}"[:36])
+        line[0].set_title(row.rank)
         truth = overlay(image, (mask != 0) & (mask != IGNORE), TRUTH_COLOUR)
         line[1].imshow(overlay(truth, mask == IGNORE, IGNORED_COLOUR))
         line[1].set_title("truth")
@@ -182,6 +183,11 @@ def _draw_samples(path: Path, rows: Sequence[_Row], names: Sequence[str]) -> Non
         for axis in line:
             axis.set_axis_off()
     FigureCanvasAgg(figure).print_png(path)
+
+
+def print_sample_names(path: Path, rows: Sequence[tuple[str, Sample]]) -> None:
+    """Says which images a picture shows; the picture does not, for it is published and names may be patients'."""
+    print(f"{path.name} shows {', '.join(f'{sample.id} ({rank})' for rank, sample in rows)}.")
 
 
 def _draw_prompt(axis: Axes, prompt: Prompt) -> None:

@@ -16,7 +16,7 @@ from .evaluation.classes import ClassResult, label_maps
 from .evaluation.inference import inference
 from .metrics import plot_confusion
 from .processing import SamAdaptProcessor
-from .report import ABSENT, IGNORED_COLOUR
+from .report import ABSENT, IGNORED_COLOUR, print_sample_names
 
 
 if TYPE_CHECKING:
@@ -109,13 +109,15 @@ def save_class_samples(
     colours = class_colours(len(names), palette)
     figure = Figure(figsize=(11, 3.4 * len(chosen) + 0.6), dpi=100, layout="constrained")
     rows = figure.subplots(len(chosen), 3, squeeze=False)
+    shown = []
     for line, ((index, iou), rank) in zip(rows, reversed(chosen.items()), strict=True):
         sample = split[index]
         with inference([model], precision):
             found = label_maps(model, processor, [sample])[0]
         pictures = (displayable(sample.image), colours[sample.mask], colours[found])
         score = "nothing labelled" if iou is None else f"mean IoU {iou:.2f}"
-        titles = (f"{rank}: {sample.id}"[:36], "truth", f"adapted, {score}")
+        titles = (rank, "truth", f"adapted, {score}")
+        shown.append((rank, sample))
         for axis, picture, title in zip(line, pictures, titles, strict=True):
             axis.imshow(picture)
             axis.set_title(title)
@@ -123,6 +125,7 @@ def save_class_samples(
     patches = [Patch(color=colours[label] / 255, label=name) for label, name in enumerate(names)]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(len(names), 8), fontsize=8)
     FigureCanvasAgg(figure).print_png(path)
+    print_sample_names(path, shown)
 
 
 def _number(value: float | None) -> str:

@@ -6,34 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub import EvalResult, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-from ..errors import UserError
-from ..repository import find_file
-from ..tiny import TINY, tiny_folder
-from .public import is_local
+from .base import base_license, on_hub
 from .tables import METRICS, scalars
 
 
 LIBRARY = "hf-sam-adapt"
-_LICENSE = ("license", "license_name", "license_link")
-
-
-def base_license(model: str) -> dict[str, str]:
-    """What the base model's card says of its licence; empty where there is no card or it says nothing.
-
-    Args:
-        model: `tiny`, a folder, or a Hub id.
-    """
-    try:
-        card = tiny_folder() / "README.md" if model == TINY else find_file(model, "README.md")
-    except UserError:  # no folder, and no repository that can be read
-        return {}
-    if card is None:
-        return {}
-    data = ModelCard.load(card, ignore_metadata_errors=True).data
-    return {key: data[key] for key in _LICENSE if data.get(key)}
 
 
 def card_data(
@@ -44,14 +24,14 @@ def card_data(
     Args:
         name: of the adapter, for `model-index`.
         method: of the recipe.
-        model: the base model; only one on the Hub is linked.
+        model: the base model; only one on the Hub is linked, for which a revision has no place here.
         task: the Hub's name of the task.
         datasets: ids on the Hub.
         results: for `model-index`.
     """
     fields: dict[str, Any] = dict(base_license(model))
-    if model != TINY and not is_local(model):
-        fields |= {"base_model": model, "base_model_relation": "finetune" if method == "full" else "adapter"}
+    if hub := on_hub(model):
+        fields |= {"base_model": hub.id, "base_model_relation": "finetune" if method == "full" else "adapter"}
     tags = ["sam", "segment-anything", "hf-sam-adapt", method.replace("_", "-")]
     if results:
         fields |= {"model_name": name, "eval_results": results}

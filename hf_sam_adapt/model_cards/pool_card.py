@@ -14,36 +14,23 @@ from ..continual.recipe import ContinualRecipe
 from ..errors import UserError
 from ..report import size_text
 from ..tiny import TINY
+from .base import base_code, base_link
 from .metadata import card_data, task_of
 from .methods import METHODS, SAM_CITATION
-from .public import is_local, public_recipe
-from .run_card import (
-    HOW,
-    PROMPT_FLAGS,
-    base_link,
-    base_of,
-    changed_settings,
-    input_facts,
-    license_sentence,
-    local_base,
-    use_lines,
-    versions_fact,
-)
-from .tables import METRICS, number, settings_table, table
+from .page import HOW, TINY_LIMIT, base_of, input_facts, render, versions_fact
+from .public import public_recipe
+from .tables import METRICS, number, table
 
 
-TEMPLATE = Path(__file__).with_name("pool.md")
 FILES = ("continual.json", "recipe.yaml", "matrix.png", "curves.png")
 
 
-def pool_card(folder: Path, config: dict[str, Any], name: str, install: str) -> ModelCard:
+def pool_card(folder: Path, name: str) -> ModelCard:
     """The card, rendered; what it needs of the continual run is copied into the folder.
 
     Args:
         folder: of the pool; the run's is the one above unless the files are here already.
-        config: content of `adapter_config.json`.
         name: what the reader loads.
-        install: the command that installs this package.
 
     Raises:
         UserError: no continual run has scored the pool.
@@ -56,49 +43,36 @@ def pool_card(folder: Path, config: dict[str, Any], name: str, install: str) -> 
             raise UserError(f"{folder}: no {file} here or in the folder above; a pool's card needs a finished run.")
     results = json.loads((folder / "continual.json").read_text(encoding="utf-8"))
     recipe = from_values(ContinualRecipe, read_yaml(folder / "recipe.yaml"), str(folder / "recipe.yaml"))
-    return render(folder, results, recipe, name, install)
-
-
-def render(folder: Path, results: dict[str, Any], recipe: ContinualRecipe, name: str, install: str) -> ModelCard:
-    """The card of a pool in `folder`, which holds the run's files; see `pool_card`."""
-    public, task = public_recipe(recipe), task_of(recipe.prompts)
-    model, inner = base_of(recipe), METHODS[recipe.method]
-    tasks = results.get("tasks", {})
-    found = [data_of(results, name) for name in results["domains"]]
-    hub = [one["name"] for one in found if one.get("source") == "hub"]
-    data = card_data(
+    task, model, inner = task_of(recipe.prompts), base_of(recipe), METHODS[recipe.method]
+    domains = results["domains"]
+    found = [data_of(results, domain) for domain in domains]
+    block = card_data(
         name=Path(name).name,
         method="moda",
         model=model,
         task=task,
-        datasets=hub,
+        datasets=[one["name"] for one in found if one.get("source") == "hub"],
         results=pool_results(results, task),
     )
-    return ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        title=f"SAM for {len(results['domains'])} domains: a MoDA pool of {inner.name} adapters",
+    return render(
+        "pool.md",
+        block,
+        folder,
+        recipe,
+        name,
+        title=f"SAM for {len(domains)} domains: a MoDA pool of {inner.name} adapters",
         what=what_sentence(results, recipe, model),
         result=result_sentence(results),
-        install=install,
-        load=load_lines(model, name, results["domains"]),
-        use=use_lines(False) if results["prompt"] == "none" else None,
-        prompt=f" {PROMPT_FLAGS[results['prompt']]}" if results["prompt"] in PROMPT_FLAGS else "",
-        name=name,
-        example=results["domains"][0],
-        local_base=local_base(model),
-        domains=domain_table(results, public),
+        load=load_lines(model, name),
+        example=domains[0],
+        domains=domain_table(results, public_recipe(recipe)),
         matrix=matrix_table(results),
         summary=summary_table(results),
         routing=routing_table(results),
         accuracy=number(results.get("routing_accuracy")),
-        pictures={name for name in ("matrix", "curves") if (folder / f"{name}.png").is_file()},
-        facts=[*task_facts(tasks), *input_facts(folder)],
-        settings=settings_table(changed_settings(public)),
-        recipe=public.to_yaml().strip(),
-        seed=recipe.seed,
+        facts=[*task_facts(results.get("tasks", {})), *input_facts(folder)],
+        command="continual",
         limits=limits(results, recipe, model),
-        license=license_sentence(model),
         citations=[text for text in (METHODS["moda"].citation, inner.citation, SAM_CITATION) if text],
     )
 
@@ -130,14 +104,12 @@ def result_sentence(results: dict[str, Any]) -> str:
     return f"{text}."
 
 
-def load_lines(model: str, name: str, domains: list[str]) -> list[str]:
+def load_lines(model: str, name: str) -> list[str]:
     """Python that loads pool and processor."""
-    base = f'SamModel.from_pretrained("{Path(model).name if is_local(model) else model}")'
-    lines = ["import hf_sam_adapt", "from transformers import SamModel"]
-    if model == TINY:
-        base, lines = "hf_sam_adapt.load_tiny_sam()[0]", lines[:1]
+    imports, base = base_code(model)
     return [
-        *lines,
+        "import hf_sam_adapt",
+        *imports,
         f'model = hf_sam_adapt.ModaModel.from_pretrained({base}, "{name}")',
         f'processor = hf_sam_adapt.SamAdaptProcessor.from_pretrained("{name}")',
     ]
@@ -246,7 +218,7 @@ def limits(results: dict[str, Any], recipe: ContinualRecipe, model: str) -> list
     if any(str(domain.dataset).startswith("synthetic:") for domain in recipe.read_domains()):
         found.append("Images of `synthetic:` domains are drawn by a program and say nothing about real photographs.")
     if model == TINY:
-        found.append("`tiny` is small and was itself trained on drawn images; real work wants a real SAM.")
+        found.append(TINY_LIMIT)
     if results["prompt"] != "none":
         found.append(f"The {results['prompt']} prompts were derived from the true masks; a person's are less exact.")
     return [*found, f"One run with seed {recipe.seed} in one order of the domains; the spread was not measured."]

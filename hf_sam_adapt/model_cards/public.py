@@ -15,7 +15,8 @@ R = TypeVar("R", bound=Recipe)
 def is_local(name: str) -> bool:
     """Whether what a recipe names is a folder or file of this machine rather than on the Hub."""
     path = Path(name).expanduser()
-    return path.exists() or path.is_absolute() or name.count("/") != 1 or name.startswith(".")
+    other = "@" not in name and name.count("/") != 1  # a revision may hold slashes
+    return path.exists() or path.is_absolute() or other or name.startswith(".")
 
 
 def public_recipe(recipe: R) -> R:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,83 +10,62 @@ from huggingface_hub import ModelCard
 from ..recipe import Recipe
 from ..report import size_text
 from ..tiny import TINY
-from .metadata import base_license, card_data, run_results, task_of
+from .base import base_code, base_link, on_hub
+from .metadata import card_data, run_results, task_of
 from .methods import METHODS, SAM_CITATION
-from .public import is_local
-from .tables import class_table, number, score_table, settings_table
+from .page import HOW, TINY_LIMIT, base_of, input_facts, render, versions_fact
+from .public import public_recipe
+from .tables import class_table, number, score_table
 
 
-TEMPLATE = Path(__file__).with_name("run.md")
-HOW = {
-    "none": "without any prompt",
-    "box": "given a tight box around each object",
-    "point": "given one point in each object",
-    "mask": "given a rough mask of each object",
-}
-PROMPT_FLAGS = {"box": "--box 40 60 200 180", "point": "--point 120 130"}
 SPLITS = {"test": "test", "val": "validation", "train": "training"}
-_NOT_SHOWN = ("output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id")
 FEW = 50  # images, below which a mean IoU is uncertain by several hundredths
 
 
 def run_card(
-    folder: Path,
-    metrics: dict[str, Any],
-    config: dict[str, Any] | None,
-    recipe: Recipe,
-    public: Recipe,
-    name: str,
-    install: str,
+    folder: Path, metrics: dict[str, Any], config: dict[str, Any] | None, recipe: Recipe, name: str
 ) -> ModelCard:
     """The card, rendered.
 
     Args:
         folder: where the pictures and the processor's file are.
         metrics, config: content of `metrics.json` and `adapter_config.json`, the latter None for a model folder.
-        recipe, public: the recipe, and the one to be shown.
+        recipe: of the run.
         name: what the reader loads.
-        install: the command that installs this package.
     """
-    data = data_of(metrics, public)
-    task, test, model = task_of(recipe.prompts), metrics["test"], base_of(recipe)
+    data = data_of(metrics, public_recipe(recipe))
+    task, test = task_of(recipe.prompts), metrics["test"]
     first = next(iter(test))
-    method = METHODS[recipe.method]
-    hub = [data["name"]] if data["source"] == "hub" else []
-    return ModelCard.from_template(
-        card_data(
-            name=Path(name).name,
-            method=recipe.method,
-            model=model,
-            task=task,
-            datasets=hub,
-            results=run_results(metrics, task, data),
-        ),
-        template_path=str(TEMPLATE),
+    method, classes = METHODS[recipe.method], data["classes"]
+    block = card_data(
+        name=Path(name).name,
+        method=recipe.method,
+        model=base_of(recipe),
+        task=task,
+        datasets=[data["name"]] if data["source"] == "hub" else [],
+        results=run_results(metrics, task, data),
+    )
+    return render(
+        "run.md",
+        block,
+        folder,
+        recipe,
+        name,
         title=f"SAM adapted to {data['short']}: {method.name}",
-        what=what_sentence(recipe, data, config),
+        what=what_sentence(recipe, data),
         result=result_sentence(metrics, data),
-        install=install,
         load=load_lines(recipe, name),
-        use=use_lines(bool(data["classes"])) if "none" in recipe.prompts else None,
-        prompt="".join(f" {PROMPT_FLAGS[kind]}" for kind in recipe.prompts[:1] if kind in PROMPT_FLAGS),
-        name=name,
-        local_base=local_base(model),
         method=recipe.method,
         measured=measured_sentence(metrics, data),
         scores=score_table(test),
-        classes=class_table(test[first], data["classes"]) if data["classes"] else None,
-        pictures={name for name in ("samples", "curve", "confusion", "experts") if (folder / f"{name}.png").is_file()},
+        classes=class_table(test[first], classes) if classes else None,
         measured_on=metrics.get("measured_on", "test"),
         first="no prompt" if first == "none" else f"{first} prompts",
-        columns="image, truth, adapted" if data["classes"] else "image, truth, zero-shot SAM, adapted SAM",
-        facts=training_facts(metrics, data),
-        input=input_facts(folder),
+        columns="image, truth, adapted" if classes else "image, truth, zero-shot SAM, adapted SAM",
+        facts=[*training_facts(metrics, data), *input_facts(folder)],
         notes=data["notes"],
-        settings=settings_table(changed_settings(public)),
-        recipe=public.to_yaml().strip(),
-        seed=recipe.seed,
+        command="train",
         limits=limits(metrics, data, recipe, config),
-        license=license_sentence(model),
         citations=[text for text in (method.citation, SAM_CITATION) if text],
     )
 
@@ -110,7 +87,7 @@ def data_of(metrics: dict[str, Any], public: Recipe) -> dict[str, Any]:
     return {**found, "short": short, "linked": linked}
 
 
-def what_sentence(recipe: Recipe, data: dict[str, Any], config: dict[str, Any] | None) -> str:
+def what_sentence(recipe: Recipe, data: dict[str, Any]) -> str:
     """What it is."""
     method, base = METHODS[recipe.method], base_link(base_of(recipe))
     kind = (
@@ -150,58 +127,17 @@ def result_sentence(metrics: dict[str, Any], data: dict[str, Any]) -> str:
 
 def load_lines(recipe: Recipe, name: str) -> list[str]:
     """Python that loads model and processor."""
-    base_name = base_of(recipe)
+    model = base_of(recipe)
     note = "" if recipe.method in ("full", "lora") else "  # first: it registers the methods with PEFT"
-    first = f"import hf_sam_adapt{note}"
-    processor = f'processor = hf_sam_adapt.SamAdaptProcessor.from_pretrained("{name}")'
     if recipe.method == "full":
-        return [first, "from transformers import SamModel", f'model = SamModel.from_pretrained("{name}")', processor]
-    if base_name == TINY:
-        model = f'model = PeftModel.from_pretrained(hf_sam_adapt.load_tiny_sam()[0], "{name}")'
-        return [first, "from peft import PeftModel", model, processor]
-    if is_local(base_name):
-        base = f'SamModel.from_pretrained("{Path(base_name).name}")'
-        model = f'model = PeftModel.from_pretrained({base}, "{name}")'
-        return [first, "from peft import PeftModel", "from transformers import SamModel", model, processor]
-    return [first, "from peft import AutoPeftModel", f'model = AutoPeftModel.from_pretrained("{name}")', processor]
-
-
-def use_lines(classes: bool) -> list[str]:
-    """Python that segments an image without a prompt."""
-    end = ".argmax(0)  # (height, width)" if classes else "[0] > 0  # (height, width)"
-    return [
-        "from PIL import Image",
-        "",
-        'inputs = processor(Image.open("image.jpg"))',
-        'logits = model(pixel_values=inputs.pop("pixel_values")).pred_masks[:, 0]',
-        f"mask = processor.post_process_masks(logits, **inputs)[0]{end}",
-    ]
-
-
-def base_of(recipe: Recipe) -> str:
-    """The base model's name; a recipe that was never resolved names an adapter in its place."""
-    return recipe.model or str(recipe.adapter)
-
-
-def base_link(model: str) -> str:
-    """The base model in Markdown, linked where it is on the Hub."""
-    if model == TINY:
-        return "`tiny` (the small SAM inside hf_sam_adapt, trained on drawn images; not Meta's)"
-    return f"`{Path(model).name}`" if is_local(model) else f"[`{model}`](https://huggingface.co/{model})"
-
-
-def local_base(model: str) -> str | None:
-    """The name of a base model that only its owner has."""
-    return Path(model).name if model != TINY and is_local(model) else None
-
-
-def license_sentence(model: str) -> str:
-    """Under which licence the adapter is, if the base model says one."""
-    found = base_license(model)
-    named = found.get("license_name") or found.get("license")
-    if named is None:
-        return "No licence is named: the base model's card could not be read or names none."
-    return f"`{named}`, the base model's."
+        imports, loaded = ["from transformers import SamModel"], f'SamModel.from_pretrained("{name}")'
+    elif on_hub(model):
+        imports, loaded = ["from peft import AutoPeftModel"], f'AutoPeftModel.from_pretrained("{name}")'
+    else:
+        imports, base = base_code(model)
+        imports, loaded = ["from peft import PeftModel", *imports], f'PeftModel.from_pretrained({base}, "{name}")'
+    processor = f'processor = hf_sam_adapt.SamAdaptProcessor.from_pretrained("{name}")'
+    return [f"import hf_sam_adapt{note}", *imports, f"model = {loaded}", processor]
 
 
 def measured_sentence(metrics: dict[str, Any], data: dict[str, Any]) -> str:
@@ -242,42 +178,6 @@ def training_facts(metrics: dict[str, Any], data: dict[str, Any]) -> list[str]:
     return [*facts, *versions_fact(environment)]
 
 
-def versions_fact(environment: dict[str, Any] | None) -> list[str]:
-    """A list item with the versions, none for a run that did not record them."""
-    versions = environment["versions"] if environment else {}
-    return ["Versions: " + ", ".join(f"{name} {found}" for name, found in versions.items())] if versions else []
-
-
-def input_facts(folder: Path) -> list[str]:
-    """What the processor does with an image, as list items."""
-    processor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    size, mode = processor["image_size"], processor.get("resize_mode", "pad")
-    how = "longest side scaled to it, padded right and below" if mode == "pad" else "stretched to it"
-    facts = [f"Input: {size} x {size} pixels; {how}"]
-    normalization = processor.get("normalization")
-    if normalization is None:
-        mean, std = (" ".join(f"{value:.3f}" for value in processor[key]) for key in ("image_mean", "image_std"))
-        facts.append(f"Normalisation: RGB in 0..1, mean {mean}, standard deviation {std}")
-    else:
-        channels = processor.get("channels") or 3
-        facts.append(
-            f"Normalisation: `{normalization['kind']}` of {channels} channels, fitted to the training images and "
-            "stored in `preprocessor_config.json`"
-        )
-    return facts
-
-
-def changed_settings(recipe: Recipe) -> dict[str, Any]:
-    """Every key that is not at its default, as resolved; where the run lies is left out."""
-    changed = {}
-    for field in dataclasses.fields(recipe):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        value = getattr(recipe, field.name)
-        if value != default and field.name not in _NOT_SHOWN:
-            changed[field.name] = value
-    return changed
-
-
 def limits(metrics: dict[str, Any], data: dict[str, Any], recipe: Recipe, config: dict[str, Any] | None) -> list[str]:
     """What the numbers do not say, as list items."""
     measured_on = metrics.get("measured_on", "test")
@@ -292,7 +192,7 @@ def limits(metrics: dict[str, Any], data: dict[str, Any], recipe: Recipe, config
     if data["source"] == "drawn":
         found.append("The images are drawn by a program. Do not expect this adapter to work on real photographs.")
     if recipe.model == TINY:
-        found.append("`tiny` is small and was itself trained on drawn images; real work wants a real SAM.")
+        found.append(TINY_LIMIT)
     found += _score_limits(metrics, data["classes"])
     prompted = [kind for kind in recipe.prompts if kind != "none"]
     if prompted:

@@ -13,12 +13,7 @@ from ..errors import UserError
 from ..recipe import Recipe
 from .metadata import write_eval_results
 from .pool_card import pool_card
-from .public import public_recipe
 from .run_card import run_card
-
-
-# How a reader of a card gets this package.
-INSTALL = "pip install hf-sam-adapt"
 
 
 def write_card(folder: str | Path, repo_id: str | None = None, recipe: Recipe | None = None) -> Path:
@@ -41,7 +36,7 @@ def write_card(folder: str | Path, repo_id: str | None = None, recipe: Recipe | 
     folder = Path(folder)
     config = _read_json(folder / "adapter_config.json")
     if config is not None and config.get("pool"):
-        return _save(pool_card(folder, config, name_of(folder, repo_id), INSTALL), folder)
+        return _save(pool_card(folder, name_of(folder, repo_id)), folder)
     metrics = _read_json(folder / "metrics.json")
     if metrics is None or "train" not in metrics:
         raise UserError(f"{folder}: no metrics.json of a training, so no run folder that a card could be made of.")
@@ -51,7 +46,7 @@ def write_card(folder: str | Path, repo_id: str | None = None, recipe: Recipe | 
     else:
         name = repo_id or Path(recipe.output_dir).name
     write_eval_results(folder, metrics)
-    return _save(run_card(folder, metrics, config, recipe, public_recipe(recipe), name, INSTALL), folder)
+    return _save(run_card(folder, metrics, config, recipe, name), folder)
 
 
 def name_of(folder: Path, repo_id: str | None) -> str:

@@ -38,7 +38,8 @@ def data_facts(data: SegmentationData) -> dict[str, Any]:
         "source": source,
         "revision": _revision(data) if source == "hub" else None,
         "images": {name: len(split) for name, split in splits.items() if split is not None},
-        "notes": [note.replace(data.name, name) for note in data.notes],
+        # Nor are the names of files, which may be patients'.
+        "notes": [re.sub(r", such as [^:]+", "", note.replace(data.name, name)) for note in data.notes],
         "classes": classes,
     }
 

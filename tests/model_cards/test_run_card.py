@@ -12,7 +12,8 @@ from PIL import Image
 
 from hf_sam_adapt.loading import METHODS, load_adapted
 from hf_sam_adapt.model_cards import INSTALL, public_recipe, write_card
-from hf_sam_adapt.model_cards.metadata import base_license, card_data
+from hf_sam_adapt.model_cards.base import base_license
+from hf_sam_adapt.model_cards.metadata import card_data
 from hf_sam_adapt.model_cards.methods import METHODS as DESCRIBED
 from hf_sam_adapt.model_cards.run_card import load_lines
 from hf_sam_adapt.recipe import Recipe

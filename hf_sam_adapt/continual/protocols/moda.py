@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ...data import SegmentationSplit
 from ...errors import UserError
 from ...evaluation.inference import inference
-from ...loading import load_base
+from ...loading import load_base, named_base
 from ...processing import SamAdaptProcessor
 from ...recipe import Recipe
 from ...training.run import start_processes
@@ -86,10 +86,11 @@ class Moda(Naive):
         if self._pool is None:
             self._processor = SamAdaptProcessor.from_pretrained(self.folder(0))
             config = PeftConfig.from_pretrained(str(self.folder(0)))
-            base, _ = load_base(config.base_model_name_or_path)
+            base, _ = load_base(named_base(config.to_dict()))
             router = {**vars(self.args), "seed": self.run.recipe.seed}
             self._pool = ModaModel(base, ModaConfig(inner=config, **router)).to(start_processes().device).eval()
             self._pool.moda_config.base_model_name_or_path = config.base_model_name_or_path
+            self._pool.moda_config.revision = config.revision
         pool = self._pool
         while len(pool.domains) <= task:
             number = len(pool.domains)

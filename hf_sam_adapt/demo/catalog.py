@@ -1,0 +1,93 @@
+"""The adapters that the page offers: those that come with the package, and those named at the start."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+from ..loading import ADAPTER_CONFIG
+from ..report import size_text
+
+
+PLAIN = ""  # the value that stands for plain SAM
+_TITLES = {
+    "radar-fields": "Bright fields in radar",
+    "land-cover": "Land cover, five classes",
+    "three-domains": "Radar, endoscopy, shadows: a routed pool",
+}
+_METHODS = {
+    "SAM_ADAPTER": "SAM-Adapter",
+    "CONV_LORA": "Conv-LoRA",
+    "CWSAM": "CWSAM",
+    "MODA": "MoDA",
+    "SAM_DECODER": "decoder",
+    "LORA": "LoRA",
+    "L2P": "L2P",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One entry of the list.
+
+    Attributes:
+        label: what the page shows.
+        value: folder or Hub id, `PLAIN` for plain SAM.
+        pool: whether it is known to be a pool of domains.
+    """
+
+    label: str
+    value: str
+    pool: bool = False
+
+
+def built_in_folder() -> Path:
+    """Where the adapters that come with the package are."""
+    return Path(__file__).parent / "adapters"
+
+
+def built_in(name: str) -> str:
+    """Value of an adapter that comes with the package."""
+    return str(built_in_folder() / name)
+
+
+def choices(adapters: list[str], model: str) -> list[Choice]:
+    """What the page offers: plain SAM, what comes with the package, what was named.
+
+    Args:
+        adapters: run folders, pools, folders that hold such, or Hub ids.
+        model: the plain SAM.
+
+    Raises:
+        UserError: a folder with nothing to load in it.
+    """
+    found = [Choice(f"Plain SAM, zero-shot ({model})", PLAIN)]
+    found += [_describe(folder) for folder in sorted(built_in_folder().iterdir()) if _is_adapter(folder)]
+    for name in adapters:
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            found.append(Choice(name, name))
+            continue
+        folders = (
+            [folder] if _is_adapter(folder) else sorted(child for child in folder.iterdir() if _is_adapter(child))
+        )
+        if not folders:
+            raise UserError(f"adapters: {name} holds neither an adapter nor folders of adapters; name run folders")
+        found += [_describe(one) for one in folders]
+    return found
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file()
+
+
+def _describe(folder: Path) -> Choice:
+    weights = [path for path in folder.rglob("*.safetensors") if "checkpoints" not in path.parts]
+    size = size_text(sum(path.stat().st_size for path in weights))
+    title = _TITLES.get(folder.name, folder.name) if folder.parent == built_in_folder() else folder.name
+    file = folder / ADAPTER_CONFIG
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    method = _METHODS.get(str(config.get("peft_type")), "whole model")
+    return Choice(f"{title} · {method} · {size}", str(folder), bool(config.get("pool")))

@@ -1,0 +1,65 @@
+"""The examples of the page, drawn when it starts: nothing is downloaded, and nobody's pictures are in the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..data.synthetic import draw_sample
+from .catalog import built_in
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test image of a drawn domain.
+
+    Attributes:
+        domain, number: which.
+        adapter: name of the one that it is shown with, among those that come with the package.
+    """
+
+    domain: str
+    number: int
+    adapter: str
+
+    @property
+    def value(self) -> str:
+        """The adapter in the page's list."""
+        return built_in(self.adapter)
+
+    def save(self, folder: Path) -> tuple[Path, Path]:
+        """Draw it into image and mask files."""
+        image, mask = draw_sample(self.domain, "test", self.number)
+        return _save(folder, f"{self.domain}_{self.number}", image, mask)
+
+
+EXAMPLES = (
+    Example("speckle", 0, "radar-fields"),
+    Example("landcover", 0, "land-cover"),
+    Example("polyp", 1, "three-domains"),
+    Example("shadow", 0, "three-domains"),
+    Example("speckle", 5, "radar-fields"),
+    Example("camouflage", 1, "three-domains"),
+)
+ROUTED = (("speckle", 3), ("polyp", 2), ("shadow", 2), ("speckle", 4), ("polyp", 5), ("cells", 0))
+TAUGHT = ("cells", 5)  # the domain of the Adapt tab's example, and how many of its images
+
+
+def save_routed(folder: Path) -> list[Path]:
+    """The mixed set of the Route tab; the last image is of a domain that no pool of ours has seen."""
+    return [Example(domain, number, "").save(folder)[0] for domain, number in ROUTED]
+
+
+def save_taught(folder: Path) -> list[tuple[Path, Path]]:
+    """Images with masks for the Adapt tab."""
+    domain, count = TAUGHT
+    return [_save(folder, f"{domain}_{n}", *draw_sample(domain, "train", n)) for n in range(count)]
+
+
+def _save(folder: Path, name: str, image, mask) -> tuple[Path, Path]:
+    paths = folder / f"{name}.png", folder / f"{name}_mask.png"
+    Image.fromarray(image).save(paths[0])
+    Image.fromarray(mask * 255 if mask.max(initial=0) <= 1 else mask).save(paths[1])
+    return paths

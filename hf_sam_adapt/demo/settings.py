@@ -1,0 +1,52 @@
+"""What a demo is started with: flags of `hf-sam-adapt demo`, or environment variables on a Space."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UserError
+
+
+MODEL_VARIABLE = "HF_SAM_ADAPT_DEMO_MODEL"
+ADAPTERS_VARIABLE = "HF_SAM_ADAPT_DEMO_ADAPTERS"
+
+
+def _key(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class DemoArguments:
+    """Arguments of `demo`.
+
+    Raises:
+        UserError: a limit below 1.
+    """
+
+    adapters: list[str] = _key(
+        [], f"Adapters to offer, run folders, folders of runs, or Hub ids; unset = those in ${ADAPTERS_VARIABLE}."
+    )
+    model: str | None = _key(
+        None, f"Plain SAM to start from, tiny, a folder, or a Hub id; unset = ${MODEL_VARIABLE}, or tiny."
+    )
+    server_name: str = _key("127.0.0.1", "Address to listen on; 0.0.0.0 = every one of this machine.")
+    server_port: int | None = _key(None, "Port to listen on; unset = the first free one from 7860.")
+    max_megapixels: int = _key(50, "Largest image, in millions of pixels.")
+    max_megabytes: int = _key(30, "Largest file that can be uploaded, in MB.")
+    max_seconds: int = _key(600, "Longest training in the page, in seconds.")
+
+    def __post_init__(self) -> None:
+        for name in ("max_megapixels", "max_megabytes", "max_seconds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} is below 1")
+        self.adapters = self.adapters or os.environ.get(ADAPTERS_VARIABLE, "").replace(",", " ").split()
+        self.model = self.model or os.environ.get(MODEL_VARIABLE) or "tiny"
+
+
+def on_a_space() -> bool:
+    """Whether this runs as a Space, where whoever uses the page is not the one who owns the machine."""
+    return "SPACE_ID" in os.environ

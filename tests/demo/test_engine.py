@@ -1,0 +1,153 @@
+"""The demo's engine: the masks of `predict`, from embeddings that are computed once."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_sam_adapt.demo.engine import route_image, segment_image
+from hf_sam_adapt.demo.images import read_picture
+from hf_sam_adapt.demo.session import Clicks, ImageState
+from hf_sam_adapt.demo.shelf import Shelf
+from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.forward import sam_of
+from hf_sam_adapt.image_size import find_vision_encoder
+from hf_sam_adapt.predict import predict
+
+
+PROMPTS = {
+    "none": (Clicks(), {}),
+    "point": (Clicks().with_point(70, 90, 1), {"point": [70, 90]}),
+    "box": (Clicks().with_corner(150, 30).with_corner(40, 120), {"box": [40, 30, 150, 120]}),
+}
+
+
+@pytest.fixture(scope="module")
+def shelf():
+    return Shelf("tiny", capacity=10)
+
+
+def state(path):
+    return ImageState(read_picture(path, 10**7))
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+@pytest.mark.parametrize("name", [None, "sam_adapter", "decoder", "hq", "pool_hq", "pool_encoder"])
+def test_masks_equal_predict(shelf, adapters, drawn, tmp_path, name, kind):
+    path = drawn("polyp", 3)
+    clicks, flags = PROMPTS[kind]
+    adapter = adapters.get(name)
+    record = predict(
+        [str(path)], adapter, model=None if adapter else "tiny", output_dir=tmp_path, progress=False, **flags
+    )
+    image = state(path)
+    for _ in range(2):  # the second time from the embedding
+        result = segment_image(image, shelf.get(adapter or ""), clicks.prompt())
+        assert np.array_equal(np.array(Image.open(tmp_path / record[0]["mask"])) > 0, result.mask)
+        assert result.domain == record[0].get("domain")
+        assert result.estimate == pytest.approx(record[0]["iou_estimate"], abs=1e-6)
+    assert not result.encoded
+    assert 0 < record[0]["foreground"] < 1
+
+
+def test_label_maps_equal_predict(shelf, adapters, drawn, tmp_path):
+    path = drawn("landcover", 1)
+    predict([str(path)], adapters["classes"], output_dir=tmp_path, progress=False)
+    result = segment_image(state(path), shelf.get(adapters["classes"]), Clicks().with_point(5, 5, 1).prompt())
+    assert np.array_equal(np.array(Image.open(tmp_path / f"{path.stem}_mask.png")), result.mask)
+    assert result.classes == ["ground", "sea", "ice"]
+    assert len(np.unique(result.mask)) > 1
+    assert result.estimate is None
+
+
+def test_estimate_only_where_it_was_trained(shelf, adapters, drawn):
+    image, prompt = state(drawn("polyp")), Clicks().with_point(80, 80, 1).prompt()
+    found = {name: segment_image(image, shelf.get(folder), prompt).estimate for name, folder in adapters.items()}
+    assert [name for name, estimate in found.items() if estimate is not None] == ["decoder"]
+    assert segment_image(image, shelf.get(""), prompt).estimate is not None
+
+
+def test_encoder_runs_once_an_image_and_encoder(adapters, drawn):
+    shelf = Shelf("tiny", capacity=10)
+    calls = []
+    for name in ("", *adapters.values()):
+        encoder = find_vision_encoder(sam_of(shelf.get(name).model))
+        encoder.patch_embed.register_forward_hook(lambda *_, name=name: calls.append(name))
+
+    def segment(image, *names):
+        calls.clear()
+        for click in range(3):
+            prompt = Clicks().with_point(60 + 20 * click, 80, 1).prompt()
+            for name in names:
+                segment_image(image, shelf.get(adapters.get(name, "")), prompt)
+        return len(calls)
+
+    image = state(drawn("polyp"))
+    assert segment(image, "zero-shot", "decoder", "classes") == 1  # nothing trained in the encoder
+    assert segment(image, "zero-shot", "decoder") == 0
+    assert segment(image, "hq") == 1  # needs the map of an early block, too
+    assert segment(image, "zero-shot", "hq", "decoder") == 0
+    assert segment(image, "sam_adapter", "zero-shot", "conv_lora") == 2
+    assert segment(image, "pool_hq") == 1  # its router; the embedding is there
+    assert segment(image, "pool_encoder") == 2  # its router, and the adapter it chose
+    assert segment(image, "zero-shot", *adapters) == 1  # lora, the one adapter that is left
+    assert segment(state(drawn("speckle")), "zero-shot", "decoder", "hq") == 2
+
+
+@pytest.mark.parametrize("name", ["pool_hq", "pool_encoder"])
+def test_routing_and_override(shelf, adapters, drawn, name):
+    pool, prompt = shelf.get(adapters[name]), Clicks().prompt()
+    for domain in ("polyp", "speckle"):
+        image = state(drawn(domain, 1))
+        routing = route_image(image, pool)
+        assert routing.domains == [domain]
+        assert routing.scores.sum().item() == pytest.approx(1)
+        chosen = segment_image(image, pool, prompt)
+        assert chosen.domain == domain
+        assert np.array_equal(chosen.mask, segment_image(image, pool, prompt, domain).mask)
+        plain = segment_image(image, pool, prompt, "base")
+        assert np.array_equal(plain.mask, segment_image(image, shelf.get(""), prompt).mask)
+        assert not np.array_equal(plain.mask, chosen.mask)
+    with pytest.raises(UserError, match="not in the pool"):
+        segment_image(image, pool, prompt, "roads")
+    with pytest.raises(UserError, match="no pool"):
+        segment_image(image, shelf.get(""), prompt, "roads")
+    with pytest.raises(UserError, match="no pool"):
+        route_image(image, shelf.get(adapters["decoder"]))
+
+
+def test_base_is_shared_and_stays_itself(adapters, drawn):
+    shelf, prompt = Shelf("tiny", capacity=10), Clicks().with_point(90, 90, 1).prompt()
+    base = shelf.get("")
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    mask = segment_image(state(drawn("polyp")), base, prompt).mask
+    total = sum(parameter.numel() for parameter in base.model.parameters())
+    for name, folder in adapters.items():
+        entry = shelf.get(folder)
+        assert entry.base is base
+        segment_image(state(drawn("polyp")), entry, prompt)
+        pointers = {parameter.data_ptr() for parameter in base.model.parameters()}
+        shared = sum(p.numel() for p in entry.model.parameters() if p.data_ptr() in pointers)
+        assert shared > 0.85 * total, name
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.model.state_dict().items())
+    assert np.array_equal(segment_image(state(drawn("polyp")), base, prompt).mask, mask)
+
+
+def test_least_used_adapters_are_put_away(adapters):
+    shelf = Shelf("tiny", capacity=2)
+    first = shelf.get(adapters["decoder"])
+    shelf.get(adapters["hq"])
+    assert shelf.get(adapters["decoder"]) is first
+    shelf.get(adapters["conv_lora"])
+    assert shelf.get(adapters["decoder"]) is first
+    assert len(shelf._adapters) == 2
+    assert adapters["hq"] not in shelf._adapters
+
+
+def test_adapters_that_cannot_be_shown(tmp_path, adapters):
+    shelf = Shelf("tiny")
+    with pytest.raises(UserError, match="neither"):
+        shelf.get(str(tmp_path))
+    with pytest.raises(UserError, match="neither a folder nor"):
+        shelf.get("not a name")
+    assert not shelf._adapters

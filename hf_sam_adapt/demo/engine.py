@@ -1,4 +1,4 @@
-"""Segmenting and routing for the page: what `hf-sam-adapt predict` does, with the image's embedding kept between calls."""
+"""Segmenting and routing for the page: what `predict` does, with the image's embedding kept between calls."""
 
 from __future__ import annotations
 

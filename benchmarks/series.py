@@ -59,7 +59,8 @@ def run(
         if "dataset" not in (keys := keys or {}):
             command += ["--dataset", str(args.data / domain)]
         for key, value in keys.items():
-            command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+            texts = value if isinstance(value, list) else [value]
+            command += [f"--{key}", *(text if isinstance(text, str) else json.dumps(text) for text in texts)]
         command += ["--method", method, "--seed", str(seed)]
         command += ["--output_dir", str(folder), *shlex.split(args.extra)]
         if method != "sam_adapter":

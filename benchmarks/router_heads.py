@@ -46,6 +46,8 @@ def read_features(encoder: torch.nn.Module, images: torch.Tensor, seed: int) -> 
         encoder(images)
     for handle in handles:
         handle.remove()
+    with TokenProbe(encoder, tokens[:, :1]) as alone:
+        encoder(images)
     joint, neck = joint_tokens(encoder, images, tokens)
     embedding, joint_embedding = channel_statistics(probe.embedding.flatten(2)), channel_statistics(neck.flatten(2))
     return {
@@ -54,6 +56,8 @@ def read_features(encoder: torch.nn.Module, images: torch.Tensor, seed: int) -> 
         "probe: all ten tokens": probe.tokens.flatten(1),
         "probe: token 0 of all blocks": torch.cat([state[:, 0] for state in states], 1),
         CHOSEN: torch.cat([probe.tokens[:, 0], embedding], 1),
+        "probe: a token alone": alone.tokens[:, 0],
+        "probe: a token alone + embedding": torch.cat([alone.tokens[:, 0], embedding], 1),
         PUBLISHED: joint[:, 0],
         "joint: token 0 + embedding": torch.cat([joint[:, 0], joint_embedding], 1),
         "embedding": embedding,

@@ -36,7 +36,7 @@ class ModaArgs:
     router: Literal["probe", "joint"] = "probe"
     head: Literal["ridge", "ncm", "mahalanobis", "linear"] = "ridge"
     statistics: bool = True
-    num_tokens: int = 10
+    num_tokens: int | None = None
     reject: float = 0.01
     buffer_size: int = 256
 

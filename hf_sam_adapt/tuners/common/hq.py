@@ -235,12 +235,14 @@ def decode_hq(
     """
     batch = len(image_embeddings)
     _check_early(early, image_embeddings)
-    place = None if assignment is None else _places(assignment, batch)
-    shared = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (N, C)
+    place = None
     if assignment is None:
-        own = next(iter(heads.values())).hq_token.weight.expand(batch, -1)
+        assignment = [(next(iter(heads)), torch.arange(batch, device=image_embeddings.device))]
     else:
-        own = torch.cat([heads[name].hq_token.weight.expand(len(rows), -1) for name, rows in assignment])[place]
+        place = _places(assignment, batch)
+    shared = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (N, C)
+    own = torch.cat([heads[name].hq_token.weight.expand(len(rows), -1) for name, rows in assignment])
+    own = own if place is None else own[place]
     tokens, mixed, _ = mix_tokens(
         decoder,
         torch.cat([shared.expand(batch, -1, -1), own[:, None].to(shared.dtype)], dim=1),  # (B, N + 1, C)
@@ -253,10 +255,12 @@ def decode_hq(
     )
     upscaled = upscale(decoder, mixed).unflatten(0, tokens.shape[:2])  # (B, P, c, 4g, 4g)
     inputs = tokens[:, :, len(shared)], upscaled, image_embeddings, early
-    if assignment is None:
-        return _run(next(iter(heads.values())), shared.dtype, *inputs), tokens[:, :, 0]
-    masks = [_run(heads[name], shared.dtype, *(value[rows] for value in inputs)) for name, rows in assignment]
-    return torch.cat(masks)[place], tokens[:, :, 0]
+    masks, start = [], 0
+    for name, rows in assignment:
+        # Images in the assignment's order are taken as views, without a copy of their maps.
+        rows = slice(start, start := start + len(rows)) if place is None else rows
+        masks.append(_run(heads[name], shared.dtype, *(value[rows] for value in inputs)))
+    return torch.cat(masks) if place is None else torch.cat(masks)[place], tokens[:, :, 0]
 
 
 def _run(head: HqHead, base_dtype: torch.dtype, *inputs: EarlyMaps) -> torch.Tensor:
@@ -281,10 +285,10 @@ def _check_early(early: EarlyMaps | None, image_embeddings: torch.Tensor) -> Non
         )
 
 
-def _places(assignment: Assignment, batch: int) -> torch.Tensor:
-    """Where each image of the batch stands among the adapters' images, end to end."""
+def _places(assignment: Assignment, batch: int) -> torch.Tensor | None:
+    """Where each image of the batch stands among the adapters' images, end to end; None if in that order."""
     owned = torch.cat([rows for _, rows in assignment])
-    place = owned.argsort()
-    if not torch.equal(owned[place], torch.arange(batch, device=owned.device)):
+    images, place = torch.arange(batch, device=owned.device), owned.argsort()
+    if not torch.equal(owned[place], images):
         raise UserError(f"hq_assignment names the images {owned.tolist()}; each of the {batch} must be there once")
-    return place
+    return None if torch.equal(owned, images) else place

@@ -31,7 +31,8 @@ class ModaConfig(PeftConfig):
             official one).
         statistics: the router also reads mean and standard deviation of the image embedding's channels, which tells
             real domains apart better than the publication's token alone (False).
-        num_tokens: L, global tokens of the router.
+        num_tokens: L, global tokens of the router, of which the first is read. None: the publication's ten for
+            `"joint"`, one for `"probe"`, which tells real domains apart as well.
         learn_tokens: the tokens are trained with the head; False: drawn once by `seed`.
         reject: share of known images that may be taken for unknown and go to plain SAM; 0 never rejects.
         buffer_size: features (never images) that are kept of each domain, to fit the head again.
@@ -51,7 +52,9 @@ class ModaConfig(PeftConfig):
     statistics: bool = field(
         default=True, metadata={"help": "The router reads the image embedding's channel statistics, too."}
     )
-    num_tokens: int = field(default=10, metadata={"help": "Global tokens of the router."})
+    num_tokens: int | None = field(
+        default=None, metadata={"help": "Global tokens of the router; null: 1 for probe, 10 for joint."}
+    )
     learn_tokens: bool = field(default=False, metadata={"help": "Train the tokens with the head."})
     reject: float = field(
         default=0.01, metadata={"help": "Share of known images that may go to plain SAM as unknown; 0: none."}
@@ -77,6 +80,8 @@ class ModaConfig(PeftConfig):
         for name, value, known in (("router", self.router, ROUTERS), ("head", self.head, HEADS)):
             if value not in known:
                 raise UserError(f"{name}={value!r} is unknown; use one of {', '.join(known)}")
+        if self.num_tokens is None:
+            self.num_tokens = 1 if self.router == "probe" else 10
         if not 0 <= self.reject < 1:
             raise UserError(f"reject={self.reject!r} must be a share of the known images, at least 0 and below 1")
         for index, name in enumerate(self.domains):

@@ -169,4 +169,7 @@ def _own(hooks: dict) -> list[int]:
 
 
 def _rows(kwargs: dict, rows: list[int]) -> dict:
+    batch = next(len(value) for key, value in kwargs.items() if key in _PER_IMAGE and value is not None)
+    if rows == list(range(batch)):
+        return kwargs
     return {key: value[rows] if key in _PER_IMAGE and value is not None else value for key, value in kwargs.items()}

@@ -110,7 +110,12 @@ class DomainRouter(StateOfAnyShape):
 
     def _features(self, tokens: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         token, channels = tokens[:, 0].float(), embedding.float().flatten(2)  # (B, C), (B, 256, grid * grid)
-        return torch.cat([token, channels.mean(2), channels.std(2)], 1) if self.statistics else token
+        if not self.statistics:
+            return token
+        mean = channels.mean(2)
+        # The standard deviation as torch.std computes it, which alone takes longer than all the rest on a CPU.
+        deviation = (channels - mean[..., None]).square().sum(2).div(channels.shape[2] - 1).sqrt()
+        return torch.cat([token, mean, deviation], 1)
 
     def observe(self, domain: str, features: torch.Tensor) -> None:
         """Keep features (B, D) of images of `domain`, which is added if it is new.

@@ -4,6 +4,7 @@ import pytest
 import torch
 from sams import random_vision_sam
 
+from hf_sam_adapt import ModaConfig
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.tuners.moda.heads import HEADS
 from hf_sam_adapt.tuners.moda.router import DomainRouter
@@ -240,3 +241,9 @@ def test_learned_tokens_are_trained_against_the_earlier_domains():
 def test_frozen_tokens_cannot_be_trained():
     with pytest.raises(UserError, match="learn_tokens=True"):
         DomainRouter(32, image_size=64).fit_tokens(random_vision_sam().vision_encoder, "d0", [textures(0, 2)])
+
+
+def test_the_probe_needs_one_token_and_the_official_router_ten():
+    assert ModaConfig().num_tokens == 1
+    assert ModaConfig(router="joint").num_tokens == 10
+    assert ModaConfig(num_tokens=3).to_dict()["num_tokens"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -46,3 +47,4 @@ def export_tiny(folder: str | Path) -> None:
     model, processor = load_tiny_sam()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    shutil.copy(tiny_folder() / "README.md", folder)  # its licence, which adapters of it inherit

@@ -6,13 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard, hf_hub_download
+from pages import Page, read_page
 from peft import AutoPeftModel, PeftModel
+from PIL import Image
 from sams import perturb
 from transformers import SamModel
 
-from hf_sam_adapt import ModaConfig, ModaModel, SamAdapterConfig, SamAdaptProcessor, SamDecoderConfig, load_tiny_sam
+from hf_sam_adapt import ModaConfig, ModaModel, SamAdapterConfig, SamAdaptProcessor, load_tiny_sam
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.loading import build_model, load_adapted, load_base, save_adapter
 
@@ -58,14 +62,40 @@ def everything(places: dict[str, str], image: torch.Tensor) -> dict[str, torch.T
     return found
 
 
-def a_pool() -> ModaModel:
-    pool = ModaModel(load_tiny_sam()[0], ModaConfig(inner=SamDecoderConfig(decoder="hq"), reject=0.0))
-    for number, name in enumerate(DOMAINS):
-        pool.add_domain(name)
-        perturb(pool, seed=number + 1, std=0.02)
-        pool.observe(pixels(number) * 0.3 + torch.eye(3)[number].reshape(3, 1, 1) * 3)
-        pool.finish_domain()
-    return pool.eval()
+def by_card(repo: str) -> torch.Tensor:
+    """What the model gives that the code of a published card loads."""
+    space: dict = {}
+    exec(read_page(Path(hf_hub_download(repo, "README.md")).parent).code["python"][0], space)
+    return masks(space["model"])
+
+
+def domain_folder(make_dataset, number: int) -> str:
+    """A data set whose images are of one colour; its name."""
+    folder = make_dataset(Path("data", DOMAINS[number]), train=6, val=2, test=3, seed=number)
+    for path in folder.glob("*/images/*.png"):
+        image = np.array(Image.open(path))
+        image[..., [channel for channel in range(3) if channel != number]] //= 4
+        Image.fromarray(image).save(path)
+    return str(folder)
+
+
+def check_pages(connected, folder: Path) -> dict[str, Page]:
+    """The cards of all that was pushed, by name: their links and pictures are published with them."""
+    pages = {}
+    for repo in ("polyp", "exported", "pool"):
+        published = connected.files(f"me/{repo}")
+        for name, content in published.items():
+            (folder / repo / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / repo / name).write_bytes(content)
+        page = pages[repo] = read_page(folder / repo)
+        assert page.pictures and all(Image.open(folder / repo / name).format == "PNG" for name in page.pictures)
+        local = [link for link in page.links if not link.startswith("https://")]
+        assert "recipe.yaml" in local and set(local) <= published.keys()
+        assert page.data["library_name"] == "hf-sam-adapt" and page.data["pipeline_tag"] == "image-segmentation"
+        assert page.data["license"] == "apache-2.0"  # of the base model, here and in its own repository
+        assert page.data["model-index"][0]["name"] == repo
+        ModelCard.load(folder / repo / "README.md").validate()
+    return pages
 
 
 @pytest.mark.slow
@@ -75,7 +105,8 @@ def test_pushed_work_comes_back_bit_for_bit(connect, tmp_path, make_dataset, mon
 
     assert main(["export-tiny", "sam-base"]) == 0
     assert main(["push", "sam-base", "--repo", "me/tiny-sam"]) == 0
-    common = ["--dataset", str(data), "--max_steps", "3", "--batch_size", "2", "--push_to_hub"]
+    short = ["--max_steps", "3", "--batch_size", "2", "--push_to_hub"]
+    common = [*short, "--dataset", str(data)]
     # The exported base comes from the Hub already here, so that the adapter names it.
     trained = ["--output_dir", "exported", "--model", "me/tiny-sam", "--hub_model_id", "me/exported"]
     assert main(["train", *common, *trained]) == 0
@@ -83,40 +114,69 @@ def test_pushed_work_comes_back_bit_for_bit(connect, tmp_path, make_dataset, mon
     other = perturb(build_model("sam_adapter", {"scale_factor": 16}, load_tiny_sam()[0]), seed=9, std=0.02)
     save_adapter(other, "other")
     other.push_to_hub("me/other", private=True)  # PEFT's own
-    pool = a_pool()
-    pool.save_pretrained("pool")
-    pool.push_to_hub("me/pool")
+    domains = [json.dumps({name: domain_folder(make_dataset, number)}) for number, name in enumerate(DOMAINS)]
+    inner = ["--method", "decoder", "--method_args.decoder", "hq"]
+    pool = ["--protocol", "moda", "--output_dir", "three", "--hub_model_id", "me/pool"]
+    assert main(["continual", *short, *inner, *pool, "--domains", *domains]) == 0
 
     for repo in ("me/polyp", "me/exported", "me/pool", "me/other", "me/tiny-sam"):
         repository, names = connected.repositories["model", repo], connected.files(repo)
         assert repository.private and len(repository.titles) == 2, repo
         assert {Path(name).suffix for name in names} <= KINDS
+    adapter = {"adapter_config.json", "adapter_model.safetensors"}
+    pool_files = {"README.md", "preprocessor_config.json", "recipe.yaml", "continual.json", "matrix.png", "curves.png"}
+    inside = {f"{domain}/{name}" for domain in DOMAINS for name in adapter}
+    assert set(connected.files("me/pool")) == adapter | pool_files | inside
     published = connected.files("me/polyp")
     assert "checkpoints" not in " ".join(published) and str(tmp_path) not in published["recipe.yaml"].decode()
-    assert 'from_pretrained(hf_sam_adapt.load_tiny_sam()[0], "me/polyp")' in published["README.md"].decode()
     assert (tmp_path / "runs/polyp/README.md").read_bytes() != published["README.md"]
+    printed = "".join(capsys.readouterr())
+    assert connected.token not in printed
+    assert not [
+        path for path in tmp_path.rglob("*") if path.is_file() and connected.token.encode() in path.read_bytes()
+    ]
+
+    pages = check_pages(connected, tmp_path / "published")
+    assert "base_model" not in pages["polyp"].data and "base_model" not in pages["pool"].data  # tiny is in the package
+    assert (pages["exported"].data["base_model"], pages["exported"].data["base_model_relation"]) == (
+        "me/tiny-sam",
+        "adapter",
+    )
+    assert "https://huggingface.co/me/tiny-sam" in pages["exported"].links
+    scores = json.loads(published["metrics.json"])["test"]["none"]
+    row = next(cells for cells in pages["polyp"].tables[0] if cells[:2] == ["none", "IoU"])
+    assert [float(cell) for cell in row[2:]] == [
+        pytest.approx(scores[name]["iou"], abs=5e-4) for name in ("zero_shot", "adapted", "constant")
+    ]
+    matrix = next(table for table in pages["pool"].tables if table[0] == ["after", *DOMAINS])
+    stored = json.loads(connected.files("me/pool")["continual.json"])["matrix_iou"]
+    assert [[float(cell) for cell in row[1:]] for row in matrix[-1:]] == [pytest.approx(stored[-1], abs=5e-4)]
+
     # The published recipe says on which images: the numbers are there again.
     assert main(["evaluate", "me/polyp", "--output_dir", "again"]) == 0
     numbers = [json.loads(Path(folder, "metrics.json").read_text())["test"] for folder in ("runs/polyp", "again")]
     assert numbers[0] == numbers[1]
     capsys.readouterr()
 
-    folders = {"run": "runs/polyp", "other": "other", "base": "sam-base", "pool": "pool", "exported": "exported"}
+    folders = {"run": "runs/polyp", "other": "other", "base": "sam-base", "pool": "three/pool", "exported": "exported"}
     image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
     torch.save(image, "image.pt")
     expected = everything(folders, image)
     assert not torch.equal(expected["PeftModel"], expected["swapped"])
     assert torch.equal(expected["PeftModel"], expected["back"])
     assert torch.equal(expected["one domain"], expected["pool green"])
+    assert not torch.equal(expected["pool red"], expected["pool green"])
+    cards = {"polyp": "PeftModel", "exported": "AutoPeftModel", "pool": "pool auto"}
+    expected |= {f"card {repo}": expected[name] for repo, name in cards.items()}
 
     script = f"""
 import sys, torch
 sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT / "tests/hub")!r}]
-import hf_sam_adapt
-from test_round_trip import everything
 torch.set_num_threads(1)
+from test_round_trip import by_card, everything
+found = {{f"card {{repo}}": by_card(f"me/{{repo}}") for repo in {list(cards)!r}}}
 ids = dict(run="me/polyp", other="me/other", base="me/tiny-sam", pool="me/pool", exported="me/exported")
-torch.save(everything(ids, torch.load("image.pt")), "found.pt")
+torch.save(found | everything(ids, torch.load("image.pt")), "found.pt")
 """
     environment = os.environ | connected.environment(tmp_path / "empty") | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)

@@ -15,7 +15,7 @@ from .layer import NOT_MERGEABLE, ConvLoraVariant
 
 
 QKV = r"(.*\.)?vision_encoder\.layers\.\d+\.attn\.qkv"
-VIT = ["q_proj", "k_proj", "v_proj"]
+VIT = ["q_proj", "k_proj", "v_proj", "query", "key", "value"]  # the latter in DINOv2 before transformers 5.23
 
 
 class ConvLoraModel(SamTunerMixin, LoraModel):

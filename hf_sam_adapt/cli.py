@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: arguments without the program's name, `sys.argv[1:]` when None.
 
     Returns:
-        Exit status: 0, 2 after bad input (one line on stderr), 130 after Ctrl-C.
+        Exit status: 0, 1 if `doctor` found an error, 2 after bad input (one line on stderr), 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
@@ -39,9 +39,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_guarded(action: Callable[[], object]) -> int:
-    """Exit status of `action`, its `UserError` printed as one line; `recipes/train.py` ends the same way."""
+    """Exit status of `action`, its `UserError` printed as one line; `recipes/train.py` ends the same way.
+
+    An action that returns a number sets the status itself.
+    """
     try:
-        action()
+        result = action()
     except UserError as error:
         # One that a DataLoader's worker raised arrives with the worker's traceback before its message.
         message = str(error).rsplit("UserError: ", 1)[-1]
@@ -50,7 +53,7 @@ def run_guarded(action: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    return result if isinstance(result, int) else 0
 
 
 def train_command(argv: list[str]) -> None:
@@ -98,6 +101,23 @@ def predict_command(argv: list[str]) -> None:
             prog=f"{PROG} predict",
             description="Segment files, folders or globs: masks at original size, overlays, predictions.json.",
             positional="inputs",
+            also_in_config=Recipe,
+        )
+    )
+
+
+def doctor_command(argv: list[str]) -> int:
+    """Find what is wrong with a data set."""
+    from .doctor.command import DoctorArguments, doctor_command
+
+    return doctor_command(
+        parse_arguments(
+            DoctorArguments,
+            argv,
+            prog=f"{PROG} doctor",
+            description="Read all of a data set as a training would, and say what is wrong: a line for each finding, "
+            "with its mend. Exit status 1 if one is an error.",
+            positional="dataset",
             also_in_config=Recipe,
         )
     )
@@ -158,15 +178,16 @@ _COMMANDS = {
     "evaluate": evaluate_command,
     "predict": predict_command,
     "convert": convert_command,
+    "doctor": doctor_command,
     "push": push_command,
     "export-tiny": export_tiny_command,
 }
 
 
-def _run(name: str, argv: list[str]) -> None:
+def _run(name: str, argv: list[str]) -> object:
     if name not in _COMMANDS:
         raise UserError(f"unknown command '{name}'; use one of {', '.join(_COMMANDS)}.")
-    _COMMANDS[name](argv)
+    return _COMMANDS[name](argv)
 
 
 def _usage() -> str:

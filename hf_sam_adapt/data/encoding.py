@@ -116,7 +116,7 @@ def resolve_encoding(
     for name, values, lossy in masks:
         if lossy:
             raise UserError(lossy_message(name))
-        found.append((name, _map_present(values, label_map)))
+        found.append((name, map_present(values, label_map)))
     union = np.any([values for _, values in found], axis=0) if found else np.zeros(256, bool)
     # A label_map with the target 255 says itself that 255 means ignore.
     ignore_named = label_map is not None and IGNORE in label_map.values()
@@ -162,7 +162,8 @@ def present_values(mask: np.ndarray) -> np.ndarray:
     return np.bincount(mask.ravel(), minlength=256) > 0
 
 
-def _map_present(values: np.ndarray, label_map: Mapping[int, int] | None) -> np.ndarray:
+def map_present(values: np.ndarray, label_map: Mapping[int, int] | None) -> np.ndarray:
+    """Which values occur after `label_map`, from those that occur before it: bool (256,)."""
     if not label_map:
         return values
     mapped = np.zeros(256, bool)

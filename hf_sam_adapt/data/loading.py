@@ -259,8 +259,8 @@ def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, se
         return name, mask.coloured
 
     if reader.checked_rows is not None:
-        table = _sample(table, reader.checked_rows, seed)
-    return _parallel(check, table)
+        table = sample_rows(table, reader.checked_rows, seed)
+    return in_threads(check, table)
 
 
 def _check_colours(masks: list[tuple[str, bool]]) -> None:
@@ -303,7 +303,7 @@ def _scan(tables: list[datasets.Dataset], reader: Reader, palette: Palette | Non
         return _Scanned(reader.name(row), present_values(stored), lossy, unknown, pixels)
 
     counts = [max(1, SCANNED * len(table) // max(total, SCANNED)) for table in tables]
-    return [found for table, count in zip(tables, counts) for found in _parallel(scan, _sample(table, count, seed))]
+    return [found for table, count in zip(tables, counts) for found in in_threads(scan, sample_rows(table, count, seed))]
 
 
 def _palette_notes(scanned: list[_Scanned]) -> list[str]:
@@ -335,14 +335,15 @@ def _labels_of(
     return num_labels or (len(palette) if len(palette) > 2 else None), id2label or palette.id2label
 
 
-def _sample(table: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
+def sample_rows(table: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
+    """A seeded sample of at most `count` rows, in their order."""
     if len(table) <= count:
         return table
     chosen = np.random.default_rng(seed).choice(len(table), count, replace=False)
     return table.select(sorted(chosen.tolist()))
 
 
-def _parallel(function: Callable[[dict[str, Any]], Any], table: datasets.Dataset) -> list:
+def in_threads(function: Callable[[dict[str, Any]], Any], table: datasets.Dataset) -> list:
     """`function` of every row, in threads: files are waited for and decoded without the interpreter's lock."""
 
     def chunk(start: int) -> list:

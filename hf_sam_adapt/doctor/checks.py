@@ -1,0 +1,176 @@
+"""Checks of a data set as a whole, from sums over its images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from transformers.image_utils import IMAGENET_DEFAULT_STD
+
+from ..data.encoding import MaskEncoding
+from ..data.loading import Source
+from .findings import ERROR, WARNING, Finding
+from .sample import SampleFacts, image_name
+
+
+if TYPE_CHECKING:
+    import datasets
+
+RARE = 0.001  # share of the labelled pixels
+MANY_TINY, FEW_OBJECTS = 0.2, 10  # share of the objects; below so many objects it means nothing
+LOW_CONTRAST = 0.15  # deviation after normalisation, 1 is meant
+SHIFT, FEW_IMAGES = 1.5, 3  # deviations of the training pixels between two splits' means
+INVERTED_EDGE, USUAL_EDGE = 0.9, 0.2  # share of foreground on the edge of a mask, and in half of the masks
+
+
+class SplitFacts:
+    """Sums over the images of a split.
+
+    Attributes:
+        images, read: how many there are, and how many can be trained on.
+        classes: int64 (K,), pixels of each class.
+        objects, tiny: connected components, and those smaller than a pixel of the predicted mask.
+        smallest, largest: (height, width) by area.
+        mean, std, low, high: float64 (C,), of the pixels of each channel; every image counts alike.
+    """
+
+    def __init__(self, num_labels: int) -> None:
+        self.images = self.read = self.objects = self.tiny = 0
+        self.classes = np.zeros(num_labels, np.int64)
+        self.smallest: tuple[int, int] | None = None
+        self.largest: tuple[int, int] | None = None
+        self._number = 0
+        self._mean: np.ndarray | float = 0.0
+        self._square: np.ndarray | float = 0.0
+        self.low: np.ndarray | float = np.inf
+        self.high: np.ndarray | float = -np.inf
+
+    def add(self, sample: SampleFacts) -> None:
+        self.images += 1
+        self.read += bool(sample.record["read"])
+        if sample.classes is not None:
+            self.classes += sample.classes
+        self.objects, self.tiny = self.objects + sample.objects[0], self.tiny + sample.objects[1]
+        if sample.size is not None:
+            sizes = [size for size in (sample.size, self.smallest, self.largest) if size is not None]
+            self.smallest, self.largest = (pick(sizes, key=np.prod) for pick in (min, max))
+        if sample.channels is not None:
+            mean, variance, low, high = sample.channels
+            self._number += 1
+            self._mean, self._square = self._mean + mean, self._square + variance + mean**2
+            self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+
+    @property
+    def mean(self) -> np.ndarray | None:
+        return self._mean / self._number if self._number else None
+
+    @property
+    def std(self) -> np.ndarray | None:
+        mean = self.mean
+        return None if mean is None else np.sqrt(np.maximum(self._square / self._number - mean**2, 0))
+
+    def plain(self) -> dict:
+        """For JSON."""
+        labelled = max(1, int(self.classes.sum()))
+        numbers = {name: getattr(self, name) for name in ("mean", "std", "low", "high")}
+        return {
+            "images": self.images,
+            "usable": self.read,
+            "smallest": self.smallest and [int(side) for side in self.smallest],
+            "largest": self.largest and [int(side) for side in self.largest],
+            "class_share": [round(count / labelled, 6) for count in self.classes.tolist()],
+            "objects": self.objects,
+            "tiny_objects": self.tiny,
+            "channels": {name: np.round(value, 4).tolist() for name, value in numbers.items()} if self._number else {},
+        }
+
+
+def check_classes(
+    name: str, facts: Mapping[str, SplitFacts], id2label: Mapping[int, str], num_labels: int | None
+) -> Iterator[Finding]:
+    """Classes that are absent or rare; `name` is the data set's."""
+    train = facts["train"].classes
+    if not train.sum():
+        return
+    for label in range(len(train)):
+        if num_labels is None and label == 0:
+            continue
+        class_name = id2label.get(label, str(label))
+        shown = class_name if num_labels is None else f"class {label} ({class_name})"
+        elsewhere = [split for split, found in facts.items() if split != "train" and found.classes[label]]
+        if not train[label]:
+            severity = ERROR if elsewhere or num_labels is None else WARNING
+            value = f"{shown} is in no training mask" + (f", but in {' and '.join(elsewhere)}" if elsewhere else "")
+            yield Finding(severity, "class-missing", name, value, "add it to train, or check the mask values")
+            continue
+        for split, found in facts.items():
+            if found.classes.sum() and not found.classes[label]:
+                value = f"{shown} is in no {split} mask, so it has no score there"
+                yield Finding(WARNING, "class-missing", name, value, f"add images of it to {split}")
+        share = train[label] / train.sum()
+        if share < RARE:
+            mend = "set class_weights to inverse_sqrt, or merge it" if num_labels else "cut tiles around it"
+            value = f"{shown} has {share:.3%} of the labelled training pixels"
+            yield Finding(WARNING, "class-share", name, value, mend)
+
+
+def check_objects(name: str, facts: Mapping[str, SplitFacts], mask_size: int) -> Iterator[Finding]:
+    """Whether many objects are lost at the size of the predicted mask."""
+    total, tiny = (sum(getattr(found, key) for found in facts.values()) for key in ("objects", "tiny"))
+    if total >= FEW_OBJECTS and tiny > MANY_TINY * total:
+        value = f"{tiny} of {total} objects are smaller than a pixel of the predicted mask ({mask_size}x{mask_size})"
+        mend = "cut the images into tiles or raise image_size; if they are specks, remove them"
+        yield Finding(WARNING, "tiny-object", name, value, mend)
+
+
+def check_pixels(
+    name: str, facts: Mapping[str, SplitFacts], normalization: str, channels: int | None
+) -> Iterator[Finding]:
+    """The training images' channels against the normalisation, and those of the other splits."""
+    train = facts["train"]
+    mean, std = train.mean, train.std
+    if mean is None or std is None:
+        return
+    flat = [str(channel) for channel in np.flatnonzero(std == 0)]
+    if flat and len(flat) < len(std):
+        value = f"channel {', '.join(flat)} has one value in all training images"
+        yield Finding(WARNING, "normalization", name, value, "leave it out, or check how the images were stored")
+    if normalization == "imagenet" and channels is None:
+        contrast = float(np.max(std / 255 / np.asarray(IMAGENET_DEFAULT_STD)))
+        if 0 < contrast < LOW_CONTRAST:
+            value = f"pixels deviate by {contrast:.2f} after the normalisation of photographs, where 1 is meant"
+            yield Finding(WARNING, "normalization", name, value, "set normalization to percentile or zscore")
+    if normalization == "imagenet" and channels is not None and (np.min(train.low) < 0 or np.max(train.high) > 65535):
+        value = f"values in {np.min(train.low):g}..{np.max(train.high):g}, but imagenet needs 0..65535"
+        yield Finding(ERROR, "normalization", name, value, "set normalization to percentile")
+    for split, found in facts.items():
+        if split == "train" or found.mean is None or found.images < FEW_IMAGES or train.images < FEW_IMAGES:
+            continue
+        shift = np.abs(found.mean - mean) / np.where(std > 0, std, 1)
+        if shift.max() > SHIFT:
+            worst = int(shift.argmax())
+            value = f"channel {worst} has the mean {found.mean[worst]:.4g} in {split}, {mean[worst]:.4g} in train"
+            yield Finding(WARNING, "split-shift", name, value, "check that both were stored in one way")
+
+
+def check_splits(
+    tables: Mapping[str, datasets.Dataset], records: Mapping[str, np.ndarray], source: Source, encoding: MaskEncoding
+) -> Iterator[Finding]:
+    """What shows only beside the other images: inverted masks, and 16-bit images that are scaled in two ways."""
+    together = np.concatenate(list(records.values()))
+    usable = together[together["read"]]
+    binary = encoding.num_labels is None and len(usable) > 0
+    usual = float(np.median(usable["border"])) if binary else 1.0
+    depths = set(together["depth"].tolist()) - {0}
+    for split, record in records.items():
+        inverted = (record["border"] >= INVERTED_EDGE) & (record["foreground"] > 0.5) & (record["foreground"] < 1)
+        for index in np.flatnonzero(inverted & (usual <= USUAL_EDGE)).tolist():
+            value = f"foreground on {record['border'][index]:.0%} of the edge, the usual mask on {usual:.0%}"
+            file = source.reader.name(tables[split][index])
+            yield Finding(WARNING, "inverted-mask", file, value, "check whether foreground and background are swapped")
+        if len(depths) == 2:
+            for index in np.flatnonzero(record["depth"] == 12).tolist():
+                file = image_name(source.reader, tables[split][index])
+                value = "16 bits of which 12 are used, so it is scaled otherwise than images that use all"
+                yield Finding(WARNING, "bit-depth", file, value, "set channels to 1, or store all with 8 bits")

@@ -1,0 +1,248 @@
+"""The examination of a whole data set: list its files, read each image and mask once, then look at all of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..data.channels import ARRAY_SUFFIX
+from ..data.encoding import MaskEncoding, map_present, present_values, resolve_encoding
+from ..data.folder import IMAGE_SUFFIXES
+from ..data.images import IGNORE
+from ..data.loading import SCANNED, Source, in_threads, open_source, sample_rows
+from ..data.palettes import to_labels
+from ..errors import UserError
+from .checks import SplitFacts, check_classes, check_objects, check_pixels, check_splits
+from .findings import ERROR, WARNING, Finding, Findings, from_message
+from .leakage import check_groups, check_leakage
+from .sample import RECORD, Examiner, SampleFacts
+
+
+if TYPE_CHECKING:
+    import datasets
+
+CHUNK = 16  # images that a process is given at a time
+ALONE = 200  # up to so many images are read without further processes
+MAX_PROCESSES = 16
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Diagnosis:
+    """What an examination found.
+
+    Attributes:
+        findings: all of them, or as many of each code as was asked for.
+        source: the data set, None where it could not be opened.
+        encoding: how its masks were read.
+        facts: per split, sums over its images.
+        readable: per split, bool (n,): image and mask can be trained on.
+        seconds: that it took.
+    """
+
+    findings: Findings
+    source: Source | None
+    encoding: MaskEncoding | None
+    facts: dict[str, SplitFacts]
+    readable: dict[str, np.ndarray]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error."""
+        return not self.findings.total(ERROR)
+
+
+def examine_dataset(
+    dataset: Any,
+    *,
+    mask_suffix: str | None = None,
+    mask_values: str = "auto",
+    label_map: dict[int, int] | None = None,
+    num_labels: int | None = None,
+    id2label: dict[int, str] | None = None,
+    group_by: str | None = None,
+    channels: int | None = None,
+    palette: Any = None,
+    normalization: str | None = None,
+    mask_size: int = 256,
+    seed: int = 0,
+    limit: int = 20,
+    processes: int | None = None,
+) -> Diagnosis:
+    """Read every image and mask of a data set once, the test images too, and say what is wrong.
+
+    Memory: about 300 bytes an image beside the list of files.
+
+    Args:
+        dataset, mask_suffix, mask_values, label_map, num_labels, id2label, group_by, channels, palette, seed: see
+            `load_segmentation_dataset`.
+        normalization: see `fit_normalization`; None = that of SAM, with channels "percentile".
+        mask_size: side of the mask that the decoder predicts, in pixels; SAM's is 256.
+        limit: findings kept of each severity and code, 0 = all.
+        processes: that read; None = one per CPU, 0 = this one.
+
+    Raises:
+        UserError: keys that contradict each other.
+    """
+    start, findings = time.perf_counter(), Findings(limit)
+    keys: dict[str, Any] = {
+        "mask_suffix": mask_suffix,
+        "mask_values": mask_values,
+        "label_map": label_map,
+        "num_labels": num_labels,
+        "id2label": id2label,
+        "group_by": group_by,
+        "channels": channels,
+        "palette": palette,
+        "seed": seed,
+    }
+    source = _open(dataset, keys, findings)
+    if source is None:
+        return Diagnosis(findings, None, None, {}, {}, time.perf_counter() - start)
+    encoding, refusal = choose_encoding(source, seed)
+    ignore_named = IGNORE in (source.label_map or {}).values()
+    examiner = Examiner(
+        source.reader,
+        encoding,
+        photographs=channels is None,
+        mixed=source.mask_values == "auto" and not ignore_named,
+        mask_size=mask_size,
+        amplitudes=normalization == "db",
+    )
+    tables = {name: source.tables[name] for name in SPLITS if name in source.tables}
+    facts = {name: SplitFacts(encoding.num_labels or 2) for name in tables}
+    records = {name: np.zeros(len(table), RECORD) for name, table in tables.items()}
+    for split, index, sample in _examined(tables, examiner, processes):
+        findings.add(sample.findings)
+        facts[split].add(sample)
+        records[split][index] = sample.record
+    name = os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__
+    for found in (
+        check_classes(name, facts, source.id2label, encoding.num_labels),
+        check_objects(name, facts, mask_size),
+        check_pixels(name, facts, normalization or ("imagenet" if channels is None else "percentile"), channels),
+        check_splits(tables, records, source, encoding),
+        check_leakage(tables, records, source),
+        check_groups(tables, source, group_by),
+    ):
+        findings.add(found)
+    if refusal is not None and not findings.total(ERROR):
+        findings.add([from_message(refusal, name, "refused")])
+    readable = {split: record["read"] for split, record in records.items()}
+    return Diagnosis(findings, source, encoding, facts, readable, time.perf_counter() - start)
+
+
+def _open(dataset: Any, keys: dict[str, Any], findings: Findings) -> Source | None:
+    """The data set without the files that do not pair; None where nothing can be trained on."""
+
+    def problem(code: str, files: list[str], message: str) -> None:
+        mend = message.rpartition("; ")[2]
+        value = {"missing-mask": "image without mask", "missing-image": "mask without image"}.get(code)
+        value = value or "another file in its folder has the same stem"
+        findings.add(Finding(ERROR, code, file, value, mend) for file in files)
+
+    findings.add(_odd_files(dataset, keys["channels"] is not None))
+    try:
+        return open_source(dataset, **keys, problem=problem)
+    except UserError as error:
+        found = from_message(str(error), str(dataset), "group-by" if str(error).startswith("group_by") else "layout")
+        findings.add([found])
+    if found.code != "group-by":
+        return None
+    return open_source(dataset, **{**keys, "group_by": None}, problem=lambda *told: None)
+
+
+def _odd_files(dataset: Any, arrays: bool) -> Iterator[Finding]:
+    """Files among images and masks that nothing reads."""
+    root = Path(dataset).expanduser() if isinstance(dataset, (str, os.PathLike)) else None
+    if root is None or not root.is_dir():
+        return
+    known = IMAGE_SUFFIXES | ({ARRAY_SUFFIX} if arrays else set())
+    for folder in sorted(path for part in ("images", "masks") for path in (root / part, *root.glob(f"*/{part}"))):
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if suffix in known and not entry.name.startswith(".") and entry.is_file():
+                continue
+            hidden = entry.name.startswith(".")
+            kind = (
+                "a folder" if entry.is_dir() else "a hidden file" if hidden else f"a file of type {suffix or 'none'}"
+            )
+            yield Finding(WARNING, "odd-file", entry.path, f"{kind}, which nothing reads", "remove it, or convert it")
+
+
+def choose_encoding(source: Source, seed: int) -> tuple[MaskEncoding, str | None]:
+    """What a training would decide; where it would refuse, what most of the masks are, and its message.
+
+    Raises:
+        UserError: keys that contradict each other.
+    """
+    choice = source.mask_values, source.num_labels, source.label_map, source.palette
+    by_keys = resolve_encoding([], *choice)[0]
+    if source.reader.checked_rows == 0:
+        return by_keys, None
+
+    def look(row: dict[str, Any]) -> tuple[str, np.ndarray, bool] | None:
+        try:
+            stored, lossy = source.reader.read_mask(row)
+        except Exception:  # is found again, and said, when all files are examined
+            return None
+        if stored.ndim == 3 and source.palette is not None:
+            stored = to_labels(stored, source.palette)
+        return None if lossy or stored.ndim == 3 else (source.reader.name(row), present_values(stored), lossy)
+
+    seen = [source.tables[name] for name in ("train", "val") if name in source.tables]
+    total = sum(len(table) for table in seen)
+    samples = [sample_rows(table, max(1, SCANNED * len(table) // max(total, SCANNED)), seed) for table in seen]
+    masks = [found for table in samples for found in in_threads(look, table) if found is not None]
+    try:
+        return resolve_encoding(masks, *choice)[0], None
+    except UserError as error:
+        values = [map_present(present, source.label_map) for _, present, _ in masks]
+        pictures = sum(bool(present[IGNORE] and not present[1:IGNORE].any()) for present in values)
+        indices = sum(bool(present[1 : source.num_labels or 2].any()) for present in values)
+        # Soft edges of 0/255 pictures hold values between.
+        soft = sum(bool(present[IGNORE] and present[source.num_labels or 2 : IGNORE].any()) for present in values)
+        if source.mask_values == "auto" and source.palette is None and pictures and pictures + soft > indices:
+            return MaskEncoding("binary", source.num_labels, source.label_map, exact=True), str(error)
+        return MaskEncoding("index", source.num_labels, source.label_map, palette=source.palette), str(error)
+
+
+class _Chunks(Dataset):
+    """Facts of a chunk of rows at a time, with the split and the index of each."""
+
+    def __init__(self, tables: dict[str, datasets.Dataset], examiner: Examiner) -> None:
+        self.tables, self.examiner = tables, examiner
+        self.starts = [(name, start) for name, table in tables.items() for start in range(0, len(table), CHUNK)]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> list[tuple[str, int, SampleFacts]]:
+        split, start = self.starts[index]
+        batch = self.tables[split][start : start + CHUNK]
+        rows = (dict(zip(batch, values)) for values in zip(*batch.values()))
+        return [(split, start + place, self.examiner(row)) for place, row in enumerate(rows)]
+
+
+def _examined(
+    tables: dict[str, datasets.Dataset], examiner: Examiner, processes: int | None
+) -> Iterator[tuple[str, int, SampleFacts]]:
+    """Facts of every row, in order; a bounded number of chunks is under way."""
+    total = sum(len(table) for table in tables.values())
+    if processes is None:
+        processes = min(MAX_PROCESSES, os.cpu_count() or 1) if total > ALONE else 0
+    loader = DataLoader(_Chunks(tables, examiner), batch_size=None, num_workers=processes)
+    with tqdm(total=total, unit="image", disable=not sys.stderr.isatty()) as bar:
+        for chunk in loader:
+            yield from chunk
+            bar.update(len(chunk))

@@ -1,0 +1,89 @@
+"""Images that are there twice: within a split, or on both sides of a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..data.loading import Source
+from ..data.splits import group_keys
+from ..errors import UserError
+from .findings import ERROR, WARNING, Finding, from_message
+from .hashes import equal_pairs, near_pairs
+from .sample import image_name
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+def check_leakage(
+    tables: Mapping[str, datasets.Dataset], records: Mapping[str, np.ndarray], source: Source
+) -> Iterator[Finding]:
+    """Pairs of images that are equal in every pixel, then of those that look alike; the later file is named.
+
+    Across splits this is leakage, an error where the pixels are equal. Equal images of one split are duplicates, and
+    a contradiction where their masks differ. Training images come first: an image is compared with the first twin.
+    """
+    together = np.concatenate(list(records.values()))
+    places = [(split, index) for split, table in tables.items() for index in range(len(table))]
+
+    def named(place: int) -> str:
+        split, index = places[place]
+        return image_name(source.reader, tables[split][index])
+
+    told = set()
+    for first, later in equal_pairs(together["image"]):
+        told.add(later)
+        split, other = places[later][0], places[first][0]
+        if split != other:
+            value, mend = f"the same pixels as {named(first)} of {other}", f"remove it from {split} or {other}"
+            yield Finding(ERROR, "leakage", named(later), value, mend)
+            continue
+        masks = together["mask"][[first, later]]
+        if masks.all() and masks[0] != masks[1]:
+            value, mend = f"the same pixels as {named(first)}, with another mask", "keep the right one of the two"
+            yield Finding(WARNING, "contradiction", named(later), value, mend)
+        else:
+            yield Finding(
+                WARNING, "duplicate", named(later), f"the same pixels as {named(first)}", "remove one of them"
+            )
+    for first, later in near_pairs(together["hash"], together["thumbnail"]):
+        if later in told:
+            continue
+        split, other = places[later][0], places[first][0]
+        if split == other:
+            value = f"looks like {named(first)}"
+            yield Finding(WARNING, "near-duplicate", named(later), value, "if they are one picture, remove one")
+        else:
+            value = f"looks like {named(first)} of {other}"
+            mend = "if they are one picture or scene, keep them on one side (group_by)"
+            yield Finding(WARNING, "leakage", named(later), value, mend)
+
+
+def check_groups(tables: Mapping[str, datasets.Dataset], source: Source, group_by: str | None) -> Iterator[Finding]:
+    """Groups (patients, scenes) on both sides; splits that were drawn by `group_by` have none."""
+    if group_by is None:
+        return
+    home: dict[str, str] = {}
+    for split, table in tables.items():
+        try:
+            keys = group_keys(table["id"], group_by)
+        except UserError as error:
+            yield from_message(str(error), source_name(source), "group-by")
+            return
+        across: dict[str, int] = {}
+        for index, key in enumerate(keys):
+            if home.setdefault(key, split) != split:
+                across.setdefault(key, index)
+        for key, index in across.items():
+            file = image_name(source.reader, table[index])
+            value = f"group {key!r} of {split} is in {home[key]}, too"
+            yield Finding(ERROR, "leakage", file, value, "move the group to one side")
+
+
+def source_name(source: Source) -> str:
+    """What a finding about all ids is filed under."""
+    return f"ids of {' and '.join(source.tables)}"

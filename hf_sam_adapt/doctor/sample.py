@@ -1,0 +1,236 @@
+"""One image with its mask: what is wrong with it, and the numbers that the checks of the whole data set need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.channels import ARRAY_SUFFIX, displayable
+from ..data.dataset import Reader, size_message
+from ..data.encoding import MaskEncoding, map_present, present_values
+from ..data.images import EXIF_ORIENTATION, IGNORE
+from ..data.palettes import to_labels, unknown_colours
+from ..errors import UserError
+from .findings import ERROR, WARNING, Finding, from_message
+from .hashes import THUMBNAIL, digest, perceptual
+
+
+# What is kept of each image, about 300 bytes.
+RECORD = np.dtype(
+    [
+        ("read", bool),  # image and mask could be read and fit
+        ("image", np.uint64),  # digest, 0 = unreadable
+        ("mask", np.uint64),
+        ("hash", np.uint64),
+        ("thumbnail", np.uint8, (THUMBNAIL, THUMBNAIL)),
+        ("foreground", np.float32),  # share of the labelled pixels
+        ("border", np.float32),  # share of the labelled pixels of the image's edge
+        ("depth", np.uint8),  # of grey images of 16 bits: 12 or 16 bits used; 0 = others
+    ]
+)
+MAX_STATISTICS = 500_000  # pixels that a channel's statistics are taken of
+SMALLEST_SIDE = 16
+MOST_STRETCHED = 10
+TURNS_UNSEEN = (2, 3, 4)  # EXIF orientations that keep height and width: the mask's size cannot tell them
+
+
+@dataclass
+class SampleFacts:
+    """What one row says.
+
+    Attributes:
+        findings: about this image or mask alone.
+        record: scalar of `RECORD`.
+        size: (height, width) of the image.
+        classes: int64 (K,), pixels of each class.
+        objects: connected components of the classes above 0, and how many of them are smaller than a mask pixel.
+        channels: float64 (4, C): mean, variance, smallest and largest value.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    record: np.void = field(default_factory=lambda: np.zeros((), RECORD)[()])
+    size: tuple[int, int] | None = None
+    classes: np.ndarray | None = None
+    objects: tuple[int, int] = (0, 0)
+    channels: np.ndarray | None = None
+
+    def warn(self, code: str, file: str, value: str, mend: str) -> None:
+        self.findings.append(Finding(WARNING, code, file, value, mend))
+
+    def refuse(self, message: str, file: str, code: str | None = None) -> None:
+        """A training would end with this message."""
+        self.findings.append(from_message(message, file, code))
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """Examines rows.
+
+    Attributes:
+        reader, encoding: of the data set, as a training uses them.
+        photographs: images are read as RGB of 8 bits.
+        mixed: whether to look for masks of the other encoding.
+        mask_size: side of the decoder's mask in pixels.
+        amplitudes: whether the values must not be negative.
+    """
+
+    reader: Reader
+    encoding: MaskEncoding
+    photographs: bool
+    mixed: bool
+    mask_size: int
+    amplitudes: bool = False
+
+    def __call__(self, row: dict[str, Any]) -> SampleFacts:
+        facts = SampleFacts()
+        image = self._image(row, facts)
+        stored, lossy = self._mask(row, facts)
+        if image is None or stored is None:
+            return facts
+        name = self.reader.name(row)
+        if stored.shape[:2] != image.shape[:2]:
+            facts.refuse(size_message(name, stored.shape[:2], image.shape[:2]), name, "size-mismatch")
+            return facts
+        mask = self._decoded(stored, lossy, name, facts)
+        if mask is not None:
+            self._classes(mask, name, facts)
+            facts.record["read"] = True
+        return facts
+
+    def _image(self, row: dict[str, Any], facts: SampleFacts) -> np.ndarray | None:
+        name = image_name(self.reader, row)
+        try:
+            image = self.reader.read_image(row)
+            if self.photographs:
+                self._file(self.reader.path(row), facts)
+        except Exception as error:  # decoders raise types of many libraries
+            facts.refuse(_message(error, name), name)
+            return None
+        height, width = facts.size = image.shape[:2]
+        facts.record["image"] = digest(image)
+        if min(height, width) < SMALLEST_SIDE or max(height, width) > MOST_STRETCHED * min(height, width):
+            mend = "cut or remove it, the network's input is a square"
+            facts.warn("odd-size", name, f"{width}x{height} pixels", mend)
+        if (image == image[0, 0]).all():
+            facts.warn("flat-image", name, "one colour everywhere", "replace or remove it")
+        else:
+            facts.record["hash"], facts.record["thumbnail"] = perceptual(displayable(image))
+        step = int(np.ceil(np.sqrt(height * width / MAX_STATISTICS)))
+        pixels = image[::step, ::step].reshape(-1, image.shape[2])  # (H, W, C) -> (N, C)
+        mean, variance = pixels.mean(axis=0, dtype=np.float64), pixels.var(axis=0, dtype=np.float64)
+        facts.channels = np.stack([mean, variance, pixels.min(axis=0), pixels.max(axis=0)])
+        if self.amplitudes and facts.channels[2].min() < 0:
+            value = f"smallest value {facts.channels[2].min():g}, but db needs amplitudes"
+            facts.refuse(f"{value}; set normalization to percentile", name, "normalization")
+        return image
+
+    def _file(self, path: str | None, facts: SampleFacts) -> None:
+        """What reading as RGB of 8 bits hides."""
+        if path is None or path.endswith(ARRAY_SUFFIX):
+            return
+        with Image.open(path) as image:
+            if image.format in ("JPEG", "MPO", "TIFF", "WEBP"):
+                turned = image.getexif().get(EXIF_ORIENTATION, 1)
+                if turned in TURNS_UNSEEN or (turned > 4 and image.width == image.height):
+                    value = f"EXIF orientation {turned}, and the size does not tell whether the mask is turned, too"
+                    mend = "store image and mask upright, without orientation"
+                    facts.warn("orientation", path, value, mend)
+            if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] < 255:
+                value, mend = (
+                    "transparent pixels, which are read as opaque",
+                    "store it without alpha",
+                )
+                facts.warn("alpha", path, value, mend)
+            if image.mode.startswith("I"):
+                facts.record["depth"] = 12 if np.asarray(image).max() <= 4095 else 16
+
+    def _mask(self, row: dict[str, Any], facts: SampleFacts) -> tuple[np.ndarray | None, bool]:
+        """Stored values (of colours, classes) and whether they are stored lossily; None where that is refused."""
+        name = self.reader.name(row)
+        try:
+            stored, lossy = self.reader.read_mask(row)
+        except Exception as error:  # decoders raise types of many libraries
+            facts.refuse(_message(error, name), name)
+            return None, False
+        if stored.ndim == 3 and self.encoding.palette is not None and not lossy:
+            unknown = unknown_colours(stored, self.encoding.palette)
+            if unknown:
+                (colour, _), total = unknown.most_common(1)[0], unknown.total()
+                value = f"{total} pixels of colours that the palette does not hold, mostly {colour}, are ignored"
+                severity = ERROR if total == stored.shape[0] * stored.shape[1] else WARNING
+                facts.findings.append(Finding(severity, "palette", name, value, "add the colour to palette"))
+            stored = to_labels(stored, self.encoding.palette)
+        elif stored.ndim == 2 and self.encoding.palette is not None:
+            value = "one value a pixel, though palette says that masks are coloured"
+            facts.refuse(f"{value}; store all masks alike", name, "mixed-encoding")
+            return None, False
+        return stored, lossy
+
+    def _decoded(self, stored: np.ndarray, lossy: bool, name: str, facts: SampleFacts) -> np.ndarray | None:
+        """Classes, or None where a training refuses the mask."""
+        values = map_present(present_values(stored), self.encoding.label_map)
+        if self.mixed and not lossy:
+            binary, classes = self.encoding.mask_values == "binary", (self.encoding.num_labels or 2) - 1
+            index_mask = values[1 : classes + 1].any() and not values[classes + 1 :].any()
+            if index_mask if binary else values[IGNORE] and not values[1:IGNORE].any():
+                value = "class indices, others hold 255" if binary else "255 and no class, others hold classes"
+                mend = "set mask_values to index (255 = ignore) or binary (above 0 is foreground), or mend it"
+                facts.refuse(f"{value}; {mend}", name, "mixed-encoding")
+                return None
+        try:
+            return self.encoding.decode(stored, lossy, name)
+        except UserError as error:
+            facts.refuse(str(error), name)
+            return None
+
+    def _classes(self, mask: np.ndarray, name: str, facts: SampleFacts) -> None:
+        counts = np.bincount(mask.ravel(), minlength=256)
+        number = self.encoding.num_labels or 2
+        facts.classes, labelled = counts[:number], int(counts[:number].sum())
+        facts.record["mask"] = digest(mask)
+        if not labelled:
+            value, mend = "255 = ignore everywhere: nothing is learned or measured", "check label_map and mask_values"
+            facts.warn("ignored-mask", name, value, mend)
+            return
+        edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+        facts.record["foreground"] = 1 - counts[0] / labelled
+        facts.record["border"] = (edge[edge != IGNORE] != 0).mean() if (edge != IGNORE).any() else 0
+        if counts[0] == labelled:
+            value, mend = "no foreground", "remove it with its image, unless there is nothing to see"
+            facts.warn("empty-mask", name, value, mend)
+        elif number == 2 and not counts[0]:
+            mend = "check it, the object can hardly be all of the image"
+            facts.warn("full-mask", name, "foreground everywhere", mend)
+        pixel = (max(mask.shape) / self.mask_size) ** 2
+        facts.objects = count_objects(mask, number, pixel)
+        if 0 < facts.objects[0] == facts.objects[1]:
+            value = f"no object is as large as a pixel of the predicted mask ({pixel:.3g} pixels of the image)"
+            mend = "cut the image into tiles, or raise image_size"
+            facts.warn("tiny-object", name, value, mend)
+
+
+def count_objects(mask: np.ndarray, num_labels: int, smallest: float) -> tuple[int, int]:
+    """Connected components of each class above 0 of uint8 (H, W), and how many have fewer than `smallest` pixels."""
+    from scipy import ndimage
+
+    total = tiny = 0
+    for label in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[1:num_labels]) + 1:
+        numbered, count = ndimage.label(mask == label, structure=np.ones((3, 3), bool))
+        total += count
+        tiny += int((np.bincount(numbered.ravel(), minlength=count + 1)[1:] < smallest).sum())
+    return total, tiny
+
+
+def image_name(reader: Reader, row: dict[str, Any]) -> str:
+    """What findings call the image of a row."""
+    return reader.path(row) or f"row {row['id']}, column image"
+
+
+def _message(error: Exception, name: str) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    said = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+    return f"{name}: {said}; remove or replace the file"

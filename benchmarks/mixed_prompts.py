@@ -38,9 +38,10 @@ Scores = dict[str, float]  # what was measured -> score
 
 
 def street(data: Path, value: int) -> Any:
-    """The test images of camvid with one class as the foreground."""
+    """Every second test image of camvid (they are frames of films) with one class as the foreground."""
     label_map = {label: int(label == value) for label in range(1, 12)} | {0: 255}
-    return load_segmentation_dataset(str(data / "camvid"), mask_values="index", label_map=label_map).test
+    test = load_segmentation_dataset(str(data / "camvid"), mask_values="index", label_map=label_map).test
+    return test.select(range(0, len(test), 2))
 
 
 def tested(name: str, domain: str, seed: int, args: Namespace, metrics: dict[str, Any] | None = None) -> Scores:

@@ -172,7 +172,7 @@ def _draw_samples(path: Path, rows: Sequence[_Row], names: Sequence[str]) -> Non
     for row, line in zip(rows, axes, strict=True):
         image, mask = displayable(row.sample.image), row.sample.mask
         line[0].imshow(image)
-        _draw_prompt(line[0], row.prompt)
+        draw_prompt(line[0], row.prompt)
         line[0].set_title(row.rank)
         truth = overlay(image, (mask != 0) & (mask != IGNORE), TRUTH_COLOUR)
         line[1].imshow(overlay(truth, mask == IGNORE, IGNORED_COLOUR))
@@ -190,7 +190,8 @@ def print_sample_names(path: Path, rows: Sequence[tuple[str, Sample]]) -> None:
     print(f"{path.name} shows {', '.join(f'{sample.id} ({rank})' for rank, sample in rows)}.")
 
 
-def _draw_prompt(axis: Axes, prompt: Prompt) -> None:
+def draw_prompt(axis: Axes, prompt: Prompt) -> None:
+    """Draws the boxes, points or mask outlines of a prompt in image coordinates over its image."""
     if prompt.kind == "box":
         for x1, y1, x2, y2 in np.asarray(prompt.boxes):
             # Inclusive pixel indices: the box reaches half a pixel beyond the centres.

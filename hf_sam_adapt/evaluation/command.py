@@ -18,7 +18,7 @@ from .inference import routed
 
 
 if TYPE_CHECKING:
-    from ..data import SegmentationData
+    from ..data import SegmentationData, SegmentationSplit
 
 
 def _key(default: Any, help: str) -> Any:
@@ -52,6 +52,10 @@ class EvaluateArguments:
     metrics: list[str] | None = _key(
         None, f"Further metrics without prompts: {' '.join(PROMPTLESS_METRICS)}; unset = the run's."
     )
+    clicks: int = _key(0, "Also let a simulated user click on each object, at most so often; 20 is usual; 0 = not.")
+    prompt_sensitivity: Literal["box", "point"] | None = _key(
+        None, "Also measure what changes when this prompt is moved to another object or taken away."
+    )
     batch_size: int = _key(4, "Images encoded together.")
     num_workers: int = _key(0, "Processes that load images; 0 = the main process itself.")
     precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
@@ -73,6 +77,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     from ..data import load_segmentation_dataset
     from ..metrics import constant_mask
     from ..report import print_table, save_samples, write_json
+    from ..report_prompts import print_prompt_tables, save_sensitivity
 
     chosen = _chosen_data(args)
     output_dir = _checked(args, chosen)
@@ -101,6 +106,8 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
         "num_workers": args.num_workers,
     }
     if num_labels is not None:
+        if args.clicks or args.prompt_sensitivity:
+            raise UserError("clicks, prompt_sensitivity: classes are segmented without prompts; leave them unset")
         if prompts != ["none"]:
             raise UserError(f"prompts: {' '.join(prompts)}, but classes are segmented without prompts; leave it unset")
         constant_map = constant_labels(data.train, num_labels)
@@ -113,16 +120,36 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
         result = evaluate(
             model, processor, split, prompts, constant=constant, metrics=further, seed=seed, **how, **choice
         )
+        answers = _of_prompts(args, model, processor, split, how | choice)
     if state.is_main_process:
-        metrics = {"test": result.test, "measured_on": measured_on}
+        metrics = {"test": result.test, "measured_on": measured_on, **answers}
         print_table(metrics)
+        print_prompt_tables(metrics)
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
             write_json(output_dir / "metrics.json", metrics)
             path = output_dir / "samples.png"
             with routed(model, args.domain):
                 save_samples(path, model, processor, split, result, precision=args.precision, seed=seed, **choice)
+                if args.prompt_sensitivity:
+                    path, part = output_dir / "prompt_sensitivity.png", answers["prompt_sensitivity"]
+                    save_sensitivity(path, model, processor, split, part, precision=args.precision, **choice)
     return result
+
+
+def _of_prompts(
+    args: EvaluateArguments, model: nn.Module, processor: SamAdaptProcessor, split: SegmentationSplit, how: dict
+) -> dict[str, Any]:
+    """The parts of metrics.json that `clicks` and `prompt_sensitivity` ask for."""
+    from .clicks import evaluate_clicks
+    from .sensitivity import prompt_sensitivity
+
+    parts: dict[str, Any] = {}
+    if args.clicks:
+        parts["clicks"] = evaluate_clicks(model, processor, split, args.clicks, **how)
+    if args.prompt_sensitivity:
+        parts["prompt_sensitivity"] = prompt_sensitivity(model, processor, split, args.prompt_sensitivity, **how)
+    return parts
 
 
 def _report_classes(
@@ -206,6 +233,8 @@ def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
     for name in ("batch_size", "num_workers"):
         if getattr(args, name) < (name == "batch_size"):
             raise UserError(f"{name}: {getattr(args, name)} is too small")
+    if args.clicks < 0:
+        raise UserError(f"clicks: {args.clicks} is below 0")
     if args.output_dir is None:
         return None
     folder = Path(args.output_dir)

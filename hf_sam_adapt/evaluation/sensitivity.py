@@ -1,0 +1,149 @@
+"""Whether a model still listens to its prompt: the same object with its own prompt, another object's, and none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers.image_processing_utils import BatchFeature
+
+from ..data.images import IGNORE
+from ..forward import ImageEmbeddings, segment
+from ..processing import SamAdaptProcessor
+from ..prompts import Prompt, derive_prompts
+from .inference import embeddings_of, inference, model_inputs, rank_and_world, variants_of
+
+
+if TYPE_CHECKING:
+    from ..data import Sample, SegmentationSplit
+    from ..embeddings.split import EmbeddedSample, EmbeddedSplit
+
+MAX_OBJECTS = 8  # of an image that are prompted
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one object's prompt gave.
+
+    Attributes:
+        index: of the image in the split.
+        iou: `own`, `moved` (the prompt of another object of the image) and `removed` (no prompt), each against the
+            object; `moved` is missing for the only object of an image.
+        change: `moved` and `removed`, 1 - IoU of that mask against the mask of the object's own prompt.
+    """
+
+    index: int
+    iou: dict[str, float]
+    change: dict[str, float]
+
+
+def prompt_sensitivity(
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    split: SegmentationSplit | EmbeddedSplit,
+    kind: str = "box",
+    *,
+    batch_size: int = 4,
+    adapted: bool = True,
+    zero_shot: bool = True,
+    zero_shot_model: nn.Module | None = None,
+    precision: str = "no",
+    num_workers: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Moves each object's prompt to another object and takes it away, and measures how the mask changes.
+
+    A model that has forgotten its prompts gives the same mask each time: `change` near 0, the three IoUs equal. One
+    that follows them leaves the object when its prompt does: `iou.moved` near 0, `change.moved` near 1. Each image is
+    encoded once. In a distributed run every rank calls it; all return the same.
+
+    Args:
+        model, adapted, zero_shot, zero_shot_model: see `variants_of`.
+        split: images with masks, or their embeddings; of each its 8 largest connected components are the objects.
+        kind: "box" or "point".
+
+    Returns:
+        `{"prompt": kind, "objects": n, "pairs": m, "zero_shot": {"iou": {"own", "moved", "removed"}, "change":
+        {"moved", "removed"}}, "adapted": {…}}`, means over the n objects, of `moved` over the m that are not alone;
+        None where there is none to average, and for a model that was not run.
+    """
+    variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
+    rank, world = rank_and_world()
+    rows = range(rank, len(split), world)
+    loader = DataLoader(split, batch_size=batch_size, sampler=rows, num_workers=num_workers, collate_fn=list)
+    answers: dict[str, list[Answer]] = {variant.name: [] for variant in variants}
+    bar = tqdm(total=len(split), desc="sensitivity", unit="image", disable=not progress or rank > 0, leave=False)
+    with bar, inference([variant.model for variant in variants], precision):
+        for samples in loader:
+            prompts = [derive_prompts(sample.mask, kind, max_objects=MAX_OBJECTS) for sample in samples]
+            inputs = model_inputs(processor, samples)
+            for variant in variants:
+                with variant.active():
+                    embeddings = embeddings_of(variant.model, inputs)
+                    masks = own_and_removed(variant.model, processor, inputs, embeddings, prompts)
+                for sample, prompt, (own, removed) in zip(samples, prompts, masks):
+                    answers[variant.name] += _answers(sample, np.asarray(prompt.targets), own, removed)
+            bar.update(min(len(samples) * world, bar.total - bar.n))
+    if world > 1:
+        parts: list[Any] = [None] * world
+        dist.all_gather_object(parts, answers)
+        answers = {name: [one for part in parts for one in part[name]] for name in answers}
+    first = next(iter(answers.values()))
+    found = {name: _means(answers[name]) if answers.get(name) else None for name in ("zero_shot", "adapted")}
+    pairs = sum("moved" in answer.iou for answer in first)
+    return {"prompt": kind, "objects": len(first), "pairs": pairs, **found}
+
+
+def own_and_removed(
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    inputs: BatchFeature,
+    embeddings: ImageEmbeddings,
+    prompts: Sequence[Prompt],
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Masks at original size, bool (n, H, W) with the prompt of each object and (H, W) without a prompt, per image."""
+    sizes, reshaped = inputs["original_sizes"], inputs["reshaped_input_sizes"]
+    ready = processor.transform_prompts(prompts, sizes)
+    found = []
+    for parts in (ready, [Prompt("none")] * len(ready)):
+        logits = segment(model, None, parts, image_embeddings=embeddings)
+        full = processor.post_process_masks(logits, sizes, reshaped)
+        found.append([(one > 0).cpu().numpy() for one in full])
+    return [(own, removed[0]) for own, removed in zip(*found, strict=True)]
+
+
+def _answers(
+    sample: Sample | EmbeddedSample, targets: np.ndarray, own: np.ndarray, removed: np.ndarray
+) -> list[Answer]:
+    known = sample.mask != IGNORE
+    answers = []
+    for number, (target, mask) in enumerate(zip(targets, own)):
+        others = {"removed": removed}
+        if len(targets) > 1:
+            others["moved"] = own[(number + 1) % len(own)]
+        iou = {"own": _iou(mask, target, known)} | {name: _iou(one, target, known) for name, one in others.items()}
+        change = {name: 1 - _iou(mask, one, known) for name, one in others.items()}
+        answers.append(Answer(sample.index, iou, change))
+    return answers
+
+
+def _iou(one: np.ndarray, other: np.ndarray, known: np.ndarray) -> float:
+    union = ((one | other) & known).sum()
+    return float((one & other & known).sum() / union) if union else 1.0
+
+
+def _means(answers: Sequence[Answer]) -> dict[str, dict[str, float | None]]:
+    def mean(values: list[float]) -> float | None:
+        return float(np.mean(values)) if values else None
+
+    iou, change = ([getattr(answer, name) for answer in answers] for name in ("iou", "change"))
+    return {
+        "iou": {name: mean([one[name] for one in iou if name in one]) for name in ("own", "moved", "removed")},
+        "change": {name: mean([one[name] for one in change if name in one]) for name in ("moved", "removed")},
+    }

@@ -1,0 +1,52 @@
+"""The bias folded into the product of queries and keys, for kernels that take no bias: flash attention on GPUs."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .positions import relative_scores
+
+
+def folded_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T + bias) v by `scaled_dot_product_attention` without a mask.
+
+    q' = [q, q.H / scale, q.W / scale] and k' = [k, onehot(row), onehot(column)] have the product scale q' k'^T = scale
+    q k^T + bias. Flash attention wants heads of one size, so 16-bit values get zeros; the memory-efficient kernel that
+    fp32 takes does not.
+
+    Args:
+        qkv: (B, S, 3, heads, d), S = height * width.
+        table_h: (height, height, d), H of every query row and key row.
+        table_w: (width, width, d), W of every query column and key column.
+        scale: factor of q k^T; the bias is not scaled.
+
+    Returns:
+        (B, S, heads, d).
+    """
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, S, d)
+    # Divided before they are rounded: as exact in 16 bits as the tables themselves.
+    rel_h, rel_w = relative_scores(q, (table_h / scale).to(q.dtype), (table_w / scale).to(q.dtype))
+    queries, keys = fold(q, k, rel_h, rel_w)
+    width = v.shape[-1]
+    if v.dtype in (torch.bfloat16, torch.float16):
+        v = F.pad(v, (0, queries.shape[-1] - width))
+    attended = F.scaled_dot_product_attention(queries, keys, v, scale=scale)
+    return attended[..., :width].transpose(1, 2)
+
+
+def fold(q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:
+    """q' and k' of heads that are a multiple of 8 long, which the kernels demand.
+
+    Args:
+        q: (B, heads, S, d), as k.
+        k: the keys, row by row of the map.
+        rel_h: (B, heads, S, h), what each row of keys adds to q k^T.
+        rel_w: (B, heads, S, w), what each column of keys adds.
+    """
+    batch, heads, length, width = q.shape
+    height, columns = rel_h.shape[-1], rel_w.shape[-1]
+    fill = -(width + height + columns) % 8
+    place = torch.arange(length, device=k.device)
+    onehot = torch.cat([F.one_hot(place // columns, height), F.one_hot(place % columns, columns + fill)], dim=-1)
+    queries = torch.cat([q, rel_h.to(q.dtype), F.pad(rel_w.to(q.dtype), (0, fill))], dim=-1)
+    return queries, torch.cat([k, onehot.to(k.dtype).expand(batch, heads, -1, -1)], dim=-1)

@@ -1,0 +1,287 @@
+"""Every kind of attention against transformers' eager one, on random SAMs whose relative positions matter."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from sams import perturb, random_sam, random_vision_sam, randomise, sam_config
+from transformers import SamVisionModel
+
+from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig
+from hf_sam_adapt.attention import attention_kind, restore_attention, use_fast_attention
+from hf_sam_adapt.attention.fast import attention_modules
+from hf_sam_adapt.attention.folded import folded_attention
+from hf_sam_adapt.attention.tiles import tiled_attention
+from hf_sam_adapt.errors import UserError
+
+
+def pixels(batch: int = 2, size: int = 64, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size).to(dtype)
+
+
+def built_with(kind: str, **config) -> SamVisionModel:
+    """A random SAM whose own attention is of `kind`."""
+    return randomise(SamVisionModel._from_config(sam_config(**config).vision_config, attn_implementation=kind))
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference relative to the largest value."""
+    return ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
+
+
+def step(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Output and gradients of every parameter that requires one, and of the images."""
+    images = images.clone().requires_grad_()
+    model.zero_grad()
+    output = model(images).last_hidden_state
+    output.pow(2).mean().backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return output.detach(), grads | {"images": images.grad}
+
+
+def assert_equal_steps(model, other, images, forward=1e-13, backward=1e-11) -> None:
+    (output, grads), (wanted, wanted_grads) = step(model, images), step(other, images)
+    assert difference(output, wanted) <= forward
+    assert grads.keys() == wanted_grads.keys()
+    for name, value in grads.items():
+        assert difference(value, wanted_grads[name]) <= backward, name
+
+
+@pytest.mark.parametrize("kind", ["auto", "folded"])
+def test_equals_sdpa_in_fp64(kind):
+    plain = random_vision_sam().double()
+    fast = copy.deepcopy(plain)
+    use_fast_attention(fast, kind)
+    assert_equal_steps(fast, plain, pixels(dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["auto", "folded", "sdpa", "eager"])
+def test_equals_eager(kind):
+    plain = built_with("eager")
+    assert attention_kind(plain) == "eager"
+    fast = copy.deepcopy(plain)
+    use_fast_attention(fast, kind)
+    assert_equal_steps(fast, plain, pixels(), forward=1e-5, backward=1e-4)
+
+
+@pytest.mark.parametrize("function", [tiled_attention, folded_attention])
+@pytest.mark.parametrize(
+    ("height", "width", "batch", "heads", "size"), [(7, 5, 3, 2, 8), (40, 33, 1, 2, 20), (2, 9, 2, 1, 4)]
+)
+def test_functions_on_maps_of_any_shape(function, height, width, batch, heads, size):
+    def reference(qkv, table_h, table_w, scale):
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        maps = q.unflatten(2, (height, width))
+        rel_h = torch.einsum("bnhwc,hkc->bnhwk", maps, table_h)[..., :, None]
+        rel_w = torch.einsum("bnhwc,wkc->bnhwk", maps, table_w)[..., None, :]
+        scores = scale * q @ k.mT + (rel_h + rel_w).reshape(batch, heads, height * width, height * width)
+        return (scores.softmax(-1) @ v).transpose(1, 2)
+
+    shapes = ((batch, height * width, 3, heads, size), (height, height, size), (width, width, size))
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    upstream = torch.randn(batch, height * width, heads, size, dtype=torch.float64)
+    results = []
+    for compute in (function, reference):
+        output = compute(*inputs, 0.3)
+        results.append((output, *torch.autograd.grad(output, inputs, upstream)))
+    for value, wanted, limit in zip(*results, (1e-13, 1e-11, 1e-11, 1e-11)):
+        assert value.shape == wanted.shape
+        assert difference(value, wanted) <= limit
+
+
+def test_16_bit_numbers_are_no_worse_than_sdpa():
+    exact = random_vision_sam()
+    images, errors = pixels(), {}
+    wanted, wanted_grads = step(exact, images)
+    for kind in ("sdpa", "folded"):
+        model = copy.deepcopy(exact).bfloat16()
+        use_fast_attention(model, kind)
+        output, grads = step(model, images.bfloat16())
+        spread = [(grads[name].double() - wanted_grads[name]).norm() / wanted_grads[name].norm() for name in grads]
+        errors[kind] = (output.double() - wanted).norm(), torch.stack(spread).mean()
+    for ours, theirs in zip(errors["folded"], errors["sdpa"]):
+        assert ours <= 1.05 * theirs
+
+
+def test_a_single_layer_in_16_bits_is_more_exact_than_sdpa():
+    model = random_vision_sam(layers=1, image_size=128, global_attn_indexes=[0])
+    (attention,) = attention_modules(model)
+    hidden = torch.randn(1, 16, 16, 32)
+    with torch.no_grad():
+        exact = attention(hidden)[0]
+        attention.bfloat16()
+        theirs = attention(hidden.bfloat16())[0]
+        use_fast_attention(model, "folded")
+        ours = attention(hidden.bfloat16())[0]
+    assert (ours - exact).norm() <= (theirs - exact).norm()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False),
+        ConvLoraConfig(init_weights=False, decoder="frozen"),
+        SamAdapterConfig(init_weights=False),
+        CwsamConfig(init_weights=False),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_adapters_before_and_after(config, before):
+    torch.manual_seed(0)
+    plain = get_peft_model(random_vision_sam(), config).double().eval()
+    base = random_vision_sam()
+    if before:
+        use_fast_attention(base)
+    torch.manual_seed(0)
+    fast = get_peft_model(base, config).double().eval()
+    if not before:
+        use_fast_attention(fast)
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    fast.load_state_dict(plain.state_dict())
+    images = pixels(dtype=torch.float64)
+    assert_equal_steps(fast, plain, images)
+    with fast.disable_adapter(), plain.disable_adapter():
+        assert difference(fast(images).last_hidden_state, plain(images).last_hidden_state) <= 1e-13
+    assert attention_kind(fast.unload()) == "auto"
+
+
+def test_names_classes_and_values_stay_and_it_can_be_undone():
+    model = random_sam()
+    images, state = pixels(), {key: value.clone() for key, value in model.state_dict().items()}
+    classes = [type(module) for module in model.modules()]
+    with torch.no_grad():
+        own = model.vision_encoder(images).last_hidden_state
+        use_fast_attention(model, "eager")
+        assert attention_kind(model) == "eager"
+        use_fast_attention(model, "folded")
+        fast = model.vision_encoder(images).last_hidden_state
+        assert attention_kind(model) == "folded"
+        assert [type(module) for module in model.modules()] == classes
+        assert model.state_dict().keys() == state.keys()
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+        restore_attention(model)
+        assert attention_kind(model) == "sdpa"
+        assert torch.equal(model.vision_encoder(images).last_hidden_state, own)
+    torch.testing.assert_close(fast, own, atol=1e-4, rtol=1e-4)
+
+
+def test_copies_and_pickles_are_models_of_their_own():
+    model = random_vision_sam()
+    use_fast_attention(model, "folded")
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    images = pixels()
+    with torch.no_grad():
+        wanted = model(images).last_hidden_state
+        copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)
+        perturb(model)
+        for other in copies:
+            assert attention_kind(other) == "folded"
+            assert torch.equal(other(images).last_hidden_state, wanted)
+            for attention in attention_modules(other):
+                assert attention.forward.attention is attention
+
+
+def test_another_input_size_interpolates_as_transformers_does():
+    sam = random_sam().double()
+    plain, fast = (
+        get_peft_model(copy.deepcopy(sam), SamAdapterConfig(image_size=96, init_weights=False)) for _ in range(2)
+    )
+    fast.load_state_dict(plain.state_dict())
+    use_fast_attention(fast)
+    images = pixels(size=96, dtype=torch.float64)
+    encoders = [model.base_model.model.vision_encoder for model in (fast, plain)]
+    assert_equal_steps(*encoders, images)
+    for attention in (next(attention_modules(encoder)) for encoder in encoders):
+        torch.manual_seed(0)
+        attention.rel_pos_h = torch.nn.Parameter(torch.randn(9, 16, dtype=torch.float64))
+        attention.rel_pos_w = torch.nn.Parameter(torch.randn(21, 16, dtype=torch.float64))
+    assert_equal_steps(*encoders, images)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing(reentrant):
+    plain = random_vision_sam().double().train()
+    fast = copy.deepcopy(plain)
+    use_fast_attention(fast)
+    fast.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert_equal_steps(fast, plain, pixels(dtype=torch.float64))
+
+
+def test_autocast():
+    model = random_vision_sam()
+    images = pixels()
+    with torch.no_grad():
+        exact = model(images).last_hidden_state
+        with torch.autocast("cpu", torch.bfloat16):
+            theirs = model(images).last_hidden_state
+            use_fast_attention(model)
+            ours = model(images).last_hidden_state
+    assert ours.dtype == theirs.dtype
+    assert (ours - exact).norm() <= 1.05 * (theirs - exact).norm()
+
+
+def test_a_named_kind_is_used_or_raises():
+    with pytest.raises(UserError, match="unknown 'fast'"):
+        use_fast_attention(random_vision_sam(), "fast")
+    with pytest.raises(UserError, match="no image encoder"):
+        use_fast_attention(torch.nn.Linear(2, 2))
+    without = random_vision_sam(use_rel_pos=False)
+    with pytest.raises(UserError, match="folded cannot be used, for it has no relative positions"):
+        use_fast_attention(without, "folded")
+    images = pixels()
+    wanted = without(images).last_hidden_state
+    use_fast_attention(without, "auto")
+    assert torch.equal(without(images).last_hidden_state, wanted)
+    dropout = built_with("eager", attention_dropout=0.5).train()
+    with pytest.raises(UserError, match="dropout"):
+        use_fast_attention(dropout, "flex")
+    use_fast_attention(dropout, "auto")
+    torch.manual_seed(0)
+    fast = dropout(images).last_hidden_state
+    restore_attention(dropout)
+    torch.manual_seed(0)
+    assert torch.equal(fast, dropout(images).last_hidden_state)
+
+
+def test_flex_has_no_gradients_on_a_cpu():
+    model = random_vision_sam()
+    use_fast_attention(model, "flex")
+    with pytest.raises(UserError, match="flex has no gradients on a CPU"):
+        model(pixels())
+
+
+def test_backward_keeps_no_attention_of_the_whole_map():
+    model = random_vision_sam(image_size=256, layers=2, window=7)
+    use_fast_attention(model, "folded")
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda value: sizes.append(value.numel()) or value, lambda value: value
+    ):
+        model(pixels(1, 256))
+    heads, tokens = 2, 32 * 32
+    assert max(sizes) < heads * tokens**2 / 8
+
+
+@pytest.mark.slow
+def test_flex_equals_eager():
+    model = random_vision_sam()
+    images = pixels()
+    with torch.no_grad():
+        wanted = model(images).last_hidden_state
+        use_fast_attention(model, "flex")
+        torch.testing.assert_close(model(images).last_hidden_state, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiles_as_one_graph():
+    plain = random_vision_sam().train()
+    fast = copy.deepcopy(plain)
+    use_fast_attention(fast)
+    fast.compile(fullgraph=True)
+    assert_equal_steps(fast, plain, pixels(), forward=1e-4, backward=1e-3)

@@ -197,6 +197,7 @@ def test_the_hq_decoder_gives_the_official_values_of_vit_base(write, out):
     expected = torch.tensor([1.096285, 1.034633, 1.082700, 1.046302])
     torch.testing.assert_close(masks[0, 0, 0, 0, :4], expected, rtol=0, atol=3e-6)
     assert masks.mean().item() == pytest.approx(1.186252, abs=3e-6)
+    assert masks.std().item() == pytest.approx(0.048491, abs=3e-6)
 
 
 @torch.no_grad()

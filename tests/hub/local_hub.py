@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 import socket
 import threading
@@ -27,6 +28,12 @@ import yaml
 # What the Hub's .gitattributes keep out of git.
 LARGE = (".safetensors", ".bin", ".png", ".pt", ".pkl")
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+IDENTIFIERS = {
+    "license": ["apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "openrail", "unknown", "other"],
+    "pipeline_tag": ["image-segmentation", "mask-generation", "image-classification", "image-feature-extraction"],
+    "base_model_relation": ["adapter", "finetune", "merge", "quantized"],
+}
 API = rf"/api/(?P<kind>model|space|dataset)s/{REPO}"
 
 
@@ -314,8 +321,9 @@ class _Handler(BaseHTTPRequestHandler):
             fine = isinstance(yaml.safe_load(block.group(1)), dict)
         except yaml.YAMLError:
             fine = False
-        if not fine:
-            errors = [{"message": "the metadata are no YAML mapping"}]
+        wrong = metadata_errors(yaml.safe_load(block.group(1))) if fine else ["the metadata are no YAML mapping"]
+        if wrong:
+            errors = [{"message": message} for message in wrong]
             return 400, {"error": "Bad metadata", "errors": errors, "warnings": []}
         return 200, {"errors": [], "warnings": []}
 
@@ -444,6 +452,51 @@ class _Handler(BaseHTTPRequestHandler):
             return 416, b"", {**headers, "Content-Range": f"bytes */{len(content)}"}
         headers["Content-Range"] = f"bytes {start}-{last}/{len(content)}"
         return 206, content[start : last + 1], headers
+
+
+def metadata_errors(data: dict[str, Any]) -> list[str]:
+    """What the Hub finds wrong with the YAML block of a model card, in its words.
+
+    The rules are those of hf.co/docs/hub/model-cards and of the Hub's answers, as far as a card of this package could
+    break them; identifiers are a part of the Hub's lists.
+    """
+    texts = ("license", "license_name", "license_link", "library_name", "pipeline_tag", "base_model_relation")
+    wrong = [f'"{key}" must be a string' for key in texts if not isinstance(data.get(key, ""), str)]
+    for key, allowed in IDENTIFIERS.items():
+        if key in data and data[key] not in allowed:
+            wrong.append(f'"{key}" must be one of [{", ".join(allowed)}]')
+    for key in ("tags", "datasets", "metrics", "base_model"):
+        values = data.get(key, [])
+        values = [values] if key == "base_model" and isinstance(values, str) else values
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            wrong.append(f'"{key}" must be an array of strings')
+        elif key in ("datasets", "base_model"):
+            wrong += [f'"{key}" with value "{name}" is not valid' for name in values if not ID.fullmatch(name)]
+    if data.get("base_model_relation") and "base_model" not in data:
+        wrong.append('"base_model_relation" needs "base_model"')
+    for number, model in enumerate(data.get("model-index", [])):
+        place = f"model-index[{number}]"
+        if not isinstance(model.get("name"), str) or not model["name"]:
+            wrong.append(f'"{place}.name" is not allowed to be empty')
+        for index, result in enumerate(model.get("results", [])):
+            wrong += _result_errors(result, f"{place}.results[{index}]")
+    return wrong
+
+
+def _result_errors(result: dict[str, Any], place: str) -> list[str]:
+    """`metadata_errors` of an entry of the `model-index`."""
+    required = {"task.type": str, "dataset.type": str, "dataset.name": str}
+    wrong = []
+    for path, kind in required.items():
+        part, key = path.split(".")
+        if not isinstance(result.get(part, {}).get(key), kind) or not result[part][key]:
+            wrong.append(f'"{place}.{path}" is required')
+    for number, metric in enumerate(result.get("metrics") or [{}]):
+        if not isinstance(metric.get("type"), str) or metric.get("value") is None:
+            wrong.append(f'"{place}.metrics[{number}]" needs "type" and "value"')
+        elif isinstance(metric["value"], float) and not math.isfinite(metric["value"]):
+            wrong.append(f'"{place}.metrics[{number}].value" must be a number')
+    return wrong
 
 
 def _entry(path: str, file: File) -> dict[str, Any]:

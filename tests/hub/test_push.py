@@ -187,6 +187,9 @@ def test_a_hub_that_falls_silent_is_given_up(connected, folder, capsys, monkeypa
     connected.fail("POST /api/repos/create", seconds=30)
     status, _, errors = push(folder, capsys, "--repo", "me/polyp")
     assert status == 2 and "Timeout" in errors[0]
+    connected.faults.clear()
+    assert push(folder, capsys, "--repo", "me/polyp")[0] == 0
+    assert len(connected.files("me/polyp")) == 6
 
 
 def test_who_may_not_write(connected, folder, capsys, monkeypatch):

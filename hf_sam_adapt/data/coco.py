@@ -53,6 +53,15 @@ class CocoReader:
             mask[draw_segmentation(item["segmentation"], row["height"], row["width"], self.name(row))] = value
         return mask, False
 
+    def read_instances(self, row: dict[str, Any]) -> np.ndarray:
+        """uint8 (H, W): the number of the object that covers a pixel, of at most 254, 0 = none or a crowd."""
+        instances, number = np.zeros((row["height"], row["width"]), np.uint8), 0
+        for item in json.loads(row["objects"]):
+            number += not item["crowd"] and number < IGNORE
+            value = 0 if item["crowd"] or number == IGNORE else number
+            instances[draw_segmentation(item["segmentation"], row["height"], row["width"], self.name(row))] = value
+        return instances
+
 
 def draw_segmentation(segmentation: list | dict, height: int, width: int, name: str) -> np.ndarray:
     """Polygons [[x, y, x, y, …], …] or a run-length dictionary -> bool (height, width)."""

@@ -98,6 +98,12 @@ class SegmentationSplit(Dataset):
         stored, lossy = self.reader.read_mask(row)
         return self.encoding.decode(stored, lossy, self.reader.name(row))
 
+    def instances(self, index: int) -> np.ndarray | None:
+        """uint8 (H, W), the number of the object at each pixel, 0 = none; None where the data does not tell objects
+        of a class apart."""
+        read = getattr(self.reader, "read_instances", None)
+        return None if read is None else read(self.table[index])
+
     @property
     def ids(self) -> list[str]:
         return list(self.table["id"])

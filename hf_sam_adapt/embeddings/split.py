@@ -78,6 +78,10 @@ class EmbeddedSplit(Dataset):
         self.remember(index, mask)
         return mask
 
+    def instances(self, index: int) -> np.ndarray | None:
+        """As `SegmentationSplit.instances`."""
+        return self.source.instances(index)
+
     def remember(self, index: int, mask: np.ndarray) -> None:
         """Keep a mask in memory, compressed to a few kilobytes, as long as there is room for it."""
         packed = zlib.compress(np.ascontiguousarray(mask).tobytes(), 1)

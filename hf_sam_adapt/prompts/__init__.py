@@ -3,7 +3,7 @@
 from .corrections import corrected
 from .derive import MIN_AREA, components, degrade, derive_prompts, inner_point, tight_box
 from .prompt import PROMPT_KINDS, Prompt
-from .training import training_prompt
+from .training import instance_masks, training_prompt
 
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "degrade",
     "derive_prompts",
     "inner_point",
+    "instance_masks",
     "tight_box",
     "training_prompt",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .derive import components, degrade, tight_box
+from ..data.images import IGNORE
+from .derive import MIN_AREA, components, degrade, tight_box
 from .prompt import Prompt
 
 
@@ -32,13 +33,13 @@ def training_prompt(
         jitter: standard deviation of a box's sides, in their lengths.
         rounds: corrections that follow, each with a draw of its own.
         max_objects: of more, a random choice.
-        instances: uint8 (H, W), the number of the object that a pixel belongs to, 0 = none; None = the objects are
-            the connected components of `mask`.
+        instances: uint8 (H, W), the number of the object that a pixel belongs to, 0 and 255 = none; None = the objects
+            are the connected components of `mask`.
 
     Returns:
         `Prompt` in image coordinates with `targets`, `labels` and, with rounds, `draws`.
     """
-    targets, labels = components(mask) if instances is None else instance_masks(instances)
+    targets, labels = components(mask) if instances is None else instance_masks(instances, mask)
     if len(targets) > max_objects:
         chosen = rng.choice(len(targets), max_objects, replace=False)
         targets, labels = targets[chosen], labels[chosen]
@@ -57,10 +58,17 @@ def training_prompt(
     return prompt
 
 
-def instance_masks(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The objects of an instance map uint8 (H, W) by their numbers: bool (n, H, W), classes int64 (n,)."""
-    numbers = np.flatnonzero(np.bincount(instances.ravel(), minlength=1)[1:]) + 1
-    return instances == numbers[:, None, None], np.ones(len(numbers), np.int64)
+def instance_masks(instances: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The objects of an instance map by their numbers: bool (n, H, W), their classes int64 (n,), all 1.
+
+    Args:
+        instances: uint8 (H, W), 0 and 255 = none.
+        mask: uint8 (H, W); an object has no background and no ignored pixels, and at least 0.05 % of the image.
+    """
+    counted = np.where((mask > 0) & (mask != IGNORE) & (instances != IGNORE), instances, 0)
+    areas = np.bincount(counted.ravel(), minlength=IGNORE)
+    numbers = np.flatnonzero(areas[1:] >= MIN_AREA * mask.size) + 1
+    return counted == numbers[:, None, None], np.ones(len(numbers), np.int64)
 
 
 def jittered(box: np.ndarray, size: tuple[int, int], rng: np.random.Generator, jitter: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -106,17 +107,28 @@ class TrainingSamples(Dataset):
         """
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
-        sample = self.split[index]
+        sample, instances = self.split[index], self._instances(index)
         if isinstance(sample, EmbeddedSample):
-            return self._embedded(sample, rng)
+            return self._embedded(sample, instances, rng)
+        if instances is not None:
+            # Moved as the image will be, by the same draws; colours come after all that is drawn for the place.
+            places = [name for name in self.augmentations if name != "colour"]
+            _, instances = augment(instances[..., None], instances, copy.deepcopy(rng), places)
         image, mask = augment(sample.image, sample.mask, rng, self.augmentations)
-        prompt, weight = self._draw_prompt(mask, rng)
+        prompt, weight = self._draw_prompt(mask, instances, rng)
         inputs = self.processor([image], masks=[mask], prompts=[prompt])
         wanted = ("pixel_values", "labels", "prompts")
         return {**{name: inputs[name] for name in wanted}, "weight": torch.tensor([weight])}
 
-    def _embedded(self, sample: EmbeddedSample, rng: np.random.Generator) -> dict[str, Any]:
-        prompt, weight = self._draw_prompt(sample.mask, rng)
+    def _instances(self, index: int) -> np.ndarray | None:
+        """The image's instance map where prompts may need it and the data has one."""
+        read = getattr(self.split, "instances", None)
+        return None if read is None or set(self.kinds) == {"none"} else read(index)
+
+    def _embedded(
+        self, sample: EmbeddedSample, instances: np.ndarray | None, rng: np.random.Generator
+    ) -> dict[str, Any]:
+        prompt, weight = self._draw_prompt(sample.mask, instances, rng)
         size = [sample.mask.shape]
         # The whole mask as an object: the processor resizes it without asking for an image.
         (whole,) = self.processor.transform_prompts([Prompt("none", targets=sample.mask[None])], size)
@@ -128,12 +140,21 @@ class TrainingSamples(Dataset):
             "weight": torch.tensor([weight]),
         }
 
-    def _draw_prompt(self, mask: np.ndarray, rng: np.random.Generator) -> tuple[Prompt, float]:
+    def _draw_prompt(
+        self, mask: np.ndarray, instances: np.ndarray | None, rng: np.random.Generator
+    ) -> tuple[Prompt, float]:
         kind = self.kinds[rng.choice(len(self.kinds), p=self.shares)]
         if kind == "none":
             return Prompt("none"), 1.0
-        how = {"jitter": self.jitter, "rounds": self.rounds, "max_objects": MAX_OBJECTS}
-        prompt = training_prompt(mask, kind, rng, **how)
+        prompt = training_prompt(
+            mask,
+            kind,
+            rng,
+            jitter=self.jitter,
+            rounds=self.rounds,
+            max_objects=MAX_OBJECTS,
+            instances=instances,
+        )
         if len(prompt) == 0:
             # Still decoded, without weight: every trained parameter gets a gradient in every process, as DDP demands.
             return Prompt("none"), float("none" in self.kinds)

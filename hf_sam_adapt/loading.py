@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, SamModel
 
+from .attention import Kind, use_fast_attention
 from .errors import UserError
 from .image_size import find_vision_encoder, resize_input
 from .processing import SamAdaptProcessor
@@ -70,17 +71,20 @@ class Loaded:
     base_name: str | None
 
 
-def load_base(name: str) -> tuple[SamModel, SamAdaptProcessor]:
+def load_base(name: str, attention: Kind = "auto") -> tuple[SamModel, SamAdaptProcessor]:
     """Load a plain SAM in fp32 with its processor.
 
     Args:
         name: `"tiny"`, a model folder, or a Hub id, with a revision as `owner/name@revision`.
+        attention: how the encoder computes its attention, see `use_fast_attention`.
 
     Raises:
         UserError: if there is no such model, or it is an adapter, or not a SAM.
     """
     if name == TINY:
-        return load_tiny_sam()
+        model, processor = load_tiny_sam()
+        use_fast_attention(model, attention)
+        return model, processor
     try:
         config_file = find_file(name, "config.json")
     except UserError as error:
@@ -99,6 +103,7 @@ def load_base(name: str) -> tuple[SamModel, SamAdaptProcessor]:
     except (OSError, HTTPError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"model: cannot load {name!r}: {first_line} Use 'tiny', a model folder or a Hub id") from error
+    use_fast_attention(model, attention)
     return model, _load_processor(name, model, commit)
 
 
@@ -145,13 +150,14 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
     return model
 
 
-def load_adapted(path: str, model: str | None = None, trainable: bool = False) -> Loaded:
+def load_adapted(path: str, model: str | None = None, trainable: bool = False, attention: Kind = "auto") -> Loaded:
     """Load an adapter (any PEFT method) on its base model, or a fully fine-tuned model folder; strict about both.
 
     Args:
         path: run folder, adapter folder or Hub id, with a revision as `owner/name@revision`.
         model: base model to use instead of the one that the adapter names; its fingerprint is compared.
         trainable: leave the adapter's weights trainable.
+        attention: how the encoder computes its attention, see `use_fast_attention`.
 
     Raises:
         UserError: no adapter there, a pickle only, missing or unexpected keys, another base model or input size.
@@ -162,7 +168,7 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False) -
             raise UserError(
                 f"adapter: {path} holds neither {ADAPTER_CONFIG} nor config.json; name a run folder or Hub id"
             )
-        base, processor = load_base(path)
+        base, processor = load_base(path, attention)
         return Loaded(base, processor, None, None)
     commit = commit_of(config_file)
     weights = find_file(path, ADAPTER_WEIGHTS, commit)
@@ -175,7 +181,7 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False) -
     base_name = model or named_base(named)
     if not base_name:
         raise UserError(f"adapter: {path} does not name its base model; pass --model")
-    base, processor = load_base(base_name)
+    base, processor = load_base(base_name, attention)
     if named.get("pool"):
         if trainable:
             raise UserError(f"adapter: {path} is a pool of domains; `continual` adds a domain to it")

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
+from .attention import Kind
 from .data.channels import ARRAY_SUFFIX, displayable, load_header, load_image
 from .data.folder import IMAGE_SUFFIXES
 from .errors import UserError
@@ -48,6 +49,7 @@ class PredictArguments:
     point: list[float] | None = _key(None, "Point prompt x y in pixels, the same for every image.")
     batch_size: int = _key(4, "Images encoded together.")
     precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
+    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = _key("auto", "How the encoder computes attention.")
 
 
 def predict_command(args: PredictArguments) -> list[dict[str, Any]]:
@@ -62,6 +64,7 @@ def predict_command(args: PredictArguments) -> list[dict[str, Any]]:
         point=args.point,
         batch_size=args.batch_size,
         precision=args.precision,
+        attention=args.attention,
     )
     print(f"{len(records)} masks, their overlays and predictions.json are in {args.output_dir}")
     return records
@@ -78,6 +81,7 @@ def predict(
     point: Sequence[float] | None = None,
     batch_size: int = 4,
     precision: str = "no",
+    attention: Kind = "auto",
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Segments images and writes `<name>_mask.png` and `<name>_overlay.png` for each, `predictions.json` for all.
@@ -96,6 +100,7 @@ def predict(
         point: (x, y), a pixel on the object.
         batch_size: images encoded together.
         precision: "no", "bf16" or "fp16" autocast.
+        attention: how the encoder computes its attention, see `use_fast_attention`.
         progress: show a bar.
 
     Returns:
@@ -114,7 +119,7 @@ def predict(
     prompt = _prompt(box, point)
     find_images(inputs, arrays=True)  # what is missing is said before a model is loaded
     # The processor says how images are read.
-    network, processor, has_estimate, id2label = _load(adapter, model)
+    network, processor, has_estimate, id2label = _load(adapter, model, attention)
     routed(network, domain)  # a wrong one is said before anything is written
     if id2label is not None and prompt.kind != "none":
         raise UserError(
@@ -229,13 +234,15 @@ def _check_outputs(folder: Path, paths: Sequence[Path], names: Sequence[str]) ->
                 raise UserError(f"output_dir: {output} is an input and would be overwritten; name another folder")
 
 
-def _load(adapter: str | None, model: str | None) -> tuple[nn.Module, SamAdaptProcessor, bool, dict[int, str] | None]:
+def _load(
+    adapter: str | None, model: str | None, attention: Kind
+) -> tuple[nn.Module, SamAdaptProcessor, bool, dict[int, str] | None]:
     """Model, processor, whether its IoU estimate means anything, and the names of its classes, None for one class."""
     if adapter is None:
         if model is None:
             raise UserError("adapter: not given; name a run folder or Hub id, or a plain SAM with --model")
-        return *load_base(model), True, None
-    loaded = load_adapted(adapter, model)
+        return *load_base(model, attention), True, None
+    loaded = load_adapted(adapter, model, attention=attention)
     has_estimate = bool(getattr(loaded.config, "train_iou_head", False))
     num_labels = getattr(loaded.config, "num_labels", None)
     if num_labels is None:

@@ -99,6 +99,10 @@ class Recipe:
     checkpoint_every: int | None = _key(None, "Optimizer steps between checkpoints; unset = each epoch.")
     precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
     gradient_checkpointing: bool = _key(False, "Recompute the encoder's activations in backward to save memory.")
+    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = _key(
+        "auto", "How the encoder computes its attention; auto = the fastest measured, of the same result."
+    )
+    compile: bool = _key(False, "Compile the encoder with torch.compile: slow to start, for long trainings on a GPU.")
     cache_embeddings: bool = _key(
         False, "Encode each image once and keep its embedding on disk; for methods that leave the encoder as it is."
     )

@@ -98,7 +98,7 @@ def use_fast_attention(model: nn.Module, kind: Kind = "auto") -> None:
         if kind in ("folded", "flex") and reason is not None:
             raise UserError(f"attention: {kind} cannot be used, for {reason}; use auto.")
     for attention in modules:
-        attention.forward = FastAttention(attention, kind)
+        vars(attention)["forward"] = FastAttention(attention, kind)
 
 
 def restore_attention(model: nn.Module) -> None:

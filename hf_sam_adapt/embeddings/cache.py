@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..attention import attention_kind
 from ..data import SegmentationSplit
 from ..errors import UserError
 from ..evaluation.inference import device_of, inference, rank_and_world
@@ -77,7 +78,7 @@ def cache_key(model: nn.Module, processor: SamAdaptProcessor, precision: str) ->
     settings = {
         "format": _FORMAT,
         "encoder": {k: value for k, value in encoder.config.to_dict().items() if k not in _OF_THE_FILE},
-        "attention": encoder.config._attn_implementation,
+        "attention": attention_kind(encoder),
         "processor": processor.to_dict(),
         "precision": precision,
         "device": device_of(model).type,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from ..attention import Kind
 from ..errors import UserError
 from ..metrics.stream import PROMPTLESS_METRICS, check_metrics
 from ..processing import SamAdaptProcessor
@@ -59,6 +60,7 @@ class EvaluateArguments:
     batch_size: int = _key(4, "Images encoded together.")
     num_workers: int = _key(0, "Processes that load images; 0 = the main process itself.")
     precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
+    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = _key("auto", "How the encoder computes attention.")
     output_dir: str | None = _key(None, "Folder for metrics.json and samples.png; unset = the table is printed only.")
 
 
@@ -83,7 +85,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     output_dir = _checked(args, chosen)
     prompts, further, seed = chosen.pop("prompts"), chosen.pop("metrics"), chosen["seed"]
     state = PartialState()
-    model, processor, choice = load_for_inference(args.adapter, args.model)
+    model, processor, choice = load_for_inference(args.adapter, args.model, args.attention)
     with state.main_process_first():
         config = getattr(model, "peft_config", {}).get("default")
         num_labels, id2label = getattr(config, "num_labels", None), getattr(config, "id2label", None)
@@ -174,7 +176,9 @@ def _report_classes(
         save_class_pictures(output_dir, model, processor, getattr(data, measured_on), result, data, args.precision)
 
 
-def load_for_inference(adapter: str | None, model: str | None) -> tuple[nn.Module, SamAdaptProcessor, dict[str, Any]]:
+def load_for_inference(
+    adapter: str | None, model: str | None, attention: Kind = "auto"
+) -> tuple[nn.Module, SamAdaptProcessor, dict[str, Any]]:
     """Loads an adapter, or a plain SAM where none is named.
 
     A fully trained model does not hold its base: that is `model`, or what the run's `recipe.yaml` names, or left out.
@@ -186,15 +190,15 @@ def load_for_inference(adapter: str | None, model: str | None) -> tuple[nn.Modul
     from ..loading import load_adapted, load_base
 
     if adapter is None:
-        base, processor = load_base(str(model))
+        base, processor = load_base(str(model), attention)
         return base, processor, {"adapted": False}
-    loaded = load_adapted(adapter, model)
+    loaded = load_adapted(adapter, model, attention=attention)
     if loaded.config is not None:
         return loaded.model, loaded.processor, {}
     base_name = model or _recipe_of(adapter).get("model")
     if base_name is None:
         return loaded.model, loaded.processor, {"zero_shot": False}
-    base, own = load_base(base_name)
+    base, own = load_base(base_name, attention)
     if own.image_size != loaded.processor.image_size:
         resize_input(base, loaded.processor.image_size)
     return loaded.model, loaded.processor, {"zero_shot_model": base}

@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..evaluation import EvalResult, evaluate
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..hub import check_can_push, push_folder
+from ..image_size import find_vision_encoder
 from ..input_channels import inflate_channels
 from ..loading import base_revision, build_model, load_adapted, load_base, method_of, save_adapter
 from ..metrics import constant_mask
@@ -138,7 +139,7 @@ def load_data(recipe: Recipe) -> SegmentationData:
 def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Module, SamAdaptProcessor]:
     """The model to train, its processor, and the recipe with everything resolved."""
     if recipe.adapter is None:
-        base, processor = load_base(recipe.model)
+        base, processor = load_base(recipe.model, recipe.attention)
         if recipe.method == "full" and recipe.channels is not None:
             inflate_channels(base, recipe.channels)
         model = build_model(recipe.method, method_fields(recipe, data), base, image_size=recipe.image_size)
@@ -148,7 +149,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
     else:
         if recipe.method_args:
             raise UserError("method_args: an adapter to start from has its own config; leave method_args out.")
-        loaded = load_adapted(recipe.adapter, model=recipe.model, trainable=True)
+        loaded = load_adapted(recipe.adapter, model=recipe.model, trainable=True, attention=recipe.attention)
         model, processor = loaded.model, loaded.processor
         method = method_of(loaded.config)
         check_adapter_classes(getattr(loaded.config, "num_labels", None), data, recipe.adapter)
@@ -169,6 +170,8 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
     )
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    if recipe.compile:
+        find_vision_encoder(model).compile()
     resolved = dataclasses.replace(
         recipe,
         model=base_name,
@@ -338,5 +341,5 @@ def draw(
 
 def _base_of_full(recipe: Recipe, device: torch.device) -> nn.Module:
     """The model as it was before all of it was trained."""
-    base, _ = load_base(recipe.adapter or recipe.model)
+    base, _ = load_base(recipe.adapter or recipe.model, recipe.attention)
     return build_model("full", {}, base, image_size=recipe.image_size).to(device)

@@ -39,6 +39,8 @@ _MAY_CHANGE = {
     "num_workers",
     "cache_embeddings",  # gives the same losses
     "gradient_checkpointing",
+    "attention",
+    "compile",
     "epochs",
     "max_steps",
     "eval_every",

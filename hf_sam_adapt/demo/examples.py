@@ -44,7 +44,7 @@ EXAMPLES = (
     Example("camouflage", 1, "three-domains"),
 )
 ROUTED = (("speckle", 3), ("polyp", 2), ("shadow", 2), ("speckle", 4), ("polyp", 5), ("cells", 0))
-TAUGHT = ("cells", 5)  # the domain of the Adapt tab's example, and how many of its images
+TAUGHT = ("speckle", 5)  # the domain of the Adapt tab's example, and how many of its images
 
 
 def save_routed(folder: Path) -> list[Path]:

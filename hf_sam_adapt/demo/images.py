@@ -12,7 +12,8 @@ from ..data.images import IGNORE, is_lossy, open_image, read_image, read_mask
 from ..errors import UserError
 
 
-SHOWN_SIDE = 1280  # pixels of the longer side on the page; masks are made at the image's own size
+# Pixels of the longer side on the page; masks are made at the image's own size.
+LARGEST_SHOWN, SMALLEST_SHOWN = 1280, 640
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Picture:
     Attributes:
         name: of its file, without folders.
         image: uint8 (H, W, 3), EXIF rotation applied.
-        shown: uint8 (h, w, 3), the same for the page, at most `SHOWN_SIDE` pixels a side.
+        shown: uint8 (h, w, 3), the same at a size for the page.
     """
 
     name: str
@@ -56,7 +57,7 @@ def read_picture(path: str | Path | None, max_pixels: int, name: str | None = No
     name = name or Path(path).name
     check_pixels(path, max_pixels, name)
     image = read_image(path, name)
-    return Picture(name, image, shrink(image, SHOWN_SIDE))
+    return Picture(name, image, for_page(image))
 
 
 def read_binary_mask(path: str | Path, max_pixels: int, name: str | None = None) -> np.ndarray:
@@ -94,16 +95,17 @@ def check_pixels(path: str | Path, max_pixels: int, name: str) -> None:
         )
 
 
-def shrink(image: np.ndarray, side: int) -> np.ndarray:
-    """uint8 (H, W, 3) with the longer side at most `side` pixels; the same array where it is."""
-    factor = side / max(image.shape[:2])
-    if factor >= 1:
+def for_page(image: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3), its longer side of `SMALLEST_SHOWN` to `LARGEST_SHOWN` pixels; the same array where it is."""
+    longest = max(image.shape[:2])
+    factor = min(max(longest, SMALLEST_SHOWN), LARGEST_SHOWN) / longest
+    if factor == 1:
         return image
     height, width = (max(1, round(length * factor)) for length in image.shape[:2])
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def shrink_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """bool or uint8 (H, W) at another (height, width), nearest."""
     if mask.shape == size:
         return mask

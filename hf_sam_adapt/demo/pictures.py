@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from ..report import MASK_COLOURS, overlay
 from ..report_classes import class_colours
 from .engine import Segmentation
-from .images import Picture, shrink_mask
+from .images import Picture, resize_mask
 from .session import Clicks
 
 
@@ -45,7 +45,7 @@ def with_mask(picture: np.ndarray, result: Segmentation, variant: str) -> np.nda
         picture: of any size; the mask is brought to it.
         variant: "zero_shot" or "adapted", for the colour of a single class.
     """
-    mask = shrink_mask(result.mask, picture.shape[:2])
+    mask = resize_mask(result.mask, picture.shape[:2])
     if result.classes is None:
         return overlay(picture, mask, MASK_COLOURS[variant])
     colours = class_colours(len(result.classes))
@@ -54,7 +54,7 @@ def with_mask(picture: np.ndarray, result: Segmentation, variant: str) -> np.nda
 
 def annotations(picture: np.ndarray, result: Segmentation, variant: str) -> list[tuple[np.ndarray, str]]:
     """(mask uint8 (h, w) in {0, 1}, name with its share of the image) per class that is there, for a legend."""
-    mask = shrink_mask(result.mask, picture.shape[:2])
+    mask = resize_mask(result.mask, picture.shape[:2])
     if result.classes is None:
         return [(mask.astype(np.uint8), _named({"zero_shot": "zero-shot mask"}.get(variant, "mask"), result.mask))]
     return [

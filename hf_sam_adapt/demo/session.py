@@ -16,6 +16,7 @@ from .images import Picture
 
 
 if TYPE_CHECKING:
+    from .engine import Segmentation
     from .job import AdaptJob
     from .pairs import Pair
 
@@ -80,6 +81,7 @@ class Session:
         lock: held during each of this visitor's calls; a second click waits for the first.
         image: of the Segment tab.
         history: the prompts since the image was loaded, the present one last.
+        result: the mask on the page, and "zero_shot" or "adapted".
         routed: the images of the Route tab.
         pairs: images with masks of the Adapt tab.
         job: the training, running or over.
@@ -91,6 +93,7 @@ class Session:
         self.lock = threading.RLock()
         self.image: ImageState | None = None
         self.history: list[Clicks] = [Clicks()]
+        self.result: tuple[Segmentation, str] | None = None
         self.routed: list[ImageState] = []
         self.pairs: list[Pair] = []
         self.job: AdaptJob | None = None
@@ -107,6 +110,7 @@ class Session:
     def load(self, picture: Picture | None) -> None:
         """Take another image, or none; the prompts go."""
         self.image = None if picture is None else ImageState(picture)
+        self.result = None
         self.history = [Clicks()]
 
     def click(self, x: float, y: float, mode: str) -> None:

@@ -1,0 +1,293 @@
+"""The tab Adapt: a few images with masks, a method and a budget; a training that can be watched and stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import pandas as pd
+
+from ..errors import UserError
+from ..hub import push_folder
+from ..report import MASK_COLOURS, overlay
+from .app import DemoApp
+from .images import resize_mask
+from .job import METHOD_LABELS, MOST_STEPS, AdaptJob, Progress
+from .pairs import MOST_PAIRS, Pair, check_pairs, painted_pair, read_pairs
+from .session import Session
+from .theme import caption, facts, note
+
+
+EMPTY = note(
+    "Give a few images with masks, or take the five drawn ones. The last one is held out: it shows what is learned."
+)
+PUSH_TITLE = "Push to the Hub"
+_POLL = 0.5  # seconds between two looks at a training
+Update = dict[Any, Any]
+
+
+class AdaptTab:
+    """Builds the tab inside the current Blocks; `session` is the visitor's state."""
+
+    def __init__(self, app: DemoApp, session: gr.State, adapter: gr.Dropdown) -> None:
+        self.app, self.session, self.adapter = app, session, adapter
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=320):
+                self._inputs()
+            with gr.Column(scale=6, min_width=320):
+                self._outputs()
+        self._connect()
+
+    def _inputs(self) -> None:
+        with gr.Row():
+            self.images = gr.File(
+                label="Images", file_count="multiple", type="filepath", height=120, elem_id="adapt_images"
+            )
+            self.masks = gr.File(
+                label="Masks", file_count="multiple", type="filepath", height=120, elem_id="adapt_masks"
+            )
+        with gr.Row():
+            self.add = gr.Button("Add these files", size="sm", elem_id="add_files")
+            self.drawn = gr.Button("Take five drawn images", size="sm", variant="primary", elem_id="take_drawn")
+        with gr.Accordion("No masks? Paint one", open=False, elem_id="paint"):
+            self.editor = gr.ImageEditor(
+                label="Open an image, paint over the object, add it",
+                sources=["upload", "clipboard"],
+                type="numpy",
+                brush=gr.Brush(default_size="auto", colors=["#22c55e"], default_color="#22c55e"),
+                transforms=(),
+                height=340,
+                elem_id="editor",
+            )
+            self.add_painted = gr.Button("Add the painted image", size="sm", elem_id="add_painted")
+        gr.HTML('<span class="hint">What is learned from; the last image is held out</span>')
+        self.gallery = gr.Gallery(
+            label="To learn from", columns=5, height=150, allow_preview=False, interactive=False, format="jpeg",
+            elem_id="pairs",
+        )  # fmt: skip
+        self.clear = gr.Button("Remove all", size="sm", elem_id="clear_pairs")
+        self.method = gr.Dropdown(
+            [(label, name) for name, label in METHOD_LABELS.items()], value="hq", label="Method", elem_id="method"
+        )
+        self.steps = gr.Slider(10, MOST_STEPS, value=60, step=10, label="Budget: training steps", elem_id="steps")
+        with gr.Row():
+            self.start = gr.Button("Adapt", variant="primary", elem_id="start")
+            self.cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="cancel")
+
+    def _outputs(self) -> None:
+        self.message = gr.HTML(EMPTY, elem_id="adapt_message")
+        self.facts = gr.HTML(elem_id="adapt_facts")
+        self.slider = gr.ImageSlider(
+            show_label=False,
+            type="filepath",
+            format="jpeg",
+            interactive=False,
+            max_height=360,
+            elem_id="adapt_slider",
+        )
+        self.caption = gr.HTML(elem_id="adapt_caption")
+        self.curve = gr.LinePlot(
+            x="step",
+            y="IoU",
+            title="IoU of the held-out image",
+            y_lim=[0, 1],
+            height=190,
+            visible=False,
+            elem_id="curve",
+        )
+        self.download = gr.DownloadButton("Download the adapter (zip)", interactive=False, elem_id="download")
+        with gr.Accordion(PUSH_TITLE, open=False, visible=False, elem_id="push") as self.push_box:
+            gr.Markdown("A token with write access is used for this push alone: not stored, not shown.")
+            self.repo = gr.Textbox(label="Repository", placeholder="owner/name", elem_id="repo")
+            self.token = gr.Textbox(label="Token", type="password", placeholder="hf_…", elem_id="token")
+            self.push = gr.Button("Push, as a private repository", elem_id="push_button")
+
+    def _connect(self) -> None:
+        private: dict[str, Any] = {"api_visibility": "private"}
+        quick = private | {"concurrency_limit": 4, "outputs": [self.gallery, self.message]}
+        self.add.click(self.add_files, [self.images, self.masks, self.session], **quick)
+        self.drawn.click(self.take_drawn, [self.session], **quick)
+        self.add_painted.click(self.take_painted, [self.editor, self.session], **quick)
+        self.clear.click(self.remove_all, [self.session], **quick)
+        watched = [
+            self.message,
+            self.facts,
+            self.slider,
+            self.caption,
+            self.curve,
+            self.download,
+            self.push_box,
+            self.adapter,
+        ]
+        self.start.click(
+            self.run,
+            [self.session, self.method, self.steps],
+            [*watched, self.start, self.cancel],
+            concurrency_limit=1,
+            concurrency_id="adapt",
+            show_progress="minimal",
+            show_progress_on=self.message,
+            **private,
+        )
+        self.cancel.click(self.stop, [self.session], [self.message], concurrency_limit=4, **private)
+        self.push.click(
+            self.publish,
+            [self.session, self.repo, self.token],
+            [self.message, self.token],
+            concurrency_limit=2,
+            **private,
+        )
+
+    def add_files(self, images: list[str] | None, masks: list[str] | None, session: Session) -> Update:
+        """Uploaded images and masks are to be learned from."""
+        return self._added(session, lambda: read_pairs(images or [], masks or [], self.app.max_pixels))
+
+    def take_drawn(self, session: Session) -> Update:
+        """The drawn images are to be learned from."""
+        session.pairs = []
+        images, masks = zip(*self.app.taught)
+        return self._added(session, lambda: read_pairs([*map(str, images)], [*map(str, masks)], self.app.max_pixels))
+
+    def take_painted(self, painted: dict[str, Any] | None, session: Session) -> Update:
+        """A painted image is to be learned from."""
+
+        def pairs() -> list[Pair]:
+            if painted is None or painted["background"] is None:
+                raise UserError("there is no image to paint on; open one first")
+            height, width = painted["background"].shape[:2]
+            if height * width > self.app.max_pixels:
+                raise UserError(f"{width}x{height} pixels are too many here; make the image smaller")
+            return [painted_pair(painted["background"], painted["layers"], f"painted_{len(session.pairs) + 1}.png")]
+
+        return self._added(session, pairs)
+
+    def remove_all(self, session: Session) -> Update:
+        """Nothing is to be learned from."""
+        with session.lock:
+            session.pairs = []
+        return {self.gallery: None, self.message: EMPTY}
+
+    def _added(self, session: Session, pairs: Any) -> Update:
+        with session.lock:
+            try:
+                found = [*session.pairs, *pairs()]
+                if len(found) > MOST_PAIRS:
+                    raise UserError(f"{len(found)} images are more than {MOST_PAIRS}; remove some")
+                session.pairs = found
+            except UserError as error:
+                return {self.message: _wrong(error)}
+        held_out = len(found) - 1
+        items = [(p.shown(), "held out" if i == held_out else f"{i + 1}") for i, p in enumerate(found)]
+        return {
+            self.gallery: items,
+            self.message: note(f"{len(found)} images with masks. Choose a method, then Adapt."),
+        }
+
+    def run(self, session: Session, method: str, steps: int) -> Iterator[Update]:
+        """Train, and show it until it is over."""
+        with session.lock:
+            try:
+                check_pairs(session.pairs)
+                args = self.app.args
+                session.with_job(None)
+                job = AdaptJob(
+                    session.pairs, args.model or "tiny", method, int(steps), self.app.folder, args.max_seconds
+                )
+                session.with_job(job)
+            except UserError as error:
+                yield {self.message: _wrong(error)}
+                return
+        running = {self.start: gr.Button(interactive=False), self.cancel: gr.Button(interactive=True)}
+        over = {self.start: gr.Button(interactive=True), self.cancel: gr.Button(interactive=False)}
+        fresh = {
+            self.download: gr.DownloadButton(value=None, interactive=False),
+            self.push_box: gr.Accordion(visible=False),
+            self.slider: None,
+            self.caption: "",
+        }
+        yield running | fresh | {self.message: note("Starting the training…"), self.facts: ""}
+        shown: tuple[str, int] | None = None
+        while True:
+            now = job.progress()
+            if now.is_over:
+                break
+            if (now.state, now.step) != shown:
+                shown = now.state, now.step
+                yield self._watched(job, now)
+            time.sleep(_POLL)
+        yield over | self._watched(job, now) | self._end(session, job, now)
+
+    def stop(self, session: Session) -> Update:
+        """End the training."""
+        if session.job is None or session.job.progress().is_over:
+            return {self.message: note("No training is running.")}
+        session.job.cancel()
+        return {self.message: note("Cancelled.")}
+
+    def publish(self, session: Session, repo: str, token: str) -> Update:
+        """Push the adapter with the visitor's token, which is forgotten."""
+        try:
+            if session.job is None or session.job.progress().state != "finished":
+                raise UserError("there is no adapter yet: let a training finish first")
+            if not (token or "").strip():  # never that of the machine
+                raise UserError("type a token with write access; it is used for this push alone")
+            address = push_folder(
+                session.job.adapter, (repo or "").strip(), token=token.strip(), again="the button Push"
+            )
+        except UserError as error:
+            return {self.message: _wrong(error), self.token: ""}
+        return {self.message: note(f"Pushed: {address}"), self.token: ""}
+
+    def _watched(self, job: AdaptJob, now: Progress) -> Update:
+        said = {
+            "starting": "Starting the training…",
+            "training": f"Training, step {now.step} of {now.total}.",
+            "measuring": "Measuring the adapter…",
+        }
+        update: Update = {self.message: note(said.get(now.state, ""))}
+        if now.scores:
+            first, last = now.scores[0][1], now.scores[-1][1]
+            values = {"IoU before": f"{first:.3f}", "IoU now": f"{last:.3f}", "Step": f"{now.step} / {now.total}"}
+            update[self.facts] = facts(values | {"Time": f"{now.seconds:.0f} s"})
+            update[self.slider] = _pictures(job.pairs[-1], now)
+            sides = (
+                ("before: zero-shot SAM", MASK_COLOURS["zero_shot"]),
+                ("held-out image, now", MASK_COLOURS["adapted"]),
+            )
+            update[self.caption] = caption(*sides)
+            update[self.curve] = gr.LinePlot(pd.DataFrame(now.scores, columns=["step", "IoU"]), visible=True)
+        return update
+
+    def _end(self, session: Session, job: AdaptJob, now: Progress) -> Update:
+        if now.state == "cancelled":
+            return {self.message: note("Cancelled: nothing was kept.")}
+        if now.state == "failed":
+            return {self.message: _wrong(UserError(now.message))}
+        with session.lock:
+            session.own = {str(job.adapter): "Yours: trained in the tab Adapt"}
+        before, after = (job.metrics()["test"]["none"][name]["iou"] for name in ("zero_shot", "adapted"))
+        text = (
+            f"Done in {now.seconds:.0f} s: IoU of the held-out image {before:.3f} → {after:.3f} (best checkpoint). "
+            "Your adapter is in the list of the tab Segment."
+        )
+        return {
+            self.message: note(text),
+            self.download: gr.DownloadButton(value=str(job.zipped()), interactive=True),
+            self.push_box: gr.Accordion(visible=True),
+            self.adapter: gr.Dropdown(self.app.listed(session)),
+        }
+
+
+def _pictures(pair: Pair, now: Progress) -> tuple[np.ndarray, np.ndarray]:
+    """The held-out picture with the mask of zero-shot SAM, and with the latest."""
+    shown, steps = pair.picture.shown, sorted(now.masks)
+    masks = [resize_mask(now.masks[step], shown.shape[:2]) for step in (steps[0], steps[-1])]
+    return overlay(shown, masks[0], MASK_COLOURS["zero_shot"]), overlay(shown, masks[1], MASK_COLOURS["adapted"])
+
+
+def _wrong(error: UserError) -> str:
+    gr.Warning(str(error), title="That did not work")
+    return note(str(error), bad=True)

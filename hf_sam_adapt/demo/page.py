@@ -1,0 +1,79 @@
+"""The page as a whole, and how it is served."""
+
+from __future__ import annotations
+
+import os
+
+
+# Read by Gradio when it is imported: nothing is reported to anyone, and no version is looked up.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+
+from ..errors import UserError
+from .adapt_tab import AdaptTab
+from .api import Api
+from .app import DemoApp
+from .route_tab import RouteTab
+from .segment_tab import SegmentTab
+from .session import Session
+from .settings import DemoArguments, on_a_space
+from .theme import CSS, theme
+
+
+TITLE = "Adapt Segment Anything"
+_KEPT = 3600  # seconds that a visitor's state and files stay after they were last used
+_QUEUE = 32  # visitors who may wait
+
+
+def build_page(app: DemoApp) -> gr.Blocks:
+    """The page of a demo, ready for `launch`."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_KEPT, 2 * _KEPT)) as page:
+        session = gr.State(Session(), time_to_live=_KEPT, delete_callback=app.leave)
+        gr.HTML(
+            f"<h1>{TITLE}</h1><p>Small adapters teach SAM the domains where it fails: compare, route, or train one "
+            "on five images of yours.</p>",
+            elem_id="title",
+        )
+        with gr.Tabs():
+            with gr.Tab("Segment", id="segment"):
+                segment = SegmentTab(app, page, session)
+            with gr.Tab("Route", id="route"):
+                RouteTab(app, session)
+            with gr.Tab("Adapt", id="adapt"):
+                AdaptTab(app, session, segment.adapter)
+        Api(app, session)
+    page.queue(max_size=_QUEUE)
+    return page
+
+
+def serve(args: DemoArguments, *, wait: bool = True) -> gr.Blocks:
+    """Start the demo.
+
+    Args:
+        args: what it is started with.
+        wait: return when it is stopped; False: at once, with the running page, which `close()` stops.
+
+    Raises:
+        UserError: a model or adapter that cannot be loaded, or a port that is taken.
+    """
+    page = build_page(DemoApp(args))
+    try:
+        page.launch(
+            server_name="0.0.0.0" if on_a_space() else args.server_name,
+            server_port=args.server_port,
+            max_file_size=args.max_megabytes * 1_000_000,
+            theme=theme(),
+            css=CSS,
+            show_error=True,
+            ssr_mode=False,
+            share=False,
+            inbrowser=False,
+            footer_links=["api"],
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise UserError(f"server_port: {args.server_port} is taken ({error}); name another") from error
+    if wait:
+        page.block_thread()
+    return page

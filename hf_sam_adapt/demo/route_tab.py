@@ -1,0 +1,217 @@
+"""The tab Route: which domain of a pool each image goes to, how sure the router is, and what another choice gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from ..errors import UserError
+from ..report import MASK_COLOURS
+from ..tuners.moda.config import BASE
+from .app import DemoApp
+from .engine import route_image, segment_image
+from .images import read_picture
+from .pictures import with_mask
+from .session import Clicks, ImageState, Session
+from .shelf import Entry
+from .theme import caption, note
+
+
+MOST_IMAGES = 12
+UNKNOWN = "unknown → plain SAM"
+EMPTY = note("Upload images of several kinds, or take the drawn ones: the router says where each of them belongs.")
+Update = dict[Any, Any]
+
+
+class RouteTab:
+    """Builds the tab inside the current Blocks; `session` is the visitor's state."""
+
+    def __init__(self, app: DemoApp, session: gr.State) -> None:
+        self.app, self.session = app, session
+        self.chosen = gr.State(0)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=320):
+                self._inputs()
+            with gr.Column(scale=6, min_width=320):
+                self._outputs()
+        self._connect()
+
+    def _inputs(self) -> None:
+        pools = self.app.pools()
+        self.pool = gr.Dropdown(
+            pools,
+            value=pools[0][1] if pools else None,
+            label="Pool of domains",
+            info="Choose one, or type a Hub id of a MoDA pool and press Enter",
+            allow_custom_value=True,
+            elem_id="pool",
+        )
+        self.files = gr.File(
+            label=f"Images, up to {MOST_IMAGES}",
+            file_count="multiple",
+            type="filepath",
+            height=140,
+            elem_id="route_files",
+        )
+        self.mixed = gr.Button("Route a mixed set of drawn images", variant="primary", elem_id="mixed")
+        gr.HTML('<span class="hint">Where each image went: click on one for the router's scores</span>')
+        self.gallery = gr.Gallery(
+            show_label=False,
+            columns=3,
+            height=360,
+            object_fit="contain",
+            allow_preview=False,
+            interactive=False,
+            format="jpeg",
+            elem_id="routed",
+        )
+
+    def _outputs(self) -> None:
+        self.message = gr.HTML(EMPTY, elem_id="route_message")
+        self.scores = gr.BarPlot(
+            x="domain",
+            y="score",
+            title="Score of each domain",
+            y_lim=[0, 1],
+            x_title=" ",
+            y_title="probability",
+            height=230,
+            visible=False,
+            elem_id="scores",
+        )
+        self.override = gr.Radio([], label="Segment it as", visible=False, elem_id="override")
+        self.slider = gr.ImageSlider(
+            show_label=False,
+            type="filepath",
+            format="jpeg",
+            interactive=False,
+            max_height=380,
+            elem_id="route_slider",
+        )
+        self.caption = gr.HTML(elem_id="route_caption")
+
+    def _connect(self) -> None:
+        options: dict[str, Any] = {"concurrency_limit": 2, "api_visibility": "private", "trigger_mode": "multiple"}
+        every = [
+            self.gallery,
+            self.message,
+            self.scores,
+            self.override,
+            self.slider,
+            self.caption,
+            self.chosen,
+        ]
+        inputs = [self.session, self.pool]
+        self.files.upload(self.load, [self.files, *inputs], every, **options)
+        self.mixed.click(self.take_drawn, inputs, every, **options)
+        self.pool.input(self.route, inputs, every, **options)
+        self.gallery.select(self.choose, inputs, every[1:], **options)
+        self.override.input(
+            self.another, [*inputs, self.chosen, self.override], [self.message, self.slider, self.caption], **options
+        )
+
+    def load(self, files: list[str] | None, session: Session, pool: str) -> Update:
+        """Images were uploaded."""
+        with session.lock:
+            try:
+                if len(files or ()) > MOST_IMAGES:
+                    raise UserError(f"{len(files)} images are more than {MOST_IMAGES}; choose fewer")
+                session.routed = [ImageState(read_picture(file, self.app.max_pixels)) for file in files or ()]
+            except UserError as error:
+                return self._wrong(error)
+            return self.route(session, pool)
+
+    def take_drawn(self, session: Session, pool: str) -> Update:
+        """The drawn images were asked for."""
+        return self.load([str(path) for path in self.app.routed], session, pool)
+
+    def route(self, session: Session, pool: str) -> Update:
+        """Send every image to its domain, and show the first."""
+        with session.lock:
+            try:
+                if not session.routed:
+                    return {self.message: EMPTY}
+                entry = self._pool(session, pool)
+                items = []
+                for image in session.routed:
+                    routing = route_image(image, entry)
+                    domain = routing.domains[0]
+                    result = segment_image(image, entry, Clicks().prompt(), domain)
+                    tinted = with_mask(image.picture.shown, result, "zero_shot" if domain == BASE else "adapted")
+                    score = "" if domain == BASE else f" {routing.scores[0].max().item():.2f}"
+                    items.append((tinted, f"{_said(domain)}{score}"))
+                return {self.gallery: gr.Gallery(items, selected_index=0)} | self._show(session, entry, 0)
+            except UserError as error:
+                return self._wrong(error)
+
+    def choose(self, event: gr.SelectData, session: Session, pool: str) -> Update:
+        """An image of the gallery was clicked on."""
+        with session.lock:
+            try:
+                return self._show(session, self._pool(session, pool), event.index)
+            except UserError as error:
+                return self._wrong(error)
+
+    def another(self, session: Session, pool: str, number: int, domain: str) -> Update:
+        """The router was overridden for an image."""
+        with session.lock:
+            try:
+                entry = self._pool(session, pool)
+                message = note(self._sentence(session, entry, number, domain))
+                return {self.message: message} | self._compared(session, entry, number, domain)
+            except UserError as error:
+                return self._wrong(error)
+
+    def _pool(self, session: Session, name: str) -> Entry:
+        entry = self.app.entry(name, session)
+        if entry.pool is None:
+            raise UserError("this adapter is no pool of domains; choose or type one that `continual` has trained")
+        return entry
+
+    def _show(self, session: Session, entry: Entry, number: int) -> Update:
+        """Scores, domain and masks of one image."""
+        if not 0 <= number < len(session.routed):
+            raise UserError("this image is gone; choose another")
+        routing = route_image(session.routed[number], entry)
+        domain, names = routing.domains[0], entry.pool.domains  # type: ignore[union-attr]
+        scores = pd.DataFrame({"domain": names, "score": routing.scores[0].tolist()})
+        choices = [*((name, name) for name in names), ("plain SAM", BASE)]
+        return {
+            self.message: note(self._sentence(session, entry, number, domain)),
+            self.scores: gr.BarPlot(scores, sort=names, visible=True),
+            self.override: gr.Radio(choices, value=domain, visible=True),
+            self.chosen: number,
+        } | self._compared(session, entry, number, domain)
+
+    def _compared(self, session: Session, entry: Entry, number: int, domain: str) -> Update:
+        image, prompt = session.routed[number], Clicks().prompt()
+        pictures = [
+            with_mask(image.picture.shown, segment_image(image, model, prompt, where), variant)
+            for model, where, variant in (
+                (entry.base, None, "zero_shot"),
+                (entry, domain, "zero_shot" if domain == BASE else "adapted"),
+            )
+        ]
+        right = MASK_COLOURS["zero_shot" if domain == BASE else "adapted"]
+        sides = ("zero-shot SAM", MASK_COLOURS["zero_shot"]), (f"as {_said(domain)}", right)
+        return {self.slider: tuple(pictures), self.caption: caption(*sides)}
+
+    def _sentence(self, session: Session, entry: Entry, number: int, domain: str) -> str:
+        image = session.routed[number]
+        routing = route_image(image, entry)
+        routed, score = routing.domains[0], routing.scores[0].max().item()
+        if domain != routed:
+            return f"{image.picture.name}: the router says {_said(routed)}; you chose {_said(domain)}."
+        if routed == BASE:
+            return f"{image.picture.name}: {UNKNOWN}. It is unlike all that the pool was trained on."
+        return f"{image.picture.name}: {routed}, with a score of {score:.2f}."
+
+    def _wrong(self, error: UserError) -> Update:
+        gr.Warning(str(error), title="That did not work")
+        return {self.message: note(str(error), bad=True)}
+
+
+def _said(domain: str) -> str:
+    return UNKNOWN if domain == BASE else domain

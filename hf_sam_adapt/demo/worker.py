@@ -1,0 +1,85 @@
+"""The process of an `AdaptJob`: `python -m hf_sam_adapt.demo.worker FOLDER SECONDS`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..arguments import from_values, read_yaml
+from ..cli import run_guarded
+from ..evaluation.inference import Variant, inference, predicted_masks
+from ..metrics import overlap
+from ..prompts import Prompt
+from ..recipe import Recipe
+from ..report import write_json
+from ..training import train
+from ..training.loop import TrainingLoop
+from .job import OVER_TIME
+
+
+class Watcher:
+    """Stands among Accelerate's trackers, and writes what they are told for the page to read.
+
+    Args:
+        loop: whose validation split has one image.
+        folder: for `progress.json` and `mask_<step>.png`.
+    """
+
+    name = "demo"
+
+    def __init__(self, loop: TrainingLoop, folder: Path) -> None:
+        self.loop, self.folder, self.parent = loop, folder, os.getppid()
+        self.scores: list[tuple[int, float]] = []
+
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        """After a step, or a validation."""
+        if os.getppid() != self.parent:  # the page is gone
+            os._exit(OVER_TIME)
+        if "val_iou" in values:
+            self.look(step or 0)
+        self.write("measuring" if step == self.loop.schedule.total else "training", step or 0)
+
+    def look(self, step: int) -> None:
+        """Segment the held-out image without a prompt."""
+        sample, model = self.loop.data.val[0], self.loop.model
+        with inference([model]):
+            variants = [Variant("adapted", model)]
+            found = predicted_masks(variants, self.loop.processor, [sample], {"none": [Prompt("none")]})
+            mask = next(found)[3]
+        temporary = self.folder / f".mask_{step}.png"
+        Image.fromarray(mask.astype(np.uint8) * 255).save(temporary)
+        os.replace(temporary, self.folder / f"mask_{step}.png")
+        self.scores.append((step, overlap(mask, sample.mask).iou))
+
+    def write(self, state: str, step: int) -> None:
+        write_json(self.folder / "progress.json", {"state": state, "step": step, "scores": self.scores})
+
+    def finish(self) -> None:
+        """Accelerate ends its trackers so."""
+
+
+def main(folder: Path, max_seconds: float) -> int:
+    """Train by `recipe.yaml` in `folder`; the exit status."""
+    timer = threading.Timer(max_seconds, os._exit, (OVER_TIME,))
+    timer.daemon = True
+    timer.start()
+    os.environ["HF_SAM_ADAPT_CACHE"] = str(folder / "cache")  # goes with the job
+    os.chdir(folder)
+
+    def watch(loop: TrainingLoop) -> None:
+        watcher = Watcher(loop, folder)
+        watcher.look(0)
+        watcher.write("training", 0)
+        loop.accelerator.trackers.append(watcher)
+
+    return run_guarded(lambda: train(from_values(Recipe, read_yaml("recipe.yaml")), prepare=watch))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]).resolve(), float(sys.argv[2])))

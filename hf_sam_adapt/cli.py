@@ -172,6 +172,26 @@ def push_command(argv: list[str]) -> None:
     )
 
 
+def demo_command(argv: list[str]) -> None:
+    """Open a page to segment, route and adapt in the browser."""
+    from .demo.settings import DemoArguments
+
+    args = parse_arguments(
+        DemoArguments,
+        argv,
+        prog=f"{PROG} demo",
+        description="Serve a page to segment, route and adapt in the browser, offline.",
+        positional="adapters",
+    )
+    try:
+        from .demo.page import serve
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"demo: the package {error.name} is not installed; run pip install 'hf-sam-adapt[demo]'"
+        ) from None
+    serve(args)
+
+
 _COMMANDS = {
     "train": train_command,
     "continual": continual_command,
@@ -180,6 +200,7 @@ _COMMANDS = {
     "convert": convert_command,
     "doctor": doctor_command,
     "push": push_command,
+    "demo": demo_command,
     "export-tiny": export_tiny_command,
 }
 

@@ -56,7 +56,7 @@ class RouteTab:
             elem_id="route_files",
         )
         self.mixed = gr.Button("Route a mixed set of drawn images", variant="primary", elem_id="mixed")
-        gr.HTML('<span class="hint">Where each image went: click on one for the router's scores</span>')
+        gr.HTML('<span class="hint">Where each image went: click on one for its scores</span>')
         self.gallery = gr.Gallery(
             show_label=False,
             columns=3,

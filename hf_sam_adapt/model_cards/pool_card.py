@@ -19,7 +19,7 @@ from .metadata import card_data, task_of
 from .methods import METHODS, SAM_CITATION
 from .page import HOW, TINY_LIMIT, base_of, input_facts, render, versions_fact
 from .public import public_recipe
-from .tables import METRICS, number, table
+from .tables import METRICS, marked, number, table
 
 
 FILES = ("continual.json", "recipe.yaml", "matrix.png", "curves.png")
@@ -87,7 +87,7 @@ def what_sentence(results: dict[str, Any], recipe: ContinualRecipe, model: str) 
     names = [f"`{name}`" for name in results["domains"]]
     listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     return (
-        f"One {METHODS[recipe.method].linked} adapter for {base_link(model)} per domain ({listed}), learned one after "
+        f"One {METHODS[recipe.method].linked} adapter for the Segment Anything Model {base_link(model)} per domain ({listed}), learned one after "
         f"the other, and a router that looks at an image and picks the adapter ({METHODS['moda'].linked})."
     )
 
@@ -124,7 +124,7 @@ def domain_table(results: dict[str, Any], recipe: ContinualRecipe) -> str:
         counts = [str(images[split]) if split in images else number(None) for split in ("train", "test")]
         source = found["name"] if found else domain.dataset
         own = results["oracle_iou"][index] if "oracle_iou" in results else None
-        scores = [number(results["zero_shot_iou"][index]), f"**{number(results['matrix_iou'][-1][index])}**"]
+        scores = marked([results["zero_shot_iou"][index], results["matrix_iou"][-1][index]])
         rows.append([f"[`{name}`]({name}/adapter_config.json)", f"`{source}`", *counts, *scores, number(own)])
     header = ["domain", "data", "training images", "test images", "zero-shot IoU", "routed IoU", "IoU, domain named"]
     return table(header, rows, left=2)

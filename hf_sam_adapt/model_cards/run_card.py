@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,14 @@ def what_sentence(recipe: Recipe, data: dict[str, Any]) -> str:
     if recipe.method == "decoder":
         kind = f"An adapter that holds {method.what}, for"
     if data["classes"]:
-        names = ", ".join(data["classes"])
-        target = f"gives every pixel one of {len(data['classes'])} classes ({names})"
+        named = not all(re.fullmatch(r"background|class_\d+", name) for name in data["classes"])
+        target = f"gives every pixel one of {len(data['classes'])} classes"
+        target += f" ({', '.join(data['classes'])})" if named else ""
     else:
         target = f"segments {_object(recipe)}"
     images = data["images"].get("train")
     learned = "" if images is None else f", learned from {images} images with masks"
-    return f"{kind} {base} that {target} in images like those of {_dataset(data)}{learned}."
+    return f"{kind} the Segment Anything Model {base} that {target} in images like those of {_dataset(data)}{learned}."
 
 
 def result_sentence(metrics: dict[str, Any], data: dict[str, Any]) -> str:
@@ -142,7 +144,11 @@ def load_lines(recipe: Recipe, name: str) -> list[str]:
 
 def measured_sentence(metrics: dict[str, Any], data: dict[str, Any]) -> str:
     """How the table came about."""
-    text = "At each image's original size; IoU and Dice are means over the images, from 0 to 1."
+    kinds = "; ".join(f"`{kind}`, {HOW[kind]}" for kind in metrics["test"])
+    text = (
+        f"Prompts: {kinds}. At each image's original size; IoU and Dice are means over the images, from 0 to 1. "
+        "*Zero-shot*: the same SAM before adaptation."
+    )
     if data["classes"]:
         text = (
             "At each image's original size, over all labelled pixels together, from 0 to 1; Dice is a mean over the "
@@ -171,7 +177,9 @@ def training_facts(metrics: dict[str, Any], data: dict[str, Any]) -> list[str]:
         f"Trainable parameters: {train['trainable_parameters']:,} ({size_text(train['adapter_bytes'])} on disk)"
     )
     if train.get("best_step"):
-        facts.append(f"Weights: step {train['best_step']}, the best on validation ({number(train['best_val_iou'])})")
+        facts.append(
+            f"Weights: step {train['best_step']}, the best on validation (IoU {number(train['best_val_iou'])})"
+        )
     if train["images_per_second"] is not None:
         speed = f"{train['images_per_second']:.1f} images/s, peak memory {size_text(train['peak_memory_bytes'])}"
         facts.append(f"Speed: {speed}" + (f" on {environment['hardware']}" if environment else ""))

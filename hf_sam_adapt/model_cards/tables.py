@@ -21,6 +21,7 @@ METRICS = {
     "fwiou": "frequency-weighted IoU",
     **TITLES,
 }
+LOWER_IS_BETTER = {"mae", "ber", "ber_pooled", "foreground_error", "background_error"}
 VARIANTS = {"zero_shot": "zero-shot", "adapted": "adapted", "constant": "best constant mask"}
 
 
@@ -35,6 +36,14 @@ def number(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.3f}"
 
 
+def marked(values: Sequence[float | None], lower: bool = False) -> list[str]:
+    """The values as `number` has them, the one that is better than all others in bold."""
+    known = [value for value in values if value is not None]
+    best = min(known, default=None) if lower else max(known, default=None)
+    alone = len(known) > 1 and known.count(best) == 1
+    return [f"**{number(value)}**" if alone and value == best else number(value) for value in values]
+
+
 def scalars(scores: dict[str, Any] | None) -> dict[str, float | None]:
     """The plain numbers among the scores, in their order."""
     numeric = (int, float, type(None))
@@ -42,20 +51,23 @@ def scalars(scores: dict[str, Any] | None) -> dict[str, float | None]:
 
 
 def score_table(test: dict[str, dict[str, Any]]) -> str:
-    """A row per prompt kind and metric; zero-shot, adapted and constant beside each other.
+    """A row per prompt kind and metric; zero-shot, adapted and constant beside each other, if measured.
 
     Args:
         test: part `test` of a `metrics.json`.
     """
+    variants = [name for name in VARIANTS if any(found.get(name) for found in test.values())]
     rows = []
     for kind, found in test.items():
         for key in _shown(found["adapted"]):
-            cells = [number((found.get(name) or {}).get(key)) for name in VARIANTS]
-            rows.append([kind, METRICS.get(key, key), cells[0], f"**{cells[1]}**", cells[2]])
+            lower = key in LOWER_IS_BETTER
+            values = [(found.get(name) or {}).get(key) for name in variants]
+            title = METRICS.get(key, key) + (" (lower is better)" if lower else "")
+            rows.append([kind, title, *marked(values, lower)])
         if "zero_shot_best_of_3" in found:
-            best = found["zero_shot_best_of_3"]
-            rows.append([f"{kind}, best of 3 masks", METRICS["iou"], number(best["iou"]), ABSENT, ABSENT])
-    return table(["prompt", "metric", *VARIANTS.values()], rows, left=2)
+            best = {"zero_shot": found["zero_shot_best_of_3"]["iou"]}
+            rows.append([f"{kind}, best of 3 masks", METRICS["iou"], *(number(best.get(name)) for name in variants)])
+    return table(["prompt", "metric", *(VARIANTS[name] for name in variants)], rows, left=2)
 
 
 def class_table(scores: dict[str, Any], classes: Sequence[str]) -> str:
@@ -70,7 +82,7 @@ def class_table(scores: dict[str, Any], classes: Sequence[str]) -> str:
     for label, name in enumerate(classes):
         one, other = adapted.get(str(label), {}), constant.get(str(label), {})
         parts = [number(one.get(key)) for key in ("precision", "recall")]
-        rows.append([name, f"**{number(one.get('iou'))}**", number(other.get("iou")), *parts, f"{one['pixels']:,}"])
+        rows.append([name, *marked([one.get("iou"), other.get("iou")]), *parts, f"{one['pixels']:,}"])
     return table(["class", "IoU", "IoU, best constant map", "precision", "recall", "test pixels"], rows)
 
 

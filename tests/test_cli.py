@@ -7,7 +7,7 @@ import hf_sam_adapt.cli as cli
 from hf_sam_adapt.errors import UserError
 
 
-COMMANDS = ("train", "evaluate", "predict", "export-tiny")
+COMMANDS = ("train", "evaluate", "predict", "doctor", "export-tiny")
 
 
 def test_help_lists_the_commands(capsys):

@@ -163,12 +163,19 @@ def check_splits(
     binary = encoding.num_labels is None and len(usable) > 0
     usual = float(np.median(usable["border"])) if binary else 1.0
     depths = set(together["depth"].tolist()) - {0}
+    coloured = together["coloured"][together["read"]]
+    # Where both are mixed, the fewer are named.
+    odd = None if not coloured.any() or coloured.all() else bool(coloured.mean() <= 0.5)
     for split, record in records.items():
         inverted = (record["border"] >= INVERTED_EDGE) & (record["foreground"] > 0.5) & (record["foreground"] < 1)
         for index in np.flatnonzero(inverted & (usual <= USUAL_EDGE)).tolist():
             value = f"foreground on {record['border'][index]:.0%} of the edge, the usual mask on {usual:.0%}"
             file = source.reader.name(tables[split][index])
             yield Finding(WARNING, "inverted-mask", file, value, "check whether foreground and background are swapped")
+        for index in np.flatnonzero(record["read"] & (record["coloured"] == odd)).tolist() if odd is not None else ():
+            value = "colours, others hold one value a pixel" if odd else "one value a pixel, others hold colours"
+            file = source.reader.name(tables[split][index])
+            yield Finding(ERROR, "mixed-encoding", file, value, "store all masks alike")
         if len(depths) == 2:
             for index in np.flatnonzero(record["depth"] == 12).tolist():
                 file = image_name(source.reader, tables[split][index])

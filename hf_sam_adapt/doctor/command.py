@@ -56,7 +56,7 @@ def doctor_command(args: DoctorArguments) -> int:
         Exit status: 1 if a finding is an error, else 0.
 
     Raises:
-        UserError: no data set named, or keys that contradict each other.
+        UserError: no data set named, no such data set, or keys that contradict each other or it.
     """
     from ..report import write_json
 

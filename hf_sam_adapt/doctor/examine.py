@@ -92,7 +92,7 @@ def examine_dataset(
         processes: that read; None = one per CPU, 0 = this one.
 
     Raises:
-        UserError: keys that contradict each other.
+        UserError: no such data set, or keys that contradict each other or it.
     """
     start, findings = time.perf_counter(), Findings(limit)
     keys: dict[str, Any] = {
@@ -115,7 +115,7 @@ def examine_dataset(
         source.reader,
         encoding,
         photographs=channels is None,
-        mixed=source.mask_values == "auto" and not ignore_named,
+        mixed=source.mask_values == "auto" and source.palette is None and not ignore_named,
         mask_size=mask_size,
         amplitudes=normalization == "db",
     )
@@ -155,11 +155,13 @@ def _open(dataset: Any, keys: dict[str, Any], findings: Findings) -> Source | No
     try:
         return open_source(dataset, **keys, problem=problem)
     except UserError as error:
-        found = from_message(str(error), str(dataset), "group-by" if str(error).startswith("group_by") else "layout")
-        findings.add([found])
-    if found.code != "group-by":
-        return None
-    return open_source(dataset, **{**keys, "group_by": None}, problem=lambda *told: None)
+        key, message = str(error).partition(":")[0], str(error)
+        unmatched = key == "group_by" and "does not match" in message
+        elsewhere = isinstance(dataset, (str, os.PathLike)) and not Path(dataset).expanduser().is_dir()
+        if (key in keys and not unmatched) or elsewhere:
+            raise
+    findings.add([from_message(message, str(dataset), "group-by" if unmatched else "layout")])
+    return open_source(dataset, **{**keys, "group_by": None}, problem=lambda *told: None) if unmatched else None
 
 
 def _odd_files(dataset: Any, arrays: bool) -> Iterator[Finding]:

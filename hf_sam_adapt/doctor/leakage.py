@@ -39,8 +39,8 @@ def check_leakage(
         told.add(later)
         split, other = places[later][0], places[first][0]
         if split != other:
-            value, mend = f"the same pixels as {named(first)} of {other}", f"remove it from {split} or {other}"
-            yield Finding(ERROR, "leakage", named(later), value, mend)
+            value = f"in {split}, the same pixels as {named(first)} in {other}"
+            yield Finding(ERROR, "leakage", named(later), value, "remove one of them, or set group_by")
             continue
         masks = together["mask"][[first, later]]
         if masks.all() and masks[0] != masks[1]:
@@ -58,7 +58,7 @@ def check_leakage(
             value = f"looks like {named(first)}"
             yield Finding(WARNING, "near-duplicate", named(later), value, "if they are one picture, remove one")
         else:
-            value = f"looks like {named(first)} of {other}"
+            value = f"in {split}, looks like {named(first)} in {other}"
             mend = "if they are one picture or scene, keep them on one side (group_by)"
             yield Finding(WARNING, "leakage", named(later), value, mend)
 

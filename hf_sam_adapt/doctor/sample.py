@@ -28,10 +28,11 @@ RECORD = np.dtype(
         ("thumbnail", np.uint8, (THUMBNAIL, THUMBNAIL)),
         ("foreground", np.float32),  # share of the labelled pixels
         ("border", np.float32),  # share of the labelled pixels of the image's edge
+        ("coloured", bool),  # the mask is read by the palette
         ("depth", np.uint8),  # of grey images of 16 bits: 12 or 16 bits used; 0 = others
     ]
 )
-MAX_STATISTICS = 500_000  # pixels that a channel's statistics are taken of
+MAX_STATISTICS = 300_000  # pixels that a channel's statistics are taken of
 SMALLEST_SIDE = 16
 MOST_STRETCHED = 10
 TURNS_UNSEEN = (2, 3, 4)  # EXIF orientations that keep height and width: the mask's size cannot tell them
@@ -114,14 +115,12 @@ class Examiner:
         if min(height, width) < SMALLEST_SIDE or max(height, width) > MOST_STRETCHED * min(height, width):
             mend = "cut or remove it, the network's input is a square"
             facts.warn("odd-size", name, f"{width}x{height} pixels", mend)
-        if (image == image[0, 0]).all():
+        step = int(np.ceil(np.sqrt(height * width / MAX_STATISTICS)))
+        facts.channels = channel_statistics(image[::step, ::step])
+        if (facts.channels[2] == facts.channels[3]).all() and (image == image[0, 0]).all():
             facts.warn("flat-image", name, "one colour everywhere", "replace or remove it")
         else:
             facts.record["hash"], facts.record["thumbnail"] = perceptual(displayable(image))
-        step = int(np.ceil(np.sqrt(height * width / MAX_STATISTICS)))
-        pixels = image[::step, ::step].reshape(-1, image.shape[2])  # (H, W, C) -> (N, C)
-        mean, variance = pixels.mean(axis=0, dtype=np.float64), pixels.var(axis=0, dtype=np.float64)
-        facts.channels = np.stack([mean, variance, pixels.min(axis=0), pixels.max(axis=0)])
         if self.amplitudes and facts.channels[2].min() < 0:
             value = f"smallest value {facts.channels[2].min():g}, but db needs amplitudes"
             facts.refuse(f"{value}; set normalization to percentile", name, "normalization")
@@ -139,11 +138,7 @@ class Examiner:
                     mend = "store image and mask upright, without orientation"
                     facts.warn("orientation", path, value, mend)
             if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] < 255:
-                value, mend = (
-                    "transparent pixels, which are read as opaque",
-                    "store it without alpha",
-                )
-                facts.warn("alpha", path, value, mend)
+                facts.warn("alpha", path, "transparent pixels, which are read as opaque", "store it without alpha")
             if image.mode.startswith("I"):
                 facts.record["depth"] = 12 if np.asarray(image).max() <= 4095 else 16
 
@@ -163,10 +158,7 @@ class Examiner:
                 severity = ERROR if total == stored.shape[0] * stored.shape[1] else WARNING
                 facts.findings.append(Finding(severity, "palette", name, value, "add the colour to palette"))
             stored = to_labels(stored, self.encoding.palette)
-        elif stored.ndim == 2 and self.encoding.palette is not None:
-            value = "one value a pixel, though palette says that masks are coloured"
-            facts.refuse(f"{value}; store all masks alike", name, "mixed-encoding")
-            return None, False
+            facts.record["coloured"] = True
         return stored, lossy
 
     def _decoded(self, stored: np.ndarray, lossy: bool, name: str, facts: SampleFacts) -> np.ndarray | None:
@@ -210,6 +202,20 @@ class Examiner:
             value = f"no object is as large as a pixel of the predicted mask ({pixel:.3g} pixels of the image)"
             mend = "cut the image into tiles, or raise image_size"
             facts.warn("tiny-object", name, value, mend)
+
+
+def channel_statistics(image: np.ndarray) -> np.ndarray:
+    """Mean, variance, smallest and largest value of each channel of (H, W, C): float64 (4, C)."""
+    if image.dtype != np.uint8:
+        pixels = image.reshape(-1, image.shape[2])  # (H, W, C) -> (N, C)
+        mean, variance = pixels.mean(axis=0, dtype=np.float64), pixels.var(axis=0, dtype=np.float64)
+        return np.stack([mean, variance, pixels.min(axis=0), pixels.max(axis=0)])
+    levels, statistics = np.arange(256), []
+    for channel in range(image.shape[2]):
+        shares = np.bincount(image[:, :, channel].ravel(), minlength=256) / image[:, :, 0].size
+        mean, (low, high) = (shares * levels).sum(), np.flatnonzero(shares)[[0, -1]]
+        statistics.append((mean, (shares * (levels - mean) ** 2).sum(), low, high))
+    return np.array(statistics).T  # (C, 4) -> (4, C)
 
 
 def count_objects(mask: np.ndarray, num_labels: int, smallest: float) -> tuple[int, int]:

@@ -1,0 +1,133 @@
+"""`hf-sam-adapt doctor`: lines, exit status, files, other kinds of data sets, processes and memory."""
+
+import json
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+from corpus import FAULTS, draw, make_corpus
+from PIL import Image
+
+from hf_sam_adapt.cli import main
+from hf_sam_adapt.doctor import examine_dataset
+from hf_sam_adapt.recipe import Recipe
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_corpus(tmp_path / "data", 5)
+
+
+def test_lines_status_json_and_sheet(root, tmp_path, capsys):
+    argv = ["doctor", str(root), "--image_size", "64", "--json", str(tmp_path / "found.json")]
+    assert main([*argv, "--contact_sheet", str(tmp_path / "sheet.png")]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("train: 44 images of 80x64 pixels; foreground ")
+    assert shown[3].startswith("nothing found in 55 images") and "s per 1,000" in shown[3]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["ok"] and found["findings"] == [] and found["splits"]["test"]["images"] == 6
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (3 * 270, 4 * 256, 3)
+    assert ((sheet[..., 1] == 170) & (sheet[..., 0] == 40)).sum() > 12 * 50  # contours of the masks
+
+    FAULTS["smaller_mask"].plant(root, "train_03", "")
+    FAULTS["empty_mask"].plant(root, "train_04", "")
+    assert main([*argv, "--contact_sheet", str(tmp_path / "sheet.png")]) == 1
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split()[:2] == ["error", "size-mismatch"] and shown[1].split()[:2] == ["warning", "empty-mask"]
+    assert f"{root}/train/masks/train_03.png: mask of 78x61 pixels, its image has 80x64" in shown[0]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert not found["ok"] and [one["code"] for one in found["findings"]] == ["size-mismatch", "empty-mask"]
+    assert set(found["findings"][0]) == {"severity", "code", "file", "value", "mend"}
+
+
+def test_a_recipe_says_how_it_is_read(root, tmp_path, capsys):
+    config = tmp_path / "recipe.yaml"
+    config.write_text(Recipe(dataset=str(root), mask_suffix="_no", num_workers=0).to_yaml())
+    assert main(["doctor", "--config", str(config), "--mask_suffix", "_mask"]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("image without mask") == 20 + 5 + 6 - 11 and "--limit 0 shows all" in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "doctor needs a data set"),
+        (["{root}/nowhere"], "missing folder"),
+        (["{root}", "--group_by", "("], "no regular expression"),
+        (["{root}", "--limit", "-1"], "limit: -1"),
+        (["{root}", "--json", "nowhere/at/all.json"], "its folder does not exist"),
+        (["{root}", "--num_labels", "1"], "num_labels: 1"),
+        (["{root}", "--image_size", "50"], "image_size: 50"),
+        (["{root}", "--palete", "x"], "did you mean 'palette'"),
+    ],
+)
+def test_bad_usage_is_2(root, argv, message, capsys):
+    assert main(["doctor", *(token.format(root=root) for token in argv)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_kinds_of_data_sets(tmp_path, capsys):
+    assert main(["doctor", "synthetic:polyp", "--model", "tiny", "--processes", "0"]) == 0
+    rng = np.random.default_rng(0)
+    pairs = [draw(rng) for _ in range(12)]
+    pairs[7] = pairs[2]
+    columns = {
+        "image": [Image.fromarray(image) for image, _ in pairs],
+        "mask": [Image.fromarray(mask) for _, mask in pairs],
+    }
+    table = datasets.Dataset.from_dict(columns)
+    table.save_to_disk(tmp_path / "saved")
+    capsys.readouterr()
+    found = examine_dataset(tmp_path / "saved", mask_size=16, processes=0).findings.ordered()
+    assert [one.code for one in found] in (["duplicate"], ["leakage"]) and "row 00000" in found[0].file
+
+    for index, (image, _) in enumerate(pairs):
+        Image.fromarray(image).save(tmp_path / f"{index}.jpg")
+    box = [[20, 20, 60, 20, 60, 50, 20, 50]]
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "height": 64, "width": 80 - (i == 3)} for i in range(12)],
+        "annotations": [{"id": i, "image_id": i, "category_id": 5, "segmentation": box} for i in range(12) if i != 9],
+        "categories": [{"id": 5, "name": "thing"}],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    found = examine_dataset(tmp_path, mask_size=16, processes=0).findings.ordered()
+    assert {("size-mismatch", "3.jpg"), ("empty-mask", "9.jpg")} <= {(one.code, one.file[-5:]) for one in found}
+
+
+def test_processes_change_nothing(root):
+    FAULTS["flat_image"].plant(root, "train_09", "")
+    FAULTS["copy_in_test"].plant(root, "train_10", "")
+    alone, many = (examine_dataset(root, mask_size=16, processes=count) for count in (0, 2))
+    assert alone.findings.lines() == many.findings.lines() and len(alone.findings.kept) == 2
+    assert {name: facts.plain() for name, facts in alone.facts.items()} == {
+        name: facts.plain() for name, facts in many.facts.items()
+    }
+
+
+MEMORY = """
+import resource, sys
+from hf_sam_adapt.doctor import examine_dataset
+examine_dataset(sys.argv[1], processes=0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+diagnosis = examine_dataset(sys.argv[2], processes=0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(diagnosis.findings.kept))
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_files(tmp_path):
+    """3,000 images of 100 KB in memory, each with a finding: under 8 MB more than 300, where all would be 300 MB."""
+    rng = np.random.default_rng(0)
+    for name, count in (("few", 300), ("many", 3000)):
+        for kind in ("images", "masks"):
+            (tmp_path / name / kind).mkdir(parents=True)
+        for number in range(count):
+            small = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+            Image.fromarray(small).resize((180, 180)).save(tmp_path / name / "images" / f"{number}.jpg")
+            Image.fromarray(np.zeros((180, 180), np.uint8)).save(tmp_path / name / "masks" / f"{number}.png")
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "few"), str(tmp_path / "many")]
+    grown, kept = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert grown < 8_000 and kept < 100  # ru_maxrss is in KB

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
@@ -51,12 +51,20 @@ class PushArguments:
     )
     public: bool = field(default=False, metadata={"help": "Create a public repository; otherwise it is private."})
     revision: str | None = field(default=None, metadata={"help": "Branch, created if needed; unset = main."})
+    repo_type: Literal["model", "space"] = field(
+        default="model", metadata={"help": "space: a folder with app.py, pushed with the wheel of its checkout."}
+    )
 
 
 def push_command(args: PushArguments) -> None:
     """Publish a folder, and print where."""
     if args.folder is None:
         raise UserError("push needs the folder to publish, such as a run's output_dir.")
+    if args.repo_type == "space":
+        from .space import push_space
+
+        push_space(args.folder, args.repo, private=not args.public, revision=args.revision)
+        return
     push_folder(args.folder, args.repo, private=not args.public, revision=args.revision)
 
 
@@ -92,6 +100,8 @@ def push_folder(
     files = pushed_files(folder)
     repo = repo or folder.resolve().name
     check_can_push(repo, token)
+    if not private and "samples.png" in files:
+        print(f"note: {folder / 'samples.png'} shows images of the data set to everybody", file=sys.stderr)
     if again is None:
         flags = ("" if private else " --public") + (f" --revision {shlex.quote(revision)}" if revision else "")
         again = f"hf-sam-adapt push {shlex.quote(str(folder))} --repo {repo}{flags}"

@@ -61,7 +61,7 @@ class DemoApp:
         # A typed folder would let visitors of a Space look into its disk, and into each other's trainings.
         if name not in known and (on_a_space() or self.folder in Path(name).resolve().parents) and Path(name).exists():
             raise UserError(f"{name}: folders cannot be named here; type a Hub id, owner/name")
-        return self.shelf.get(name)
+        return self.shelf.get(next((choice.source for choice in self.choices if choice.value == name), name))
 
     def files(self, session: Session) -> Path:
         """A visitor's folder for downloads."""

@@ -34,23 +34,20 @@ class Choice:
 
     Attributes:
         label: what the page shows.
-        value: folder or Hub id, `PLAIN` for plain SAM.
+        value: what names it: its own name if it comes with the package, else folder or Hub id; `PLAIN` for plain SAM.
+        source: folder or Hub id to load.
         pool: whether it is known to be a pool of domains.
     """
 
     label: str
     value: str
+    source: str
     pool: bool = False
 
 
 def built_in_folder() -> Path:
     """Where the adapters that come with the package are."""
     return Path(__file__).parent / "adapters"
-
-
-def built_in(name: str) -> str:
-    """Value of an adapter that comes with the package."""
-    return str(built_in_folder() / name)
 
 
 def choices(adapters: list[str], model: str) -> list[Choice]:
@@ -63,12 +60,12 @@ def choices(adapters: list[str], model: str) -> list[Choice]:
     Raises:
         UserError: a folder with nothing to load in it.
     """
-    found = [Choice(f"Plain SAM, zero-shot ({model})", PLAIN)]
+    found = [Choice(f"Plain SAM, zero-shot ({model})", PLAIN, PLAIN)]
     found += [_describe(folder) for folder in sorted(built_in_folder().iterdir()) if _is_adapter(folder)]
     for name in adapters:
         folder = Path(name).expanduser()
         if not folder.is_dir():
-            found.append(Choice(name, name))
+            found.append(Choice(name, name, name))
             continue
         folders = (
             [folder] if _is_adapter(folder) else sorted(child for child in folder.iterdir() if _is_adapter(child))
@@ -86,8 +83,10 @@ def _is_adapter(folder: Path) -> bool:
 def _describe(folder: Path) -> Choice:
     weights = [path for path in folder.rglob("*.safetensors") if "checkpoints" not in path.parts]
     size = size_text(sum(path.stat().st_size for path in weights))
-    title = _TITLES.get(folder.name, folder.name) if folder.parent == built_in_folder() else folder.name
+    own = folder.parent == built_in_folder()
+    title = _TITLES.get(folder.name, folder.name) if own else folder.name
     file = folder / ADAPTER_CONFIG
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     method = _METHODS.get(str(config.get("peft_type")), "whole model")
-    return Choice(f"{title} · {method} · {size}", str(folder), bool(config.get("pool")))
+    value = folder.name if own else str(folder)
+    return Choice(f"{title} · {method} · {size}", value, str(folder), bool(config.get("pool")))

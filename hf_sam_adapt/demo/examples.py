@@ -8,7 +8,6 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.synthetic import draw_sample
-from .catalog import built_in
 
 
 @dataclass(frozen=True)
@@ -17,17 +16,12 @@ class Example:
 
     Attributes:
         domain, number: which.
-        adapter: name of the one that it is shown with, among those that come with the package.
+        adapter: value in the page's list of the one that it is shown with.
     """
 
     domain: str
     number: int
     adapter: str
-
-    @property
-    def value(self) -> str:
-        """The adapter in the page's list."""
-        return built_in(self.adapter)
 
     def save(self, folder: Path) -> tuple[Path, Path]:
         """Draw it into image and mask files."""

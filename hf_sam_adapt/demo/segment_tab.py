@@ -156,7 +156,7 @@ class SegmentTab:
 
     def example(self, number: int, session: Session) -> Update:
         """An example was chosen, which comes with its adapter."""
-        adapter = examples.EXAMPLES[number].value
+        adapter = examples.EXAMPLES[number].adapter
         picture = read_picture(self.app.examples[number], self.app.max_pixels)
         shown = self._take(session, picture, adapter, "")
         return shown | {self.adapter: adapter, self.domain: self._domains(session, adapter)}

@@ -41,10 +41,8 @@ class SplitFacts:
         self.smallest: tuple[int, int] | None = None
         self.largest: tuple[int, int] | None = None
         self._number = 0
-        self._mean: np.ndarray | float = 0.0
-        self._square: np.ndarray | float = 0.0
-        self.low: np.ndarray | float = np.inf
-        self.high: np.ndarray | float = -np.inf
+        self._mean = self._square = np.zeros(())
+        self.low, self.high = np.full((), np.inf), np.full((), -np.inf)
 
     def add(self, sample: SampleFacts) -> None:
         self.images += 1

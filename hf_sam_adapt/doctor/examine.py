@@ -20,6 +20,7 @@ from ..data.folder import IMAGE_SUFFIXES
 from ..data.images import IGNORE
 from ..data.loading import SCANNED, Source, in_threads, open_source, sample_rows
 from ..data.palettes import to_labels
+from ..data.splits import group_keys
 from ..errors import UserError
 from .checks import SplitFacts, check_classes, check_objects, check_pixels, check_splits
 from .findings import ERROR, WARNING, Finding, Findings, from_message
@@ -106,6 +107,7 @@ def examine_dataset(
         "palette": palette,
         "seed": seed,
     }
+    group_keys([], group_by)  # raises where it is no regular expression
     source = _open(dataset, keys, findings)
     if source is None:
         return Diagnosis(findings, None, None, {}, {}, time.perf_counter() - start)
@@ -236,13 +238,18 @@ class _Chunks(Dataset):
         return [(split, start + place, self.examiner(row)) for place, row in enumerate(rows)]
 
 
+def _cpus() -> int:
+    """CPUs of this process; systems other than Linux tell only those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _examined(
     tables: dict[str, datasets.Dataset], examiner: Examiner, processes: int | None
 ) -> Iterator[tuple[str, int, SampleFacts]]:
     """Facts of every row, in order; a bounded number of chunks is under way."""
     total = sum(len(table) for table in tables.values())
     if processes is None:
-        processes = min(MAX_PROCESSES, os.cpu_count() or 1) if total > ALONE else 0
+        processes = min(MAX_PROCESSES, _cpus()) if total > ALONE and _cpus() > 1 else 0
     loader = DataLoader(_Chunks(tables, examiner), batch_size=None, num_workers=processes)
     with tqdm(total=total, unit="image", disable=not sys.stderr.isatty()) as bar:
         for chunk in loader:

@@ -52,7 +52,7 @@ class SampleFacts:
     """
 
     findings: list[Finding] = field(default_factory=list)
-    record: np.void = field(default_factory=lambda: np.zeros((), RECORD)[()])
+    record: Any = field(default_factory=lambda: np.zeros((), RECORD)[()])
     size: tuple[int, int] | None = None
     classes: np.ndarray | None = None
     objects: tuple[int, int] = (0, 0)
@@ -137,7 +137,7 @@ class Examiner:
                     value = f"EXIF orientation {turned}, and the size does not tell whether the mask is turned, too"
                     mend = "store image and mask upright, without orientation"
                     facts.warn("orientation", path, value, mend)
-            if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] < 255:
+            if image.mode in ("RGBA", "LA", "PA") and np.asarray(image.getchannel("A")).min() < 255:
                 facts.warn("alpha", path, "transparent pixels, which are read as opaque", "store it without alpha")
             if image.mode.startswith("I"):
                 facts.record["depth"] = 12 if np.asarray(image).max() <= 4095 else 16

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
+from transformers.image_processing_utils import BatchFeature
 
 from .attention import Kind
 from .data.channels import ARRAY_SUFFIX, displayable, load_header, load_image
@@ -22,12 +23,14 @@ from .data.folder import IMAGE_SUFFIXES
 from .errors import UserError
 from .evaluation.classes import Unlabelled, label_maps
 from .evaluation.inference import device_of, inference, merge_objects, routed
-from .forward import encode, pool_of, segment_scored
+from .forward import ImageEmbeddings, encode, pool_of, segment_scored
+from .instances import Instance, InstanceSource, coco_content, find_instances
 from .loading import load_adapted, load_base
 from .processing import SamAdaptProcessor
 from .prompts import Prompt
 from .report import MASK_COLOURS, overlay, write_json
 from .report_classes import class_colours, class_names
+from .report_prompts import draw_instances
 
 
 def _key(default: Any, help: str) -> Any:
@@ -47,6 +50,10 @@ class PredictArguments:
     output_dir: str = _key("predictions", "Folder for the masks, overlays and predictions.json.")
     box: list[float] | None = _key(None, "Box prompt x0 y0 x1 y1 in pixels, the same for every image.")
     point: list[float] | None = _key(None, "Point prompt x y in pixels, the same for every image.")
+    instances: Literal["grid", "components"] | None = _key(
+        None, "Also instances.json: of a grid of points, or the connected components of the promptless mask."
+    )
+    points_per_side: int = _key(16, "Points per side of the grid of --instances grid.")
     batch_size: int = _key(4, "Images encoded together.")
     precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
     attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = _key("auto", "How the encoder computes attention.")
@@ -62,11 +69,16 @@ def predict_command(args: PredictArguments) -> list[dict[str, Any]]:
         output_dir=args.output_dir,
         box=args.box,
         point=args.point,
+        instances=args.instances,
+        points_per_side=args.points_per_side,
         batch_size=args.batch_size,
         precision=args.precision,
         attention=args.attention,
     )
     print(f"{len(records)} masks, their overlays and predictions.json are in {args.output_dir}")
+    if args.instances:
+        count = sum(record["instances"] for record in records)
+        print(f"{count} instances are in {Path(args.output_dir) / 'instances.json'} (COCO, run lengths)")
     return records
 
 
@@ -79,6 +91,8 @@ def predict(
     output_dir: str | Path = "predictions",
     box: Sequence[float] | None = None,
     point: Sequence[float] | None = None,
+    instances: InstanceSource | None = None,
+    points_per_side: int = 16,
     batch_size: int = 4,
     precision: str = "no",
     attention: Kind = "auto",
@@ -98,6 +112,9 @@ def predict(
         output_dir: created if needed.
         box: (x0, y0, x1, y1), inclusive pixels; without box and point no prompt is given.
         point: (x, y), a pixel on the object.
+        instances: also find the objects of each image, see `find_instances`: `instances.json` in COCO's format and
+            `<name>_instances.png`.
+        points_per_side: of the grid of `instances="grid"`.
         batch_size: images encoded together.
         precision: "no", "bf16" or "fp16" autocast.
         attention: how the encoder computes its attention, see `use_fast_attention`.
@@ -108,7 +125,7 @@ def predict(
         `height`, `width`, `foreground` (fraction of the pixels), `prompt`, `logits` (`min`, `mean`, `max`), and
         `iou_estimate`, SAM's own estimate (None for an adapter that did not train it); of a pool also `domain`. Of a
         model with classes the mask is a palette PNG whose values are the classes, and `classes` (name -> fraction of
-        the pixels) stands for foreground, logits and estimate.
+        the pixels) stands for foreground, logits and estimate. With `instances` also `instances`, their number.
 
     Raises:
         UserError: no image found, an unreadable one, a prompt outside an image, an output that would replace an input,
@@ -117,6 +134,10 @@ def predict(
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size} is below 1")
     prompt = _prompt(box, point)
+    if instances is not None and prompt.kind != "none":
+        raise UserError(f"instances, {prompt.kind}: instances are found without a prompt; give one of them")
+    if points_per_side < 1:
+        raise UserError(f"points_per_side: {points_per_side} is below 1")
     find_images(inputs, arrays=True)  # what is missing is said before a model is loaded
     # The processor says how images are read.
     network, processor, has_estimate, id2label = _load(adapter, model, attention)
@@ -125,6 +146,8 @@ def predict(
         raise UserError(
             f"{prompt.kind}: {adapter} segments {len(id2label)} classes, which takes no prompt; leave it out"
         )
+    if id2label is not None and instances is not None:
+        raise UserError(f"instances: {adapter} segments {len(id2label)} classes, not objects; leave instances out")
     paths = find_images(inputs, arrays=processor.channels is not None)
     headers = [load_header(str(path), processor.channels) for path in paths]
     _check_inside(prompt, paths, [(header.height, header.width) for header in headers])
@@ -135,6 +158,7 @@ def predict(
 
     folder.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
+    objects: list[list[Instance]] = []
     with tqdm(total=len(paths), desc="predict", unit="image", disable=not progress, leave=False) as bar:
         for start in range(0, len(paths), batch_size):
             images = [load_image(path, processor.channels) for path in paths[start : start + batch_size]]
@@ -146,12 +170,24 @@ def predict(
                     bar.update(len(images))
                     continue
                 with routed(network, domain):
-                    results = _segment(network, processor, images, prompt)
+                    batch = processor(images, prompts=[prompt] * len(images))
+                    embeddings = encode(network, batch["pixel_values"].to(device_of(network)))
+                    results = _segment(network, processor, batch, embeddings)
+                    if instances is not None:
+                        how = {"has_estimate": has_estimate, "points_per_side": points_per_side}
+                        objects += find_instances(network, processor, batch, embeddings, instances, **how)
             for path, name, image, (logits, estimate, chosen) in zip(paths[start:], names[start:], images, results):
                 record = {"file": str(path), **_write(folder, name, image, logits), **_describe(prompt)}
                 record["iou_estimate"] = estimate if has_estimate else None
+                if instances is not None:
+                    picture = draw_instances(displayable(image), objects[len(records)])
+                    Image.fromarray(picture).save(folder / f"{name}_instances.png")
+                    record["instances"] = len(objects[len(records)])
                 records.append(record if chosen is None else record | {"domain": chosen})
             bar.update(len(images))
+    if instances is not None:
+        sizes = [(record["height"], record["width"]) for record in records]
+        write_json(folder / "instances.json", coco_content([path.name for path in paths], objects, sizes))
     write_json(folder / "predictions.json", {"adapter": adapter, "model": model, "predictions": records})
     return records
 
@@ -229,7 +265,7 @@ def _check_outputs(folder: Path, paths: Sequence[Path], names: Sequence[str]) ->
         raise UserError(f"output_dir: {folder} is a file; name a folder")
     inputs = {path.resolve() for path in paths}
     for name in names:
-        for output in (folder / f"{name}_mask.png", folder / f"{name}_overlay.png"):
+        for output in (folder / f"{name}_{kind}.png" for kind in ("mask", "overlay", "instances")):
             if output.resolve() in inputs:
                 raise UserError(f"output_dir: {output} is an input and would be overwritten; name another folder")
 
@@ -279,15 +315,13 @@ def _predict_classes(
 
 
 def _segment(
-    network: nn.Module, processor: SamAdaptProcessor, images: Sequence[np.ndarray], prompt: Prompt
+    network: nn.Module, processor: SamAdaptProcessor, inputs: BatchFeature, embeddings: ImageEmbeddings
 ) -> list[tuple[torch.Tensor, float, str | None]]:
     """Per image the logits (H, W), the IoU estimate, and of a pool the domain."""
-    inputs = processor(images, prompts=[prompt] * len(images))
-    embeddings = encode(network, inputs["pixel_values"].to(device_of(network)))
     scored = segment_scored(network, None, inputs["prompts"], image_embeddings=embeddings)
     logits = merge_objects(processor, inputs, [masks for masks, _ in scored])
     pool = pool_of(network)
-    domains: list[str | None] = [None] * len(images)
+    domains: list[str | None] = [None] * len(embeddings)
     if pool is not None and embeddings.domains is not None:
         domains = [*pool.names_of(embeddings.domains)]
     estimates = [float(estimate.max()) for _, estimate in scored]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import colorsys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from .data.channels import displayable
 from .data.dataset import mask_of
 from .evaluation.inference import embeddings_of, inference, model_inputs, variants_of
 from .evaluation.sensitivity import own_and_removed
+from .instances import Instance
 from .processing import SamAdaptProcessor
 from .prompts import components, derive_prompts
 from .report import ABSENT, MASK_COLOURS, TITLES, draw_prompt, overlay
@@ -113,6 +116,16 @@ def save_sensitivity(
         line[3].imshow(overlay(image, removed, colour))
         line[3].set_title("no prompt")
     FigureCanvasAgg(figure).print_png(path)
+
+
+def draw_instances(image: np.ndarray, instances: Sequence[Instance]) -> np.ndarray:
+    """Tints each instance in a colour of its own, the surest on top: uint8 (H, W, 3) -> a new one."""
+    drawn = image.copy()
+    for number in reversed(range(len(instances))):
+        # Hues a golden section apart: neighbours in the list are never alike.
+        colour = colorsys.hsv_to_rgb(number * 0.618 % 1, 0.9, 0.95)
+        drawn = overlay(drawn, instances[number].mask, [round(255 * part) for part in colour])
+    return drawn
 
 
 def _draw_bars(axis: Any, scores: dict[str, Any] | None, kind: str, title: str) -> None:

@@ -57,6 +57,9 @@ class EvaluateArguments:
     prompt_sensitivity: Literal["box", "point"] | None = _key(
         None, "Also measure what changes when this prompt is moved to another object or taken away."
     )
+    instances: Literal["grid", "components"] | None = _key(
+        None, "Also the average precision of instances: of a grid of points, or the components of the mask."
+    )
     batch_size: int = _key(4, "Images encoded together.")
     num_workers: int = _key(0, "Processes that load images; 0 = the main process itself.")
     precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
@@ -108,8 +111,10 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
         "num_workers": args.num_workers,
     }
     if num_labels is not None:
-        if args.clicks or args.prompt_sensitivity:
-            raise UserError("clicks, prompt_sensitivity: classes are segmented without prompts; leave them unset")
+        if args.clicks or args.prompt_sensitivity or args.instances:
+            raise UserError(
+                "clicks, prompt_sensitivity, instances: classes are segmented without prompts; leave them unset"
+            )
         if prompts != ["none"]:
             raise UserError(f"prompts: {' '.join(prompts)}, but classes are segmented without prompts; leave it unset")
         constant_map = constant_labels(data.train, num_labels)
@@ -142,8 +147,9 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
 def _of_prompts(
     args: EvaluateArguments, model: nn.Module, processor: SamAdaptProcessor, split: SegmentationSplit, how: dict
 ) -> dict[str, Any]:
-    """The parts of metrics.json that `clicks` and `prompt_sensitivity` ask for."""
+    """The parts of metrics.json that `clicks`, `prompt_sensitivity` and `instances` ask for."""
     from .clicks import evaluate_clicks
+    from .instances import evaluate_instances
     from .sensitivity import prompt_sensitivity
 
     parts: dict[str, Any] = {}
@@ -151,6 +157,8 @@ def _of_prompts(
         parts["clicks"] = evaluate_clicks(model, processor, split, args.clicks, **how)
     if args.prompt_sensitivity:
         parts["prompt_sensitivity"] = prompt_sensitivity(model, processor, split, args.prompt_sensitivity, **how)
+    if args.instances:
+        parts["instances"] = evaluate_instances(model, processor, split, args.instances, **how)
     return parts
 
 
@@ -239,6 +247,10 @@ def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
             raise UserError(f"{name}: {getattr(args, name)} is too small")
     if args.clicks < 0:
         raise UserError(f"clicks: {args.clicks} is below 0")
+    if args.instances:
+        from .instances import check_pycocotools
+
+        check_pycocotools()
     if args.output_dir is None:
         return None
     folder = Path(args.output_dir)

@@ -1,0 +1,157 @@
+"""Average precision of instance masks, by pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..errors import UserError
+from ..instances import Instance, InstanceSource, coco_content, find_instances
+from ..processing import SamAdaptProcessor
+from ..prompts import components, instance_masks
+from .inference import embeddings_of, inference, model_inputs, rank_and_world, variants_of
+
+
+if TYPE_CHECKING:
+    from ..data import Sample, SegmentationSplit
+    from ..embeddings.split import EmbeddedSample, EmbeddedSplit
+
+
+Described = tuple[dict[str, Any], list[dict[str, Any]]]  # an image and its annotations, as COCO has them
+
+
+def evaluate_instances(
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    split: SegmentationSplit | EmbeddedSplit,
+    source: InstanceSource,
+    *,
+    points_per_side: int = 16,
+    batch_size: int = 4,
+    adapted: bool = True,
+    zero_shot: bool = True,
+    zero_shot_model: nn.Module | None = None,
+    precision: str = "no",
+    num_workers: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Finds the instances of every image and compares them with the true ones.
+
+    The true ones are those that the data set tells apart (COCO files), or else the connected components of at least
+    0.05 % of the image. In a distributed run every rank calls it; all return the same.
+
+    Args:
+        model, adapted, zero_shot, zero_shot_model: see `variants_of`.
+        source, points_per_side: see `find_instances`.
+
+    Returns:
+        `{"source", "objects": n, "zero_shot": {"ap", "ap50", "ap75"}, "adapted": {…}}`, COCO's average precision over
+        IoU 0.5 to 0.95, at 0.5 and at 0.75, for at most 100 instances an image; None for a model that was not run.
+
+    Raises:
+        UserError: pycocotools is not installed, or the images hold no object.
+    """
+    check_pycocotools()
+    variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
+    estimate = getattr(getattr(model, "peft_config", {}).get("default"), "train_iou_head", False)
+    rank, world = rank_and_world()
+    rows = range(rank, len(split), world)
+    loader = DataLoader(split, batch_size=batch_size, sampler=rows, num_workers=num_workers, collate_fn=list)
+    truth: list[Described] = []
+    found: dict[str, list[Described]] = {variant.name: [] for variant in variants}
+    bar = tqdm(total=len(split), desc="instances", unit="image", disable=not progress or rank > 0, leave=False)
+    with bar, inference([variant.model for variant in variants], precision):
+        for samples in loader:
+            inputs = model_inputs(processor, samples)
+            truth += [_described(sample, [Instance(m, 1.0) for m in _true_masks(split, sample)]) for sample in samples]
+            for variant in variants:
+                with variant.active():
+                    per_image = find_instances(
+                        variant.model,
+                        processor,
+                        inputs,
+                        embeddings_of(variant.model, inputs),
+                        source,
+                        has_estimate=variant.name == "zero_shot" or bool(estimate),
+                        points_per_side=points_per_side,
+                    )
+                found[variant.name] += [_described(*pair) for pair in zip(samples, per_image, strict=True)]
+            bar.update(min(len(samples) * world, bar.total - bar.n))
+    if world > 1:
+        parts: list[Any] = [None] * world
+        dist.all_gather_object(parts, (truth, found))
+        truth = [one for part in parts for one in part[0]]
+        found = {name: [one for part in parts for one in part[1][name]] for name in found}
+    objects = sum(len(annotations) for _, annotations in truth)
+    if not objects:
+        raise UserError("instances: the masks hold no object, so there is no average precision; leave instances out")
+    scores = {name: average_precision(truth, own) for name, own in found.items()}
+    return {
+        "source": source,
+        "objects": objects,
+        "zero_shot": scores.get("zero_shot"),
+        "adapted": scores.get("adapted"),
+    }
+
+
+def average_precision(truth: Sequence[Described], found: Sequence[Described]) -> dict[str, float]:
+    """`ap`, `ap50` and `ap75` of COCO annotations.
+
+    Args:
+        truth, found: per image its entry and its annotations, with `score` in `found`; see `coco_content`.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    # pycocotools prints at every step.
+    with contextlib.redirect_stdout(io.StringIO()):
+        sets = []
+        for part in (truth, found):
+            coco = COCO()
+            annotations = [one | {"image_id": image["id"]} for image, own in part for one in own]
+            annotations = [one | {"id": number} for number, one in enumerate(annotations, start=1)]
+            coco.dataset = {
+                "images": [image for image, _ in truth],
+                "annotations": annotations,
+                "categories": [{"id": 1}],
+            }
+            coco.createIndex()
+            sets.append(coco)
+        evaluation = COCOeval(*sets, iouType="segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {name: max(0.0, float(evaluation.stats[place])) for place, name in enumerate(("ap", "ap50", "ap75"))}
+
+
+def check_pycocotools() -> None:
+    """Raise `UserError` unless pycocotools can be imported."""
+    try:
+        import pycocotools.cocoeval  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"instances: average precision needs pycocotools ({error}); pip install 'hf-sam-adapt[instances]'"
+        ) from error
+
+
+def _true_masks(split: SegmentationSplit | EmbeddedSplit, sample: Sample | EmbeddedSample) -> np.ndarray:
+    """bool (n, H, W)."""
+    read = getattr(split, "instances", None)
+    instances = None if read is None else read(sample.index)
+    if instances is None:
+        return components(sample.mask, max_objects=sample.mask.size)[0]
+    return instance_masks(instances, sample.mask)[0]
+
+
+def _described(sample: Sample | EmbeddedSample, instances: Sequence[Instance]) -> Described:
+    """The image, numbered from 1, and its annotations: run lengths are small where masks are not."""
+    content = coco_content([sample.id], [instances], [sample.mask.shape])
+    return content["images"][0] | {"id": sample.index + 1}, content["annotations"]

@@ -47,17 +47,22 @@ def build_page(app: DemoApp) -> gr.Blocks:
     return page
 
 
-def serve(args: DemoArguments, *, wait: bool = True) -> gr.Blocks:
-    """Start the demo.
-
-    Args:
-        args: what it is started with.
-        wait: return when it is stopped; False: at once, with the running page, which `close()` stops.
+def serve(args: DemoArguments) -> None:
+    """Run the demo until it is stopped.
 
     Raises:
         UserError: a model or adapter that cannot be loaded, or a port that is taken.
     """
-    page = build_page(DemoApp(args))
+    open_page(DemoApp(args)).block_thread()
+
+
+def open_page(app: DemoApp) -> gr.Blocks:
+    """Start the demo's server in the background; the page's `local_url` says where, its `close()` ends it.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    page, args = build_page(app), app.args
     try:
         page.launch(
             server_name="0.0.0.0" if on_a_space() else args.server_name,
@@ -74,6 +79,4 @@ def serve(args: DemoArguments, *, wait: bool = True) -> gr.Blocks:
         )
     except OSError as error:
         raise UserError(f"server_port: {args.server_port} is taken ({error}); name another") from error
-    if wait:
-        page.block_thread()
     return page

@@ -1,5 +1,7 @@
 """Adapters of the embedded SAM whose weights matter, and drawn images, for all tests of the demo."""
 
+from types import SimpleNamespace
+
 import pytest
 from PIL import Image
 from sams import perturb
@@ -44,6 +46,20 @@ def adapters(tmp_path_factory):
         pool.save_pretrained(root / name)
         processor.save_pretrained(root / name)
     return {path.name: str(path) for path in root.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """A demo that runs in this process: `app`, and `url`."""
+    pytest.importorskip("gradio")
+    from hf_sam_adapt.demo.app import DemoApp
+    from hf_sam_adapt.demo.page import open_page
+    from hf_sam_adapt.demo.settings import DemoArguments
+
+    app = DemoApp(DemoArguments(adapters=[], model="tiny", max_megapixels=4))
+    page = open_page(app)
+    yield SimpleNamespace(app=app, url=page.local_url)
+    page.close()
 
 
 @pytest.fixture

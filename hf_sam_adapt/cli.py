@@ -123,6 +123,20 @@ def doctor_command(argv: list[str]) -> int:
     )
 
 
+def estimate_command(argv: list[str]) -> None:
+    """Say what a recipe will need before it runs."""
+    from .estimate.command import EstimateArguments, estimate_command
+
+    estimate_command(
+        parse_arguments(
+            EstimateArguments,
+            argv,
+            prog=f"{PROG} estimate",
+            description="Parameters, peak memory and time of a training, by its recipe, its data and this machine.",
+        )
+    )
+
+
 def export_tiny_command(argv: list[str]) -> None:
     """Write the embedded model as an ordinary model folder."""
     args = parse_arguments(
@@ -141,7 +155,7 @@ def export_tiny_command(argv: list[str]) -> None:
 
 
 def convert_command(argv: list[str]) -> None:
-    """Turn an official checkpoint into an adapter."""
+    """Turn an official checkpoint into an adapter, or annotations into a data set."""
     from .convert.command import ConvertArguments, convert_command
 
     # `from` is a keyword of Python, which no field can be named.
@@ -151,8 +165,9 @@ def convert_command(argv: list[str]) -> None:
             ConvertArguments,
             argv,
             prog=f"{PROG} convert",
-            description="Turn a checkpoint of a method's official implementation into an adapter folder.",
-            positional="checkpoint",
+            description="Turn a checkpoint of a method's official implementation into an adapter folder, or the "
+            "annotations of labelme, COCO, YOLO or CVAT into a folder of images and masks.",
+            positional="source",
         )
     )
 
@@ -198,6 +213,7 @@ _COMMANDS = {
     "evaluate": evaluate_command,
     "predict": predict_command,
     "convert": convert_command,
+    "estimate": estimate_command,
     "doctor": doctor_command,
     "push": push_command,
     "demo": demo_command,

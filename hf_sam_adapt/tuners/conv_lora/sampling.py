@@ -165,3 +165,8 @@ def _make_tables(scales, height, width, rank, device, dtype):
 
 
 _cached_tables = lru_cache(maxsize=32)(_make_tables)
+
+
+def forget_tables() -> None:
+    """Drop the kept tables: around a forward on fake tensors, whose tables belong to nobody else."""
+    _cached_tables.cache_clear()

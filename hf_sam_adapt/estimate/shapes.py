@@ -1,0 +1,116 @@
+"""Peak memory of a training step from shapes alone: the step is run on tensors that have no content."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..forward import ImageEmbeddings, PromptedSam
+from ..prompts import Prompt
+from ..recipe import Recipe
+from ..training.loop import batch_loss
+from ..tuners.conv_lora.sampling import forget_tables
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors made within that are alive, and the most there were at a time (`peak`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: weakref.WeakSet = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return output
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._seen:
+            self._seen.add(storage)
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._free, storage.nbytes())
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
+def step_bytes(model: nn.Module, recipe: Recipe, batch_size: int, objects: int) -> int:
+    """The most bytes that the tensors of an optimizer step take at a time, beside the model's weights.
+
+    Activations, gradients, the optimizer's two moments and the batch; on the device type of the model, whose attention
+    and autocast it runs with. Nothing is computed, so that any size takes seconds.
+
+    Args:
+        model: as it is trained; left as it is.
+        recipe: names loss, prompts, precision, correction rounds and whether embeddings come from a cache.
+        batch_size: images of a micro-step.
+        objects: prompts of an image; ignored for kind "none".
+    """
+    forget_tables()
+    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    peaks = []
+    for kind in recipe.prompts:
+        peaks.append(_forward_backward(model, recipe, batch_size, objects, kind))
+        forget_tables()
+    return moments + max(peaks)
+
+
+def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects: int, kind: str) -> int:
+    device = next(model.parameters()).device
+    fake = FakeTensorMode()
+    model = _without_content(model, fake).train()
+    vision = model.config.vision_config
+    side, grid = vision.image_size, vision.image_size // vision.patch_size
+    precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
+    # A round of corrections decodes the objects of an image once more.
+    objects = objects * (1 + recipe.correction_rounds) if kind != "none" else 1
+    with fake, LiveBytes() as bytes_:
+        channels = recipe.channels or 3
+        pixels = embeddings = None
+        if recipe.cache_embeddings:
+            early = None
+            if getattr(model.get_base_model().mask_decoder, "hq_is_live", False):
+                early = torch.empty(batch_size, grid, grid, vision.hidden_size, device=device)
+            maps = torch.empty(batch_size, vision.output_channels, grid, grid, device=device)
+            embeddings = ImageEmbeddings(maps, early)
+        else:
+            pixels = torch.empty(batch_size, channels, side, side, device=device)
+        prompts = [_prompt(kind, objects, side, grid, device) for _ in range(batch_size)]
+        labels = torch.empty(batch_size, side, side, dtype=torch.int64, device=device)
+        batch = {"labels": labels, "prompts": prompts, "weight": torch.empty(batch_size, device=device)}
+        with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
+            logits, own = PromptedSam(model)(pixels, prompts, embeddings)
+        loss, _ = batch_loss([one.float() for one in logits], batch, recipe.loss)
+        (loss if own is None else loss + own).backward()
+        return bytes_.peak
+
+
+def _without_content(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
+    """A copy of a model whose parameters and buffers are fake."""
+    memo = {id(p): nn.Parameter(fake.from_tensor(p.detach()), p.requires_grad) for p in model.parameters()}
+    memo |= {id(b): fake.from_tensor(b) for b in model.buffers()}
+    return copy.deepcopy(model, memo)
+
+
+def _prompt(kind: str, objects: int, side: int, grid: int, device: torch.device) -> Prompt:
+    """Prompts as the processor returns them, without content."""
+    if kind == "none":
+        return Prompt("none")
+    targets = torch.empty(objects, side, side, dtype=torch.int64, device=device)
+    if kind == "box":
+        return Prompt("box", boxes=torch.empty(objects, 4, device=device), targets=targets)
+    if kind == "point":
+        points = torch.empty(objects, 1, 2, device=device)
+        point_labels = torch.ones(objects, 1, dtype=torch.int64, device=device)
+        return Prompt("point", points=points, point_labels=point_labels, targets=targets)
+    return Prompt("mask", masks=torch.empty(objects, 4 * grid, 4 * grid, device=device), targets=targets)

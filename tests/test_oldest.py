@@ -1,4 +1,4 @@
-"""The oldest supported versions: an environment of its own, the tuners' tests in it."""
+"""The oldest supported versions: an environment of its own, the tests of the tuners and of the Hub in it."""
 
 import os
 import subprocess
@@ -9,11 +9,12 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
-TESTED = ["tests/tuners", "tests/test_registry.py", "tests/test_image_size.py", "tests/test_fingerprint.py"]
+TESTED = ["tests/tuners", "tests/hub", "tests/model_cards", "tests/test_registry.py", "tests/test_image_size.py"]
+TESTED += ["tests/test_fingerprint.py"]
 
 
 @pytest.mark.slow
-def test_tuners_on_the_oldest_supported_versions(tmp_path):
+def test_the_oldest_supported_versions(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints-oldest.txt"]

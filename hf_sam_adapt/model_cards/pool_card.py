@@ -65,6 +65,7 @@ def pool_card(folder: Path, name: str) -> ModelCard:
         result=result_sentence(results),
         load=load_lines(model, name),
         example=domains[0],
+        alone=f'PeftModel.from_pretrained({base_code(model)[1]}, "{name}", subfolder="{domains[0]}")',
         domains=domain_table(results, public_recipe(recipe)),
         matrix=matrix_table(results),
         summary=summary_table(results),
@@ -87,8 +88,9 @@ def what_sentence(results: dict[str, Any], recipe: ContinualRecipe, model: str) 
     names = [f"`{name}`" for name in results["domains"]]
     listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     return (
-        f"One {METHODS[recipe.method].linked} adapter for the Segment Anything Model {base_link(model)} per domain ({listed}), learned one after "
-        f"the other, and a router that looks at an image and picks the adapter ({METHODS['moda'].linked})."
+        f"One {METHODS[recipe.method].linked} adapter for the Segment Anything Model {base_link(model)} per domain "
+        f"({listed}), learned one after the other, and a router that looks at an image and picks the adapter "
+        f"({METHODS['moda'].linked})."
     )
 
 
@@ -194,10 +196,7 @@ def task_facts(tasks: dict[str, Any]) -> list[str]:
         return []
     costs = [task["train"] for task in tasks.values()]
     parameters, sizes = ({cost[key] for cost in costs} for key in ("trainable_parameters", "adapter_bytes"))
-    facts = [
-        f"Per domain: {max(parameters):,} trainable parameters, {size_text(max(sizes))} on disk; each is an ordinary "
-        "adapter that loads alone from its folder"
-    ]
+    facts = [f"Per domain: {max(parameters):,} trainable parameters, {size_text(max(sizes))} on disk"]
     environment = next(iter(tasks.values())).get("environment")
     speeds = [cost["images_per_second"] for cost in costs]
     if None not in speeds:

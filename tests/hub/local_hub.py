@@ -26,7 +26,7 @@ import yaml
 
 
 # What the Hub's .gitattributes keep out of git.
-LARGE = (".safetensors", ".bin", ".png", ".pt", ".pkl")
+LARGE = (".safetensors", ".bin", ".parquet", ".png", ".pt", ".pkl")
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 IDENTIFIERS = {

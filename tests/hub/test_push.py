@@ -29,6 +29,7 @@ SECRETS = [
     "adapter_model.bin",
     "token.txt",
     ".hidden.json",
+    "splits.json",  # names the images
     "checkpoints/step_2/optimizer.bin",
     "checkpoints/step_2/state.json",
     "logs/events.json",
@@ -87,7 +88,9 @@ def test_pushed_files_and_privacy(connected, folder, capsys):
     assert connected.files("me/polyp")["notes.json"] == b"{}"
 
     shutil.move(folder, folder.with_name("open"))
-    status, out, _ = push(folder.with_name("open"), capsys, "--public")
+    status = main(["push", str(folder.with_name("open")), "--public"])
+    out, err = capsys.readouterr()
+    assert "samples.png shows images of the data set to everybody" in err
     assert status == 0 and "me/open (public)" in out and not connected.repositories["model", "me/open"].private
 
 

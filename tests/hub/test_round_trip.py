@@ -18,6 +18,7 @@ from transformers import SamModel
 
 from hf_sam_adapt import ModaConfig, ModaModel, SamAdapterConfig, SamAdaptProcessor, load_tiny_sam
 from hf_sam_adapt.cli import main
+from hf_sam_adapt.hub import push_folder
 from hf_sam_adapt.loading import build_model, load_adapted, load_base, save_adapter
 
 
@@ -189,8 +190,6 @@ torch.save(found | everything(ids, torch.load("image.pt")), "found.pt")
 def test_revisions(connected, tmp_path, sam_folder, monkeypatch):
     """A branch of an adapter, of a base model, and of a pool; what is stored says which base it was."""
     monkeypatch.chdir(tmp_path)
-    from hf_sam_adapt.hub import push_folder
-
     base = SamModel.from_pretrained(sam_folder)
     for branch, shift in ((None, 0.0), ("shifted", 0.5)):
         with torch.no_grad():
@@ -229,3 +228,39 @@ def test_revisions(connected, tmp_path, sam_folder, monkeypatch):
         pool.push_to_hub("me/pool", revision="one" if number == 0 else None)
     assert ModaModel.from_pretrained(load_base("me/base@shifted")[0], "me/pool", revision="one").domains == ["red"]
     assert ModaModel.from_pretrained(load_base("me/base@shifted")[0], "me/pool").domains == ["red", "green"]
+
+
+def test_a_pool_keeps_the_revision_of_its_base(connected, tmp_path, sam_folder, make_dataset, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = SamModel.from_pretrained(sam_folder)
+    processor = SamAdaptProcessor.from_pretrained(sam_folder)
+    for branch in (None, "refs/pr/1"):
+        folder = tmp_path / "base"
+        base.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        push_folder(folder, "me/base", revision=branch)
+        with torch.no_grad():
+            base.vision_encoder.neck.conv1.weight.mul_(2)
+    short = ["--max_steps", "1", "--batch_size", "2", "--method", "decoder", "--protocol", "moda", "--push_to_hub"]
+    named = [json.dumps({name: domain_folder(make_dataset, number)}) for number, name in enumerate(DOMAINS[:2])]
+    run = ["--model", "me/base@refs/pr/1", "--output_dir", "two", "--domains", *named]
+    assert main(["continual", *short, *run]) == 0
+
+    files = connected.files("me/two")
+    for name in ("adapter_config.json", "red/adapter_config.json", "green/adapter_config.json"):
+        config = json.loads(files[name])
+        assert (config["base_model_name_or_path"], config["revision"]) == ("me/base", "refs/pr/1"), name
+    loaded = load_adapted("me/two")
+    assert loaded.base_name == "me/base@refs/pr/1"
+    page = read_page(tmp_path / "two" / "pool")
+    assert (page.data["base_model"], page.data["base_model_relation"]) == ("me/base", "adapter")
+    assert "https://huggingface.co/me/base/tree/refs/pr/1" in page.links
+    space: dict = {}
+    exec(read_page(Path(hf_hub_download("me/two", "README.md")).parent).code["python"][0], space)
+    image = torch.randn(2, 3, 64, 64)
+    models = space["model"], loaded.model
+    with torch.no_grad():
+        by_card, by_command = (model.eval()(pixel_values=image).pred_masks for model in models)
+    assert torch.equal(by_card, by_command)
+    weights = [model.vision_encoder.neck.conv1.weight for model in (models[0].model, base)]
+    assert torch.equal(weights[0], weights[1] / 2)

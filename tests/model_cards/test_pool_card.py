@@ -1,6 +1,7 @@
 """The card of a pool: the matrix, the routing and the domains as `continual.json` has them; its code runs."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -91,3 +92,20 @@ def test_old_and_lonely_pools(pool_run, page, tmp_path):
     assert table(card, "after") == table(page(pool_run / "pool"), "after")
     with pytest.raises(UserError, match=r"no metrics\.json of a training"):
         write_card(old)
+
+
+def test_the_code_for_one_domain_runs(pool_run, page, sam_folder, tmp_path, monkeypatch):
+    from peft import PeftModel
+    from transformers import SamModel
+
+    (tmp_path / "small").symlink_to(sam_folder)
+    (tmp_path / "pool").symlink_to(pool_run / "pool")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"`(PeftModel\.[^`]+)`", page(pool_run / "pool").text)
+    model = eval(code, {"PeftModel": PeftModel, "SamModel": SamModel})
+    pixels = torch.randn(1, 3, 64, 64)
+    pool = load_adapted("pool").model
+    with torch.no_grad(), pool.using("first"):
+        expected = pool(pixel_values=pixels).pred_masks
+        found = model.requires_grad_(False).eval()(pixel_values=pixels).pred_masks
+    assert torch.equal(found, expected)

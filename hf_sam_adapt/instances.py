@@ -20,8 +20,9 @@ from .run_lengths import encode_runs
 InstanceSource = Literal["grid", "components"]
 POINTS_AT_ONCE = 64
 OFFSET = 1.0  # by which a stable mask's threshold may move (SAM's automatic mask generator)
-MIN_IOU_ESTIMATE = 0.7
-MIN_STABILITY = 0.8
+# SAM itself takes 0.88 and 0.95; a small model is less sure, and `min_score` of the user can be higher.
+MIN_IOU_ESTIMATE = 0.3
+MIN_STABILITY = 0.5
 MAX_OVERLAP = 0.7  # IoU of two masks above which the one of lower score goes
 
 

@@ -54,6 +54,7 @@ class PredictArguments:
         None, "Also instances.json: of a grid of points, or the connected components of the promptless mask."
     )
     points_per_side: int = _key(16, "Points per side of the grid of --instances grid.")
+    min_score: float = _key(0.0, "Instances of a lower score, 0..1, are left out.")
     batch_size: int = _key(4, "Images encoded together.")
     precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
     attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = _key("auto", "How the encoder computes attention.")
@@ -71,6 +72,7 @@ def predict_command(args: PredictArguments) -> list[dict[str, Any]]:
         point=args.point,
         instances=args.instances,
         points_per_side=args.points_per_side,
+        min_score=args.min_score,
         batch_size=args.batch_size,
         precision=args.precision,
         attention=args.attention,
@@ -93,6 +95,7 @@ def predict(
     point: Sequence[float] | None = None,
     instances: InstanceSource | None = None,
     points_per_side: int = 16,
+    min_score: float = 0.0,
     batch_size: int = 4,
     precision: str = "no",
     attention: Kind = "auto",
@@ -115,6 +118,7 @@ def predict(
         instances: also find the objects of each image, see `find_instances`: `instances.json` in COCO's format and
             `<name>_instances.png`.
         points_per_side: of the grid of `instances="grid"`.
+        min_score: instances of a lower score are left out.
         batch_size: images encoded together.
         precision: "no", "bf16" or "fp16" autocast.
         attention: how the encoder computes its attention, see `use_fast_attention`.
@@ -175,7 +179,8 @@ def predict(
                     results = _segment(network, processor, batch, embeddings)
                     if instances is not None:
                         how = {"has_estimate": has_estimate, "points_per_side": points_per_side}
-                        objects += find_instances(network, processor, batch, embeddings, instances, **how)
+                        per_image = find_instances(network, processor, batch, embeddings, instances, **how)
+                        objects += [[one for one in found if one.score >= min_score] for found in per_image]
             for path, name, image, (logits, estimate, chosen) in zip(paths[start:], names[start:], images, results):
                 record = {"file": str(path), **_write(folder, name, image, logits), **_describe(prompt)}
                 record["iou_estimate"] = estimate if has_estimate else None

@@ -27,6 +27,7 @@ RANDOM = {
     "method_args.lora_dropout": 0.3,
     "augment": ["flip", "scale", "crop", "colour"],
     "prompts": ["none", "box", "point", "mask"],
+    "correction_rounds": 2,
     "gradient_accumulation_steps": 2,
     "max_steps": 12,
     "checkpoint_every": 3,

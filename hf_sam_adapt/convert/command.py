@@ -13,16 +13,26 @@ def _key(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "folder")
+OF_CHECKPOINTS = ("base", "lora_alpha", "image_size", "domains")
+OF_DATA = ("images", "classes", "push", "group_by")
+
+
 @dataclass
 class ConvertArguments:
-    """Arguments of `hf-sam-adapt convert`."""
+    """Arguments of `hf-sam-adapt convert`: of a checkpoint, or of the annotations of a data set."""
 
-    checkpoint: str | None = _key(None, "The official checkpoint; only its tensors are read.")
-    format: Literal["sam-adapter", "conv-lora", "cwsam", "cosam"] | None = _key(
-        None,
-        "What wrote the checkpoint, also spelled --from: conv-lora is AutoGluon's model.ckpt, cosam also a folder.",
+    source: str | None = _key(
+        None, "The official checkpoint (only its tensors are read), or the annotations: a folder, zip archive or file."
     )
-    out: str | None = _key(None, "Folder to create for the adapter.")
+    format: (
+        Literal["sam-adapter", "conv-lora", "cwsam", "cosam", "labelme", "coco", "yolo", "cvat", "folder"] | None
+    ) = _key(
+        None,
+        "What wrote it, also spelled --from: conv-lora is AutoGluon's model.ckpt, cosam also a folder; folder is the "
+        "package's own images/ and masks/, to be pushed.",
+    )
+    out: str | None = _key(None, "Folder to create for the adapter or the data set.")
     decoder: Literal["full", "none"] = _key("full", "Convert the checkpoint's mask decoder, or leave it out.")
     base: str | None = _key(
         None, "The SAM that was adapted: tiny, folder or Hub id; the frozen weights are compared with it."
@@ -34,20 +44,42 @@ class ConvertArguments:
     domains: list[str] | None = _key(
         None, "Of a cosam folder: its domains in the order of their training; unset = CoSAM's."
     )
+    images: str | None = _key(None, "Of annotations: folder of the images, where they are not beside them.")
+    classes: list[str] | None = _key(
+        None, "Of annotations: names of the classes 1, 2, ...; unset = the source's order, or by name."
+    )
+    layout: Literal["folder", "datasets"] = _key(
+        "folder", "Of annotations: images/ and masks/, or what datasets.load_from_disk reads."
+    )
+    push: str | None = _key(None, "Of annotations: private data set of the Hub to publish them in, owner/name.")
+    group_by: str | None = _key(
+        None, "Of annotations: regular expression; images whose match is equal stay in one split where they are drawn."
+    )
 
 
 def convert_command(args: ConvertArguments) -> None:
     """Converts, and prints what was left out or compared.
 
     Raises:
-        UserError: as `convert_official_checkpoint`, and for what is not given.
+        UserError: as `convert_official_checkpoint` and `convert_annotations`, and for what is not given, or does not
+            fit the format.
     """
-    for name, flag in (("checkpoint", "the checkpoint's file"), ("format", "--from"), ("out", "--out")):
+    needed = [("source", "what to convert"), ("format", "--from")]
+    if args.format not in DATA_FORMATS:
+        needed.append(("out", "--out"))
+    for name, flag in needed:
         if getattr(args, name) is None:
             raise UserError(f"convert needs {flag}, as in: hf-sam-adapt convert --from conv-lora CKPT --out DIR")
+    of_data = args.format in DATA_FORMATS
+    for name in OF_CHECKPOINTS if of_data else OF_DATA:
+        if getattr(args, name) is not None:
+            raise UserError(f"{name}: not for --from {args.format}; leave it out")
+    if of_data:
+        _convert_data(args)
+        return
     done = convert_official_checkpoint(
         str(args.format),
-        str(args.checkpoint),
+        str(args.source),
         str(args.out),
         lora_alpha=args.lora_alpha,
         decoder="none" if args.decoder == "none" else None,
@@ -58,3 +90,22 @@ def convert_command(args: ConvertArguments) -> None:
     for note in done.notes:
         print(note)
     print(f"Saved to {done.folder}.")
+
+
+def _convert_data(args: ConvertArguments) -> None:
+    from ..convert_data import convert_annotations
+
+    notes = convert_annotations(
+        str(args.format),
+        str(args.source),
+        args.out,
+        images=args.images,
+        classes=args.classes,
+        layout=args.layout,
+        push=args.push,
+        group_by=args.group_by,
+    )
+    for note in notes:
+        print(note)
+    if args.out is not None:
+        print(f"Saved to {args.out}. Next: hf-sam-adapt doctor {args.out} --config {args.out}/recipe.yaml")

@@ -1,0 +1,127 @@
+"""Annotated images become a folder of images and masks, with the recipe keys that say how to read it."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from ..data.folder import IMAGE_SUFFIXES
+from ..data.images import EXIF_ORIENTATION, IGNORE, open_image, read_header
+from ..errors import UserError
+from ..report_classes import class_colours
+from .regions import BACKGROUND_LABELS, IGNORE_LABELS, UNSPLIT, AnnotatedImage, Annotations
+
+
+RECIPE = "recipe.yaml"
+
+
+def write_folder(annotations: Annotations, folder: Path, classes: Sequence[str] | None = None) -> list[str]:
+    """Write images and masks; a mask is a PNG of class indices with colours to look at, 255 = ignore.
+
+    Images are copied as they are; one that EXIF turns is stored upright, as PNG.
+
+    Args:
+        annotations: what was read.
+        folder: exists and is empty.
+        classes: names of the classes 1, 2, … in this order; regions of others are left out. None = the source's.
+
+    Returns:
+        The names of the classes, without the background.
+
+    Raises:
+        UserError: nothing annotated, two images of one name, an unreadable image or one of another size.
+    """
+    special = (*BACKGROUND_LABELS, *IGNORE_LABELS)
+    occurring = {region.label for image in annotations.images for region in image.regions} - set(special)
+    names = [name for name in classes or annotations.classes or sorted(occurring) if name not in special]
+    if not occurring & set(names):
+        hint = f", only {', '.join(sorted(occurring))}" if occurring else ""
+        raise UserError(f"nothing is annotated with {' or '.join(names) or 'a class'}{hint}; check the annotations")
+    if len(names) > 254:
+        raise UserError(f"{len(names)} classes, a mask of 8 bits holds 254; choose some by --classes")
+    values = {name: value for value, name in enumerate(names, start=1)}
+    values |= dict.fromkeys(BACKGROUND_LABELS, 0) | dict.fromkeys(IGNORE_LABELS, IGNORE)
+    # A set without a training split would not be found, so what has no split is for training.
+    splits = {image.split for image in annotations.images}
+    flat = splits == {UNSPLIT}
+    written: set[Path] = set()
+    for image in tqdm(annotations.images, unit="image", disable=not sys.stderr.isatty()):
+        place = folder if flat else folder / (image.split if image.split != UNSPLIT else "train")
+        for part in ("images", "masks"):
+            (place / part).mkdir(parents=True, exist_ok=True)
+        mask_file = place / "masks" / f"{image.stem}.png"
+        if mask_file in written:
+            raise UserError(f"{image.name}: another image is called {image.stem}, too; rename one of them")
+        written.add(mask_file)
+        height, width = _store_image(image, place / "images")
+        mask = np.zeros((height, width), np.uint8)
+        for region in image.regions:
+            if region.label in values:
+                mask[region.draw(height, width)] = values[region.label]
+            else:
+                annotations.left_out[f"area of a class that is not chosen, such as {region.label}"] += 1
+        _save_mask(mask, mask_file, len(names) + 1)
+    return names
+
+
+def write_recipe(folder: Path, dataset: str, classes: Sequence[str]) -> None:
+    """The recipe keys that say how `dataset` is read, for `--config`."""
+    keys: dict[str, Any] = {"dataset": dataset, "mask_values": "index"}
+    if len(classes) > 1:
+        keys["num_labels"] = len(classes) + 1
+    keys["id2label"] = {0: "background", **dict(enumerate(classes, start=1))}
+    (folder / RECIPE).write_text(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def describe(annotations: Annotations, classes: Sequence[str]) -> list[str]:
+    """Lines that say what was taken, and what was not."""
+    counts = Counter(image.split for image in annotations.images)
+    splits = "" if set(counts) == {UNSPLIT} else f" ({', '.join(f'{count} {name}' for name, count in counts.items())})"
+    named = ", ".join(f"{value} {name}" for value, name in enumerate(classes, start=1))
+    lines = [f"{len(annotations.images)} images{splits}; classes: 0 background, {named}"]
+    return lines + [f"left out: {count} x {what}" for what, count in sorted(annotations.left_out.items())]
+
+
+def _store_image(image: AnnotatedImage, folder: Path) -> tuple[int, int]:
+    """Writes the image as it was annotated; its (height, width).
+
+    Annotation tools show a photograph as its EXIF orientation says; one that did not is told by the size.
+    """
+    content = image.image.read_bytes() if isinstance(image.image, Path) else image.image()
+    shown = str(image.image) if isinstance(image.image, Path) else f"{image.name}, imageData"
+    header = read_header(BytesIO(content), shown)  # also finds a file that is cut short
+    upright = header.height, header.width
+    with open_image(BytesIO(content), shown) as opened:
+        turned = opened.getexif().get(EXIF_ORIENTATION, 1) != 1
+        stored = opened.height, opened.width
+        size = next((size for size in (upright, stored) if image.size in (None, size)), None)
+        if size is None:
+            height, width = image.size or (0, 0)
+            raise UserError(
+                f"{image.name}: made for an image of {width}x{height}, {shown} has {upright[1]}x{upright[0]}; put the "
+                "annotated image there"
+            )
+        suffix = (image.image.suffix if isinstance(image.image, Path) else f".{opened.format}").lower()
+        if not turned and suffix in IMAGE_SUFFIXES:
+            (folder / f"{image.stem}{suffix}").write_bytes(content)
+        else:
+            pixels = ImageOps.exif_transpose(opened) if size == upright else opened
+            # A copy without metadata: the orientation must not turn it again.
+            mode = pixels.mode if pixels.mode in ("L", "RGB", "RGBA", "I;16") else "RGB"
+            Image.fromarray(np.asarray(pixels.convert(mode))).save(folder / f"{image.stem}.png")
+    return size
+
+
+def _save_mask(mask: np.ndarray, file: Path, num_labels: int) -> None:
+    picture = Image.fromarray(mask, mode="P")
+    picture.putpalette(class_colours(num_labels).ravel().tolist())
+    picture.save(file)

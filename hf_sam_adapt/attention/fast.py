@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
-from transformers.models.sam.modeling_sam import SamVisionAttention, SamVisionSdpaAttention
+from transformers.models.sam.modeling_sam import SamPatchEmbeddings, SamVisionAttention, SamVisionSdpaAttention
 from transformers.utils import logging
 
 from ..errors import UserError
@@ -77,8 +77,9 @@ def fastest(attention: SamVisionAttention, device: torch.device) -> str:
 def use_fast_attention(model: nn.Module, kind: Kind = "auto") -> None:
     """Make the encoder of a SAM compute its attention in another way, with the same result but for rounding.
 
-    Changes the instance only: parameters, state-dict keys and classes stay. It works before and after an adapter is
-    added, and a copy or pickle of the model keeps it. A second call chooses anew; `restore_attention` undoes it.
+    Changes the instance only: parameters, state-dict keys and classes stay. The patch embedding gets a hook that lays
+    its output out as the blocks read it (`token_major`). It works before and after an adapter is added, and a copy or
+    pickle of the model keeps it. A second call chooses anew; `restore_attention` undoes it.
 
     Args:
         model: `SamModel`, `SamVisionModel`, or a PEFT model of one.
@@ -97,14 +98,30 @@ def use_fast_attention(model: nn.Module, kind: Kind = "auto") -> None:
         reason = _unsupported(attention)
         if kind in ("folded", "flex") and reason is not None:
             raise UserError(f"attention: {kind} cannot be used, for {reason}; use auto.")
+    restore_attention(model)
     for attention in modules:
         vars(attention)["forward"] = FastAttention(attention, kind)
+    for patches in _patch_embeddings(model):
+        patches.register_forward_hook(token_major)
 
 
 def restore_attention(model: nn.Module) -> None:
     """Undo `use_fast_attention`: the model's attention is that of its classes."""
     for attention in attention_modules(model):
         vars(attention).pop("forward", None)
+    for patches in _patch_embeddings(model):
+        hooks = patches._forward_hooks
+        for key in [key for key, hook in hooks.items() if hook is token_major]:
+            del hooks[key]
+
+
+def token_major(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    """Forward hook of the patch embedding: (B, h, w, C) with C innermost in memory too.
+
+    SAM permutes a convolution's output, and every residual sum keeps that layout: all blocks would add across memory
+    and copy the map for each layer norm.
+    """
+    return output.contiguous()
 
 
 def attention_kind(model: nn.Module) -> str:
@@ -120,6 +137,10 @@ def attention_kind(model: nn.Module) -> str:
 def attention_modules(model: nn.Module) -> Iterator[SamVisionAttention]:
     """The attention of every block of the encoder."""
     return (module for module in model.modules() if isinstance(module, SamVisionAttention))
+
+
+def _patch_embeddings(model: nn.Module) -> Iterator[SamPatchEmbeddings]:
+    return (module for module in model.modules() if isinstance(module, SamPatchEmbeddings))
 
 
 def _unsupported(attention: SamVisionAttention) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import DistributedType, send_to_device
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -19,7 +19,10 @@ from ..data.images import IGNORE
 from ..errors import UserError
 from ..evaluation import evaluate
 from ..evaluation.classes import evaluate_classes
+from ..evaluation.inference import AUTOCAST_DTYPES
 from ..forward import PromptedSam
+from ..frozen import cast_frozen_matrices
+from ..image_size import find_vision_encoder
 from ..losses import segmentation_loss
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
@@ -85,6 +88,10 @@ class TrainingLoop:
         self.class_weights = None if class_weights is None else class_weights.to(accelerator.device)
         self.schedule = Schedule.of(recipe, len(data.train), accelerator.num_processes)
         self.warmup = warmup_steps(recipe.warmup, self.schedule.total)
+        # Sharded parameters have to be of one dtype.
+        sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if recipe.precision in AUTOCAST_DTYPES and not sharded:
+            cast_frozen_matrices(find_vision_encoder(model), AUTOCAST_DTYPES[recipe.precision])
         optimizer = build_optimizer(model.parameters(), recipe, accelerator.device)
         self.wrapped, self.optimizer = accelerator.prepare(PromptedSam(model), optimizer)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -163,8 +163,10 @@ def test_names_classes_and_values_stay_and_it_can_be_undone():
         assert [type(module) for module in model.modules()] == classes
         assert model.state_dict().keys() == state.keys()
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+        assert len(model.vision_encoder.patch_embed._forward_hooks) == 1
         restore_attention(model)
         assert attention_kind(model) == "sdpa"
+        assert not model.vision_encoder.patch_embed._forward_hooks
         assert torch.equal(model.vision_encoder(images).last_hidden_state, own)
     torch.testing.assert_close(fast, own, atol=1e-4, rtol=1e-4)
 
@@ -254,6 +256,17 @@ def test_flex_has_no_gradients_on_a_cpu():
     use_fast_attention(model, "flex")
     with pytest.raises(UserError, match="flex has no gradients on a CPU"):
         model(pixels())
+
+
+def test_blocks_get_tokens_with_channels_innermost():
+    model, layouts = random_vision_sam(), []
+    for layer in model.vision_encoder.layers:
+        layer.register_forward_pre_hook(lambda module, args: layouts.append(args[0].is_contiguous()))
+    model(pixels())
+    use_fast_attention(model)
+    model(pixels())
+    copy.deepcopy(model)(pixels())
+    assert layouts == 3 * [False] + 6 * [True]
 
 
 def test_backward_keeps_no_attention_of_the_whole_map():

@@ -101,7 +101,7 @@ def point_grid(size: tuple[int, int], points_per_side: int) -> Prompt:
     return Prompt("point", points=points, point_labels=np.ones((len(points), 1), np.int64))
 
 
-def stability(logits: torch.Tensor, offset: float = OFFSET) -> torch.Tensor:
+def stability(logits: torch.Tensor, offset: float) -> torch.Tensor:
     """IoU of each mask at the thresholds `offset` and `-offset`: (n, h, w) -> (n,), 0 where both are empty."""
     inner, outer = ((logits > threshold).sum(dim=(1, 2)) for threshold in (offset, -offset))
     return inner / outer.clamp(min=1)
@@ -173,7 +173,7 @@ def _decode_grid(
         part = prompt.select(slice(start, start + POINTS_AT_ONCE))
         ((logits, estimates),) = segment_scored(model, None, [part], image_embeddings=embedding)
         window = logits[:, :height, :width].float()
-        stable = stability(window)
+        stable = stability(window, OFFSET)
         masks = window > 0
         x, y = (torch.as_tensor(part.points)[:, 0] // stride).long().clamp(min=0).to(logits.device).T
         holds = masks[torch.arange(len(part)), y.clamp(max=height - 1), x.clamp(max=width - 1)]

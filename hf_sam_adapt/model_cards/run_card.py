@@ -104,7 +104,9 @@ def what_sentence(recipe: Recipe, data: dict[str, Any]) -> str:
         target = f"segments {_object(recipe)}"
     images = data["images"].get("train")
     learned = "" if images is None else f", learned from {images} images with masks"
-    return f"{kind} the Segment Anything Model {base} that {target} in images like those of {_dataset(data)}{learned}."
+    start = "" if recipe.adapter is None else f" It started from the adapter `{public_recipe(recipe).adapter}`."
+    text = f"{kind} the Segment Anything Model {base} that {target} in images like those of {_dataset(data)}{learned}."
+    return text + start
 
 
 def result_sentence(metrics: dict[str, Any], data: dict[str, Any]) -> str:

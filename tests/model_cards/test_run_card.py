@@ -139,6 +139,16 @@ def test_an_old_run_gets_a_card(binary_run, page, tmp_path):
     assert "bright_bars" in card.text and str(binary_run.parent) not in (folder / "README.md").read_text()
 
 
+def test_where_a_run_started_is_said(binary_run, page, tmp_path):
+    folder = copied(binary_run, tmp_path)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert "started from" not in page(folder).text
+    for adapter, shown in ((str(binary_run), "`run`"), ("me/first", "`me/first`")):
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"adapter": adapter}))
+        write_card(folder)
+        assert f"It started from the adapter {shown}." in page(folder).text
+
+
 def test_a_published_card_loads_from_the_repository(binary_run, page, tmp_path):
     folder = copied(binary_run, tmp_path)
     write_card(folder, repo_id="me/bars")

@@ -30,14 +30,14 @@ class Example:
 
 
 EXAMPLES = (
-    Example("speckle", 0, "radar-fields"),
+    Example("speckle", 12, "radar-fields"),
     Example("landcover", 0, "land-cover"),
-    Example("polyp", 1, "three-domains"),
-    Example("shadow", 0, "three-domains"),
-    Example("speckle", 5, "radar-fields"),
-    Example("camouflage", 1, "three-domains"),
+    Example("polyp", 2, "three-domains"),
+    Example("shadow", 3, "three-domains"),
+    Example("speckle", 9, "radar-fields"),
+    Example("camouflage", 2, "three-domains"),
 )
-ROUTED = (("speckle", 3), ("polyp", 2), ("shadow", 2), ("speckle", 4), ("polyp", 5), ("cells", 0))
+ROUTED = (("speckle", 3), ("polyp", 5), ("shadow", 9), ("speckle", 13), ("polyp", 8), ("camouflage", 2))
 TAUGHT = ("speckle", 5)  # the domain of the Adapt tab's example, and how many of its images
 
 

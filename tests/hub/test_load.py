@@ -77,11 +77,11 @@ def test_files_are_of_one_commit(connected, published, monkeypatch):
 
     expected, real = masks(load_adapted(str(published)).model), loading.load_base
 
-    def push_meanwhile(name):
+    def push_meanwhile(*args):
         perturbed = perturb(build_model("decoder", {}, real("me/base")[0]), seed=5, std=0.5)
         save_adapter(perturbed, published)
         push_folder(published, "me/adapter")
-        return real(name)
+        return real(*args)
 
     monkeypatch.setattr(loading, "load_base", push_meanwhile)
     assert torch.equal(masks(load_adapted("me/adapter").model), expected)

@@ -1,5 +1,6 @@
 """The Hub's own check of a card, asked through huggingface_hub, and its reading of the metadata."""
 
+import inspect
 import json
 
 import pytest
@@ -17,6 +18,8 @@ RESULT = {"task": {"type": "t"}, "dataset": {"name": "d", "type": "d"}, "metrics
 
 @pytest.fixture
 def validator(monkeypatch):
+    if "huggingface.co" in inspect.getsource(ModelCard.validate):
+        pytest.skip("this huggingface_hub asks huggingface.co alone")
     with LocalHub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

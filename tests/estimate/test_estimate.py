@@ -1,0 +1,107 @@
+"""Memory counted from shapes, and the command on top of it."""
+
+import copy
+import json
+
+import pytest
+import torch
+from sams import random_sam
+
+from hf_sam_adapt.cli import main
+from hf_sam_adapt.estimate.command import CARDS, rows_of
+from hf_sam_adapt.estimate.estimate import Estimate
+from hf_sam_adapt.estimate.shapes import LiveBytes, step_bytes
+from hf_sam_adapt.loading import build_model
+from hf_sam_adapt.recipe import Recipe
+
+
+def recipe(**keys):
+    return Recipe(**{"model": "tiny", "loss": "structure", "method": "sam_adapter", **keys})
+
+
+def adapted(method="sam_adapter", **config):
+    torch.manual_seed(0)
+    return build_model(method, {}, random_sam(**config), image_size=None)
+
+
+def test_live_bytes_are_those_of_storages_that_are_referred_to():
+    with LiveBytes() as count:
+        first = torch.zeros(100, dtype=torch.float32)
+        view = first[:50]
+        assert count.live == 400
+        second = torch.zeros(100, dtype=torch.float64)
+        assert count.live == count.peak == 1200
+        del first
+        assert count.live == 1200  # the view keeps it
+        del view
+        assert count.live == 800
+        second.add_(1)
+    assert count.peak == 1200
+
+
+def test_bytes_grow_with_batch_objects_and_size_and_shrink_with_checkpointing():
+    model = adapted()
+    one, two, three = (step_bytes(model, recipe(), size, 1) for size in (1, 2, 3))
+    assert one < two < three
+    assert three - two == pytest.approx(two - one, rel=0.02)
+    boxes = recipe(prompts=["box"])
+    assert step_bytes(model, boxes, 1, 8) > 2 * step_bytes(model, boxes, 1, 1) - one
+    assert step_bytes(model, recipe(prompts=["none", "box"]), 1, 8) == step_bytes(model, boxes, 1, 8)
+    assert step_bytes(adapted(image_size=128), recipe(), 1, 1) > 2 * one
+    plain = step_bytes(adapted(layers=8), recipe(), 2, 1)
+    deep = adapted(layers=8)
+    deep.gradient_checkpointing_enable()
+    assert step_bytes(deep, recipe(), 2, 1) < 0.7 * plain
+
+
+@pytest.mark.parametrize("kind", ["none", "box", "point", "mask"])
+@pytest.mark.parametrize("method", ["conv_lora", "lora", "decoder"])
+def test_every_method_and_prompt_is_counted_and_the_model_stays(method, kind):
+    model = adapted(method)
+    before = copy.deepcopy(model.state_dict())
+    assert step_bytes(model, recipe(method=method, prompts=[kind]), 2, 3) > 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    side = model.config.vision_config.image_size
+    with torch.no_grad():
+        assert model(pixel_values=torch.zeros(1, 3, side, side), multimask_output=False).pred_masks.isfinite().all()
+
+
+def test_the_trained_weights_count_three_times_beside_the_activations():
+    # Gradient and two moments, 4 bytes each.
+    model = adapted("decoder")
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = adapted("decoder")
+    for name, parameter in frozen.named_parameters():
+        parameter.requires_grad = parameter.requires_grad and "transformer" not in name
+    fewer = sum(p.numel() for p in frozen.parameters() if p.requires_grad)
+    difference = step_bytes(model, recipe(method="decoder"), 1, 1) - step_bytes(frozen, recipe(method="decoder"), 1, 1)
+    assert difference >= 8 * (trained - fewer)
+
+
+def test_the_card_must_hold_weights_and_tensors():
+    found = Estimate("cpu", 10, 100, 40, 2 * 10**9, 7 * 10**9, 6 * 10**9, 0.5, 7200)
+    rows = dict(rows_of(found))
+    assert rows["smallest GPU"].startswith("12 GB")  # 8 GB of tensors do not fit into a card of 8
+    assert rows["whole training"].startswith("7,200 steps, 1 h 00 min")
+    cuda = Estimate("cuda", 10, 100, 40, 2 * 10**9, 7 * 10**9, 6 * 10**9, 0.5, 7200)
+    assert dict(rows_of(cuda))["smallest GPU"].startswith("8 GB")
+    huge = Estimate("cuda", 10, 100, 40, 0, CARDS[-1] * 10**9, 0, 0.5, 1)
+    assert "more than 80 GB" in dict(rows_of(huge))["smallest GPU"]
+
+
+def test_the_command_writes_its_numbers_and_nothing_else(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--method", "sam_adapter", "--dataset", "synthetic:polyp", "--max_steps", "50", "--batch_size", "4"]
+    assert main(["estimate", *argv, "--json", "found.json"]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["steps"] == 50 and found["step_seconds"] > 0
+    assert found["peak_memory_bytes"] > found["trained_parameters"] > 1000
+    assert "trained parameters" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+
+
+def test_bad_input_is_the_line_that_training_would_end_with(tmp_path, capsys):
+    assert main(["estimate", "--dataset", str(tmp_path / "nowhere")]) == 2
+    error = capsys.readouterr().err
+    assert "nowhere" in error and "Traceback" not in error

@@ -13,6 +13,7 @@ BANDS = 4
 MAX_BITS = 10  # of 64 that may differ between two versions of one picture
 ALIKE = 0.99  # correlation of two thumbnails; other pictures of one scene stay below
 MIN_CONTRAST = 3.0  # deviation of a thumbnail in grey levels, below which all pictures look alike
+PART = 4096  # rows
 BUCKET = 64  # larger buckets are searched among neighbours in the order of the hash only
 
 
@@ -64,7 +65,7 @@ def near_pairs(hashes: np.ndarray, thumbnails: np.ndarray) -> list[tuple[int, in
         (first, later): for each later picture the first that it is alike.
     """
     values = thumbnails.reshape(len(thumbnails), -1)  # (n, 256)
-    usable = np.flatnonzero(values.std(axis=1) >= MIN_CONTRAST)
+    usable = np.flatnonzero(np.concatenate([part.std(axis=1) for part in _parts(values)]) >= MIN_CONTRAST)
     partners = np.arange(len(hashes))
     for band in range(BANDS):
         keys = hashes[usable] >> np.uint64(16 * band) & np.uint64(0xFFFF)
@@ -77,7 +78,7 @@ def near_pairs(hashes: np.ndarray, thumbnails: np.ndarray) -> list[tuple[int, in
             left, right = candidates[same], candidates[same + step]
             close = _bits(hashes[left] ^ hashes[right]) <= MAX_BITS
             left, right = left[close], right[close]
-            alike = _correlation(values[left], values[right]) >= ALIKE
+            alike = np.concatenate([_alike(values[one], values[two]) for one, two in zip(_parts(left), _parts(right))])
             left, right = left[alike], right[alike]
             np.minimum.at(partners, np.maximum(left, right), np.minimum(left, right))
     return [(int(partners[later]), int(later)) for later in np.flatnonzero(partners < np.arange(len(hashes)))]
@@ -88,7 +89,12 @@ def _bits(values: np.ndarray) -> np.ndarray:
     return np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Of each row of two uint8 (n, d) with the same row of the other: (n,)."""
+def _parts(array: np.ndarray) -> list[np.ndarray]:
+    """The same rows in pieces whose temporary copies are small."""
+    return np.array_split(array, 1 + len(array) // PART)
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Whether each row of uint8 (n, d) correlates with the same row of the other: bool (n,)."""
     one, other = (rows - rows.mean(axis=1, keepdims=True, dtype=np.float32) for rows in (one, other))
-    return (one * other).sum(axis=1) / np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
+    return (one * other).sum(axis=1) >= ALIKE * np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))

@@ -107,7 +107,11 @@ class AdaptTab:
 
     def _connect(self) -> None:
         private: dict[str, Any] = {"api_visibility": "private"}
-        quick = private | {"concurrency_limit": 4, "outputs": [self.gallery, self.message]}
+        quick = private | {
+            "concurrency_limit": 4,
+            "outputs": [self.gallery, self.message],
+            "show_progress_on": self.gallery,
+        }
         self.add.click(self.add_files, [self.images, self.masks, self.session], **quick)
         self.drawn.click(self.take_drawn, [self.session], **quick)
         self.add_painted.click(self.take_painted, [self.editor, self.session], **quick)
@@ -128,8 +132,7 @@ class AdaptTab:
             [*watched, self.start, self.cancel],
             concurrency_limit=1,
             concurrency_id="adapt",
-            show_progress="minimal",
-            show_progress_on=self.message,
+            show_progress="hidden",
             **private,
         )
         self.cancel.click(self.stop, [self.session], [self.message], concurrency_limit=4, **private)

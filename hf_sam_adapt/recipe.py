@@ -14,6 +14,7 @@ from .arguments import parse_arguments
 from .errors import UserError
 from .losses import parse_loss
 from .metrics.stream import PROMPTLESS_METRICS, check_metrics
+from .presets import with_preset
 
 
 def _key(default: Any, help: str) -> Any:
@@ -40,6 +41,9 @@ class Recipe:
     )
     method_args: dict = _key({}, "Fields of the method's PEFT config, e.g. --method_args.scale_factor 16.")
     adapter: str | None = _key(None, "Adapter folder or Hub id to start from instead of a fresh one.")
+    preset: Literal["cpu", "8gb", "12gb", "24gb", "80gb"] | None = _key(
+        None, "Model, precision, batch size and checkpointing for a GPU of that memory, where no key says otherwise."
+    )
 
     dataset: str | None = _key(None, "Folder with images/ and masks/, Hub id, or synthetic:<domain>.")
     group_by: str | None = _key(None, "Regular expression; images whose match is equal stay in one split.")
@@ -150,6 +154,11 @@ class Recipe:
                 raise UserError(f"prompt_weights: {weight} for {kind} is not above 0; leave {kind} out of prompts.")
         if self.correction_rounds and set(self.prompts) == {"none"}:
             raise UserError("correction_rounds: they follow a box, point or mask; add one of them to prompts.")
+
+    @classmethod
+    def complete(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """What `parse_recipe` and YAML files give, with the keys of the preset that they name."""
+        return with_preset(values)
 
     @property
     def repository(self) -> str:

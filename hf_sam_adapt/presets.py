@@ -1,0 +1,33 @@
+"""Presets: recipe keys by the memory that there is, chosen from benchmarks/preset_memory.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+_GPU: dict[str, Any] = {"precision": "bf16", "num_workers": 4}
+
+# Bytes of the step by benchmarks/RESULTS.md, "Memory of a step by shapes", with a tenth of the card to spare.
+PRESETS: dict[str, dict[str, Any]] = {
+    "cpu": {"method": "decoder", "cache_embeddings": True, "augment": ["none"]},
+    "8gb": {**_GPU, "model": "facebook/sam-vit-base", "batch_size": 4},
+    "12gb": {**_GPU, "model": "facebook/sam-vit-large", "batch_size": 4, "gradient_checkpointing": True},
+    "24gb": {**_GPU, "model": "facebook/sam-vit-huge", "batch_size": 4, "gradient_checkpointing": True},
+    "80gb": {**_GPU, "model": "facebook/sam-vit-huge", "batch_size": 8},
+}
+# Keys of a preset that go with its method alone.
+_OF_METHOD = {"cache_embeddings", "augment"}
+
+
+def with_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's keys with those of its `preset` where they are not given.
+
+    What belongs to the preset's method is left out where another method, or an adapter to start from, is named; an
+    adapter keeps its base model.
+    """
+    chosen = dict(PRESETS.get(values.get("preset") or "", {}))
+    if values.get("adapter") is not None:
+        chosen.pop("model", None)
+    if values.get("adapter") is not None or values.get("method", chosen.get("method")) != chosen.get("method"):
+        chosen = {key: value for key, value in chosen.items() if key not in {*_OF_METHOD, "method"}}
+    return chosen | values

@@ -118,8 +118,8 @@ def main() -> None:
     rows = [[name, *compare(samples, side, args.rounds, device)] for name, (samples, side) in SETTINGS.items()]
     header = ["input", "published, ms", "fast, ms", "published / fast, all rounds", "of a round (quartiles)"]
     header += ["published: kernels / waits", "fast: kernels / waits"]
-    note = f"{torch.get_num_threads()} threads. Mean of {args.rounds} rounds, each expert equally often. Kernels: "
-    note += (
+    note = (
+        f"{torch.get_num_threads()} threads. Mean of {args.rounds} rounds, each expert equally often. Kernels: "
         "operations that are more than a view, forward and backward; waits: those for which a GPU waits for the host."
     )
     publish("Conv-LoRA's branch against the published computation", f"{table(header, rows)}\n\n{note}")

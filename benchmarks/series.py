@@ -63,7 +63,7 @@ def run(
             command += [f"--{key}", *(text if isinstance(text, str) else json.dumps(text) for text in texts)]
         command += ["--method", method, "--seed", str(seed)]
         command += ["--output_dir", str(folder), *shlex.split(args.extra)]
-        if method != "sam_adapter":
+        if method != "sam_adapter" and "method_args" not in keys:
             command += ["--method_args", json.dumps(method_args or {})]
         if (folder / "recipe.yaml").exists():
             command += ["--resume_from_checkpoint", "latest"]

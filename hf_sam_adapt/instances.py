@@ -70,8 +70,8 @@ def find_instances(
     sizes = [(int(height), int(width)) for height, width in inputs["original_sizes"]]
     reshaped = [(int(height), int(width)) for height, width in inputs["reshaped_input_sizes"]]
     if source == "components":
-        logits = segment(model, None, [Prompt("none")] * len(sizes), image_embeddings=embeddings)
-        return [component_instances(one[0]) for one in processor.post_process_masks(logits, sizes, reshaped)]
+        whole = segment(model, None, [Prompt("none")] * len(sizes), image_embeddings=embeddings)
+        return [component_instances(one[0]) for one in processor.post_process_masks(whole, sizes, reshaped)]
     found = []
     for image, (size, inside) in enumerate(zip(sizes, reshaped)):
         prompt = processor.transform_prompts([point_grid(size, points_per_side)], [size])[0]
@@ -139,7 +139,7 @@ def coco_content(names: Sequence[str], found: Sequence[Sequence[Instance]], size
         {"id": number, "file_name": name, "height": int(size[0]), "width": int(size[1])}
         for number, (name, size) in enumerate(zip(names, sizes), start=1)
     ]
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for number, instances in enumerate(found, start=1):
         for instance in instances:
             annotations.append(
@@ -170,7 +170,7 @@ def _decode_grid(
     height, width = (-(-side // stride) for side in inside)  # without the padding
     kept, kept_scores = [], []
     for start in range(0, len(prompt), POINTS_AT_ONCE):
-        part = prompt.select(slice(start, start + POINTS_AT_ONCE))
+        part = prompt.select(np.arange(start, min(start + POINTS_AT_ONCE, len(prompt))))
         ((logits, estimates),) = segment_scored(model, None, [part], image_embeddings=embedding)
         window = logits[:, :height, :width].float()
         stable = stability(window, OFFSET)

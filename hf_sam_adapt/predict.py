@@ -178,8 +178,15 @@ def predict(
                     embeddings = encode(network, batch["pixel_values"].to(device_of(network)))
                     results = _segment(network, processor, batch, embeddings)
                     if instances is not None:
-                        how = {"has_estimate": has_estimate, "points_per_side": points_per_side}
-                        per_image = find_instances(network, processor, batch, embeddings, instances, **how)
+                        per_image = find_instances(
+                            network,
+                            processor,
+                            batch,
+                            embeddings,
+                            instances,
+                            has_estimate=has_estimate,
+                            points_per_side=points_per_side,
+                        )
                         objects += [[one for one in found if one.score >= min_score] for found in per_image]
             for path, name, image, (logits, estimate, chosen) in zip(paths[start:], names[start:], images, results):
                 record = {"file": str(path), **_write(folder, name, image, logits), **_describe(prompt)}
@@ -192,7 +199,10 @@ def predict(
             bar.update(len(images))
     if instances is not None:
         sizes = [(record["height"], record["width"]) for record in records]
-        write_json(folder / "instances.json", coco_content([path.name for path in paths], objects, sizes))
+        names = [path.name for path in paths]
+        # Images of one name in several folders are told apart by their paths.
+        names = names if len(set(names)) == len(names) else list(map(str, paths))
+        write_json(folder / "instances.json", coco_content(names, objects, sizes))
     write_json(folder / "predictions.json", {"adapter": adapter, "model": model, "predictions": records})
     return records
 

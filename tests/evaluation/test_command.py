@@ -11,6 +11,8 @@ from hf_sam_adapt.arguments import parse_arguments
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.evaluation import EvaluateArguments, evaluate, evaluate_command
+from hf_sam_adapt.evaluation.clicks import evaluate_clicks
+from hf_sam_adapt.evaluation.sensitivity import prompt_sensitivity
 from hf_sam_adapt.loading import build_model, load_adapted, load_base, save_adapter
 from hf_sam_adapt.metrics import constant_mask
 from hf_sam_adapt.processing import SamAdaptProcessor
@@ -149,3 +151,30 @@ def test_bad_input(sam_folder, make_dataset, tmp_path):
             run(*argv)
         assert "\n" not in str(caught.value)
     assert (tmp_path / "run" / "metrics.json").read_text() == "{}"
+
+
+def test_clicks_sensitivity_and_instances(sam_folder, make_dataset, tmp_path, capsys):
+    pytest.importorskip("pycocotools")
+    data, adapter, output = make_dataset(train=4, test=3), save_run(tmp_path / "run", sam_folder), tmp_path / "eval"
+    flags = ["--clicks", 5, "--prompt_sensitivity", "point", "--instances", "components", "--output_dir", output]
+    run("--adapter", adapter, "--dataset", data, *flags)
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert set(metrics) == {"test", "measured_on", "clicks", "prompt_sensitivity", "instances"}
+    loaded, splits = load_adapted(adapter), load_segmentation_dataset(str(data))
+    how = {"progress": False, "batch_size": 2}
+    assert metrics["clicks"] == evaluate_clicks(loaded.model, loaded.processor, splits.test, 5, **how)
+    expected = prompt_sensitivity(loaded.model, loaded.processor, splits.test, "point", **how)
+    assert metrics["prompt_sensitivity"] == expected and expected["objects"] == 3
+    printed = capsys.readouterr().out
+    for value in (metrics["clicks"]["adapted"]["noc"]["0.8"], metrics["instances"]["zero_shot"]["ap"]):
+        assert f"{value:.3f}" in printed
+    assert "IoU after 3 clicks" in printed and "change when the point is removed" in printed
+    assert Image.open(output / "prompt_sensitivity.png").size == (1300, 680)
+
+
+def test_clicks_are_refused_where_there_are_none(sam_folder, make_dataset, tmp_path):
+    adapter, data = save_run(tmp_path / "run", sam_folder), make_dataset()
+    with pytest.raises(UserError, match="clicks: -1 is below 0"):
+        run("--adapter", adapter, "--dataset", data, "--clicks", -1)
+    with pytest.raises(UserError, match="prompt_sensitivity: 'mask' is not one of box, point"):
+        run("--adapter", adapter, "--dataset", data, "--prompt_sensitivity", "mask")

@@ -27,7 +27,8 @@ LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 )
 def test_two_processes_give_the_gradients_of_one(method, short_recipe, command_line, tmp_path):
     worker = ROOT / "tests" / "training" / "gradient_worker.py"
-    keys = {**method, "prompts": ["none", "box", "point"], "max_grad_norm": 0, "learning_rate": 0}
+    prompts = {"prompts": ["none", "box", "point"], "correction_rounds": 2}
+    keys = {**method, **prompts, "max_grad_norm": 0, "learning_rate": 0}
 
     def gradients(name, launcher, **division):
         file = tmp_path / f"{name}.safetensors"

@@ -63,11 +63,17 @@ class AdaptTab:
                 elem_id="editor",
             )
             self.add_painted = gr.Button("Add the painted image", size="sm", elem_id="add_painted")
-        gr.HTML('<span class="hint">What is learned from; the last image is held out</span>')
+        gr.HTML('<span class="hint">What is learned from; the last image is held out</span>', padding=False)
         self.gallery = gr.Gallery(
-            label="To learn from", columns=5, height=150, allow_preview=False, interactive=False, format="jpeg",
+            show_label=False,
+            columns=5,
+            height=130,
+            buttons=[],
+            allow_preview=False,
+            interactive=False,
+            format="jpeg",
             elem_id="pairs",
-        )  # fmt: skip
+        )
         self.clear = gr.Button("Remove all", size="sm", elem_id="clear_pairs")
         self.method = gr.Dropdown(
             [(label, name) for name, label in METHOD_LABELS.items()], value="hq", label="Method", elem_id="method"
@@ -78,17 +84,18 @@ class AdaptTab:
             self.cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="cancel")
 
     def _outputs(self) -> None:
-        self.message = gr.HTML(EMPTY, elem_id="adapt_message")
-        self.facts = gr.HTML(elem_id="adapt_facts")
+        self.message = gr.HTML(EMPTY, padding=False, elem_id="adapt_message")
+        self.facts = gr.HTML(padding=False, elem_id="adapt_facts")
         self.slider = gr.ImageSlider(
             show_label=False,
             type="filepath",
             format="jpeg",
             interactive=False,
             max_height=360,
+            visible=False,
             elem_id="adapt_slider",
         )
-        self.caption = gr.HTML(elem_id="adapt_caption")
+        self.caption = gr.HTML(padding=False, elem_id="adapt_caption")
         self.curve = gr.LinePlot(
             x="step",
             y="IoU",
@@ -98,7 +105,7 @@ class AdaptTab:
             visible=False,
             elem_id="curve",
         )
-        self.download = gr.DownloadButton("Download the adapter (zip)", interactive=False, elem_id="download")
+        self.download = gr.DownloadButton("Download the adapter (zip)", visible=False, elem_id="download")
         with gr.Accordion(PUSH_TITLE, open=False, visible=False, elem_id="push") as self.push_box:
             gr.Markdown("A token with write access is used for this push alone: not stored, not shown.")
             self.repo = gr.Textbox(label="Repository", placeholder="owner/name", elem_id="repo")
@@ -183,7 +190,7 @@ class AdaptTab:
             except UserError as error:
                 return {self.message: _wrong(error)}
         held_out = len(found) - 1
-        items = [(p.shown(), "held out" if i == held_out else f"{i + 1}") for i, p in enumerate(found)]
+        items = [(p.shown(), "test" if i == held_out else f"{i + 1}") for i, p in enumerate(found)]
         return {
             self.gallery: items,
             self.message: note(f"{len(found)} images with masks. Choose a method, then Adapt."),
@@ -206,9 +213,9 @@ class AdaptTab:
         running = {self.start: gr.Button(interactive=False), self.cancel: gr.Button(interactive=True)}
         over = {self.start: gr.Button(interactive=True), self.cancel: gr.Button(interactive=False)}
         fresh = {
-            self.download: gr.DownloadButton(value=None, interactive=False),
+            self.download: gr.DownloadButton(value=None, visible=False),
             self.push_box: gr.Accordion(visible=False),
-            self.slider: None,
+            self.slider: gr.ImageSlider(None, visible=False),
             self.caption: "",
         }
         yield running | fresh | {self.message: note("Starting the training…"), self.facts: ""}
@@ -255,7 +262,7 @@ class AdaptTab:
             first, last = now.scores[0][1], now.scores[-1][1]
             values = {"IoU before": f"{first:.3f}", "IoU now": f"{last:.3f}", "Step": f"{now.step} / {now.total}"}
             update[self.facts] = facts(values | {"Time": f"{now.seconds:.0f} s"})
-            update[self.slider] = _pictures(job.pairs[-1], now)
+            update[self.slider] = gr.ImageSlider(_pictures(job.pairs[-1], now), visible=True)
             sides = (
                 ("before: zero-shot SAM", MASK_COLOURS["zero_shot"]),
                 ("held-out image, now", MASK_COLOURS["adapted"]),
@@ -278,7 +285,7 @@ class AdaptTab:
         )
         return {
             self.message: note(text),
-            self.download: gr.DownloadButton(value=str(job.zipped()), interactive=True),
+            self.download: gr.DownloadButton(value=str(job.zipped()), visible=True),
             self.push_box: gr.Accordion(visible=True),
             self.adapter: gr.Dropdown(self.app.listed(session)),
         }

@@ -56,11 +56,12 @@ class RouteTab:
             elem_id="route_files",
         )
         self.mixed = gr.Button("Route a mixed set of drawn images", variant="primary", elem_id="mixed")
-        gr.HTML('<span class="hint">Where each image went: click on one for its scores</span>')
+        gr.HTML('<span class="hint">Where each image went: click on one for its scores</span>', padding=False)
         self.gallery = gr.Gallery(
             show_label=False,
             columns=3,
-            height=360,
+            height=350,
+            buttons=[],
             object_fit="contain",
             allow_preview=False,
             interactive=False,
@@ -69,7 +70,7 @@ class RouteTab:
         )
 
     def _outputs(self) -> None:
-        self.message = gr.HTML(EMPTY, elem_id="route_message")
+        self.message = gr.HTML(EMPTY, padding=False, elem_id="route_message")
         self.scores = gr.BarPlot(
             x="domain",
             y="score",
@@ -88,9 +89,10 @@ class RouteTab:
             format="jpeg",
             interactive=False,
             max_height=380,
+            visible=False,
             elem_id="route_slider",
         )
-        self.caption = gr.HTML(elem_id="route_caption")
+        self.caption = gr.HTML(padding=False, elem_id="route_caption")
 
     def _connect(self) -> None:
         options: dict[str, Any] = {"concurrency_limit": 2, "api_visibility": "private", "trigger_mode": "multiple"}
@@ -141,8 +143,8 @@ class RouteTab:
                     domain = routing.domains[0]
                     result = segment_image(image, entry, Clicks().prompt(), domain)
                     tinted = with_mask(image.picture.shown, result, "zero_shot" if domain == BASE else "adapted")
-                    score = "" if domain == BASE else f" {routing.scores[0].max().item():.2f}"
-                    items.append((tinted, f"{_said(domain)}{score}"))
+                    score = routing.scores[0].max().item()
+                    items.append((tinted, "unknown" if domain == BASE else f"{domain} {score:.2f}"))
                 return {self.gallery: gr.Gallery(items, selected_index=0)} | self._show(session, entry, 0)
             except UserError as error:
                 return self._wrong(error)
@@ -197,7 +199,7 @@ class RouteTab:
         ]
         right = MASK_COLOURS["zero_shot" if domain == BASE else "adapted"]
         sides = ("zero-shot SAM", MASK_COLOURS["zero_shot"]), (f"as {_said(domain)}", right)
-        return {self.slider: tuple(pictures), self.caption: caption(*sides)}
+        return {self.slider: gr.ImageSlider(tuple(pictures), visible=True), self.caption: caption(*sides)}
 
     def _sentence(self, session: Session, entry: Entry, number: int, domain: str) -> str:
         image = session.routed[number]

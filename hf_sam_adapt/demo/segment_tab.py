@@ -47,7 +47,7 @@ class SegmentTab:
 
     def _inputs(self) -> None:
         app = self.app
-        gr.HTML('<span class="hint">Your image: drop, upload or paste it, then click on it</span>')
+        gr.HTML('<span class="hint">Your image: drop, upload or paste it, then click on it</span>', padding=False)
         self.image = gr.Image(
             show_label=False,
             sources=["upload", "clipboard"],
@@ -78,7 +78,7 @@ class SegmentTab:
         )
 
     def _outputs(self) -> None:
-        self.message = gr.HTML(EMPTY, elem_id="message")
+        self.message = gr.HTML(EMPTY, padding=False, elem_id="message")
         with gr.Tabs():
             with gr.Tab("Before and after"):
                 self.slider = gr.ImageSlider(
@@ -89,10 +89,10 @@ class SegmentTab:
                     max_height=420,
                     elem_id="slider",
                 )
-                self.caption = gr.HTML(elem_id="caption")
+                self.caption = gr.HTML(padding=False, elem_id="caption")
             with gr.Tab("Mask and legend"):
                 self.legend = gr.AnnotatedImage(label="Mask", format="png", height=420, elem_id="legend")
-        self.facts = gr.HTML(elem_id="facts")
+        self.facts = gr.HTML(padding=False, elem_id="facts")
         with gr.Row():
             self.mask_file = gr.DownloadButton("Mask (PNG)", interactive=False, size="sm", elem_id="mask_file")
             self.overlay_file = gr.DownloadButton(

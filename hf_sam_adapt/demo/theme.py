@@ -23,6 +23,7 @@ CSS = """
 #examples img {border-radius: 8px;}
 .caption {display: flex; justify-content: space-between; font-size: 0.86rem; margin: -6px 2px 0 2px;}
 .caption i {display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px;}
+#pairs .grid-container {grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)) !important;}
 footer {opacity: 0.75;}
 @media (max-width: 640px) {
   .gradio-container {padding: 8px !important;}

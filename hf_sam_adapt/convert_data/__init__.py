@@ -18,10 +18,9 @@ from .writing import describe, write_folder, write_recipe
 from .yolo import read_yolo
 
 
-__all__ = ["DATA_FORMATS", "convert_annotations"]
+__all__ = ["convert_annotations"]
 
 READERS = {"labelme": read_labelme, "coco": read_coco, "yolo": read_yolo, "cvat": read_cvat}
-DATA_FORMATS = (*READERS, "folder")
 
 
 def convert_annotations(
@@ -53,6 +52,8 @@ def convert_annotations(
     Raises:
         UserError: bad annotations, an `out` that holds something, or a push that failed.
     """
+    if format not in (*READERS, "folder"):
+        raise UserError(f"format: {format!r} is unknown; use one of {', '.join(READERS)} or folder")
     if out is None and push is None:
         raise UserError("convert needs --out, the folder to create, or --push owner/name")
     place = Path(source).expanduser()

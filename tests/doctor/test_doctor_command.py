@@ -1,8 +1,11 @@
 """`hf-sam-adapt doctor`: lines, exit status, files, other kinds of data sets, processes and memory."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -131,3 +134,49 @@ def test_memory_does_not_grow_with_the_files(tmp_path):
     command = [sys.executable, "-c", MEMORY, str(tmp_path / "few"), str(tmp_path / "many")]
     grown, kept = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert grown < 8_000 and kept < 100  # ru_maxrss is in KB
+
+
+PAGE = (Path(__file__).parents[2] / "docs/doctor.md").read_text()
+
+
+def test_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_corpus(Path("my_polyps"), 8)
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines()]
+    assert len(commands) >= 2
+    for command in commands:
+        program, *argv = shlex.split(command)
+        assert program == "hf-sam-adapt" and main(argv) == 0
+    assert Path("found.json").is_file() and Path("batch.png").is_file()
+    codes = {fault.code for fault in FAULTS.values()}
+    rows = re.findall(r"^\| (`.*?) \|", PAGE, flags=re.MULTILINE)
+    listed = {code for row in rows for code in re.findall("`(.*?)`", row)}
+    assert codes <= listed and listed - codes == {"refused"}
+
+
+REAL = {
+    "camouflage": {},
+    "shadow": {},
+    "polyp": {},
+    "nuclei": {},
+    "road_aerial": {},
+    # Several views of one tile, and defects of a few pixels.
+    "magnetic_tile": {"leakage", "near-duplicate", "tiny-object"},
+    "em_neuron": {},
+    # Frames of one drive, and specks along the outlines.
+    "camvid": {"near-duplicate", "tiny-object"},
+}
+READ = {
+    "em_neuron": {"num_labels": 5},
+    "camvid": {"num_labels": 11, "label_map": {0: 255} | {value: value - 1 for value in range(1, 12)}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("domain", REAL)
+def test_no_false_alarms_on_real_data(real_data, domain):
+    diagnosis = examine_dataset(real_data / domain, processes=0, **READ.get(domain, {}))
+    assert diagnosis.ok and {one.code for one in diagnosis.findings.kept} == set(REAL[domain])
+    if domain in READ:
+        assert examine_dataset(real_data / domain, processes=0, limit=3).findings.counts["error", "mask-values"] > 50

@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints.txt
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
 
-.PHONY: quickstart continual-quickstart test test-slow conformance lint install clean
+.PHONY: quickstart continual-quickstart test test-slow documents conformance lint install clean
 
 install: $(VENV)/installed
 
@@ -32,6 +32,11 @@ test: install
 
 test-slow: install
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+
+# The code blocks of docs/; those of README are in `test`.
+documents: install
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow \
+		tests/test_documents.py tests/convert_data/test_own_data.py
 
 conformance: install
 	PEFT_TESTS_DIR="$$($(BIN)/python tests/conformance/fetch.py)" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \

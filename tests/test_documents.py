@@ -1,0 +1,182 @@
+"""Every code block of README, CONTRIBUTING and docs/ runs, on `tiny` and drawn images, with two training steps."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from autogluon import autogluon_state
+from local_hub import LocalHub
+from PIL import Image
+
+from hf_sam_adapt import load_tiny_sam
+from hf_sam_adapt.continual.recipe import parse_continual_recipe
+from hf_sam_adapt.data.synthetic import draw_sample
+from hf_sam_adapt.recipe import parse_recipe
+from hf_sam_adapt.tiny import export_tiny
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+FAST = ("README.md", "CONTRIBUTING.md")
+TESTED_ALONE = ("docs/own-data.md",)  # tests/convert_data/test_own_data.py follows it in an empty folder
+NOT_RUN = ("make ", "pip install", "hf-sam-adapt demo")  # .ci/run and tests/demo do; what is installed already
+TRAINS = re.compile(r"recipes/(train|continual)\.py|hf-sam-adapt (train|continual) ")
+LAUNCH = re.compile(r"accelerate launch(?: --config_file (\S+))?(?: --\w+ \d+)*")
+TWO_DOMAINS = " --domains 'one: my_polyps' 'two: my_polyps'"
+MADE = {  # page -> files that its commands and scripts leave behind
+    "README.md": [
+        "runs/polyp/samples.png",
+        *(f"{name}/{i}_mask.png" for name in ("predictions", "from_the_hub") for i in range(3)),
+    ],
+    "docs/continual.md": ["routed/2_mask.png"],
+    "docs/instances.md": ["instances/instances.json", "from_grid/instances.json"],
+    "docs/methods.md": ["converted/adapter_model.safetensors", "label_maps/2_mask.png", "encoder.pt2"],
+    "docs/python.md": ["polyp/adapter_model.safetensors", "runs/from_python/metrics.json"],
+    "docs/training.md": ["estimate.json", "runs/two/metrics.json"],
+}
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """(language, text) of the code blocks of a page that name their language."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def shortened(command: str) -> str:
+    """The command with two training steps, on the CPU."""
+    launch = LAUNCH.match(command)
+    if launch is not None:
+        if launch[1] is not None:
+            assert yaml.safe_load((ROOT / launch[1]).read_text())["num_processes"] >= 1
+        command = command.replace(launch[0], "accelerate launch --cpu --num_processes 1")
+    if TRAINS.search(command) and "--max_steps" not in command:
+        command += " --max_steps 2"
+    return command + TWO_DOMAINS * ("continual_quickstart.yaml" in command)
+
+
+class Workplace:
+    """What the pages take for granted: the checkout's recipes, images, a Hub with SAMs, a finished run."""
+
+    def __init__(self, folder: Path, hub: LocalHub):
+        self.folder = folder
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.environment = os.environ | hub.environment(folder / "home") | {"PATH": path}
+        self.environment |= {"HF_DATASETS_OFFLINE": "0", "HF_SAM_ADAPT_CACHE": str(folder / "cache")}
+
+    def run(self, command: str) -> None:
+        result = subprocess.run(
+            command, shell=True, cwd=self.folder, capture_output=True, text=True, env=self.environment
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+
+    def follow(self, page: str) -> None:
+        """Run the blocks of a page in their order. A Python block that begins with a file's name is that file."""
+        done = set()
+        for index, (language, block) in enumerate(blocks(page)):
+            if language == "bash":
+                for line in block.strip().splitlines():
+                    command = shortened(shlex.join(shlex.split(line, comments=True)))
+                    if not command.startswith(NOT_RUN) and command not in done:
+                        self.run(command)
+                    done.add(command)
+            elif language == "python":
+                named = re.match(r"# ([\w/]+\.py)\n", block)
+                script = self.folder / (named[1] if named else f"block_{index}.py")
+                script.parent.mkdir(exist_ok=True)
+                script.write_text(block)
+                if not named:
+                    self.run(f"{sys.executable} {script.name}")
+            else:
+                assert language == "yaml", f"{page}: a block of {language}"
+                path = self.folder / f"block_{index}.yaml"
+                path.write_text(block)
+                parse = parse_continual_recipe if "protocol" in yaml.safe_load(block) else parse_recipe
+                parse(["--config", str(path)])
+
+
+def make_inputs(folder: Path) -> None:
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    for split, count in (("train", 8), ("test", 3)):
+        for index in range(count):
+            image, mask = (Image.fromarray(array) for array in draw_sample("polyp", split, index))
+            for kind, picture, name in (("images", image, f"{index}.jpg"), ("masks", mask, f"{index}.png")):
+                path = folder / "my_polyps" / split / kind / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(path)
+    image.save(folder / "polyp.jpg")
+    image.save(folder / "photo.jpg")
+    mask.point(lambda value: 255 * value).save(folder / "polyp_mask.png")
+    torch.save({"state_dict": autogluon_state(load_tiny_sam()[0])}, folder / "model.ckpt")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    tiny = tmp_path_factory.mktemp("models") / "tiny"
+    export_tiny(tiny)
+    with LocalHub() as running:
+        for name in ("facebook/sam-vit-base", "facebook/sam-vit-huge"):
+            running.add_folder(name, tiny)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory, hub) -> Path:
+    """The run folder that pages other than README start from: README's own."""
+    folder = tmp_path_factory.mktemp("finished")
+    make_inputs(folder)
+    command = next(line for _, block in blocks("README.md") for line in block.splitlines() if TRAINS.search(line))
+    Workplace(folder, hub).run(shortened(command))
+    return folder / "runs/polyp"
+
+
+@pytest.mark.xdist_group("documents")
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[] if page in FAST else pytest.mark.slow) for page in PAGES if page not in TESTED_ALONE],
+)
+def test_every_block_runs(page, request, tmp_path, hub):
+    make_inputs(tmp_path)
+    if page not in FAST:
+        shutil.copytree(request.getfixturevalue("finished_run"), tmp_path / "runs/polyp")
+    Workplace(tmp_path, hub).follow(page)
+    assert [name for name in MADE.get(page, []) if not (tmp_path / name).is_file()] == []
+    if page == "README.md":
+        assert "adapter_model.safetensors" in hub.files("me/polyp-sam-adapter")
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        count = sum(re.fullmatch(rf"{re.escape(slug)}(-\d+)?", name) is not None for name in found)
+        found.append(f"{slug}-{count}" if count else slug)
+    return set(found)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", (ROOT / page).read_text())
+    for path, anchor in links:
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+@pytest.mark.parametrize("page", FAST)
+def test_make_targets_exist(page):
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = re.findall(r"^make ([\w-]+)", (ROOT / page).read_text(), flags=re.MULTILINE)
+    assert named and set(named) <= targets
+
+
+def test_readme_leads_to_every_page():
+    text = (ROOT / "README.md").read_text()
+    assert [page for page in PAGES[1:] if f"]({page}" not in text] == []

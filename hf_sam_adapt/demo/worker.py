@@ -46,11 +46,11 @@ class Watcher:
         self.write("measuring" if step == self.loop.schedule.total else "training", step or 0)
 
     def look(self, step: int) -> None:
-        """Segment the held-out image without a prompt."""
+        """Segment the held-out image without a prompt, before the first step by zero-shot SAM."""
         sample, model = self.loop.data.val[0], self.loop.model
+        variant = Variant("adapted" if step else "zero_shot", model, adapter_off=not step)
         with inference([model]):
-            variants = [Variant("adapted", model)]
-            found = predicted_masks(variants, self.loop.processor, [sample], {"none": [Prompt("none")]})
+            found = predicted_masks([variant], self.loop.processor, [sample], {"none": [Prompt("none")]})
             mask = next(found)[3]
         temporary = self.folder / f".mask_{step}.png"
         Image.fromarray(mask.astype(np.uint8) * 255).save(temporary)

@@ -64,7 +64,7 @@ def convert_command(args: ConvertArguments) -> None:
         UserError: as `convert_official_checkpoint` and `convert_annotations`, and for what is not given, or does not
             fit the format.
     """
-    needed = [("source", "what to convert"), ("format", "--from")]
+    needed = [("source", "the checkpoint's file or the annotations"), ("format", "--from")]
     if args.format not in DATA_FORMATS:
         needed.append(("out", "--out"))
     for name, flag in needed:

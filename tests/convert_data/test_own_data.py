@@ -141,7 +141,7 @@ def test_a_push_that_fails_says_how_to_try_again(workplace):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--from", "labelme"], "convert needs what to convert"),
+        (["--from", "labelme"], "convert needs the checkpoint's file or the annotations"),
         (["photos"], "convert needs --from"),
         (["photos", "--from", "labelme"], "convert needs --out, the folder to create, or --push"),
         (["nowhere", "--from", "labelme", "--out", "out"], "nowhere: does not exist"),

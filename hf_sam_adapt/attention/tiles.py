@@ -114,7 +114,8 @@ def _tile_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Fill `grad_qkv` but for the way through the tables; returns the gradients of `rel_h` and `rel_w`.
 
-    Scores and sums are of fp32 at least: a product of 16-bit matrices would round them.
+    Scores, probabilities and sums are of fp32 at least, for a product of 16-bit matrices would round them; what is
+    multiplied once more is rounded to the dtype of `qkv`, as flash attention does.
     """
     batch, length, _, heads, _ = qkv.shape
     budget = _BACKWARD_SCORES * torch.get_num_threads()
@@ -123,7 +124,8 @@ def _tile_gradients(
     p_buffer, s_buffer = logsum.new_empty(0), logsum.new_empty(0)
     for group in _groups(batch, heads, length, budget):
         # n = images * heads of the group.
-        q, k, v, slopes, attended = (tensor[group].flatten(0, 1).to(logsum.dtype) for tensor in tensors)  # (n, S, d)
+        narrow = [tensor[group].flatten(0, 1) for tensor in tensors]  # (n, S, d)
+        q, k, v, slopes, attended = (tensor.to(logsum.dtype) for tensor in narrow)
         bias_h, bias_w, sums = (tensor[group].flatten(0, 1) for tensor in (rel_h, rel_w, logsum))
         # Constant along the keys, hence joined to the bias: exp(score - logsum) are the probabilities.
         bias_h = bias_h - sums[..., None]
@@ -133,13 +135,14 @@ def _tile_gradients(
         for rows in _cuts(length, max(1, budget // length)):
             p = _tile_bias(bias_h[:, rows], bias_w[:, rows], p_buffer)  # (n, t, S)
             p.baddbmm_(q[:, rows], k.mT, alpha=scale).exp_()
-            grads[2].baddbmm_(p.mT, slopes[:, rows])
+            grads[2] += torch.bmm(p.to(qkv.dtype).mT, narrow[3][:, rows])
             s = torch.bmm(slopes[:, rows], v.mT, out=s_buffer.resize_(p.shape))
             s.sub_(delta[:, rows]).mul_(p)  # gradient of the scores
             cells = s.unflatten(-1, (bias_h.shape[-1], bias_w.shape[-1]))  # (n, t, h, w)
             own_h[:, rows], own_w[:, rows] = cells.sum(3), cells.sum(2)
-            grads[0][:, rows] = torch.bmm(s, k).mul_(scale)
-            grads[1].baddbmm_(s.mT, q[:, rows], alpha=scale)
+            s = s.mul_(scale).to(qkv.dtype)
+            grads[0][:, rows] = torch.bmm(s, narrow[1])
+            grads[1] += torch.bmm(s.mT, narrow[0][:, rows])
         for target, value in zip(grad_qkv.permute(2, 0, 3, 1, 4), grads):
             target[group] = value.view_as(target[group])
         grad_h[group], grad_w[group] = own_h.view_as(grad_h[group]), own_w.view_as(grad_w[group])

@@ -79,8 +79,9 @@ class EmbeddedSplit(Dataset):
         return mask
 
     def instances(self, index: int) -> np.ndarray | None:
-        """As `SegmentationSplit.instances`."""
-        return self.source.instances(index)
+        """As `SegmentationSplit.instances`; None for a source without it."""
+        read = getattr(self.source, "instances", None)
+        return None if read is None else read(index)
 
     def remember(self, index: int, mask: np.ndarray) -> None:
         """Keep a mask in memory, compressed to a few kilobytes, as long as there is room for it."""

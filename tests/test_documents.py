@@ -15,9 +15,12 @@ from autogluon import autogluon_state
 from local_hub import LocalHub
 from PIL import Image
 
+import hf_sam_adapt
 from hf_sam_adapt import load_tiny_sam
 from hf_sam_adapt.continual.recipe import parse_continual_recipe
 from hf_sam_adapt.data.synthetic import draw_sample
+from hf_sam_adapt.model_cards.methods import METHODS
+from hf_sam_adapt.presets import PRESETS
 from hf_sam_adapt.recipe import parse_recipe
 from hf_sam_adapt.tiny import export_tiny
 
@@ -175,6 +178,23 @@ def test_make_targets_exist(page):
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = re.findall(r"^make ([\w-]+)", (ROOT / page).read_text(), flags=re.MULTILINE)
     assert named and set(named) <= targets
+
+
+def test_citation_has_every_paper():
+    """Of the package's own methods; YAML that GitHub and Zenodo read."""
+    content = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    values = {entry["value"] for reference in content["references"] for entry in reference["identifiers"]}
+    assert content["cff-version"] == "1.2.0" and content["version"] == hf_sam_adapt.__version__
+    assert {f"arXiv:{METHODS[name].paper}" for name in ("sam_adapter", "conv_lora", "cwsam", "moda")} < values
+
+
+def test_presets_page_has_the_presets():
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "docs/training.md").read_text(), flags=re.MULTILINE)
+    cells = {name: text for name, text in rows if name in PRESETS}
+    for name, keys in PRESETS.items():
+        for key in ("model", "method", "batch_size", "precision"):
+            assert key not in keys or str(keys[key]) in cells[name], (name, key)
+        assert cells[name].endswith("true") == keys.get("gradient_checkpointing", False)
 
 
 def test_readme_leads_to_every_page():

@@ -11,7 +11,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_STD
 from ..data.encoding import MaskEncoding
 from ..data.loading import Source
 from .findings import ERROR, WARNING, Finding
-from .sample import SampleFacts, image_name
+from .sample import SampleFacts, image_name, parts_of
 
 
 if TYPE_CHECKING:
@@ -153,18 +153,18 @@ def check_pixels(
 
 
 def check_splits(
-    tables: Mapping[str, datasets.Dataset], records: Mapping[str, np.ndarray], source: Source, encoding: MaskEncoding
+    tables: Mapping[str, datasets.Dataset], records: np.ndarray, source: Source, encoding: MaskEncoding
 ) -> Iterator[Finding]:
     """What shows only beside the other images: inverted masks, and 16-bit images that are scaled in two ways."""
-    together = np.concatenate(list(records.values()))
-    usable = together[together["read"]]
-    binary = encoding.num_labels is None and len(usable) > 0
-    usual = float(np.median(usable["border"])) if binary else 1.0
-    depths = set(together["depth"].tolist()) - {0}
-    coloured = together["coloured"][together["read"]]
+    usable = records["read"]
+    binary = encoding.num_labels is None and usable.any()
+    usual = float(np.median(records["border"][usable])) if binary else 1.0
+    depths = set(records["depth"].tolist()) - {0}
+    coloured = records["coloured"][usable]
     # Where both are mixed, the fewer are named.
     odd = None if not coloured.any() or coloured.all() else bool(coloured.mean() <= 0.5)
-    for split, record in records.items():
+    for split, part in parts_of(tables).items():
+        record = records[part]
         inverted = (record["border"] >= INVERTED_EDGE) & (record["foreground"] > 0.5) & (record["foreground"] < 1)
         for index in np.flatnonzero(inverted & (usual <= USUAL_EDGE)).tolist():
             value = f"foreground on {record['border'][index]:.0%} of the edge, the usual mask on {usual:.0%}"

@@ -12,37 +12,37 @@ from ..data.splits import group_keys
 from ..errors import UserError
 from .findings import ERROR, WARNING, Finding, from_message
 from .hashes import equal_pairs, near_pairs
-from .sample import image_name
+from .sample import image_name, parts_of
 
 
 if TYPE_CHECKING:
     import datasets
 
 
-def check_leakage(
-    tables: Mapping[str, datasets.Dataset], records: Mapping[str, np.ndarray], source: Source
-) -> Iterator[Finding]:
+def check_leakage(tables: Mapping[str, datasets.Dataset], records: np.ndarray, source: Source) -> Iterator[Finding]:
     """Pairs of images that are equal in every pixel, then of those that look alike; the later file is named.
 
     Across splits this is leakage, an error where the pixels are equal. Equal images of one split are duplicates, and
     a contradiction where their masks differ. Training images come first: an image is compared with the first twin.
     """
-    together = np.concatenate(list(records.values()))
-    places = [(split, index) for split, table in tables.items() for index in range(len(table))]
+    parts = parts_of(tables)
+
+    def home(place: int) -> str:
+        return next(split for split, part in parts.items() if place < part.stop)
 
     def named(place: int) -> str:
-        split, index = places[place]
-        return image_name(source.reader, tables[split][index])
+        split = home(place)
+        return image_name(source.reader, tables[split][place - parts[split].start])
 
     told = set()
-    for first, later in equal_pairs(together["image"]):
+    for first, later in equal_pairs(records["image"]):
         told.add(later)
-        split, other = places[later][0], places[first][0]
+        split, other = home(later), home(first)
         if split != other:
             value = f"in {split}, the same pixels as {named(first)} in {other}"
             yield Finding(ERROR, "leakage", named(later), value, "remove one of them, or set group_by")
             continue
-        masks = together["mask"][[first, later]]
+        masks = records["mask"][[first, later]]
         if masks.all() and masks[0] != masks[1]:
             value, mend = f"the same pixels as {named(first)}, with another mask", "keep the right one of the two"
             yield Finding(WARNING, "contradiction", named(later), value, mend)
@@ -50,10 +50,10 @@ def check_leakage(
             yield Finding(
                 WARNING, "duplicate", named(later), f"the same pixels as {named(first)}", "remove one of them"
             )
-    for first, later in near_pairs(together["hash"], together["thumbnail"]):
+    for first, later in near_pairs(records["hash"], records["thumbnail"]):
         if later in told:
             continue
-        split, other = places[later][0], places[first][0]
+        split, other = home(later), home(first)
         if split == other:
             value = f"looks like {named(first)}"
             yield Finding(WARNING, "near-duplicate", named(later), value, "if they are one picture, remove one")

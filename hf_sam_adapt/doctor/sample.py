@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -228,6 +229,12 @@ def count_objects(mask: np.ndarray, num_labels: int, smallest: float) -> tuple[i
         total += count
         tiny += int((np.bincount(numbered.ravel(), minlength=count + 1)[1:] < smallest).sum())
     return total, tiny
+
+
+def parts_of(tables: Mapping[str, Sized]) -> dict[str, slice]:
+    """Where each split lies in what is kept of all images, one split after the other."""
+    ends = np.cumsum([len(table) for table in tables.values()]).tolist()
+    return {split: slice(end - len(table), end) for (split, table), end in zip(tables.items(), ends)}
 
 
 def image_name(reader: Reader, row: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ PLAIN = ""  # the value that stands for plain SAM
 _TITLES = {
     "radar-fields": "Bright fields in radar",
     "land-cover": "Land cover, five classes",
-    "three-domains": "Radar, endoscopy, shadows: a routed pool",
+    "three-domains": "Radar, polyps, shadows",
 }
 _METHODS = {
     "SAM_ADAPTER": "SAM-Adapter",

@@ -12,7 +12,7 @@ CSS = """
 #title h1 {font-size: 1.75rem; font-weight: 700; letter-spacing: -0.02em; margin-bottom: 0.15rem;}
 #title p {color: var(--body-text-color-subdued); margin: 0 0 0.5rem 0;}
 .facts {display: flex; flex-wrap: wrap; gap: 8px;}
-.facts > div {flex: 1 1 100px; padding: 8px 12px; border: 1px solid var(--border-color-primary);
+.facts > div {flex: 1 1 84px; padding: 8px 10px; border: 1px solid var(--border-color-primary);
   border-radius: 10px; background: var(--block-background-fill);}
 .facts span {display: block; font-size: 0.72rem; color: var(--body-text-color-subdued);}
 .facts b {font-size: 0.95rem; font-weight: 600;}

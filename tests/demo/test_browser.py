@@ -171,7 +171,7 @@ def test_switch_adapter_and_legend(open_page):
     after(page, lambda: choose("Plain SAM"), shown)
     assert "adapted" not in page.inner_text("#caption")
     assert re.search(r"IoU estimate\n0\.\d\d", page.inner_text("#facts"))
-    after(page, lambda: choose("Radar, endoscopy"), shown)
+    after(page, lambda: choose("Radar, polyps"), shown)
     assert page.locator("#domain input").is_visible()
     after(page, lambda: choose_example(page, LAND), shown)
     assert not page.locator("#domain input").is_visible()

@@ -58,7 +58,9 @@ class FastAttention:
     def _function(kind: str, device: str):
         if kind == "flex":
             return flexible_attention
-        return tiled_attention if device == "cpu" else folded_attention
+        # What is exported has to run without this package, whose operation the tiles are.
+        tiled = device == "cpu" and not torch.compiler.is_exporting()
+        return tiled_attention if tiled else folded_attention
 
 
 def fastest(attention: SamVisionAttention, device: torch.device) -> str:

@@ -163,7 +163,7 @@ class TrainingLoop:
         self.wrapped.train()
         figures = []
         for micro_step in range(self.recipe.gradient_accumulation_steps):
-            batch = send_to_device(next(batches), self.accelerator.device)
+            batch = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
             seed_micro_step(self.recipe.seed, step, micro_step, self.accelerator.process_index)
             with self.accelerator.accumulate(self.wrapped):
                 inputs = batch.get("pixel_values"), batch["prompts"], batch.get("image_embeddings")

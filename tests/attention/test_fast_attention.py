@@ -281,6 +281,17 @@ def test_backward_keeps_no_attention_of_the_whole_map():
     assert max(sizes) < heads * tokens**2 / 8
 
 
+def test_what_is_exported_needs_only_torch():
+    model = random_vision_sam(layers=1)
+    use_fast_attention(model)
+    images = pixels()
+    with torch.no_grad():
+        program = torch.export.export(model, (images,))
+        found = program.module()(images).last_hidden_state
+        torch.testing.assert_close(found, model(images).last_hidden_state, atol=1e-4, rtol=1e-4)
+    assert not any("hf_sam_adapt" in str(node.target) for node in program.graph.nodes)
+
+
 @pytest.mark.slow
 def test_flex_equals_eager():
     model = random_vision_sam()

@@ -4,8 +4,11 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -29,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 FAST = ("README.md", "CONTRIBUTING.md")
 TESTED_ALONE = ("docs/own-data.md",)  # tests/convert_data/test_own_data.py follows it in an empty folder
-NOT_RUN = ("make ", "pip install", "hf-sam-adapt demo")  # .ci/run and tests/demo do; what is installed already
+NOT_RUN = ("make ", "pip install")  # .ci/run does; what is installed already
 TRAINS = re.compile(r"recipes/(train|continual)\.py|hf-sam-adapt (train|continual) ")
 LAUNCH = re.compile(r"accelerate launch(?: --config_file (\S+))?(?: --\w+ \d+)*")
 TWO_DOMAINS = " --domains 'one: my_polyps' 'two: my_polyps'"
@@ -71,6 +74,8 @@ class Workplace:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self.environment = os.environ | hub.environment(folder / "home") | {"PATH": path}
         self.environment |= {"HF_DATASETS_OFFLINE": "0", "HF_SAM_ADAPT_CACHE": str(folder / "cache")}
+        self.server: subprocess.Popen | None = None
+        self.address = ""
 
     def run(self, command: str) -> None:
         result = subprocess.run(
@@ -78,21 +83,48 @@ class Workplace:
         )
         assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
 
+    def serve(self, command: str) -> None:
+        """Start a demo in place of the one before, and wait until it answers."""
+        self.stop()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{port}"
+        words = [*shlex.split(re.sub(r" --server_port \d+", "", command)), "--server_port", str(port)]
+        self.server = subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 180
+        while True:
+            assert self.server.poll() is None and time.monotonic() < deadline, f"{command}: does not answer"
+            try:
+                urllib.request.urlopen(self.address, timeout=60).close()
+                return
+            except OSError:
+                time.sleep(0.5)
+
+    def stop(self) -> None:
+        """End the demo that runs, if any."""
+        if self.server is not None:
+            self.server.terminate()
+            self.server.wait(timeout=60)
+            self.server = None
+
     def follow(self, page: str) -> None:
-        """Run the blocks of a page in their order. A Python block that begins with a file's name is that file."""
+        """Run the blocks of a page in their order. A Python block that begins with a file's path is that file."""
         done = set()
         for index, (language, block) in enumerate(blocks(page)):
             if language == "bash":
                 for line in block.strip().splitlines():
                     command = shortened(shlex.join(shlex.split(line, comments=True)))
-                    if not command.startswith(NOT_RUN) and command not in done:
+                    if command.startswith("hf-sam-adapt demo"):
+                        self.serve(command)
+                    elif not command.startswith(NOT_RUN) and command not in done:
                         self.run(command)
                     done.add(command)
             elif language == "python":
-                named = re.match(r"# ([\w/]+\.py)\n", block)
+                named = re.match(r"# (\w+/\w+\.py)\n", block)
                 script = self.folder / (named[1] if named else f"block_{index}.py")
                 script.parent.mkdir(exist_ok=True)
-                script.write_text(block)
+                script.write_text(block.replace("http://127.0.0.1:7860", self.address))
                 if not named:
                     self.run(f"{sys.executable} {script.name}")
             else:
@@ -112,9 +144,10 @@ def make_inputs(folder: Path) -> None:
                 path = folder / "my_polyps" / split / kind / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 picture.save(path)
-    image.save(folder / "polyp.jpg")
-    image.save(folder / "photo.jpg")
-    mask.point(lambda value: 255 * value).save(folder / "polyp_mask.png")
+    for name in ("polyp.jpg", "photo.jpg", "a.png", "b.png"):
+        image.save(folder / name)
+    for name in ("polyp", "a", "b"):
+        mask.point(lambda value: 255 * value).save(folder / f"{name}_mask.png")
     torch.save({"state_dict": autogluon_state(load_tiny_sam()[0])}, folder / "model.ckpt")
 
 
@@ -147,7 +180,11 @@ def test_every_block_runs(page, request, tmp_path, hub):
     make_inputs(tmp_path)
     if page not in FAST:
         shutil.copytree(request.getfixturevalue("finished_run"), tmp_path / "runs/polyp")
-    Workplace(tmp_path, hub).follow(page)
+    workplace = Workplace(tmp_path, hub)
+    try:
+        workplace.follow(page)
+    finally:
+        workplace.stop()
     assert [name for name in MADE.get(page, []) if not (tmp_path / name).is_file()] == []
     if page == "README.md":
         assert "adapter_model.safetensors" in hub.files("me/polyp-sam-adapter")

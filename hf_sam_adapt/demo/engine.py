@@ -14,7 +14,6 @@ from ..errors import UserError
 from ..evaluation.classes import largest_class
 from ..evaluation.inference import device_of, inference, merge_objects, routed
 from ..forward import ImageEmbeddings, encode, segment, segment_scored
-from ..image_size import find_vision_encoder
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt
 from ..tuners.moda.config import BASE
@@ -93,13 +92,13 @@ def _embedding(image: ImageState, entry: Entry, domain: str | None) -> tuple[Ima
     Adapters that leave the encoder as it is share that of plain SAM.
     """
     pool = entry.pool
-    in_encoder = pool is not None and first_adapted_block(find_vision_encoder(pool.model)) is not None
+    in_encoder = pool is not None and first_adapted_block(pool.model.vision_encoder) is not None
     key: tuple[str, ...] = (entry.name, str(domain)) if in_encoder else (entry.encoder,)
     if in_encoder and domain == BASE and entry.reads_as_base:
         key = (entry.base.encoder,)
     found, with_early = image.embeddings.get(key), entry.needs_early_map and domain != BASE
     missing = found is None or (with_early and found.early is None)
-    if missing:
+    if found is None or missing:
         with inference([entry.model]):
             pixels = _pixels(image.picture, entry)
             if pool is None:

@@ -110,7 +110,8 @@ class AdaptJob:
             **METHODS[method],
         }
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-        self._start, self._end, self._cancelled = time.monotonic(), None, False
+        self._start, self._cancelled = time.monotonic(), False
+        self._end: float | None = None
         with open(self.folder / "log.txt", "wb") as log:
             command = [sys.executable, "-m", "hf_sam_adapt.demo.worker", str(self.folder), str(max_seconds)]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -126,7 +127,9 @@ class AdaptJob:
         if status is not None and self._end is None:
             self._end = time.monotonic()
         file = self.folder / "progress.json"
-        found = json.loads(file.read_text()) if file.is_file() else {"step": 0, "scores": [], "state": "starting"}
+        found: dict[str, Any] = {"step": 0, "scores": [], "state": "starting"}
+        if file.is_file():
+            found = json.loads(file.read_text())
         state, message = found["state"], ""
         if self._cancelled:
             state = "cancelled"

@@ -52,7 +52,7 @@ def with_mask(picture: np.ndarray, result: Segmentation, variant: str) -> np.nda
     return (0.55 * picture + 0.45 * colours[mask]).astype(np.uint8)
 
 
-def annotations(picture: np.ndarray, result: Segmentation, variant: str) -> list[tuple[np.ndarray, str]]:
+def legend_masks(picture: np.ndarray, result: Segmentation, variant: str) -> list[tuple[np.ndarray, str]]:
     """(mask uint8 (h, w) in {0, 1}, name with its share of the image) per class that is there, for a legend."""
     mask = resize_mask(result.mask, picture.shape[:2])
     if result.classes is None:
@@ -64,14 +64,14 @@ def annotations(picture: np.ndarray, result: Segmentation, variant: str) -> list
     ]
 
 
-def annotation_colours(result: Segmentation, variant: str) -> dict[str, str]:
-    """Name with share, as in `annotations` -> colour, `#rrggbb`."""
+def legend_colours(result: Segmentation, variant: str) -> dict[str, str]:
+    """Name with share, as in `legend_masks` -> colour, `#rrggbb`."""
     if result.classes is None:
         colours = [MASK_COLOURS[variant]]
     else:
         palette = class_colours(len(result.classes))
         colours = [palette[label] for label in range(len(result.classes)) if (result.mask == label).any()]
-    names = [name for _, name in annotations(np.zeros((1, 1, 3), np.uint8), result, variant)]
+    names = [name for _, name in legend_masks(np.zeros((1, 1, 3), np.uint8), result, variant)]
     return {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in zip(names, colours)}
 
 

@@ -119,9 +119,10 @@ class RouteTab:
         """Images were uploaded."""
         with session.lock:
             try:
-                if len(files or ()) > MOST_IMAGES:
+                files = files or []
+                if len(files) > MOST_IMAGES:
                     raise UserError(f"{len(files)} images are more than {MOST_IMAGES}; choose fewer")
-                session.routed = [ImageState(read_picture(file, self.app.max_pixels)) for file in files or ()]
+                session.routed = [ImageState(read_picture(file, self.app.max_pixels)) for file in files]
             except UserError as error:
                 return self._wrong(error)
             return self.route(session, pool)
@@ -190,16 +191,11 @@ class RouteTab:
 
     def _compared(self, session: Session, entry: Entry, number: int, domain: str) -> Update:
         image, prompt = session.routed[number], Clicks().prompt()
-        pictures = [
-            with_mask(image.picture.shown, segment_image(image, model, prompt, where), variant)
-            for model, where, variant in (
-                (entry.base, None, "zero_shot"),
-                (entry, domain, "zero_shot" if domain == BASE else "adapted"),
-            )
-        ]
-        right = MASK_COLOURS["zero_shot" if domain == BASE else "adapted"]
-        sides = ("zero-shot SAM", MASK_COLOURS["zero_shot"]), (f"as {_said(domain)}", right)
-        return {self.slider: gr.ImageSlider(tuple(pictures), visible=True), self.caption: caption(*sides)}
+        variant = "zero_shot" if domain == BASE else "adapted"
+        left = with_mask(image.picture.shown, segment_image(image, entry.base, prompt), "zero_shot")
+        right = with_mask(image.picture.shown, segment_image(image, entry, prompt, domain), variant)
+        sides = ("zero-shot SAM", MASK_COLOURS["zero_shot"]), (f"as {_said(domain)}", MASK_COLOURS[variant])
+        return {self.slider: gr.ImageSlider((left, right), visible=True), self.caption: caption(*sides)}
 
     def _sentence(self, session: Session, entry: Entry, number: int, domain: str) -> str:
         image = session.routed[number]

@@ -15,7 +15,7 @@ from .app import DemoApp
 from .catalog import PLAIN
 from .engine import Segmentation, segment_image
 from .images import Picture, read_picture
-from .pictures import annotation_colours, annotations, save_results, with_mask, with_prompt
+from .pictures import legend_colours, legend_masks, save_results, with_mask, with_prompt
 from .session import Session
 from .theme import caption, facts, note
 
@@ -169,7 +169,8 @@ class SegmentTab:
         """The image was clicked on."""
         if session.image is None:
             raise UserError("there is no image to click on; upload one first")
-        session.click(*event.index, MODES[mode])
+        x, y = event.index
+        session.click(x, y, MODES[mode])
         if session.clicks.corners and session.clicks.box is None:
             return self._canvas(session) | {self.message: note("Now click on the opposite corner of the box.")}
         return self._show(session, adapter, domain)
@@ -222,12 +223,12 @@ class SegmentTab:
         zero_shot_side = "zero-shot SAM", MASK_COLOURS["zero_shot"]
         adapted_side = "adapted", None if result.classes else MASK_COLOURS["adapted"]
         sides = (("image", None), zero_shot_side) if entry.is_plain else (zero_shot_side, adapted_side)
-        legend = picture.shown, annotations(picture.shown, result, variant)
+        legend: Any = picture.shown, legend_masks(picture.shown, result, variant)
         return self._canvas(session) | {
             self.message: note(_remark(session, result)),
             self.slider: (left, with_mask(picture.shown, result, variant)),
             self.caption: caption(*sides),
-            self.legend: gr.AnnotatedImage(legend, color_map=annotation_colours(result, variant)),
+            self.legend: gr.AnnotatedImage(legend, color_map=legend_colours(result, variant)),
             self.facts: _facts(zero_shot, result, entry.is_plain),
         }
 

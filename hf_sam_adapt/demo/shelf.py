@@ -17,7 +17,6 @@ from transformers import SamModel
 
 from ..errors import UserError
 from ..forward import pool_of, sam_of
-from ..image_size import find_vision_encoder
 from ..loading import load_adapted, load_base, method_of
 from ..processing import SamAdaptProcessor
 from ..report_classes import class_names
@@ -89,7 +88,7 @@ class Entry:
     @cached_property
     def encoder(self) -> str:
         """A name for what an image embedding depends on: the base's where the adapter leaves the encoder as it is."""
-        encoder = find_vision_encoder(sam_of(self.model))
+        encoder = sam_of(self.model).vision_encoder
         adapted = any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in encoder.modules())
         same = self.config is not None and not adapted and self.reads_as_base
         return self.base.encoder if same else self.name

@@ -40,7 +40,7 @@ def adapters(tmp_path_factory):
         pool.moda_config.base_model_name_or_path = "tiny"
         for seed, domain in enumerate(("polyp", "speckle")):
             pool.add_domain(domain)
-            perturb(pool, seed=seed, std=0.03)
+            perturb(pool, seed=seed, std=0.1 if inner.peft_type == "CONV_LORA" else 0.03)
             pool.observe(processor([draw_sample(domain, "train", index)[0] for index in range(6)])["pixel_values"])
             pool.finish_domain()
         pool.save_pretrained(root / name)

@@ -1,5 +1,7 @@
 """The demo's engine: the masks of `predict`, from embeddings that are computed once."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -151,3 +153,25 @@ def test_adapters_that_cannot_be_shown(tmp_path, adapters):
     with pytest.raises(UserError, match="neither a folder nor"):
         shelf.get("not a name")
     assert not shelf._adapters
+
+
+def test_calls_at_once_do_not_disturb_each_other(shelf, adapters, drawn):
+    prompts = [Clicks().prompt(), Clicks().with_point(80, 90, 1).prompt()]
+    names = ["", adapters["pool_hq"], adapters["pool_encoder"], adapters["classes"], adapters["decoder"]]
+    jobs = [
+        (name, domain, prompt)
+        for name in names
+        for domain in ((None, "polyp", "speckle", "base") if "pool" in name else (None,))
+        for prompt in prompts
+    ]
+    paths = [drawn("polyp", 4), drawn("speckle", 4)]
+
+    def run(job):
+        name, domain, prompt = job
+        return [segment_image(state(path), shelf.get(name), prompt, domain).mask for path in paths]
+
+    alone = [run(job) for job in jobs]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(run, jobs * 2))
+    for expected, found in zip(alone * 2, together):
+        assert all(np.array_equal(one, other) for one, other in zip(expected, found))

@@ -27,8 +27,8 @@ def test_what_is_given_wins_by_flag_and_by_file(tmp_path):
     file.write_text("preset: 24gb\nbatch_size: 1\n")
     recipe = parse_recipe(["--config", str(file), "--model", "tiny"])
     assert (recipe.model, recipe.batch_size, recipe.precision) == ("tiny", 1, "bf16")
-    assert recipe.gradient_checkpointing
-    assert parse_recipe(["--config", str(file), "--gradient_checkpointing", "false"]).gradient_checkpointing is False
+    assert recipe.gradient_accumulation_steps == 2
+    assert parse_recipe(["--config", str(file), "--gradient_accumulation_steps", "1"]).gradient_accumulation_steps == 1
 
 
 def test_the_cpu_preset_caches_only_for_its_own_method():

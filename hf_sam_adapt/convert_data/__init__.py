@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..convert.folder import check_free, write_whole
 from ..errors import UserError
+from ..hub import check_can_push
 from .coco import read_coco
 from .cvat import read_cvat
 from .labelme import read_labelme
@@ -61,6 +62,8 @@ def convert_annotations(
         raise UserError(f"{source}: does not exist; name the folder or file of the annotations")
     if out is not None:
         check_free(Path(out))
+    if push is not None:
+        check_can_push(push)
     with _unpacked(place) as root, tempfile.TemporaryDirectory() as scratch:
         if format == "folder":
             if push is None or out is not None:
@@ -98,4 +101,7 @@ def _unpacked(source: Path) -> Iterator[Path]:
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(f"{source}: not a readable zip archive ({error}); export it again") from error
         inside = list(Path(folder).iterdir())
-        yield inside[0] if len(inside) == 1 and inside[0].is_dir() else Path(folder)
+        try:
+            yield inside[0] if len(inside) == 1 and inside[0].is_dir() else Path(folder)
+        except UserError as error:
+            raise UserError(str(error).replace(folder, str(source))) from error

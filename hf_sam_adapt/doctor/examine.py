@@ -82,7 +82,7 @@ def examine_dataset(
 ) -> Diagnosis:
     """Read every image and mask of a data set once, the test images too, and say what is wrong.
 
-    Memory: less than 1 KB an image, most of it for the list of files and the search for images that are alike.
+    Memory: under 2 KB an image, most of it for the list of files.
 
     Args:
         dataset, mask_suffix, mask_values, label_map, num_labels, id2label, group_by, channels, palette, seed: see

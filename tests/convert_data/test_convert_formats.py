@@ -377,3 +377,10 @@ def test_bad_input_is_one_error_and_nothing_is_left(rng, tmp_path, format, spoil
     with pytest.raises(UserError, match=message):
         convert_annotations(format, root, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_mistake_in_an_archive_names_the_archive(rng, tmp_path):
+    cvat_rle(rng, tmp_path)
+    archive = shutil.make_archive(str(tmp_path / "export"), "zip", tmp_path, "annotations.xml")
+    with pytest.raises(UserError, match=f"^{archive}/annotations.xml, image a/one.jpg: a damaged mask"):
+        convert_annotations("cvat", archive, tmp_path / "out")

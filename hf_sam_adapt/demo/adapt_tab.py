@@ -18,7 +18,7 @@ from .images import resize_mask
 from .job import METHOD_LABELS, MOST_STEPS, AdaptJob, Progress
 from .pairs import MOST_PAIRS, Pair, check_pairs, painted_pair, read_pairs
 from .session import Session
-from .theme import caption, facts, note
+from .theme import caption, complaint, facts, note
 
 
 EMPTY = note(
@@ -188,7 +188,7 @@ class AdaptTab:
                     raise UserError(f"{len(found)} images are more than {MOST_PAIRS}; remove some")
                 session.pairs = found
             except UserError as error:
-                return {self.message: _wrong(error)}
+                return {self.message: complaint(str(error))}
         held_out = len(found) - 1
         items = [(p.shown(), "test" if i == held_out else f"{i + 1}") for i, p in enumerate(found)]
         return {
@@ -202,19 +202,20 @@ class AdaptTab:
             try:
                 check_pairs(session.pairs)
                 args = self.app.args
-                session.with_job(None)
+                self.app.leave(session)  # the last training's adapter makes room
                 job = AdaptJob(
                     session.pairs, args.model or "tiny", method, int(steps), self.app.folder, args.max_seconds
                 )
                 session.with_job(job)
             except UserError as error:
-                yield {self.message: _wrong(error)}
+                yield {self.message: complaint(str(error))}
                 return
         running = {self.start: gr.Button(interactive=False), self.cancel: gr.Button(interactive=True)}
         over = {self.start: gr.Button(interactive=True), self.cancel: gr.Button(interactive=False)}
         fresh = {
             self.download: gr.DownloadButton(value=None, visible=False),
             self.push_box: gr.Accordion(visible=False),
+            self.adapter: gr.Dropdown(self.app.listed(session)),
             self.slider: gr.ImageSlider(None, visible=False),
             self.caption: "",
         }
@@ -248,7 +249,7 @@ class AdaptTab:
                 session.job.adapter, (repo or "").strip(), token=token.strip(), again="the button Push"
             )
         except UserError as error:
-            return {self.message: _wrong(error), self.token: ""}
+            return {self.message: complaint(str(error)), self.token: ""}
         return {self.message: note(f"Pushed: {address}"), self.token: ""}
 
     def _watched(self, job: AdaptJob, now: Progress) -> Update:
@@ -275,7 +276,7 @@ class AdaptTab:
         if now.state == "cancelled":
             return {self.message: note("Cancelled: nothing was kept.")}
         if now.state == "failed":
-            return {self.message: _wrong(UserError(now.message))}
+            return {self.message: complaint(now.message)}
         with session.lock:
             session.own = {str(job.adapter): "Yours: trained in the tab Adapt"}
         before, after = (job.metrics()["test"]["none"][name]["iou"] for name in ("zero_shot", "adapted"))
@@ -296,8 +297,3 @@ def _pictures(pair: Pair, now: Progress) -> tuple[np.ndarray, np.ndarray]:
     shown, steps = pair.picture.shown, sorted(now.masks)
     masks = [resize_mask(now.masks[step], shown.shape[:2]) for step in (steps[0], steps[-1])]
     return overlay(shown, masks[0], MASK_COLOURS["zero_shot"]), overlay(shown, masks[1], MASK_COLOURS["adapted"])
-
-
-def _wrong(error: UserError) -> str:
-    gr.Warning(str(error), title="That did not work")
-    return note(str(error), bad=True)

@@ -42,7 +42,7 @@ class Api:
             call = gr.Button()
         call.click(
             self.segment,
-            [image, adapter, points, box, domain],
+            [session, image, adapter, points, box, domain],
             [mask, overlay, about],
             api_name="segment",
             concurrency_limit=4,
@@ -57,7 +57,9 @@ class Api:
             concurrency_id="adapt",
         )
 
-    def segment(self, image: str | None, adapter: str, points: Any, box: Any, domain: str) -> tuple[str, str, dict]:
+    def segment(
+        self, session: Session, image: str | None, adapter: str, points: Any, box: Any, domain: str
+    ) -> tuple[str, str, dict]:
         """Segment an image, as `hf-sam-adapt predict` does.
 
         Args:
@@ -74,7 +76,7 @@ class Api:
             state = ImageState(read_picture(image, self.app.max_pixels))
             result = segment_image(state, self.app.entry(adapter), _clicks(points, box).prompt(), domain or None)
             variant = "adapted" if adapter else "zero_shot"
-            paths = save_results(Path(tempfile.mkdtemp(dir=self.app.folder)), state.picture, result, variant)
+            paths = save_results(Path(tempfile.mkdtemp(dir=self.app.files(session))), state.picture, result, variant)
         except UserError as error:
             raise gr.Error(str(error)) from error
         about: dict[str, Any] = {"iou_estimate": result.estimate, "domain": result.domain, "seconds": result.seconds}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -70,8 +71,12 @@ class DemoApp:
         return session.files
 
     def leave(self, session: Session) -> None:
-        """End what a visitor who has gone left running."""
+        """End what a visitor has running, and remove their adapter and files."""
         with session.lock:
             for value in session.own:
                 self.shelf.forget(value)
+            session.own = {}
             session.with_job(None)
+            if session.files is not None:
+                shutil.rmtree(session.files, ignore_errors=True)
+                session.files = None

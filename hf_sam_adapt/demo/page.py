@@ -53,7 +53,9 @@ def serve(args: DemoArguments) -> None:
     Raises:
         UserError: a model or adapter that cannot be loaded, or a port that is taken.
     """
-    open_page(DemoApp(args)).block_thread()
+    page = open_page(DemoApp(args))
+    print(f"The demo answers on {page.local_url} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
 
 
 def open_page(app: DemoApp) -> gr.Blocks:
@@ -71,6 +73,7 @@ def open_page(app: DemoApp) -> gr.Blocks:
             theme=theme(),
             css=CSS,
             show_error=True,
+            quiet=True,
             ssr_mode=False,
             share=False,
             inbrowser=False,

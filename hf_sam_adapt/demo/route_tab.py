@@ -16,7 +16,7 @@ from .images import read_picture
 from .pictures import with_mask
 from .session import Clicks, ImageState, Session
 from .shelf import Entry
-from .theme import caption, note
+from .theme import caption, complaint, note
 
 
 MOST_IMAGES = 12
@@ -208,8 +208,7 @@ class RouteTab:
         return f"{image.picture.name}: {routed}, with a score of {score:.2f}."
 
     def _wrong(self, error: UserError) -> Update:
-        gr.Warning(str(error), title="That did not work")
-        return {self.message: note(str(error), bad=True)}
+        return {self.message: complaint(str(error))}
 
 
 def _said(domain: str) -> str:

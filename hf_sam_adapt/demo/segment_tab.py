@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from ..errors import UserError
 from ..report import ABSENT, MASK_COLOURS
@@ -17,7 +18,7 @@ from .engine import Segmentation, segment_image
 from .images import Picture, read_picture
 from .pictures import legend_colours, legend_masks, save_results, with_mask, with_prompt
 from .session import Session
-from .theme import caption, facts, note
+from .theme import caption, complaint, facts, note
 
 
 MODES = {"On the object": "positive", "Not the object": "negative", "Box: two corners": "box"}
@@ -136,8 +137,7 @@ class SegmentTab:
                 try:
                     return action(*args, **kwargs)
                 except UserError as error:
-                    gr.Warning(str(error), title="That did not work")
-                    return {self.message: note(str(error), bad=True)} | self._canvas(session)
+                    return {self.message: complaint(str(error))} | self._canvas(session)
 
         return run
 
@@ -266,7 +266,7 @@ def _facts(zero_shot: Segmentation, result: Segmentation, plain: bool) -> str:
     if result.classes is None:
         values["Mask" if plain else "Adapted mask"] = f"{100 * result.mask.mean():.1f} %"
     else:
-        values["Classes found"] = str(len(set(result.mask.ravel().tolist())))
+        values["Classes found"] = str(len(np.unique(result.mask)))
     if result.domain is not None:
         values["Domain"] = result.domain
     reused = not (result.encoded or zero_shot.encoded)

@@ -25,6 +25,9 @@ from ..tuners.moda import ModaModel
 from .catalog import PLAIN
 
 
+_BASES = 3  # plain SAMs kept at a time, beside those of the adapters kept
+
+
 @dataclass(eq=False)
 class Entry:
     """A model ready for use.
@@ -141,6 +144,8 @@ class Shelf:
         if name not in self._bases:
             model, processor = load_base(name)
             self._bases[name] = Entry(name, model.eval().to(self.device), processor)
+            while len(self._bases) > _BASES:  # the first is the demo's own
+                del self._bases[list(self._bases)[1]]
         return self._bases[name]
 
     def _load(self, name: str) -> Entry:

@@ -58,6 +58,12 @@ def caption(left: tuple[str, tuple[int, int, int] | None], right: tuple[str, tup
     return f'<div class="caption">{"".join(sides)}</div>'
 
 
+def complaint(message: str) -> str:
+    """What went wrong, as a passing warning, and as a note that stays."""
+    gr.Warning(html.escape(message), title="That did not work")
+    return note(message, bad=True)
+
+
 def note(message: str, bad: bool = False) -> str:
     """One message in the page."""
     return f'<div class="note{" bad" if bad else ""}">{html.escape(message)}</div>' if message else ""

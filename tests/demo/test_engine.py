@@ -175,3 +175,13 @@ def test_calls_at_once_do_not_disturb_each_other(shelf, adapters, drawn):
         together = list(pool.map(run, jobs * 2))
     for expected, found in zip(alone * 2, together):
         assert all(np.array_equal(one, other) for one, other in zip(expected, found))
+
+
+def test_plain_sams_are_put_away_but_the_demos_own(sam_folder, tmp_path):
+    shelf = Shelf("tiny")
+    own = shelf.get("")
+    for number in range(4):
+        (tmp_path / str(number)).symlink_to(sam_folder)
+        shelf._base(str(tmp_path / str(number)))
+    assert list(shelf._bases) == ["tiny", str(tmp_path / "2"), str(tmp_path / "3")]
+    assert shelf.get("") is own

@@ -36,7 +36,9 @@ def tiled_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float)
     return _forward(qkv, table_h, table_w, scale)[0]
 
 
+# Without autocast: it would round the terms of the bias.
 @torch.library.custom_op("hf_sam_adapt::tiled_attention", mutates_args=())
+@torch.autocast("cpu", enabled=False)
 def _forward(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, S, d)
     batch, heads, length, _ = q.shape
@@ -63,6 +65,7 @@ def _(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> tuple[Tens
 
 
 @torch.library.custom_op("hf_sam_adapt::tiled_attention_backward", mutates_args=())
+@torch.autocast("cpu", enabled=False)
 def _backward(
     grad: Tensor, qkv: Tensor, table_h: Tensor, table_w: Tensor, out: Tensor, logsum: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -228,6 +228,20 @@ def test_autocast():
     assert (ours - exact).norm() <= 1.05 * (theirs - exact).norm()
 
 
+def test_autocast_does_not_round_the_terms_of_the_bias():
+    shapes = ((2, 25, 3, 2, 8), (5, 5, 8), (5, 5, 8))
+    tables = [torch.randn(shape) for shape in shapes[1:]]
+    results = []
+    for enabled in (True, False):
+        torch.manual_seed(0)
+        qkv = torch.randn(shapes[0]).bfloat16().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = tiled_attention(qkv, *tables, 0.3)
+            output.float().pow(2).sum().backward()
+        results.append((output, qkv.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*results))
+
+
 def test_a_named_kind_is_used_or_raises():
     with pytest.raises(UserError, match="unknown 'fast'"):
         use_fast_attention(random_vision_sam(), "fast")

@@ -221,7 +221,7 @@ def test_presets_page_has_the_presets():
     assert shown.keys() == PRESETS.keys()
     for name, keys in PRESETS.items():
         for key in ("model", "method", "batch_size", "gradient_accumulation_steps", "precision"):
-            assert str(keys.get(key, "–")) == shown[name][key].partition("`,")[0], (name, key)
+            assert str(keys.get(key, "\u2013")) == shown[name][key].partition("`,")[0], (name, key)
 
 
 def test_readme_leads_to_every_page():

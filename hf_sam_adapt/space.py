@@ -9,21 +9,25 @@ import sys
 import tempfile
 from pathlib import Path
 
+from huggingface_hub import metadata_load
+
 from .errors import UserError
 from .hub import check_can_push, upload
 
 
-PUSHED_SUFFIXES = (".py", ".txt", ".md", ".png", ".jpg", ".json", ".yaml", ".safetensors", ".whl")
+PUSHED_SUFFIXES = (".py", ".txt", ".md", ".png", ".jpg", ".json", ".yaml", ".safetensors")
+_DOCKERFILE = "Dockerfile"
 _BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE")
 
 
 def push_space(
     folder: str | Path, repo: str | None = None, *, private: bool = True, revision: str | None = None
 ) -> str:
-    """Publish a Gradio Space with the wheel built from the checkout that it lies in, in one commit.
+    """Publish a Space with the wheel built from the checkout that it lies in, in one commit.
 
     Args:
-        folder: with `README.md`, `app.py` and a `requirements.txt` that names the wheel as a file.
+        folder: with `app.py`, a `README.md` whose head names the `sdk`, and a `requirements.txt` that names the wheel
+            as a file. Only a Docker Space can install that: the builder of Gradio Spaces mounts `requirements.txt` alone.
         repo: `owner/name`; `name` is in the account of the token, None is the folder's name there.
         private: of a repository that is created; one that exists stays as it is.
         revision: branch, created from `main` if it does not exist.
@@ -36,6 +40,9 @@ def push_space(
     """
     folder = Path(folder)
     files = space_files(folder)
+    sdk = (metadata_load(files["README.md"]) or {}).get("sdk")
+    if sdk is None:
+        raise UserError(f"push: {folder / 'README.md'} names no sdk in its head; add `sdk: docker` or `sdk: gradio`")
     repo = repo or folder.resolve().name
     check_can_push(repo)
     flags = ("" if private else " --public") + (f" --revision {shlex.quote(revision)}" if revision else "")
@@ -50,7 +57,7 @@ def push_space(
         chosen = files | {wheel.name: wheel}
         try:
             return upload(
-                lambda name: chosen, repo, private=private, revision=revision, repo_type="space", space_sdk="gradio"
+                lambda name: chosen, repo, private=private, revision=revision, repo_type="space", space_sdk=sdk
             )
         except UserError as error:
             raise UserError(f"push: {error}. {folder} is untouched; push again with: {again}") from error
@@ -69,7 +76,8 @@ def space_files(folder: Path) -> dict[str, Path]:
     return {
         inside.as_posix(): path
         for inside, path in files.items()
-        if path.suffix in PUSHED_SUFFIXES and not any(part.startswith((".", "__")) for part in inside.parts)
+        if (path.suffix in PUSHED_SUFFIXES or inside.name == _DOCKERFILE)
+        and not any(part.startswith((".", "__")) for part in inside.parts)
     }
 
 

@@ -251,6 +251,30 @@ def test_route_a_mixed_set(open_page):
     assert page.get_by_label("plain SAM", exact=True).is_checked()
 
 
+def test_paint_a_mask(open_page, served):
+    page = open_page()
+    page.get_by_role("tab", name="Adapt").click()
+    page.get_by_text("No masks? Paint one").click()
+    page.click("#add_painted")
+    page.wait_for_selector("#adapt_message .bad:has-text('open one first')")
+    page.locator("#editor input[type=file]").first.set_input_files(served.app.taught[0][0])
+    page.wait_for_timeout(2500)
+    page.click("#add_painted")
+    page.wait_for_selector("#adapt_message .bad:has-text('paint over the object first')")
+    box = page.locator("#editor canvas").last.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 20, y)
+    page.mouse.down()
+    page.mouse.move(x + 25, y + 10, steps=8)
+    page.mouse.up()
+    page.wait_for_timeout(1000)
+    page.click("#add_painted")
+    page.wait_for_selector("#pairs img")
+    assert "1 images with masks" in page.inner_text("#adapt_message")
+    page.click("#start")
+    page.wait_for_selector("#adapt_message .bad:has-text('give 2 to 12')")
+
+
 @pytest.mark.slow
 def test_adapt_on_five_drawn_images(open_page):
     page = open_page()

@@ -84,5 +84,7 @@ def test_the_space_matches_the_tested_versions(request):
     lines = (root / "spaces/sam-adapt-demo/requirements.txt").read_text().split()
     assert set(lines[1:]) <= pinned
     front = yaml.safe_load((root / "spaces/sam-adapt-demo/README.md").read_text().split("---")[1])
-    assert f"gradio=={front['sdk_version']}" in lines
-    assert (root / "spaces/sam-adapt-demo" / front["app_file"]).is_file()
+    assert front["sdk"] == "docker"
+    assert front["app_port"] == 7860
+    steps = (root / "spaces/sam-adapt-demo/Dockerfile").read_text()
+    assert steps.index("COPY") < steps.index("--requirement requirements.txt") < steps.index('["python", "app.py"]')

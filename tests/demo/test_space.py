@@ -65,7 +65,11 @@ def test_what_is_no_space_is_said_before_a_request(hub, tmp_path, capsys, monkey
     arguments = ["push", "--repo", "me/demo", "--repo_type", "space"]
     assert main([*arguments, str(tmp_path)]) == 2
     assert "is no Space: it holds no README.md, app.py, requirements.txt" in capsys.readouterr().err
-    elsewhere = shutil.copytree(FOLDER, tmp_path / "elsewhere")
+    elsewhere = Path(shutil.copytree(FOLDER, tmp_path / "elsewhere"))
+    (elsewhere / "README.md").write_text("# no head\n")
+    assert main([*arguments, str(elsewhere)]) == 2
+    assert "names no sdk in its head" in capsys.readouterr().err
+    shutil.copy(FOLDER / "README.md", elsewhere)
     assert main([*arguments, str(elsewhere)]) == 2
     assert "lies in no checkout" in capsys.readouterr().err
     monkeypatch.setattr(space, "checkout_of", lambda folder: ROOT)
@@ -88,7 +92,7 @@ def test_push_brings_the_wheel_along(hub, tmp_path):
     result = push(hub, tmp_path / "home", folder / "spaces/mine")
     assert result.returncode == 0, result.stderr
     files = hub.files("me/demo", kind="space")
-    assert set(files) == {"README.md", "app.py", "requirements.txt", WHEEL}
+    assert set(files) == {"README.md", "Dockerfile", "app.py", "requirements.txt", WHEEL}
     assert files["app.py"] == (FOLDER / "app.py").read_bytes()
     assert len(hub.repositories["space", "me/demo"].titles) == 2  # the Hub's own, and one commit
     assert not (folder / "build").exists()

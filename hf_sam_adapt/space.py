@@ -27,7 +27,7 @@ def push_space(
 
     Args:
         folder: with `app.py`, a `README.md` whose head names the `sdk`, and a `requirements.txt` that names the wheel
-            as a file. Only a Docker Space can install that: the builder of Gradio Spaces mounts `requirements.txt` alone.
+            as a file. Only a Docker Space can install that: Gradio Spaces are built with `requirements.txt` alone.
         repo: `owner/name`; `name` is in the account of the token, None is the folder's name there.
         private: of a repository that is created; one that exists stays as it is.
         revision: branch, created from `main` if it does not exist.

@@ -17,7 +17,7 @@ from .app import DemoApp
 from .images import resize_mask
 from .job import METHOD_LABELS, MOST_STEPS, AdaptJob, Progress
 from .pairs import MOST_PAIRS, Pair, check_pairs, painted_pair, read_pairs
-from .session import Session
+from .session import Session, kept
 from .theme import caption, complaint, facts, note
 
 
@@ -119,37 +119,32 @@ class AdaptTab:
             "outputs": [self.gallery, self.message],
             "show_progress_on": self.gallery,
         }
-        self.add.click(self.add_files, [self.images, self.masks, self.session], **quick)
-        self.drawn.click(self.take_drawn, [self.session], **quick)
-        self.add_painted.click(self.take_painted, [self.editor, self.session], **quick)
-        self.clear.click(self.remove_all, [self.session], **quick)
-        watched = [
-            self.message,
-            self.facts,
-            self.slider,
-            self.caption,
-            self.curve,
-            self.download,
-            self.push_box,
-            self.adapter,
+        watched = [self.message, self.facts, self.slider, self.caption, self.curve, self.download, self.push_box]
+        events = [
+            self.add.click(self.add_files, [self.images, self.masks, self.session], **quick),
+            self.drawn.click(self.take_drawn, [self.session], **quick),
+            self.add_painted.click(self.take_painted, [self.editor, self.session], **quick),
+            self.clear.click(self.remove_all, [self.session], **quick),
+            self.start.click(
+                self.run,
+                [self.session, self.method, self.steps],
+                [*watched, self.adapter, self.start, self.cancel],
+                concurrency_limit=1,
+                concurrency_id="adapt",
+                show_progress="hidden",
+                **private,
+            ),
+            self.push.click(
+                self.publish,
+                [self.session, self.repo, self.token],
+                [self.message, self.token],
+                concurrency_limit=2,
+                **private,
+            ),
         ]
-        self.start.click(
-            self.run,
-            [self.session, self.method, self.steps],
-            [*watched, self.start, self.cancel],
-            concurrency_limit=1,
-            concurrency_id="adapt",
-            show_progress="hidden",
-            **private,
-        )
         self.cancel.click(self.stop, [self.session], [self.message], concurrency_limit=4, **private)
-        self.push.click(
-            self.publish,
-            [self.session, self.repo, self.token],
-            [self.message, self.token],
-            concurrency_limit=2,
-            **private,
-        )
+        for event in events:
+            event.then(kept, self.session, self.session, show_progress="hidden", **private)
 
     def add_files(self, images: list[str] | None, masks: list[str] | None, session: Session) -> Update:
         """Uploaded images and masks are to be learned from."""

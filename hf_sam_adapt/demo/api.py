@@ -43,7 +43,7 @@ class Api:
         call.click(
             self.segment,
             [session, image, adapter, points, box, domain],
-            [mask, overlay, about],
+            [mask, overlay, about, session],
             api_name="segment",
             concurrency_limit=4,
         )
@@ -51,7 +51,7 @@ class Api:
         call.click(
             self.adapt,
             [session, images, masks, method, steps],
-            [archive, about],
+            [archive, about, session],
             api_name="adapt",
             concurrency_limit=1,
             concurrency_id="adapt",
@@ -59,7 +59,7 @@ class Api:
 
     def segment(
         self, session: Session, image: str | None, adapter: str, points: Any, box: Any, domain: str
-    ) -> tuple[str, str, dict]:
+    ) -> tuple[str, str, dict, Session]:
         """Segment an image, as `hf-sam-adapt predict` does.
 
         Args:
@@ -84,7 +84,7 @@ class Api:
             about["foreground"] = float(result.mask.mean())
         else:
             about["classes"] = {name: float((result.mask == i).mean()) for i, name in enumerate(result.classes)}
-        return str(paths[0]), str(paths[1]), about
+        return str(paths[0]), str(paths[1]), about, session
 
     def route(self, images: list[str] | None, adapter: str) -> list[dict[str, Any]]:
         """Ask a pool's router where images belong.
@@ -112,7 +112,7 @@ class Api:
 
     def adapt(
         self, session: Session, images: list[str] | None, masks: list[str] | None, method: str, steps: float
-    ) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    ) -> Iterator[tuple[str | None, dict[str, Any], Session]]:
         """Train on images with masks, the last of which is held out.
 
         Args:
@@ -130,11 +130,13 @@ class Api:
             with session.lock:
                 session.with_job(job)
             while not (now := job.progress()).is_over:
-                yield None, {"state": now.state, "step": now.step, "iou": now.scores[-1][1] if now.scores else None}
+                iou = now.scores[-1][1] if now.scores else None
+                yield None, {"state": now.state, "step": now.step, "iou": iou}, session
                 time.sleep(_POLL)
             if now.state != "finished":
                 raise UserError(now.message or "the training was cancelled")
-            yield str(job.zipped()), {"state": "finished", "step": now.step, "scores": now.scores} | job.metrics()
+            about = {"state": "finished", "step": now.step, "scores": now.scores} | job.metrics()
+            yield str(job.zipped()), about, session
         except UserError as error:
             raise gr.Error(str(error)) from error
 

@@ -14,7 +14,7 @@ from .app import DemoApp
 from .engine import route_image, segment_image
 from .images import read_picture
 from .pictures import with_mask
-from .session import Clicks, ImageState, Session
+from .session import Clicks, ImageState, Session, kept
 from .shelf import Entry
 from .theme import caption, complaint, note
 
@@ -107,13 +107,15 @@ class RouteTab:
             self.chosen,
         ]
         inputs = [self.session, self.pool]
-        self.files.upload(self.load, [self.files, *inputs], every, **options)
-        self.mixed.click(self.take_drawn, inputs, every, **options)
-        self.pool.input(self.route, inputs, every, **options)
-        self.gallery.select(self.choose, inputs, every[1:], **options)
-        self.override.input(
-            self.another, [*inputs, self.chosen, self.override], [self.message, self.slider, self.caption], **options
-        )
+        events = [
+            self.files.upload(self.load, [self.files, *inputs], every, **options),
+            self.mixed.click(self.take_drawn, inputs, every, **options),
+            self.pool.input(self.route, inputs, every, **options),
+            self.gallery.select(self.choose, inputs, every[1:], **options),
+            self.override.input(self.another, [*inputs, self.chosen, self.override], every[1:], **options),
+        ]
+        for event in events:
+            event.then(kept, self.session, self.session, api_visibility="private", show_progress="hidden")
 
     def load(self, files: list[str] | None, session: Session, pool: str) -> Update:
         """Images were uploaded."""

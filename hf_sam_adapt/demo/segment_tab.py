@@ -123,7 +123,7 @@ class SegmentTab:
             self.dataset.click(self._guarded(self.example), [self.dataset, self.session], **example),
             self.page.load(self._guarded(self.start), [self.session], **example),
         ]
-        files = [self.mask_file, self.overlay_file]
+        files = [self.mask_file, self.overlay_file, self.session]
         for event in events:
             event.then(self.save, [self.session], files, show_progress="hidden", api_visibility="private")
 
@@ -198,12 +198,11 @@ class SegmentTab:
         """The files behind the download buttons, written when everything is on the page already."""
         with session.lock:
             if session.image is None or session.result is None:
-                return {file: gr.DownloadButton(interactive=False) for file in (self.mask_file, self.overlay_file)}
+                none = gr.DownloadButton(interactive=False)
+                return {self.mask_file: none, self.overlay_file: none, self.session: session}
             paths = save_results(self.app.files(session), session.image.picture, *session.result)
-        return {
-            file: gr.DownloadButton(value=str(path), interactive=True)
-            for file, path in zip((self.mask_file, self.overlay_file), paths)
-        }
+        mask, overlay = (gr.DownloadButton(value=str(path), interactive=True) for path in paths)
+        return {self.mask_file: mask, self.overlay_file: overlay, self.session: session}
 
     def _take(self, session: Session, picture: Picture, adapter: str, domain: str) -> Update:
         session.load(picture)

@@ -50,7 +50,7 @@ def adapters(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory):
-    """A demo that runs in this process: `app`, and `url`."""
+    """A demo that runs in this process: `app`, `page` and `url`."""
     pytest.importorskip("gradio")
     from hf_sam_adapt.demo.app import DemoApp
     from hf_sam_adapt.demo.page import open_page
@@ -58,7 +58,7 @@ def served(tmp_path_factory):
 
     app = DemoApp(DemoArguments(adapters=[], model="tiny", max_megapixels=4))
     page = open_page(app)
-    yield SimpleNamespace(app=app, url=page.local_url)
+    yield SimpleNamespace(app=app, page=page, url=page.local_url)
     page.close()
 
 

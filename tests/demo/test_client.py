@@ -1,6 +1,7 @@
 """The demo's endpoints through `gradio_client`: the masks of `predict`, the router's choice, a training."""
 
 import zipfile
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -92,3 +93,21 @@ def test_adapt(client, tmp_path):
     assert "adapter/adapter_model.safetensors" in zipfile.ZipFile(archive).namelist()
     with pytest.raises(gradio_client.exceptions.AppError, match="choose one mask for each image"):
         client.predict(images, masks[:2], "hq", 20, api_name="/adapt")
+
+
+def test_what_visitors_leave_is_removed(served, drawn, monkeypatch):
+    passing = gradio_client.Client(served.url, verbose=False, analytics_enabled=False)
+    image = gradio_client.handle_file(drawn("polyp", 3))
+    passing.predict(image, "", [], None, "", api_name="/segment")
+    holder = served.page.app.state_holder
+    state = holder[passing.session_hash]
+    ((block, session, expired),) = state.state_components
+    assert not expired and session.files.is_dir()
+    holder.delete_all_expired_state()
+    folder = session.files
+    assert folder.is_dir()
+    lifetime, last = state._state_ttl[block._id]
+    state._state_ttl[block._id] = lifetime, last - timedelta(seconds=lifetime + 1)
+    holder.delete_all_expired_state()
+    assert not folder.exists()
+    passing.predict(image, "", [], None, "", api_name="/segment")  # begins anew

@@ -1,6 +1,8 @@
 """What makes a training step cheap leaves its numbers as they are."""
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +34,19 @@ def gradients(model: torch.nn.Module, images: torch.Tensor, precision: torch.dty
         logits = torch.stack(segment(model, images, [Prompt("none")] * len(images)))
     logits.float().pow(2).mean().backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None} | {"logits": logits.detach()}
+
+
+def assert_close_runs(folder: Path, other: Path, relative: float) -> None:
+    """Losses and, as a whole, weights agree; AdamW turns a gradient that is rounding alone into a full step."""
+    losses = []
+    for path in (folder, other):
+        rows = json.loads((path / "metrics.json").read_text())["history"]["train"]
+        losses.append([row["loss"] for row in rows])
+    assert len(losses[0]) > 1
+    assert losses[0] == pytest.approx(losses[1], rel=relative)
+    one, two = (load_file(path / ADAPTER) for path in (folder, other))
+    flat, wanted = (torch.cat([weights[name].flatten() for name in sorted(one)]) for weights in (one, two))
+    assert (flat - wanted).norm() <= relative * wanted.norm()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -68,8 +83,7 @@ def test_a_run_with_folded_attention_equals_one_with_eager(method, short_recipe,
     for kind in ("folded", "eager"):
         done = command_line("train", *short_recipe(kind, method=method, attention=kind, learning_rate=1e-2))
         assert done.returncode == 0, done.stderr
-    one, two = (load_file(tmp_path / kind / ADAPTER) for kind in ("folded", "eager"))
-    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+    assert_close_runs(tmp_path / "folded", tmp_path / "eager", 1e-3)
 
 
 def test_a_checkpointed_run_equals_one_that_is_not(short_recipe, command_line, tmp_path):
@@ -78,8 +92,7 @@ def test_a_checkpointed_run_equals_one_that_is_not(short_recipe, command_line, t
         name = str(checkpointing)
         done = command_line("train", *short_recipe(name, **keys, gradient_checkpointing=checkpointing))
         assert done.returncode == 0, done.stderr
-    one, two = (load_file(tmp_path / name / ADAPTER) for name in ("True", "False"))
-    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+    assert_close_runs(tmp_path / "True", tmp_path / "False", 1e-5)
 
 
 @pytest.mark.slow
@@ -89,8 +102,7 @@ def test_a_compiled_run_equals_one_that_is_not(method, short_recipe, command_lin
         keys = {"method": method, "max_steps": 2, "learning_rate": 1e-2, "compile": compiled}
         done = command_line("train", *short_recipe(str(compiled), **keys))
         assert done.returncode == 0, done.stderr
-    one, two = (load_file(tmp_path / name / ADAPTER) for name in ("True", "False"))
-    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+    assert_close_runs(tmp_path / "True", tmp_path / "False", 1e-3)
 
 
 def test_evaluate_and_predict_take_the_attention(sam_folder, disc_folder, command_line, tmp_path):

@@ -19,8 +19,8 @@ def cast_frozen_matrices(encoder: nn.Module, dtype: torch.dtype) -> None:
         dtype: torch.bfloat16 or torch.float16.
     """
     # The patch embedding stays, the features of SAM-Adapter are computed of what it is given.
-    for part in (encoder.layers, encoder.neck):
-        for module in part.modules():
+    for name in ("layers", "neck"):
+        for module in encoder.get_submodule(name).modules():
             own = list(module.parameters(recurse=False))
             if isinstance(module, _MATRICES) and not any(parameter.requires_grad for parameter in own):
                 module.to(dtype)

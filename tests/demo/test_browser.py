@@ -67,6 +67,8 @@ def open_page(browser, served):
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.goto(served.url)
         page.wait_for_selector("#facts .facts")
+        page.wait_for_selector("#mask_file:not([disabled])")  # the last thing that the first example does
+        page.wait_for_function("document.querySelector('#image img').complete")
         return page
 
     yield opened

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from autogluon import autogluon_state
+from labelme_photos import annotate
 from local_hub import LocalHub
 from PIL import Image
 
@@ -136,6 +137,7 @@ def make_inputs(folder: Path) -> None:
         image.save(folder / name)
     for name in ("polyp", "a", "b"):
         mask.point(lambda value: 255 * value).save(folder / f"{name}_mask.png")
+    annotate(folder / "photos", 12)
     torch.save({"state_dict": autogluon_state(load_tiny_sam()[0])}, folder / "model.ckpt")
 
 
@@ -175,7 +177,8 @@ def test_every_block_runs(page, request, tmp_path, hub):
         workplace.stop()
     assert [name for name in MADE.get(page, []) if not (tmp_path / name).is_file()] == []
     if page == "README.md":
-        assert "adapter_model.safetensors" in hub.files("me/polyp-sam-adapter")
+        for name in ("me/polyp-sam-adapter", "me/mine"):
+            assert "adapter_model.safetensors" in hub.files(name)
 
 
 def anchors(page: Path) -> set[str]:

@@ -12,32 +12,16 @@ import datasets
 import numpy as np
 import pytest
 import yaml
+from labelme_photos import annotate
 from local_hub import LocalHub
-from PIL import Image
 from test_convert_formats import XML, coco, corners, photograph, shape, yolo
 
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.data import load_segmentation_dataset
-from hf_sam_adapt.data.synthetic import draw_sample
 
 
 PAGE = (Path(__file__).parents[2] / "docs/own-data.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
-
-
-def annotate(folder: Path, count: int) -> None:
-    """Drawn scenes with a polygon about each object, as a person with labelme would leave them."""
-    folder.mkdir(parents=True)
-    for number in range(count):
-        image, mask = draw_sample("polyp", "train", number)
-        Image.fromarray(image).save(folder / f"scene{number}.jpg", quality=95)
-        rows = np.flatnonzero((mask > 0).any(axis=1))
-        sides = [np.flatnonzero(mask[row])[[0, -1]] for row in rows]
-        points = [[float(left), float(row)] for row, (left, _) in zip(rows, sides)]
-        points += [[float(right) + 1, float(row)] for row, (_, right) in zip(rows[::-1], sides[::-1])]
-        content = {"version": "5.4.1", "flags": {}, "imagePath": f"scene{number}.jpg", "imageData": None}
-        content |= {"imageHeight": mask.shape[0], "imageWidth": mask.shape[1], "shapes": [shape("polyp", points)]}
-        (folder / f"scene{number}.json").write_text(json.dumps(content))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """How far `hf-sam-adapt estimate` is from the peak memory that a training then reports: twelve recipes.
 
-    python benchmarks/estimate_error.py
+python benchmarks/estimate_error.py
 """
 
 from __future__ import annotations

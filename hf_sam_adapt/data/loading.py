@@ -303,7 +303,9 @@ def _scan(tables: list[datasets.Dataset], reader: Reader, palette: Palette | Non
         return _Scanned(reader.name(row), present_values(stored), lossy, unknown, pixels)
 
     counts = [max(1, SCANNED * len(table) // max(total, SCANNED)) for table in tables]
-    return [found for table, count in zip(tables, counts) for found in in_threads(scan, sample_rows(table, count, seed))]
+    return [
+        found for table, count in zip(tables, counts) for found in in_threads(scan, sample_rows(table, count, seed))
+    ]
 
 
 def _palette_notes(scanned: list[_Scanned]) -> list[str]:

@@ -40,7 +40,7 @@ def marked(values: Sequence[float | None], lower: bool = False) -> list[str]:
     """The values as `number` has them, the one that is better than all others in bold."""
     known = [value for value in values if value is not None]
     best = min(known, default=None) if lower else max(known, default=None)
-    alone = len(known) > 1 and known.count(best) == 1
+    alone = len(known) > 1 and sum(value == best for value in known) == 1
     return [f"**{number(value)}**" if alone and value == best else number(value) for value in values]
 
 

@@ -91,8 +91,15 @@ class Ewc(Naive):
 def fisher_information(loop: TrainingLoop, split: SegmentationSplit | EmbeddedSplit) -> dict[str, Tensor]:
     """Mean over the images of `split` of the squared gradient of an image's loss, by parameter; no augmentation."""
     recipe, accelerator = loop.recipe, loop.accelerator
-    drawn = {"weights": recipe.prompt_weights, "jitter": recipe.box_jitter}
-    samples = TrainingSamples(split, loop.processor, recipe.prompts, [], recipe.seed, **drawn)
+    samples = TrainingSamples(
+        split,
+        loop.processor,
+        recipe.prompts,
+        [],
+        recipe.seed,
+        weights=recipe.prompt_weights,
+        jitter=recipe.box_jitter,
+    )
     parameters = _trained(loop)
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
     loop.model.eval()

@@ -86,7 +86,7 @@ class Moda(Naive):
         if self._pool is None:
             self._processor = SamAdaptProcessor.from_pretrained(self.folder(0))
             config = PeftConfig.from_pretrained(str(self.folder(0)))
-            base, _ = load_base(named_base(config.to_dict()))
+            base, _ = load_base(str(named_base(config.to_dict())))
             router = {**vars(self.args), "seed": self.run.recipe.seed}
             self._pool = ModaModel(base, ModaConfig(inner=config, **router)).to(start_processes().device).eval()
             self._pool.moda_config.base_model_name_or_path = config.base_model_name_or_path

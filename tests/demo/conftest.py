@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from sams import perturb
 
@@ -25,6 +26,7 @@ METHODS = {
 def adapters(tmp_path_factory):
     """Name -> folder of an adapter of `tiny`; `pool_hq` and `pool_encoder` are pools of two domains."""
     root = tmp_path_factory.mktemp("adapters")
+    torch.manual_seed(0)  # of the random parts of the adapters, whatever test came before
     for name, (method, args) in METHODS.items():
         base, processor = load_tiny_sam()
         model = build_model(method, args, base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import weakref
 
 import torch
@@ -11,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..forward import ImageEmbeddings, PromptedSam
+from ..forward import ImageEmbeddings, PromptedSam, sam_of
 from ..prompts import Prompt
 from ..recipe import Recipe
 from ..training.loop import batch_loss
@@ -60,9 +61,25 @@ def step_bytes(model: nn.Module, recipe: Recipe, batch_size: int, objects: int) 
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     peaks = []
     for kind in recipe.prompts:
-        peaks.append(_forward_backward(model, recipe, batch_size, objects, kind))
+        # A round of corrections decodes the objects of an image once more.
+        rows = objects * (1 + recipe.correction_rounds) if kind != "none" else 1
+        peaks.append(_step_of_kind(model, recipe, batch_size, rows, kind))
         forget_tables()
     return moments + max(peaks)
+
+
+def _step_of_kind(model: nn.Module, recipe: Recipe, batch_size: int, objects: int, kind: str) -> int:
+    if objects == 1 or not _is_hq(model):
+        return _forward_backward(model, recipe, batch_size, objects, kind)
+    # An HQ head looks which rows are of one image, which takes their content. So the rows that one image more than
+    # once has are counted as if each had an image of its own, whose embedding is there.
+    decoding = dataclasses.replace(recipe, cache_embeddings=True, augment=[])
+    more = [_forward_backward(model, decoding, count, 1, kind) for count in (batch_size, batch_size * objects)]
+    return _forward_backward(model, recipe, batch_size, 1, kind) + more[1] - more[0]
+
+
+def _is_hq(model: nn.Module) -> bool:
+    return getattr(sam_of(model).mask_decoder, "hq_is_live", False)
 
 
 def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects: int, kind: str) -> int:
@@ -72,14 +89,12 @@ def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects
     vision = model.config.vision_config
     side, grid = vision.image_size, vision.image_size // vision.patch_size
     precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
-    # A round of corrections decodes the objects of an image once more.
-    objects = objects * (1 + recipe.correction_rounds) if kind != "none" else 1
     with fake, LiveBytes() as bytes_:
         channels = recipe.channels or 3
         pixels = embeddings = None
         if recipe.cache_embeddings:
             early = None
-            if getattr(model.get_base_model().mask_decoder, "hq_is_live", False):
+            if _is_hq(model):
                 early = torch.empty(batch_size, grid, grid, vision.hidden_size, device=device)
             maps = torch.empty(batch_size, vision.output_channels, grid, grid, device=device)
             embeddings = ImageEmbeddings(maps, early)

@@ -67,6 +67,15 @@ def test_every_method_and_prompt_is_counted_and_the_model_stays(method, kind):
         assert model(pixel_values=torch.zeros(1, 3, side, side), multimask_output=False).pred_masks.isfinite().all()
 
 
+def test_rows_of_an_hq_head_are_counted():
+    torch.manual_seed(0)
+    model = build_model("decoder", {"decoder": "hq"}, random_sam(), image_size=None)
+    boxes = recipe(method="decoder", prompts=["box"])
+    one, two, eight = (step_bytes(model, boxes, 2, objects) for objects in (1, 2, 8))
+    assert one < two < eight
+    assert step_bytes(model, recipe(method="decoder", prompts=["box"], correction_rounds=1), 2, 1) == two
+
+
 def test_the_trained_weights_count_three_times_beside_the_activations():
     # Gradient and two moments, 4 bytes each.
     model = adapted("decoder")

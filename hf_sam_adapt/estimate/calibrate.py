@@ -11,10 +11,11 @@ import statistics
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate.utils import set_seed
 
-from ..data import SegmentationData
+from ..data import SegmentationData, SegmentationSplit
 from ..recipe import Recipe
 from ..training.cost import CostMeter
 from ..training.loop import TrainingLoop
@@ -24,25 +25,29 @@ from ..training.settle import loss_weights
 from .shapes import step_bytes
 
 
-STEPS = 4
+STEPS = 6
+# Of the free memory, what the tensors of a step may take without a doubt that it fits.
+USED_SHARE = 0.5
 
 
-def calibrate(recipe: Recipe, batch_size: int) -> dict:
-    """Run `STEPS` optimizer steps at the recipe's batch size, and count what tensors take there and at `batch_size`.
+def calibrate(recipe: Recipe) -> dict:
+    """Run `STEPS` optimizer steps and a validation, at the recipe's batch size or, if that may not fit, at two images.
 
     Args:
-        recipe: at a small batch size; its `output_dir` is an empty folder for this alone.
-        batch_size: that of the training to come.
+        recipe: its `output_dir` is an empty folder for this alone.
 
     Returns:
         Parameters, bytes and seconds, as `estimate` reads them.
     """
     set_seed(recipe.seed)
     data = load_data(recipe)
-    few = first_images(data, STEPS * recipe.batch_size)
-    recipe, model, processor = load_model(recipe, few)
+    wanted = recipe.batch_size
+    recipe, model, processor = load_model(recipe, data)
     folder = RunFolder(recipe)
     accelerator = build_accelerator(recipe, model, folder)
+    if step_bytes(model, recipe, wanted, 1) > free_bytes(accelerator.device) * USED_SHARE:
+        recipe = dataclasses.replace(recipe, batch_size=min(2, wanted))
+    few = first_images(data, STEPS * recipe.batch_size)
     loop = TrainingLoop(recipe, accelerator, model, processor, few, folder.checkpoints, loss_weights(recipe, few))
     if recipe.cache_embeddings:
         embed(loop)
@@ -53,6 +58,8 @@ def calibrate(recipe: Recipe, batch_size: int) -> dict:
             objects = max(objects, *(len(prompt) for prompt in batch["prompts"] if prompt.kind != "none"), 0)
             loop._optimizer_step(step, iter([batch]))
             cost.step()
+        if few.val is not None:
+            loop._validate()
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return {
@@ -63,24 +70,29 @@ def calibrate(recipe: Recipe, batch_size: int) -> dict:
         "trained_bytes": sum(p.numel() * p.element_size() for p in trained),
         "weight_bytes": sum(p.numel() * p.element_size() for p in parameters),
         "peak": cost.peak_memory_bytes,
+        "batch_size": recipe.batch_size,
         "seconds": statistics.median(cost.seconds[1:]),
-        "shapes": [step_bytes(model, recipe, size, objects) for size in (recipe.batch_size, batch_size)],
+        "shapes": [step_bytes(model, recipe, size, objects) for size in (recipe.batch_size, wanted)],
     }
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory of the device, or of the machine, that nobody uses."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
 def first_images(data: SegmentationData, count: int) -> SegmentationData:
-    """The first training images of a data set, and nothing to validate or test on."""
-    train = data.train
-    return dataclasses.replace(
-        data,
-        train=type(train)(train.table.select(range(min(count, len(train)))), train.reader, train.encoding),
-        val=None,
-        test=None,
-    )
+    """The first training and validation images of a data set, and nothing to test on."""
+
+    def first(split: SegmentationSplit) -> SegmentationSplit:
+        table = split.table.select(range(min(count, len(split))))
+        return type(split)(table, split.reader, split.encoding)
+
+    return dataclasses.replace(data, train=first(data.train), val=first(data.val) if data.val else None, test=None)
 
 
 if __name__ == "__main__":
     source, target = map(Path, sys.argv[1:])
-    wanted = json.loads(source.read_text(encoding="utf-8"))
-    found = calibrate(Recipe(**wanted["recipe"]), wanted["batch_size"])
-    target.write_text(json.dumps(found), encoding="utf-8")
+    target.write_text(
+        json.dumps(calibrate(Recipe(**json.loads(source.read_text(encoding="utf-8"))))), encoding="utf-8"
+    )

@@ -54,26 +54,24 @@ class Estimate:
 def estimate(recipe: Recipe) -> Estimate:
     """Estimate a recipe's training by its data set and the machine that this runs on.
 
-    Four optimizer steps of at most two images run in a process of their own; nothing of the run folder is written.
-    Memory grows from there as the tensors of the same step grow at the recipe's batch size, counted without computing
-    anything; the time of a step grows with the images.
+    A few optimizer steps and a validation run in a process of their own; no run folder is written. Where the recipe's
+    batch may not fit into the memory that is free, they take two images, and memory grows from there as the
+    tensors of the same step do at the whole batch, counted without computing anything; the time of a step grows with
+    the images.
 
     Raises:
         UserError: whatever `train` would refuse.
     """
-    batch_size = min(2, recipe.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         short = dataclasses.replace(
             recipe,
-            batch_size=batch_size,
             gradient_accumulation_steps=1,
             output_dir=f"{folder}/run",
             resume_from_checkpoint=None,
             push_to_hub=False,
             report_to=[],
         )
-        wanted = {"recipe": dataclasses.asdict(short), "batch_size": recipe.batch_size}
-        found = _in_fresh_process(wanted, Path(folder))
+        found = _in_fresh_process(dataclasses.asdict(short), Path(folder))
     before, after = found["shapes"]
     images_per_step = recipe.batch_size * recipe.gradient_accumulation_steps
     epoch = math.ceil(found["images"] / images_per_step)
@@ -85,7 +83,7 @@ def estimate(recipe: Recipe) -> Estimate:
         weight_bytes=found["weight_bytes"],
         peak_memory_bytes=found["peak"] + after - before,
         tensor_bytes=after,
-        step_seconds=found["seconds"] * images_per_step / batch_size,
+        step_seconds=found["seconds"] * images_per_step / found["batch_size"],
         steps=recipe.max_steps or recipe.epochs * epoch,
     )
 

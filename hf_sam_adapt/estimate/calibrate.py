@@ -9,6 +9,7 @@ import dataclasses
 import json
 import statistics
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -25,7 +26,7 @@ from ..training.settle import loss_weights
 from .shapes import step_bytes
 
 
-STEPS = 6
+STEPS = 10
 # Of the free memory, what the tensors of a step may take without a doubt that it fits.
 USED_SHARE = 0.5
 
@@ -47,16 +48,15 @@ def calibrate(recipe: Recipe) -> dict:
     accelerator = build_accelerator(recipe, model, folder)
     if step_bytes(model, recipe, wanted, 1) > free_bytes(accelerator.device) * USED_SHARE:
         recipe = dataclasses.replace(recipe, batch_size=min(2, wanted))
-    few = first_images(data, STEPS * recipe.batch_size)
+    few = first_images(data, STEPS * recipe.batch_size * recipe.gradient_accumulation_steps)
     loop = TrainingLoop(recipe, accelerator, model, processor, few, folder.checkpoints, loss_weights(recipe, few))
     if recipe.cache_embeddings:
         embed(loop)
-    objects, batches = 1, iter(loop._loader())
+    objects = [1]
     with CostMeter(accelerator.device, recipe.batch_size) as cost:
+        batches = counted(loop._loader(), objects)
         for step in range(STEPS):
-            batch = next(batches)
-            objects = max(objects, *(len(prompt) for prompt in batch["prompts"] if prompt.kind != "none"), 0)
-            loop._optimizer_step(step, iter([batch]))
+            loop._optimizer_step(step, batches)
             cost.step()
         if few.val is not None:
             loop._validate()
@@ -72,8 +72,15 @@ def calibrate(recipe: Recipe) -> dict:
         "peak": cost.peak_memory_bytes,
         "batch_size": recipe.batch_size,
         "seconds": statistics.median(cost.seconds[1:]),
-        "shapes": [step_bytes(model, recipe, size, objects) for size in (recipe.batch_size, wanted)],
+        "shapes": [step_bytes(model, recipe, size, max(objects)) for size in (recipe.batch_size, wanted)],
     }
+
+
+def counted(batches: Iterable[dict], objects: list[int]) -> Iterator[dict]:
+    """The batches, with the number of each image's prompts added to `objects`."""
+    for batch in batches:
+        objects += [len(prompt) for prompt in batch["prompts"] if prompt.kind != "none"]
+        yield batch
 
 
 def free_bytes(device: torch.device) -> int:

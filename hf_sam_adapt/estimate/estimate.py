@@ -65,7 +65,6 @@ def estimate(recipe: Recipe) -> Estimate:
     with tempfile.TemporaryDirectory() as folder:
         short = dataclasses.replace(
             recipe,
-            gradient_accumulation_steps=1,
             output_dir=f"{folder}/run",
             resume_from_checkpoint=None,
             push_to_hub=False,
@@ -83,7 +82,7 @@ def estimate(recipe: Recipe) -> Estimate:
         weight_bytes=found["weight_bytes"],
         peak_memory_bytes=found["peak"] + after - before,
         tensor_bytes=after,
-        step_seconds=found["seconds"] * images_per_step / found["batch_size"],
+        step_seconds=found["seconds"] * recipe.batch_size / found["batch_size"],
         steps=recipe.max_steps or recipe.epochs * epoch,
     )
 

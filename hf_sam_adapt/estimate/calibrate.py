@@ -62,6 +62,8 @@ def calibrate(recipe: Recipe) -> dict:
             loop._validate()
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    whole = step_bytes(model, recipe, wanted, max(objects))
+    fits = recipe.batch_size == wanted
     return {
         "device": accelerator.device.type,
         "images": len(data.train),
@@ -72,7 +74,7 @@ def calibrate(recipe: Recipe) -> dict:
         "peak": cost.peak_memory_bytes,
         "batch_size": recipe.batch_size,
         "seconds": statistics.median(cost.seconds[1:]),
-        "shapes": [step_bytes(model, recipe, size, max(objects)) for size in (recipe.batch_size, wanted)],
+        "shapes": [whole if fits else step_bytes(model, recipe, recipe.batch_size, max(objects)), whole],
     }
 
 

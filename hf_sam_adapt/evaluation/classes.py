@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers.image_processing_utils import BatchFeature
 
 from ..data.dataset import mask_of
@@ -20,7 +17,8 @@ from ..forward import segment
 from ..metrics import ConfusionMatrix
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt
-from .inference import embeddings_of, inference, model_inputs, rank_and_world
+from .inference import embeddings_of, inference, model_inputs
+from .shards import of_all_ranks, own_batches
 
 
 if TYPE_CHECKING:
@@ -103,14 +101,10 @@ def evaluate_classes(
     """
     if len(split) == 0:
         raise ValueError("the split holds no image to evaluate on")
-    rank, world = rank_and_world()
-    rows = range(rank, len(split), world)
-    loader = DataLoader(split, batch_size=batch_size, sampler=rows, num_workers=num_workers, collate_fn=list)
     matrices = {name: ConfusionMatrix(num_labels) for name in ("adapted", "constant")}
     records: list[tuple[int, float | None]] = []
-    bar = tqdm(total=len(split), desc="evaluate", unit="image", disable=not progress or rank > 0, leave=False)
-    with bar, inference([model], precision):
-        for samples in loader:
+    with inference([model], precision):
+        for samples in own_batches(split, batch_size, num_workers, progress=progress):
             for sample, found in zip(samples, label_maps(model, processor, samples), strict=True):
                 one = ConfusionMatrix(num_labels)
                 one.update(found, sample.mask)
@@ -118,12 +112,9 @@ def evaluate_classes(
                 records.append((sample.index, one.compute()["miou"]))
                 if constant is not None:
                     matrices["constant"].update(constant.at(*sample.mask.shape), sample.mask)
-            bar.update(min(len(samples) * world, bar.total - bar.n))
-    if world > 1:
-        parts: list[Any] = [None] * world
-        dist.all_gather_object(parts, (matrices, records))
-        matrices = {name: parts[0][0][name].merge(part[0][name] for part in parts[1:]) for name in matrices}
-        records = [record for part in parts for record in part[1]]
+    parts = of_all_ranks((matrices, records))
+    matrices = {name: parts[0][0][name].merge(part[0][name] for part in parts[1:]) for name in matrices}
+    records = [record for part in parts for record in part[1]]
     test: dict[str, Any] = {"zero_shot": None, "adapted": class_scores(matrices["adapted"])}
     if constant is not None:
         test["constant"] = class_scores(matrices["constant"])

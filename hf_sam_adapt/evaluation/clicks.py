@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers.image_processing_utils import BatchFeature
 
 from ..data.images import IGNORE
 from ..forward import ImageEmbeddings, segment
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt, components, inner_point
-from .inference import OBJECTS_AT_ONCE, embeddings_of, inference, model_inputs, rank_and_world, variants_of
+from .inference import OBJECTS_AT_ONCE, embeddings_of, inference, model_inputs, variants_of
+from .shards import of_all_ranks, own_batches
 
 
 if TYPE_CHECKING:
@@ -63,24 +61,17 @@ def evaluate_clicks(
         object was found.
     """
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
-    rank, world = rank_and_world()
-    rows = range(rank, len(split), world)
-    loader = DataLoader(split, batch_size=batch_size, sampler=rows, num_workers=num_workers, collate_fn=list)
     traces: dict[str, list[Trace]] = {variant.name: [] for variant in variants}
-    bar = tqdm(total=len(split), desc="clicks", unit="image", disable=not progress or rank > 0, leave=False)
-    with bar, inference([variant.model for variant in variants], precision):
-        for samples in loader:
+    with inference([variant.model for variant in variants], precision):
+        for samples in own_batches(split, batch_size, num_workers, title="clicks", progress=progress):
             inputs = model_inputs(processor, samples)
             for variant in variants:
                 with variant.active():
                     embeddings = embeddings_of(variant.model, inputs)
                     session = _Session(processor, inputs, samples, max_objects)
                     traces[variant.name] += session.run(variant.model, embeddings, clicks)
-            bar.update(min(len(samples) * world, bar.total - bar.n))
-    if world > 1:
-        parts: list[Any] = [None] * world
-        dist.all_gather_object(parts, traces)
-        traces = {name: [trace for part in parts for trace in part[name]] for name in traces}
+    parts = of_all_ranks(traces)
+    traces = {name: [trace for part in parts for trace in part[name]] for name in traces}
     found = {
         name: click_scores(traces[name], clicks) if traces.get(name) else None for name in ("zero_shot", "adapted")
     }

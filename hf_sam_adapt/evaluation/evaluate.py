@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset
 
 from ..metrics import PROMPTLESS_METRICS, ConstantMask, IouDice, Overlap, boundary_overlap, gathered, overlap
 from ..metrics.stream import SaliencyMetric, StreamingMetric, check_metrics
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt, derive_prompts
-from .inference import Variant, inference, predicted_logits, rank_and_world, variants_of
+from .inference import Variant, inference, predicted_logits, variants_of
+from .shards import of_all_ranks, own_batches
 
 
 if TYPE_CHECKING:
@@ -128,23 +127,13 @@ def evaluate(
     if zero_shot_model is not None and hasattr(split, "store"):
         raise ValueError("zero_shot_model has an encoder of its own: pass a split of images instead of embeddings")
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
-    rank, world = rank_and_world()
-    loader = DataLoader(
-        _Prompted(split, prompts, seed),
-        batch_size=batch_size,
-        sampler=range(rank, len(split), world),
-        num_workers=num_workers,
-        collate_fn=list,
-    )
     names = [variant.name for variant in variants] + (["constant"] if constant is not None else [])
     streams = {name: {metric: PROMPTLESS_METRICS[metric]() for metric in metrics} for name in names}
     records: list[ImageRecord] = []
-    bar = tqdm(total=len(split), desc="evaluate", unit="image", disable=not progress or rank > 0, leave=False)
-    with bar, inference([variant.model for variant in variants], precision):
-        for batch in loader:
+    prompted = _Prompted(split, prompts, seed)
+    with inference([variant.model for variant in variants], precision):
+        for batch in own_batches(prompted, batch_size, num_workers, progress=progress):
             records += _score_batch(variants, processor, batch, constant, boundary, streams)
-            # The other ranks advance alike.
-            bar.update(min(len(batch) * world, bar.total - bar.n))
     records = _gather(records)
     test = _means(records, prompts)
     for name, own in streams.items():
@@ -206,9 +195,5 @@ def _means(records: Sequence[ImageRecord], kinds: Sequence[str]) -> dict[str, di
 
 def _gather(records: list[ImageRecord]) -> list[ImageRecord]:
     """The records of all ranks in the order of the split."""
-    _, world = rank_and_world()
-    if world > 1:
-        per_rank: list[list[ImageRecord]] = [[] for _ in range(world)]
-        dist.all_gather_object(per_rank, records)
-        records = [record for part in per_rank for record in part]
+    records = [record for part in of_all_ranks(records) for record in part]
     return sorted(records, key=lambda record: record.index)

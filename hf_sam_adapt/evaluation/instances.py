@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from ..errors import UserError
 from ..instances import Instance, InstanceSource, coco_content, find_instances
 from ..processing import SamAdaptProcessor
 from ..prompts import components, instance_masks
-from .inference import embeddings_of, inference, model_inputs, rank_and_world, variants_of
+from .inference import embeddings_of, inference, model_inputs, variants_of
+from .shards import of_all_ranks, own_batches
 
 
 if TYPE_CHECKING:
@@ -62,14 +60,10 @@ def evaluate_instances(
     check_pycocotools()
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
     estimate = getattr(getattr(model, "peft_config", {}).get("default"), "train_iou_head", False)
-    rank, world = rank_and_world()
-    rows = range(rank, len(split), world)
-    loader = DataLoader(split, batch_size=batch_size, sampler=rows, num_workers=num_workers, collate_fn=list)
     truth: list[Described] = []
     found: dict[str, list[Described]] = {variant.name: [] for variant in variants}
-    bar = tqdm(total=len(split), desc="instances", unit="image", disable=not progress or rank > 0, leave=False)
-    with bar, inference([variant.model for variant in variants], precision):
-        for samples in loader:
+    with inference([variant.model for variant in variants], precision):
+        for samples in own_batches(split, batch_size, num_workers, title="instances", progress=progress):
             inputs = model_inputs(processor, samples)
             truth += [_described(sample, [Instance(m, 1.0) for m in _true_masks(split, sample)]) for sample in samples]
             for variant in variants:
@@ -84,12 +78,9 @@ def evaluate_instances(
                         points_per_side=points_per_side,
                     )
                 found[variant.name] += [_described(*pair) for pair in zip(samples, per_image, strict=True)]
-            bar.update(min(len(samples) * world, bar.total - bar.n))
-    if world > 1:
-        parts: list[Any] = [None] * world
-        dist.all_gather_object(parts, (truth, found))
-        truth = [one for part in parts for one in part[0]]
-        found = {name: [one for part in parts for one in part[1][name]] for name in found}
+    parts = of_all_ranks((truth, found))
+    truth = [one for part in parts for one in part[0]]
+    found = {name: [one for part in parts for one in part[1][name]] for name in found}
     objects = sum(len(annotations) for _, annotations in truth)
     if not objects:
         raise UserError("instances: the masks hold no object, so there is no average precision; leave instances out")

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers.image_processing_utils import BatchFeature
 
 from ..data.images import IGNORE
 from ..forward import ImageEmbeddings, segment
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt, derive_prompts
-from .inference import embeddings_of, inference, model_inputs, rank_and_world, variants_of
+from .inference import embeddings_of, inference, model_inputs, variants_of
+from .shards import of_all_ranks, own_batches
 
 
 if TYPE_CHECKING:
@@ -74,13 +72,9 @@ def prompt_sensitivity(
         None where there is none to average, and for a model that was not run.
     """
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
-    rank, world = rank_and_world()
-    rows = range(rank, len(split), world)
-    loader = DataLoader(split, batch_size=batch_size, sampler=rows, num_workers=num_workers, collate_fn=list)
     answers: dict[str, list[Answer]] = {variant.name: [] for variant in variants}
-    bar = tqdm(total=len(split), desc="sensitivity", unit="image", disable=not progress or rank > 0, leave=False)
-    with bar, inference([variant.model for variant in variants], precision):
-        for samples in loader:
+    with inference([variant.model for variant in variants], precision):
+        for samples in own_batches(split, batch_size, num_workers, title="sensitivity", progress=progress):
             prompts = [derive_prompts(sample.mask, kind, max_objects=MAX_OBJECTS) for sample in samples]
             inputs = model_inputs(processor, samples)
             for variant in variants:
@@ -89,11 +83,8 @@ def prompt_sensitivity(
                     masks = own_and_removed(variant.model, processor, inputs, embeddings, prompts)
                 for sample, prompt, (own, removed) in zip(samples, prompts, masks):
                     answers[variant.name] += _answers(sample, np.asarray(prompt.targets), own, removed)
-            bar.update(min(len(samples) * world, bar.total - bar.n))
-    if world > 1:
-        parts: list[Any] = [None] * world
-        dist.all_gather_object(parts, answers)
-        answers = {name: [one for part in parts for one in part[name]] for name in answers}
+    parts = of_all_ranks(answers)
+    answers = {name: [one for part in parts for one in part[name]] for name in answers}
     first = next(iter(answers.values()))
     found = {name: _means(answers[name]) if answers.get(name) else None for name in ("zero_shot", "adapted")}
     pairs = sum("moved" in answer.iou for answer in first)

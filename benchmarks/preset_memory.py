@@ -14,6 +14,7 @@ from results import publish, table
 from transformers import SamConfig, SamModel
 
 from hf_sam_adapt.attention import use_fast_attention
+from hf_sam_adapt.checkpointing import enable_checkpointing
 from hf_sam_adapt.estimate.shapes import step_bytes
 from hf_sam_adapt.loading import build_model
 from hf_sam_adapt.recipe import Recipe
@@ -65,7 +66,7 @@ def row(size: str, name: str, batches: list[int]) -> list[str]:
     cells = [size, name, f"{weights / 1e9:.1f}"]
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            enable_checkpointing(model, True)
         for batch in batches:
             cells.append(f"{(weights + step_bytes(model, recipe, batch, 1)) / 1e9:.1f}")
     print(cells, flush=True)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from results import publish, table
@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from transformers import SamConfig, SamModel
 
 from hf_sam_adapt.attention import use_fast_attention
+from hf_sam_adapt.checkpointing import enable_checkpointing
 from hf_sam_adapt.forward import encode, segment
 from hf_sam_adapt.frozen import cast_frozen_matrices
 from hf_sam_adapt.image_size import find_vision_encoder
@@ -46,11 +47,13 @@ BASELINE = "transformers + peft"
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     BASELINE: ("lora", {}),
     "lora": ("lora", {}),
+    "lora, selective": ("lora", {}),
     "lora, checkpointed": ("lora", {}),
     "conv_lora": ("conv_lora", {}),
     "sam_adapter": ("sam_adapter", {}),
     "cwsam": ("cwsam", {"decoder": "full"}),
 }
+CHECKPOINTING: dict[str, Literal[True, "selective"]] = {"lora, selective": "selective", "lora, checkpointed": True}
 # Width, layers, heads, global layers.
 BACKBONES = {
     "vit_b": (768, 12, 12, [2, 5, 8, 11]),
@@ -106,8 +109,8 @@ def build(case: Case) -> nn.Module:
     model = build_model(method, dict(method_args), sam)
     if case.variant != BASELINE and case.precision == "bf16":
         cast_frozen_matrices(find_vision_encoder(model), torch.bfloat16)
-    if case.variant.endswith("checkpointed"):
-        model.gradient_checkpointing_enable()
+    if case.variant in CHECKPOINTING:
+        enable_checkpointing(model, CHECKPOINTING[case.variant])
     return model.to(DEVICE)
 
 

@@ -102,7 +102,9 @@ class Recipe:
     eval_every: int | None = _key(None, "Optimizer steps between validations; unset = each epoch.")
     checkpoint_every: int | None = _key(None, "Optimizer steps between checkpoints; unset = each epoch.")
     precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
-    gradient_checkpointing: bool = _key(False, "Recompute the encoder's activations in backward to save memory.")
+    gradient_checkpointing: bool | Literal["selective"] = _key(
+        False, "Recompute the encoder's blocks in backward to save memory; selective = all but their attention."
+    )
     attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = _key(
         "auto", "How the encoder computes its attention; auto = the fastest measured, of the same result."
     )

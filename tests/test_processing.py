@@ -157,7 +157,7 @@ def test_targets_and_mask_prompts_lie_where_the_labels_do(size):
     prompt = derive_prompts(mask, "mask", rng=rng)
     features = processor(random_image(rng, size), mask, prompt)
     ready, labels = features["prompts"][0], features["labels"][0]
-    assert ready.targets.shape == (2, 64, 64) and ready.targets.dtype == torch.int64
+    assert ready.targets.shape == (2, 64, 64) and ready.targets.dtype == torch.uint8
     assert ((ready.targets == 255) == (labels == 255)).all()
     assert ((ready.targets == 1).any(0) == (labels == 1)).all()
 

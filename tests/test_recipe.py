@@ -42,6 +42,7 @@ def test_values_are_typed():
         "--method_args.frequency_rate 1e-1 --method_args.inner.r 8".split()
     )
     assert recipe.learning_rate == 3e-4 and recipe.warmup == 10.0 and recipe.gradient_checkpointing is True
+    assert parse_recipe(["--gradient_checkpointing", "selective"]).gradient_checkpointing == "selective"
     assert recipe.group_by is None and recipe.prompts == ["none", "box", "point"]
     assert recipe.label_map == {4: 1} and recipe.id2label == {1: "polyp"} and recipe.report_to == ["tensorboard"]
     assert recipe.method_args == {"features": ["embedding", "high"], "frequency_rate": 0.1, "inner": {"r": 8}}

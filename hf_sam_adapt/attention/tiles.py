@@ -104,6 +104,7 @@ def _differentiate(ctx, grad: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor,
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+OPERATION = torch.ops.hf_sam_adapt.tiled_attention.default
 
 
 def _tile_gradients(

@@ -101,7 +101,7 @@ def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects
         else:
             pixels = torch.empty(batch_size, channels, side, side, device=device)
         prompts = [_prompt(kind, objects, side, grid, device) for _ in range(batch_size)]
-        labels = torch.empty(batch_size, side, side, dtype=torch.int64, device=device)
+        labels = torch.empty(batch_size, side, side, dtype=torch.uint8, device=device)
         batch = {"labels": labels, "prompts": prompts, "weight": torch.empty(batch_size, device=device)}
         with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
             logits, own = PromptedSam(model)(pixels, prompts, embeddings)
@@ -121,7 +121,7 @@ def _prompt(kind: str, objects: int, side: int, grid: int, device: torch.device)
     """Prompts as the processor returns them, without content."""
     if kind == "none":
         return Prompt("none")
-    targets = torch.empty(objects, side, side, dtype=torch.int64, device=device)
+    targets = torch.empty(objects, side, side, dtype=torch.uint8, device=device)
     if kind == "box":
         return Prompt("box", boxes=torch.empty(objects, 4, device=device), targets=targets)
     if kind == "point":

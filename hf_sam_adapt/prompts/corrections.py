@@ -21,7 +21,7 @@ def corrected(prompt: Prompt, logits: torch.Tensor, number: int) -> Prompt:
     SAM ends its rounds with two that show no new point; here every round shows one.
 
     Args:
-        prompt: n > 0 objects in input coordinates, with `targets` int64 (n, S, S) and `draws` (n, rounds).
+        prompt: n > 0 objects in input coordinates, with `targets` uint8 (n, S, S) and `draws` (n, rounds).
         logits: (n, h, w) of the round before, S a multiple of h and w.
         number: of the round, 0 for the first correction: the column of `draws`.
     """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Prompt:
         points: float32 (n, p, 2).
         point_labels: int64 (n, p), 1 = on the object, 0 = off it.
         masks: bool (n, H, W); from the processor float32 (n, 4 grid, 4 grid) logits of +-10.
-        targets: bool (n, H, W), the true objects; from the processor int64 (n, S, S) in {0, 1, 255 = ignore}.
+        targets: bool (n, H, W), the true objects; from the processor uint8 (n, S, S) in {0, 1, 255 = ignore}.
         labels: int64 (n,), the class of each object.
         draws: float32 (n, rounds) in [0, 1): which wrong pixel each correction of a training shows, see `corrected`.
     """
@@ -58,13 +59,17 @@ class Prompt:
         # A prompt without objects is still a prompt.
         return True
 
-    def to(self, device: torch.device | str) -> Prompt:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Prompt:
         """Copy with every tensor on `device`."""
-        tensors = {
-            field.name: getattr(self, field.name).to(device)
-            for field in dataclasses.fields(self)
-            if hasattr(getattr(self, field.name), "to")
-        }
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Prompt:
+        """Copy with every tensor in page-locked memory, as a loader wants it."""
+        return self._mapped(lambda tensor: tensor.pin_memory())
+
+    def _mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Prompt:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors: dict[str, Any] = {name: function(value) for name, value in values.items() if hasattr(value, "to")}
         return dataclasses.replace(self, **tensors)
 
     def select(self, indices: list[int] | np.ndarray) -> Prompt:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.augment import augment
@@ -101,7 +102,7 @@ class TrainingSamples(Dataset):
         self.jitter, self.rounds = jitter, rounds
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        """The processor's output for one image, and `weight` float32 (1,): 0 for an image with nothing to learn.
+        """What the processor packs of one image, and `weight` float32 (1,): 0 for an image with nothing to learn.
 
         An embedding comes as `image_embeddings`, `ImageEmbeddings` of one image, in place of `pixel_values`.
         """
@@ -116,8 +117,8 @@ class TrainingSamples(Dataset):
             _, instances = augment(instances[..., None], instances, copy.deepcopy(rng), places)
         image, mask = augment(sample.image, sample.mask, rng, self.augmentations)
         prompt, weight = self._draw_prompt(mask, instances, rng)
-        inputs = self.processor([image], masks=[mask], prompts=[prompt])
-        wanted = ("pixel_values", "labels", "prompts")
+        inputs = self.processor.pack([image], masks=[mask], prompts=[prompt])
+        wanted = ("pixel_values", "reshaped_input_sizes", "labels", "prompts")
         return {**{name: inputs[name] for name in wanted}, "weight": torch.tensor([weight])}
 
     def _instances(self, index: int) -> np.ndarray | None:
@@ -168,7 +169,7 @@ def prompt_shares(kinds: Sequence[str], weights: Mapping[str, float] | None) -> 
 
 
 def training_loader(samples: TrainingSamples, stream: BatchStream, num_workers: int, pin_memory: bool) -> DataLoader:
-    """Loader of the stream's micro-batches: `pixel_values` (B,3,S,S), `labels` (B,S,S), `prompts`, `weight` (B,).
+    """Loader of the stream's micro-batches, packed: `to_device` makes inputs of them.
 
     With embeddings for images, `image_embeddings`, `ImageEmbeddings` of B, stand for `pixel_values`.
     """
@@ -181,6 +182,14 @@ def training_loader(samples: TrainingSamples, stream: BatchStream, num_workers: 
         # The loader's own draw must not touch the training's generator.
         generator=torch.Generator().manual_seed(stream.seed),
     )
+
+
+def to_device(batch: dict[str, Any], processor: SamAdaptProcessor, device: torch.device) -> dict[str, Any]:
+    """A packed batch on `device`, with `pixel_values` (B,C,S,S) as the network takes them."""
+    batch = send_to_device(batch, device, non_blocking=True)
+    if "pixel_values" in batch:
+        batch["pixel_values"] = processor.unpack(batch["pixel_values"], batch["reshaped_input_sizes"])
+    return batch
 
 
 def seed_micro_step(seed: int, step: int, micro_step: int, rank: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, send_to_device
+from accelerate.utils import DistributedType
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -26,7 +26,7 @@ from ..image_size import find_vision_encoder
 from ..losses import segmentation_loss
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
-from .batches import BatchStream, TrainingSamples, prompt_shares, seed_micro_step, training_loader
+from .batches import BatchStream, TrainingSamples, prompt_shares, seed_micro_step, to_device, training_loader
 from .checkpoints import Checkpoints, TrainingState
 from .cost import CostMeter
 from .experts import ExpertMeter
@@ -163,7 +163,7 @@ class TrainingLoop:
         self.wrapped.train()
         figures = []
         for micro_step in range(self.recipe.gradient_accumulation_steps):
-            batch = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
+            batch = to_device(next(batches), self.processor, self.accelerator.device)
             seed_micro_step(self.recipe.seed, step, micro_step, self.accelerator.process_index)
             with self.accelerator.accumulate(self.wrapped):
                 inputs = batch.get("pixel_values"), batch["prompts"], batch.get("image_embeddings")
@@ -278,7 +278,7 @@ def batch_loss(
         logits: per image (n, h, w); n = 1 for prompt kind "none", whose target is the whole mask. With correction
             rounds those of each round end to end, (rounds n, h, w). Of a class-wise decoder (K, h, w),
             without prompts.
-        batch: `labels` int64 (B, S, S), `prompts` with `targets` int64 (n, S, S), `weight` float32 (B,).
+        batch: `labels` uint8 (B, S, S), `prompts` with `targets` uint8 (n, S, S), `weight` float32 (B,).
         class_weights: (K,), for a class-wise decoder.
     """
     if batch["prompts"][0].kind == "none" and len(logits[0]) > 1:

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, parse_flag_from_env, set_seed
 from torch import nn
 
+from ..checkpointing import enable_checkpointing
 from ..data import SegmentationData, SegmentationSplit, load_segmentation_dataset
 from ..data.normalization import fit_normalization
 from ..embeddings.cache import EmbeddingCache, check_cacheable
@@ -169,7 +170,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         normalization=normalization,
     )
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_checkpointing(model, recipe.gradient_checkpointing)
     if recipe.compile:
         find_vision_encoder(model).compile()
     resolved = dataclasses.replace(

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sam_adapt.training.batches import MAX_OBJECTS, BatchStream, TrainingSamples, seed_micro_step, training_loader
+from hf_sam_adapt.training.batches import (
+    MAX_OBJECTS,
+    BatchStream,
+    TrainingSamples,
+    seed_micro_step,
+    to_device,
+    training_loader,
+)
 
 
 def stream(num_images, batch_size=1, accumulation=1, rank=0, world=1, first_step=0, last_step=6, seed=3):
@@ -93,6 +100,21 @@ def test_workers_change_nothing(disc_split, processor):
         assert torch.equal(one["pixel_values"], two["pixel_values"]) and torch.equal(one["labels"], two["labels"])
         assert [prompt.kind for prompt in one["prompts"]] == [prompt.kind for prompt in two["prompts"]]
         assert one["pixel_values"].shape == (3, 3, 64, 64) and one["weight"].tolist() == [1, 1, 1]
+
+
+def test_a_packed_batch_becomes_what_the_processor_returns(disc_split, processor):
+    """Bytes travel to the device, where they become the same network input bit for bit."""
+    ours = samples(disc_split, processor, ("box",), augmentations=())
+    (packed,) = training_loader(ours, stream(4, batch_size=4, last_step=1), 0, pin_memory=False)
+    assert {packed[name].dtype for name in ("pixel_values", "labels")} == {torch.uint8}
+    assert {prompt.targets.dtype for prompt in packed["prompts"]} == {torch.uint8}
+    batch = to_device(packed, processor, torch.device("cpu"))
+    (keys,) = stream(4, batch_size=4, last_step=1)
+    chosen = [disc_split[index] for _, index in keys]
+    expected = processor([one.image for one in chosen], masks=[one.mask for one in chosen])
+    assert all(one.image.shape[0] < one.image.shape[1] for one in chosen), "a square image has no padding"
+    assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+    assert torch.equal(batch["labels"].long(), expected["labels"])
 
 
 def test_all_prompt_kinds_are_drawn_with_their_targets(disc_split, processor):

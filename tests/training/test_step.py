@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from sams import perturb, random_sam
 
 from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig, SamDecoderConfig
+from hf_sam_adapt.attention import tiles, use_fast_attention
+from hf_sam_adapt.checkpointing import enable_checkpointing
 from hf_sam_adapt.forward import segment
 from hf_sam_adapt.frozen import cast_frozen_matrices
 from hf_sam_adapt.prompts import Prompt
@@ -88,11 +90,40 @@ def test_a_run_with_folded_attention_equals_one_with_eager(method, short_recipe,
 
 def test_a_checkpointed_run_equals_one_that_is_not(short_recipe, command_line, tmp_path):
     keys = {"method": "conv_lora", "prompts": ["none", "box"], "learning_rate": 1e-2}
-    for checkpointing in (True, False):
-        name = str(checkpointing)
-        done = command_line("train", *short_recipe(name, **keys, gradient_checkpointing=checkpointing))
+    for checkpointing in ("true", "selective", "false"):
+        done = command_line("train", *short_recipe(checkpointing, **keys, gradient_checkpointing=checkpointing))
         assert done.returncode == 0, done.stderr
-    assert_close_runs(tmp_path / "True", tmp_path / "False", 1e-5)
+    for checkpointing in ("true", "selective"):
+        assert_close_runs(tmp_path / checkpointing, tmp_path / "false", 1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_checkpointing_leaves_the_gradients_and_selective_the_attention(method, monkeypatch):
+    """One forward of the attention a layer where it is kept, two where it is not."""
+    plain = perturb(get_peft_model(random_sam(), METHODS[method])).train()
+    use_fast_attention(plain, "folded")
+    images = torch.randn(2, 3, 64, 64)
+    wanted = gradients(plain, images, torch.bfloat16)
+    calls = []
+    flash = tiles._flash
+    monkeypatch.setattr(tiles, "_flash", lambda *args, **kwargs: calls.append(0) or flash(*args, **kwargs))
+    counts = {}
+    for kind in (False, "selective", True):
+        model = copy.deepcopy(plain)
+        model.zero_grad()
+        if kind:
+            enable_checkpointing(model, kind)
+        calls.clear()
+        found = gradients(model, images, torch.bfloat16)
+        counts[kind] = len(calls)
+        assert found.keys() == wanted.keys()
+        for name in found:
+            assert torch.equal(found[name], wanted[name]), name
+    if method == "decoder":  # nothing below it is trained, so nothing is computed again
+        assert counts[False] == counts["selective"] == counts[True] > 0
+    else:
+        assert counts[False] == counts["selective"] > 0
+        assert counts[True] > counts[False]
 
 
 @pytest.mark.slow

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...errors import UserError
 from ...forward import collate, segment
-from ...training.batches import TrainingSamples
+from ...training.batches import TrainingSamples, to_device
 from ...training.loop import batch_loss
 from ..scoring import embedding_cache
 from .naive import Naive
@@ -105,7 +104,7 @@ def fisher_information(loop: TrainingLoop, split: SegmentationSplit | EmbeddedSp
     loop.model.eval()
     rows = tqdm(range(len(split)), desc="Fisher", unit="image", disable=not accelerator.is_main_process, leave=False)
     for index in rows:
-        batch = send_to_device(collate([samples[0, index]]), accelerator.device)
+        batch = to_device(collate([samples[0, index]]), loop.processor, accelerator.device)
         with accelerator.autocast():
             inputs = batch.get("pixel_values"), batch["prompts"]
             logits = segment(loop.model, *inputs, image_embeddings=batch.get("image_embeddings"))

@@ -70,6 +70,16 @@ def test_a_further_domain_changes_no_earlier_file(moda_recipe):
     assert json.loads((run / "continual.json").read_text())["oracle_ff_iou"] == 0
 
 
+def test_the_routers_tokens_can_be_learned(moda_recipe):
+    frozen, learned = (
+        continual(moda_recipe(str(learn), protocol_args={"reject": 0, "learn_tokens": learn}))
+        for learn in (False, True)
+    )
+    one, two = (load_file(run / "pool/adapter_model.safetensors")["tokens"] for run in (frozen, learned))
+    assert one.shape == two.shape and not torch.equal(one, two)
+    assert json.loads((learned / "continual.json").read_text())["oracle_ff_iou"] == 0
+
+
 def test_one_domain_is_the_method_alone(moda_recipe):
     run = continual(moda_recipe(domains=("first",)))
     alone = json.loads((run / "tasks/1-first/metrics.json").read_text())["test"]["none"]["adapted"]

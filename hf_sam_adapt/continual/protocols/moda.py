@@ -37,6 +37,7 @@ class ModaArgs:
     head: Literal["ridge", "ncm", "mahalanobis", "linear"] = "ridge"
     statistics: bool = True
     num_tokens: int | None = None
+    learn_tokens: bool = False
     reject: float = 0.01
     buffer_size: int = 256
 
@@ -95,6 +96,8 @@ class Moda(Naive):
         while len(pool.domains) <= task:
             number = len(pool.domains)
             pool.add_domain(self.run.domains[number].name, self.folder(number))
+            if self.args.learn_tokens:
+                pool.fit_tokens(self._batches(self.run.data[number].train))
             with inference([pool], self.run.recipe.precision):
                 for pixels in self._batches(self.run.data[number].train):
                     pool.observe(pixels)

@@ -33,7 +33,8 @@ class ModaConfig(PeftConfig):
             real domains apart better than the publication's token alone (False).
         num_tokens: L, global tokens of the router, of which the first is read. None: the publication's ten for
             `"joint"`, one for `"probe"`, which tells real domains apart as well.
-        learn_tokens: the tokens are trained with the head; False: drawn once by `seed`.
+        learn_tokens: the tokens can be trained, by `fit_tokens` before a domain's images are observed; False: they are
+            as drawn by `seed`.
         reject: share of known images that may be taken for unknown and go to plain SAM; 0 never rejects.
         buffer_size: features (never images) that are kept of each domain, to fit the head again.
         seed: of the tokens, the head's training and the choice of the features kept.
@@ -55,7 +56,7 @@ class ModaConfig(PeftConfig):
     num_tokens: int | None = field(
         default=None, metadata={"help": "Global tokens of the router; null: 1 for probe, 10 for joint."}
     )
-    learn_tokens: bool = field(default=False, metadata={"help": "Train the tokens with the head."})
+    learn_tokens: bool = field(default=False, metadata={"help": "The tokens can be trained, see fit_tokens."})
     reject: float = field(
         default=0.01, metadata={"help": "Share of known images that may go to plain SAM as unknown; 0: none."}
     )

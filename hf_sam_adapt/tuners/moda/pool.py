@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,22 @@ class DomainPool:
         self._open[pool] = name
         self.model.train(self.model.training)  # new modules begin in training mode
         self.set_adapter(pool, inference_mode=adapter is not None)
+
+    def fit_tokens(self, batches: Iterable[torch.Tensor], learning_rate: float = 1e-3) -> None:
+        """Train the tokens (`learn_tokens=True`) to tell the open domain from the earlier ones, before `observe`.
+
+        Args:
+            batches: of training images (B, 3, S, S), un-augmented; each is one step, see `DomainRouter.fit_tokens`.
+            learning_rate: of Adam.
+
+        Raises:
+            UserError: no domain is open, or the tokens are frozen.
+        """
+        if self.open_domain is None:
+            raise UserError("fit_tokens: no domain is open; add_domain(name) first")
+        images = (pixel_values.to(self.model.dtype) for pixel_values in batches)
+        with self.activated(BASE):
+            self.router.fit_tokens(self.model.vision_encoder, self.open_domain, images, learning_rate=learning_rate)
 
     @torch.no_grad()
     def observe(self, pixel_values: torch.Tensor) -> None:

@@ -173,6 +173,7 @@ class DomainRouter(StateOfAnyShape):
         generator = torch.Generator().manual_seed(self.seed)
         classifier = nn.Linear(earlier.shape[1], 1).to(earlier.device)
         nn.init.zeros_(classifier.weight)
+        nn.init.zeros_(classifier.bias)
         mean, scale = earlier.mean(0), earlier.std(0, correction=0).clamp_min(1e-6)
         optimizer = torch.optim.Adam([self.tokens, *classifier.parameters()], lr=learning_rate)
         with torch.enable_grad():

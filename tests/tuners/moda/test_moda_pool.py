@@ -287,6 +287,30 @@ def test_routing_needs_two_domains():
         assert torch.equal(pool(pixel_values=pixels).pred_masks, pool(pixel_values=pixels, domain="red").pred_masks)
 
 
+def test_learned_tokens_are_trained_for_a_new_domain_and_saved(tmp_path):
+    """By plain SAM, whatever the open adapter does, and without a gradient on it."""
+    pool = build_pool(SamAdapterConfig(scale_factor=8), domains=("red",), learn_tokens=True, statistics=False)
+    drawn = pool.router.tokens.detach().clone()
+    with pytest.raises(UserError, match="no domain is open"):
+        pool.fit_tokens([images("green")])
+    pool.add_domain("green")
+    twin = copy.deepcopy(pool)
+    perturb(pool, seed=5)
+    pool.router.tokens.data.copy_(drawn)
+    for one in (pool, twin):
+        one.fit_tokens([images("green", seed=seed) for seed in range(3)], learning_rate=1e-3)
+    assert not torch.equal(pool.router.tokens, drawn)
+    assert torch.equal(pool.router.tokens, twin.router.tokens)
+    assert all(parameter.grad is None for parameter in pool.parameters())
+    pool.observe(images("green", 12))
+    pool.finish_domain()
+    found = pool.eval().route(torch.cat([images("red", 2, 8), images("green", 2, 8)]))
+    assert found.domains == ["red", "red", "green", "green"]
+    pool.save_pretrained(tmp_path / "pool")
+    loaded = ModaModel.from_pretrained(random_sam(), tmp_path / "pool")
+    assert torch.equal(loaded.router.tokens, pool.router.tokens)
+
+
 def test_router_at_another_image_size(pool):
     with pytest.raises(UserError, match="fitted at 64 pixels"):
         pool.route(torch.zeros(2, 3, 48, 48))

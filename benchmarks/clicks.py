@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from mixed_prompts import ADAPTERS, KINDS
 from results import publish, table
-from series import run, series_arguments, spread
+from series import model_of, run, series_arguments, spread
 
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.evaluation.clicks import evaluate_clicks
 from hf_sam_adapt.evaluation.sensitivity import prompt_sensitivity
-from hf_sam_adapt.loading import load_adapted, load_base
 from hf_sam_adapt.report import write_json
 
 
@@ -50,13 +49,7 @@ def tested(name: str, domain: str, seed: int, args: Namespace) -> dict[str, Any]
     path = args.out / f"{domain}-{name}-{seed}.clicks.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    variant, how = "adapted", {"zero_shot": False}
-    if name == "zero-shot":
-        variant, how = "zero_shot", {"adapted": False}
-        model, processor = load_base("tiny")
-    else:
-        loaded = load_adapted(str(args.out / f"{domain}-{name}-{seed}"))
-        model, processor = loaded.model, loaded.processor
+    model, processor, variant, how = model_of(name, domain, seed, args)
     test = load_segmentation_dataset(str(args.data / domain)).test
     how |= {"precision": args.test_precision, "progress": False}
     clicks = evaluate_clicks(model, processor, test, args.clicks, max_objects=MAX_OBJECTS, **how)

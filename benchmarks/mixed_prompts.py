@@ -19,11 +19,10 @@ from typing import Any
 
 import torch
 from results import publish, table
-from series import run, series_arguments, spread
+from series import model_of, run, series_arguments, spread
 
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.evaluation import evaluate
-from hf_sam_adapt.loading import load_adapted, load_base
 from hf_sam_adapt.report import write_json
 
 
@@ -49,13 +48,7 @@ def tested(name: str, domain: str, seed: int, args: Namespace, metrics: dict[str
     path = args.out / f"{domain}-{name}-{seed}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    variant, how = "adapted", {"zero_shot": False}
-    if name == "zero-shot":
-        variant, how = "zero_shot", {"adapted": False}
-        model, processor = load_base("tiny")
-    else:
-        loaded = load_adapted(str(args.out / f"{domain}-{name}-{seed}"))
-        model, processor = loaded.model, loaded.processor
+    model, processor, variant, how = model_of(name, domain, seed, args)
     how |= {"precision": args.test_precision, "seed": seed}
     # The run itself has been tested with the prompts that it was trained with.
     scores = {kind: one["adapted"]["iou"] for kind, one in (metrics["test"] if metrics else {}).items()}

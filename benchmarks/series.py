@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_sam_adapt.loading import load_adapted, load_base
+
 
 ROOT = Path(__file__).parents[1]
 # The recipes of the domains differ in data and output folder, which the command line gives.
@@ -71,6 +73,15 @@ def run(
         subprocess.run(command, cwd=ROOT, check=False)
     path = folder / "metrics.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def model_of(name: str, domain: str, seed: int, args: argparse.Namespace) -> tuple[Any, Any, str, dict[str, Any]]:
+    """Model and processor of a run, or of `zero-shot` SAM; the variant that its scores stand under, and the keyword of
+    the evaluations that leaves the other one out."""
+    if name == "zero-shot":
+        return *load_base("tiny"), "zero_shot", {"adapted": False}
+    loaded = load_adapted(str(args.out / f"{domain}-{name}-{seed}"))
+    return loaded.model, loaded.processor, "adapted", {"zero_shot": False}
 
 
 def spread(values: Sequence[float]) -> str:

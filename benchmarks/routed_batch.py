@@ -6,7 +6,7 @@ the tokens attending in both directions, then a second one for the mask. Every i
 adapters; the pool's domains are told apart by colours that are drawn for it.
 
     python benchmarks/routed_batch.py
-    python benchmarks/routed_batch.py --model vit-base --image_size 512 --dtype bf16 --domains 2 16 --rounds 3
+    python benchmarks/routed_batch.py --model vit_b --image_size 512 --dtype bf16 --domains 2 16 --rounds 3
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from collections.abc import Callable
 
 import torch
 from results import publish, table
-from transformers import SamConfig, SamModel
+from step_table import BACKBONES, build_sam
+from transformers import SamModel
 
-from hf_sam_adapt import ModaConfig, ModaModel, SamAdapterConfig, SamDecoderConfig, load_tiny_sam
+from hf_sam_adapt import ModaConfig, ModaModel, SamAdapterConfig, SamDecoderConfig
+from hf_sam_adapt.attention import use_fast_attention
 
 
 INNER = {
@@ -31,12 +33,6 @@ INNER = {
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WAYS = ("one domain", "named", "routed", "published")
-
-
-def build_sam(args: argparse.Namespace) -> SamModel:
-    if args.model == "tiny":
-        return load_tiny_sam()[0]
-    return SamModel(SamConfig(vision_config={"image_size": args.image_size, "initializer_range": 0.02}))
 
 
 def build_pool(sam: SamModel, inner: str, domains: int, router: str, args: argparse.Namespace) -> ModaModel:
@@ -72,7 +68,8 @@ def compare(inner: str, domains: int, args: argparse.Namespace) -> list[str]:
     """Cells of a row: median milliseconds of each way, and its ratio to one domain for all."""
     batch, rounds, device = args.batch, args.rounds, args.device
     torch.manual_seed(0)
-    sam = build_sam(args)
+    sam = build_sam(args.model, args.image_size)
+    use_fast_attention(sam)
     pool, official = (build_pool(copy.deepcopy(sam), inner, domains, way, args) for way in ("probe", "joint"))
     side = pool.model.vision_encoder.config.image_size
     numbers = [index % domains for index in range(batch)]
@@ -111,8 +108,8 @@ def compare(inner: str, domains: int, args: argparse.Namespace) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("tiny", "vit-base"), default="tiny", help="vit-base has random weights")
-    parser.add_argument("--image_size", type=int, default=1024, help="pixels, of vit-base (default: 1024)")
+    parser.add_argument("--model", choices=("tiny", *BACKBONES), default="tiny", help="random weights but for tiny")
+    parser.add_argument("--image_size", type=int, default=1024, help="pixels, but for tiny (default: 1024)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of SAM's weights (default: fp32)")
     parser.add_argument("--batch", type=int, default=16, help="images (default: 16)")
     parser.add_argument("--domains", type=int, nargs="+", default=[2, 4, 8, 16], help="sizes of the pool")

@@ -7,6 +7,8 @@ own; on a GPU, cases begin until the time is over.
 
     python benchmarks/step_table.py
     python benchmarks/step_table.py --models vit_b --sizes 1024 --batches 1 --precisions bf16
+
+With `--add_to FILE` a table is filled over several calls.
 """
 
 from __future__ import annotations
@@ -238,6 +240,10 @@ def compare(settings: list[tuple[str, int, int, str]], variants: list[str], args
     """Measurements by case; the order of the variants alternates, so that a drifting machine favours none."""
     end = time.monotonic() + 60 * args.minutes
     found: dict[Case, list[dict[str, Any]]] = {}
+    if args.add_to is not None and args.add_to.exists():
+        for line in args.add_to.read_text(encoding="utf-8").splitlines():
+            case, result = json.loads(line)
+            found.setdefault(Case(**case), []).append(result)
     for setting in settings:
         for repeat in range(args.repeats):
             for variant in variants if repeat % 2 == 0 else variants[::-1]:
@@ -247,8 +253,12 @@ def compare(settings: list[tuple[str, int, int, str]], variants: list[str], args
                 case = Case(*setting, variant)
                 result = run(case, args.runs)
                 print(case, result, file=sys.stderr, flush=True)
-                if result is not None:
-                    found.setdefault(case, []).append(result)
+                if result is None:
+                    continue
+                found.setdefault(case, []).append(result)
+                if args.add_to is not None:
+                    with args.add_to.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps([vars(case), result]) + "\n")
     return {case: merged(repeats) for case, repeats in found.items()}
 
 
@@ -338,6 +348,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, help="timed steps of a measurement (default: 2, on a GPU 10)")
     parser.add_argument("--repeats", type=int, default=1, help="measurements of each case, in alternating order")
     parser.add_argument("--minutes", type=float, default=60, help="no measurement begins later (default: 60)")
+    parser.add_argument("--add_to", type=Path, help="file that keeps measurements; those in it are in the table, too")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.runs = args.runs or (10 if DEVICE.type == "cuda" else 2)

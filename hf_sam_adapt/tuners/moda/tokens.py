@@ -74,17 +74,13 @@ class TokenProbe:
 
     def _read(self, block: nn.Module, args: tuple, output: torch.Tensor) -> None:
         batch, height, width, channels = args[0].shape
-        patches, self._qkv = self._qkv, None
-        patches = patches[..., channels:]  # keys and values
-        if patches.shape[:-1].numel() > batch * height * width:  # windows beyond the border
-            side = block.window_size
-            padded = -(-height // side) * side, -(-width // side) * side
-            patches = block.window_unpartition(patches, side, padded, (height, width))
-        patches = patches.reshape(batch, height * width, 2 * channels)  # window after window: any order will do
+        patches, self._qkv = self._qkv.reshape(batch, -1, 3 * channels), None  # window after window: any order will do
+        inside = None
+        if patches.shape[1] > height * width:  # windows beyond the border
+            inside = block.window_partition(patches.new_ones(1, height, width, 1), block.window_size)[0].flatten() > 0
         # `forward`, not the modules' call: neither our own hook nor those of a tuner shall run for the tokens.
-        query, own = block.attn.qkv.forward(block.layer_norm1(self.tokens)).split([channels, 2 * channels], -1)
-        key, value = torch.cat([own, patches], 1).chunk(2, -1)  # (B, L + h w, C) each
-        attended = _attend(query, key, value, block.attn.num_attention_heads)
+        own = block.attn.qkv.forward(block.layer_norm1(self.tokens))
+        attended = _attend_patches(own, patches, inside, block.attn.num_attention_heads)
         tokens = self.tokens + block.attn.proj.forward(attended)
         self.tokens = tokens + block.mlp.forward(block.layer_norm2(tokens))
 
@@ -118,6 +114,46 @@ def joint_tokens(
         states = states + block.mlp.forward(block.layer_norm2(states))
     patches = states[:, count:].reshape(batch, height, width, channels)
     return states[:, :count], encoder.neck(patches)
+
+
+def _attend_patches(own: torch.Tensor, patches: torch.Tensor, inside: torch.Tensor | None, heads: int) -> torch.Tensor:
+    """Attention of L tokens over themselves and N patches, whose keys and values are read in place and once.
+
+    With the queries as a block-diagonal matrix the scores of all heads are one product with the keys as they lie in
+    memory; for a few tokens that costs less than a copy of the keys in the layout of an attention kernel.
+
+    Args:
+        own: queries, keys and values of the tokens (B, L, 3 C).
+        patches: those of the patches (B, N, 3 C), of which the keys and values are read.
+        inside: bool (N,), patches that are there; None: all.
+
+    Returns:
+        (B, L, C).
+    """
+    query, key, value = (part.unflatten(-1, (heads, -1)) for part in own.chunk(3, -1))  # (B, L, heads, d)
+    _, patch_keys, patch_values = patches.chunk(3, -1)  # (B, N, C)
+    query = query * query.shape[-1] ** -0.5
+    diagonal = torch.eye(heads, dtype=query.dtype, device=query.device)
+    columns = torch.einsum("blhd,hg->bhdgl", query, diagonal).flatten(3).flatten(1, 2)  # (B, C, heads L)
+    own_scores = torch.einsum("bmhd,blhd->bmhl", key, query).flatten(2)  # (B, L, heads L)
+    scores = torch.cat([own_scores, _products(patch_keys, columns)], 1)  # (B, L + N, heads L)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if inside is not None:
+        outside = F.pad(~inside, (own.shape[1], 0))
+        scores = scores.masked_fill(outside[:, None], -torch.inf)
+    weights = scores.softmax(1).to(patch_values.dtype)
+    own_weights, patch_weights = weights.split([own.shape[1], patches.shape[1]], 1)
+    every = _products(patch_weights.mT, patch_values).unflatten(1, (heads, -1)).unflatten(-1, (heads, -1))
+    summed = every.diagonal(dim1=1, dim2=3).permute(0, 1, 3, 2)  # (B, heads, L, heads, d) -> (B, L, heads, d)
+    summed = summed + torch.einsum("bmhl,bmhd->blhd", own_weights.unflatten(2, (heads, -1)), value)
+    return summed.flatten(2)
+
+
+def _products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left @ right (B, ., .); on a CPU one by one, for a batched product would first copy what has gaps in memory."""
+    if left.device.type == "cpu":
+        return torch.stack([one @ other for one, other in zip(left, right)])
+    return left @ right
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:

@@ -47,4 +47,5 @@ for name, parameter in model.named_parameters():
 if state.is_main_process:
     save_file(gradients, out)
 if sharded:
+    dist.barrier()  # a process that ends earlier would take the connection from under the other
     dist.destroy_process_group()

@@ -24,7 +24,9 @@ def fetch_tests() -> Path:
         if not archive.is_file():
             download(release.replace("-", "==", 1))
         with tarfile.open(archive) as members:
-            members.extractall(CACHE, filter="data")
+            # Python 3.10 and 3.11 have the filter since one of their later releases.
+            safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            members.extractall(CACHE, **safely)
     return tests
 
 

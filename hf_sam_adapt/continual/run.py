@@ -20,7 +20,7 @@ from ..loading import load_base
 from ..model_cards import write_card
 from ..processing import SamAdaptProcessor
 from ..report import write_json
-from ..training.run import load_data, start_processes
+from ..training.run import leave_processes, load_data, start_processes
 from .folder import ContinualFolder
 from .metrics import forgetting, last, summary
 from .protocols import PROTOCOLS
@@ -86,7 +86,7 @@ def continual(recipe: ContinualRecipe) -> Path:
         print_continual(results)
         print(f"Saved to {run.folder.path}.")
     state.wait_for_everyone()
-    state.destroy_process_group()
+    leave_processes()
     if recipe.push_to_hub and state.is_main_process:
         pool = run.folder.path / "pool"
         push_folder(pool if pool.is_dir() else protocol.folder(len(protocol.tasks) - 1), recipe.repository)

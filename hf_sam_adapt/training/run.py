@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def train(
     for tracker in accelerator.trackers:
         tracker.finish()
     if not more:
-        accelerator.state.destroy_process_group()
+        leave_processes()
     # Last, when the folder is whole and no other process waits.
     if recipe.push_to_hub and accelerator.is_main_process:
         push_folder(folder.path, recipe.repository)
@@ -113,6 +114,16 @@ def start_processes() -> PartialState:
     # Without `cpu` Accelerate leaves CPU processes that torchrun has started unaware of each other.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=cpu)
+
+
+def leave_processes() -> None:
+    """End what `start_processes` began, in every process."""
+    state = start_processes()
+    if state.num_processes > 1:
+        # Gloo's thread takes the GIL once more, to let go of the last barrier. A destructor that holds the GIL while
+        # it waits for that thread would wait forever.
+        time.sleep(0.2)
+    state.destroy_process_group()
 
 
 def load_data(recipe: Recipe) -> SegmentationData:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from hf_sam_adapt.recipe import parse_recipe
 from hf_sam_adapt.training.loop import TrainingLoop
-from hf_sam_adapt.training.run import build_accelerator, load_data, load_model
+from hf_sam_adapt.training.run import build_accelerator, leave_processes, load_data, load_model
 from hf_sam_adapt.training.run_folder import RunFolder
 
 
@@ -35,4 +35,4 @@ loss, _ = loop._optimizer_step(0, iter(loop._loader()))
 assert gradients.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
 if loop.accelerator.is_main_process:
     save_file(gradients, out, metadata={"loss": repr(loss), "world": str(loop.accelerator.num_processes)})
-loop.accelerator.end_training()
+leave_processes()

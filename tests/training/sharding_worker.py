@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from accelerate import PartialState
 from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from hf_sam_adapt.loading import build_model
+from hf_sam_adapt.training.run import leave_processes
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -46,6 +46,5 @@ for name, parameter in model.named_parameters():
         gradients[name] = (gradient.full_tensor() if isinstance(gradient, DTensor) else gradient).contiguous()
 if state.is_main_process:
     save_file(gradients, out)
-if sharded:
-    dist.barrier()  # a process that ends earlier would take the connection from under the other
-    dist.destroy_process_group()
+state.wait_for_everyone()  # one that ended earlier would take the connection from under the other
+leave_processes()

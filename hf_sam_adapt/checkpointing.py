@@ -33,7 +33,9 @@ def enable_checkpointing(model: SamModel | PeftModel, kind: Literal[True, "selec
         kind: True keeps the blocks' inputs; "selective" what their attention returns, too, where it is one of
             `ATTENTION` (not `flex`, and not the bias of all pairs in `eager` and `sdpa`).
     """
-    how = {"use_reentrant": False, **({"context_fn": _contexts} if kind == "selective" else {})}
+    how: dict[str, Any] = {"use_reentrant": False}
+    if kind == "selective":
+        how["context_fn"] = _contexts
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
 
 

@@ -1,6 +1,7 @@
 """Settings and data that all tests share."""
 
 import os
+import zlib
 
 
 # Read by huggingface_hub and OpenMP when they are imported.
@@ -13,7 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import set_seed
 from PIL import Image
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=0, help="another seed gives every test other random inputs (0)")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test's random inputs come from its name and `--seed`, whatever ran before it."""
+    seed = item.config.getoption("--seed")
+    set_seed(zlib.crc32(f"{item.location[0]} {item.name} {seed}".encode()))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -93,17 +93,20 @@ def test_functions_on_maps_of_any_shape(function, height, width, batch, heads, s
 
 
 def test_16_bit_numbers_are_no_worse_than_sdpa():
+    """In the mean of 64 batches: the ratio of one batch's errors varies by 6 %, whichever of the two is better."""
     exact = random_vision_sam()
-    images, errors = pixels(), {}
-    wanted, wanted_grads = step(exact, images)
-    for kind in ("sdpa", "folded"):
-        model = copy.deepcopy(exact).bfloat16()
+    rounded = {kind: copy.deepcopy(exact).bfloat16() for kind in ("sdpa", "folded")}
+    for kind, model in rounded.items():
         use_fast_attention(model, kind)
-        output, grads = step(model, images.bfloat16())
-        spread = [(grads[name].double() - wanted_grads[name]).norm() / wanted_grads[name].norm() for name in grads]
-        errors[kind] = (output.double() - wanted).norm(), torch.stack(spread).mean()
-    for ours, theirs in zip(errors["folded"], errors["sdpa"]):
-        assert ours <= 1.05 * theirs
+    errors = {kind: torch.zeros(2, dtype=torch.float64) for kind in rounded}
+    for _ in range(64):
+        images = pixels()
+        wanted, wanted_grads = step(exact, images)
+        for kind, model in rounded.items():
+            output, grads = step(model, images.bfloat16())
+            spread = [(grads[name].double() - grad).norm() / grad.norm() for name, grad in wanted_grads.items()]
+            errors[kind] += torch.stack([(output.double() - wanted).norm(), torch.stack(spread).mean()])
+    assert (errors["folded"] <= 1.05 * errors["sdpa"]).all()
 
 
 def test_a_single_layer_in_16_bits_is_more_exact_than_sdpa():

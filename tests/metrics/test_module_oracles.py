@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from test_boundary import reference_boundary
 from test_classes import known_pixels, loop_scores
 from test_overlap import brute_force
@@ -82,7 +83,7 @@ def test_probability_maps(kind, seed):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_classes(kind):
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(torch.initial_seed())
     mask, prediction = draw_mask(kind, rng, classes=4), rng.integers(0, 4, SHAPE)
     found = module_scores("semantic", prediction, mask, num_labels=4)
     expected = loop_scores(known_pixels([(prediction, mask)]), range(4))

@@ -13,6 +13,7 @@ from transformers import SamModel
 
 from .prompts import Prompt, corrected
 from .tuners.common.hq import SharedMaps, live_early_map
+from .tuners.common.layer import trains_iou_head
 from .tuners.conv_lora import balance_loss
 from .tuners.l2p.layer import key_loss
 from .tuners.moda import ModaModel
@@ -98,13 +99,7 @@ def segment(
         decoder with K > 1 channels, and `multimask_output`, give (n, K, h, w), kind "none" then (K, h, w).
     """
     rows = _decode(model, pixel_values, prompts, image_embeddings, multimask_output)
-    results = []
-    for prompt, (masks, _) in zip(prompts, rows):  # masks (n, K, h, w)
-        if prompt.kind == "none":
-            results.append(masks[0])
-        else:
-            results.append(masks[:, 0] if masks.shape[1] == 1 else masks)
-    return results
+    return [_logits_of(prompt, masks) for prompt, (masks, _) in zip(prompts, rows)]
 
 
 def segment_scored(
@@ -130,7 +125,9 @@ def segment_multimask(
     return _decode(model, pixel_values, prompts, image_embeddings, True)
 
 
-def segment_rounds(model: nn.Module, prompts: Sequence[Prompt], embeddings: ImageEmbeddings) -> list[torch.Tensor]:
+def segment_rounds(
+    model: nn.Module, prompts: Sequence[Prompt], embeddings: ImageEmbeddings
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """`segment`, and again for each column of the prompts' `draws`, every time with one more point (see `corrected`).
 
     Args:
@@ -138,25 +135,29 @@ def segment_rounds(model: nn.Module, prompts: Sequence[Prompt], embeddings: Imag
         embeddings: of the B images; encoded once for all rounds.
 
     Returns:
-        Per image the logits (n, h, w) of `segment`, behind them those of each round: ((1 + rounds) n, h, w).
+        Per image the logits (n, h, w) of `segment`, behind them those of each round: ((1 + rounds) n, h, w). And of
+        each of these masks SAM's estimate of its IoU, ((1 + rounds) n,).
     """
-    last = segment(model, None, prompts, image_embeddings=embeddings)
-    rounds, number, prompts = [[logits] for logits in last], 0, list(prompts)
-    while wrong := [i for i, prompt in enumerate(prompts) if len(prompt) and number < prompt.rounds]:
+    logits, estimates = [[] for _ in prompts], [[] for _ in prompts]
+    wrong, number, prompts = list(range(len(prompts))), 0, list(prompts)
+    while wrong:
+        rows = _decode(model, None, [prompts[i] for i in wrong], embeddings[wrong] if number else embeddings, False)
+        for image, (masks, scores) in zip(wrong, rows):
+            logits[image].append(_logits_of(prompts[image], masks))
+            estimates[image].append(scores[:, 0])
+        wrong = [i for i, prompt in enumerate(prompts) if len(prompt) and number < prompt.rounds]
         for image in wrong:
-            prompts[image] = corrected(prompts[image], rounds[image][-1], number)
-        again = segment(model, None, [prompts[i] for i in wrong], image_embeddings=embeddings[wrong])
-        for image, logits in zip(wrong, again):
-            rounds[image].append(logits)
+            prompts[image] = corrected(prompts[image], logits[image][-1], number)
         number += 1
-    return [torch.cat(parts) for parts in rounds]
+    return [torch.cat(parts) for parts in logits], [torch.cat(parts) for parts in estimates]
 
 
 class PromptedSam(nn.Module):
     """`segment` as a module: to a wrapper such as DistributedDataParallel, encoder and decoder are one forward.
 
-    Returns the logits of `segment`, those of correction rounds behind them, and the sum of the adapters' own losses,
-    None without any: as an output, so that the wrapper sees every parameter that it reaches.
+    Returns the logits of `segment`, those of correction rounds behind them; the sum of the adapters' own losses; and
+    the estimates of the masks' IoU, per image (n,), if an adapter trains SAM's IoU head. The latter two, None without
+    any, are outputs so that the wrapper sees every parameter that they reach.
 
     Args:
         model: `SamModel`, or a `PeftModel` of one.
@@ -171,11 +172,11 @@ class PromptedSam(nn.Module):
         pixel_values: torch.Tensor | None,
         prompts: Sequence[Prompt],
         image_embeddings: ImageEmbeddings | None = None,
-    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None, list[torch.Tensor] | None]:
         embeddings = encode(self.model, pixel_values) if image_embeddings is None else image_embeddings
-        logits = segment_rounds(self.model, prompts, embeddings)
+        logits, estimates = segment_rounds(self.model, prompts, embeddings)
         own = [loss for loss in (balance_loss(self.model), key_loss(self.model)) if loss is not None]
-        return logits, torch.stack(own).sum() if own else None
+        return logits, torch.stack(own).sum() if own else None, estimates if trains_iou_head(self.model) else None
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -230,6 +231,13 @@ def _decode(
         for index, image_masks, image_scores in zip(images, masks, scores):
             results[index] = image_masks, image_scores
     return results
+
+
+def _logits_of(prompt: Prompt, masks: torch.Tensor) -> torch.Tensor:
+    """What `segment` returns of an image's masks (n, K, h, w)."""
+    if prompt.kind == "none":
+        return masks[0]
+    return masks[:, 0] if masks.shape[1] == 1 else masks
 
 
 def _prompt_inputs(prompts: list[Prompt], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:

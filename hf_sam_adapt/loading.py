@@ -15,8 +15,9 @@ from torch import nn
 from transformers import AutoConfig, SamModel
 
 from .attention import Kind, use_fast_attention
-from .errors import UserError
+from .errors import UserError, first_line
 from .image_size import find_vision_encoder, resize_input
+from .input_channels import inflate_channels, input_channels
 from .processing import SamAdaptProcessor
 from .repository import HubName, commit_of, find_file
 from .tiny import TINY, load_tiny_sam
@@ -101,10 +102,22 @@ def load_base(name: str, attention: Kind = "auto") -> tuple[SamModel, SamAdaptPr
             raise UserError(f"model: {name} is of type {config.model_type!r}; this package adapts 'sam' models")
         model = SamModel.from_pretrained(place, revision=commit, dtype=torch.float32)
     except (OSError, HTTPError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"model: cannot load {name!r}: {first_line} Use 'tiny', a model folder or a Hub id") from error
+        raise UserError(
+            f"model: cannot load {name!r}: {first_line(error)} Use 'tiny', a model folder or a Hub id"
+        ) from error
     use_fast_attention(model, attention)
     return model, _load_processor(name, model, commit)
+
+
+def load_plain(name: str, processor: SamAdaptProcessor, attention: Kind = "auto") -> SamModel:
+    """A plain SAM that takes the images of `processor`: beside an adapted model, zero-shot."""
+    base, _ = load_base(name, attention)
+    if base.vision_encoder.config.image_size != processor.image_size:
+        resize_input(base, processor.image_size)
+    channels = 3 if processor.channels is None else processor.channels
+    if input_channels(base.vision_encoder) != channels:
+        inflate_channels(base, channels)
+    return base
 
 
 def build_model(method: str, method_args: dict, base: SamModel, image_size: int | None = None) -> nn.Module:

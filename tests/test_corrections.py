@@ -102,9 +102,9 @@ def ragged(seed: int):
 def test_a_ragged_batch_of_rounds_equals_one_image_at_a_time(sam):
     pixels, prompts, _ = ragged(0)
     with torch.no_grad():
-        together = segment_rounds(sam, prompts, encode(sam, pixels))
+        together, _ = segment_rounds(sam, prompts, encode(sam, pixels))
         for index, prompt in enumerate(prompts):
-            alone = segment_rounds(sam, [prompt], encode(sam, pixels[index : index + 1]))[0]
+            (alone,), _ = segment_rounds(sam, [prompt], encode(sam, pixels[index : index + 1]))
             torch.testing.assert_close(together[index], alone, atol=1e-6, rtol=1e-6)
     assert [len(logits) for logits in together] == [6, 1, 9, 2, 1, 0, 6]
     # The rounds change the masks.
@@ -122,7 +122,8 @@ def test_each_round_gets_the_box_all_points_and_the_logits_before(sam):
     try:
         with torch.no_grad():
             embeddings = encode(sam, pixels)
-            rounds = segment_rounds(sam, prompts, embeddings)[0].split(2)
+            (masks,), _ = segment_rounds(sam, prompts, embeddings)
+            rounds = masks.split(2)
     finally:
         handle.remove()
     assert len(calls) == 3
@@ -154,7 +155,7 @@ def test_the_loss_is_a_mean_over_rounds(sam):
     pixels, prompts, labels = ragged(3)
     batch = {"labels": labels, "prompts": prompts, "weight": torch.ones(len(prompts))}
     with torch.no_grad():
-        logits, _ = PromptedSam(sam)(pixels, prompts)
+        logits, *_ = PromptedSam(sam)(pixels, prompts)
     loss, iou = batch_loss(logits, batch, "structure")
     expected = []
     for maps, prompt, own in zip(logits, prompts, labels):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sams import perturb, random_sam
+from transformers import SamModel
 
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.loading import build_model, load_adapted, load_base, save_adapter
@@ -91,6 +92,15 @@ def test_bad_method_is_one_clear_error(method, method_args, message, sam_folder)
     with pytest.raises(UserError, match=message) as error:
         build_model(method, method_args, load_base(sam_folder)[0])
     assert "\n" not in str(error.value)
+
+
+def test_a_failure_without_a_message_is_named(sam_folder, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError
+
+    monkeypatch.setattr(SamModel, "from_pretrained", fail)
+    with pytest.raises(UserError, match=r"cannot load .*: OSError Use"):
+        load_base(sam_folder)
 
 
 def test_bad_base_models(sam_folder, tmp_path):

@@ -18,6 +18,8 @@ _MAY_CHANGE = {
     "num_workers",
     "cache_embeddings",
     "gradient_checkpointing",
+    "attention",
+    "compile",
     "output_dir",
     "report_to",
     "push_to_hub",

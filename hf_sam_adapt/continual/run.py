@@ -14,9 +14,7 @@ from ..arguments import from_values, read_yaml
 from ..data import SegmentationData
 from ..errors import UserError
 from ..hub import check_can_push, push_folder
-from ..image_size import resize_input
-from ..input_channels import inflate_channels
-from ..loading import load_base
+from ..loading import load_plain
 from ..model_cards import write_card
 from ..processing import SamAdaptProcessor
 from ..report import write_json
@@ -138,13 +136,8 @@ def _zero_shot(run: ContinualRun, protocol: Naive, names: list[str]) -> dict[str
     folder = protocol.folder(0)
 
     def compute(name: str) -> Scores:
-        base, _ = load_base(read_yaml(folder / "recipe.yaml")["model"])
         processor = SamAdaptProcessor.from_pretrained(folder)
-        if base.vision_encoder.config.image_size != processor.image_size:
-            resize_input(base, processor.image_size)
-        if processor.channels is not None:
-            inflate_channels(base, processor.channels)
-        base.to(start_processes().device)
+        base = load_plain(read_yaml(folder / "recipe.yaml")["model"], processor).to(start_processes().device)
         return score(base, processor, run.tests.for_model(name, base, processor), run.recipe, adapted=False)
 
     path = run.folder.evaluations / "zero_shot"

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 Scores = dict[str, Any]
 
 
-def test_split(data: SegmentationData) -> SegmentationSplit:
-    """The test images, or where there are none the validation images, else the training images."""
-    return data.test or data.val or data.train
-
-
 def score(
     model: nn.Module,
     processor: SamAdaptProcessor,
@@ -99,7 +94,7 @@ class TestImages:
         self._embedded: dict[str, EmbeddedSplit] = {}
 
     def images(self, name: str) -> SegmentationSplit:
-        return test_split(self.data[name])
+        return self.data[name].measured[1]
 
     def for_model(
         self, name: str, model: nn.Module, processor: SamAdaptProcessor

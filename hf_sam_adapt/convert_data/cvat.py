@@ -66,8 +66,12 @@ def _read_xml(file: Path, folders: list[Path]) -> Annotations:
     annotations = Annotations(classes=list(dict.fromkeys(names)) or None)
     for entry in root.findall("image"):
         name, regions = f"{file}, image {entry.get('name')}", []
-        shapes = [shape for shape in entry if shape.tag != "tag"]
-        for shape in sorted(shapes, key=lambda shape: int(shape.get("z_order") or 0)):
+        try:
+            size = int(entry.attrib["height"]), int(entry.attrib["width"])
+            shapes = sorted((s for s in entry if s.tag != "tag"), key=lambda shape: int(shape.get("z_order") or 0))
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{name}: damaged width, height or z_order ({error!r}); export it again") from error
+        for shape in shapes:
             try:
                 draw = _shape(shape)
             except (KeyError, TypeError, ValueError) as error:
@@ -78,7 +82,6 @@ def _read_xml(file: Path, folders: list[Path]) -> Annotations:
                 regions.append(Region(str(shape.get("label")), draw))
         split = split_of(entry.get("subset") or "")
         image = find_image(str(entry.get("name")), _with_subset(folders, entry.get("subset")), str(file))
-        size = int(entry.attrib["height"]), int(entry.attrib["width"])
         annotations.images.append(AnnotatedImage(split, stem_of(str(entry.get("name"))), image, size, regions, name))
     return annotations
 

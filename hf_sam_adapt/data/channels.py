@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .images import Header, array_header, load_array, open_image, read_header, read_image, source_name
 
 
@@ -138,7 +138,7 @@ def _from_pillow(image: Image.Image, name: str) -> np.ndarray:
     try:
         return _with_channels(np.asarray(ImageOps.exif_transpose(image)), name)
     except (*_BROKEN, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: corrupt image ({_reason(error)}); remove or replace the file") from error
+        raise UserError(f"{name}: corrupt image ({first_line(error)}); remove or replace the file") from error
 
 
 def _check_mode(image: Image.Image, name: str) -> None:
@@ -178,7 +178,9 @@ def _from_tiff(source: str | os.PathLike | BytesIO, channels: int, name: str, pi
             array = series.asarray() if pixels else _placeholder(series.shape, series.dtype)
             axes = series.axes
     except _BROKEN as error:
-        raise UserError(f"{name}: not a readable TIFF ({_reason(error)}); store it uncompressed or as .npy") from error
+        raise UserError(
+            f"{name}: not a readable TIFF ({first_line(error)}); store it uncompressed or as .npy"
+        ) from error
     if orientation != 1:
         raise UserError(f"{name}: a TIFF turned by its orientation tag; store it upright")
     # tifffile writes an array (H, W, C) as H pages unless told otherwise; their axes then have no meaning.
@@ -222,13 +224,9 @@ def _first_bytes(source: str | os.PathLike | BytesIO, name: str) -> bytes:
         with Path(source).open("rb") as file:
             return file.read(8)
     except OSError as error:
-        raise UserError(f"{name}: not a readable image ({_reason(error)}); remove or replace the file") from error
+        raise UserError(f"{name}: not a readable image ({first_line(error)}); remove or replace the file") from error
 
 
 def _rewind(source: str | os.PathLike | BytesIO) -> None:
     if isinstance(source, BytesIO):
         source.seek(0)
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__

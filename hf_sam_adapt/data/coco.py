@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .channels import load_header, load_image
 from .folder import SPLIT_NAMES
 from .images import IGNORE, Header
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 
 FILE_NAMES = ("annotations.json", "_annotations.coco.json")
+_FIELDS = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "category_id"),
+    "categories": ("id", "name"),
+}
 
 
 class CocoReader:
@@ -65,11 +70,16 @@ class CocoReader:
 
 def draw_segmentation(segmentation: list | dict, height: int, width: int, name: str) -> np.ndarray:
     """Polygons [[x, y, x, y, …], …] or a run-length dictionary -> bool (height, width)."""
-    if isinstance(segmentation, dict):
-        return decode_runs(segmentation, height, width, name)
     mask = np.zeros((height, width), bool)
-    for polygon in segmentation:
-        mask |= fill_polygon(np.asarray(polygon, np.float64).reshape(-1, 2), height, width)
+    try:
+        if isinstance(segmentation, dict):
+            return decode_runs(segmentation, height, width, name)
+        for polygon in segmentation:
+            mask |= fill_polygon(np.asarray(polygon, np.float64).reshape(-1, 2), height, width)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{name}: a damaged segmentation ({first_line(error)}); mend the annotation") from error
     return mask
 
 
@@ -99,7 +109,7 @@ def decode_runs(runs: dict, height: int, width: int, name: str) -> np.ndarray:
 
 
 def _decompress(text: str) -> list[int]:
-    """COCO's string: 5 bits a character, low bits first, from the third number on the difference to two before."""
+    """COCO's string: 5 bits a character, low bits first, from the fourth number on the difference to two before."""
     counts: list[int] = []
     position = 0
     while position < len(text):
@@ -158,6 +168,11 @@ def _load(path: Path) -> dict:
         raise UserError(f"{path}: not a COCO file ({error}); it must be a JSON object") from error
     if missing:
         raise UserError(f"{path}: not a COCO file, the list {missing[0]!r} is missing")
+    for part, fields in _FIELDS.items():
+        for place, item in enumerate(content[part]):
+            absent = [field for field in fields if not isinstance(item, dict) or field not in item]
+            if absent:
+                raise UserError(f"{path}: number {place + 1} of {part} has no {absent[0]!r}; mend the file")
     return content
 
 

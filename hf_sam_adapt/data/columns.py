@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .channels import load_header, load_image
 from .folder import SPLIT_NAMES
 from .images import Header, array_header, is_lossy, open_image, read_header, read_mask
@@ -66,7 +66,7 @@ def load_saved(root: Path) -> datasets.Dataset | datasets.DatasetDict:
     try:
         return datasets.load_from_disk(str(root))
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{root}: cannot be loaded as a saved data set ({_first_line(error)})") from error
+        raise UserError(f"{root}: cannot be loaded as a saved data set ({first_line(error)})") from error
 
 
 def load_hub(name: str) -> datasets.Dataset | datasets.DatasetDict:
@@ -77,7 +77,7 @@ def load_hub(name: str) -> datasets.Dataset | datasets.DatasetDict:
         return datasets.load_dataset(name)
     except Exception as error:  # the Hub client, loaders and parsers raise types of many libraries
         raise UserError(
-            f"{name}: neither a folder here nor a data set that the Hub gives ({_first_line(error)}); check the name"
+            f"{name}: neither a folder here nor a data set that the Hub gives ({first_line(error)}); check the name"
         ) from error
 
 
@@ -156,7 +156,3 @@ def _cell(value: Any) -> str | BytesIO | np.ndarray:
     # Nested lists arrive as int64.
     fits = array.dtype.kind in "iu" and array.dtype != np.uint16 and array.min(initial=0) >= 0
     return array.astype(np.uint8) if fits and array.max(initial=0) <= 255 else array
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

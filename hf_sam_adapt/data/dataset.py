@@ -141,6 +141,14 @@ class SegmentationData:
     splits: dict[str, list[str]] | None = None
     palette: Palette | None = None
 
+    @property
+    def measured(self) -> tuple[str, SegmentationSplit]:
+        """What a model is measured on, with its name: `test`, or where there is none `val`, else `train`."""
+        for name, split in (("test", self.test), ("val", self.val)):
+            if split:
+                return name, split
+        return "train", self.train
+
 
 def mask_of(split: Any, index: int) -> np.ndarray:
     """The mask of one sample, uint8 (H, W), without opening its image where the split can read it alone."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 
 IGNORE = 255
@@ -216,4 +216,4 @@ def source_name(source: str | os.PathLike | BytesIO | Image.Image | np.ndarray) 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "of no known format"
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    return first_line(error)

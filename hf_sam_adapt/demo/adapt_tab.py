@@ -152,9 +152,8 @@ class AdaptTab:
 
     def take_drawn(self, session: Session) -> Update:
         """The drawn images are to be learned from."""
-        session.pairs = []
-        images, masks = zip(*self.app.taught)
-        return self._added(session, lambda: read_pairs([*map(str, images)], [*map(str, masks)], self.app.max_pixels))
+        images, masks = ([*map(str, paths)] for paths in zip(*self.app.taught))
+        return self._added(session, lambda: read_pairs(images, masks, self.app.max_pixels), replace=True)
 
     def take_painted(self, painted: dict[str, Any] | None, session: Session) -> Update:
         """A painted image is to be learned from."""
@@ -175,10 +174,10 @@ class AdaptTab:
             session.pairs = []
         return {self.gallery: None, self.message: EMPTY}
 
-    def _added(self, session: Session, pairs: Any) -> Update:
+    def _added(self, session: Session, pairs: Any, replace: bool = False) -> Update:
         with session.lock:
             try:
-                found = [*session.pairs, *pairs()]
+                found = [*([] if replace else session.pairs), *pairs()]
                 if len(found) > MOST_PAIRS:
                     raise UserError(f"{len(found)} images are more than {MOST_PAIRS}; remove some")
                 session.pairs = found

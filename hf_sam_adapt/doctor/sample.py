@@ -14,7 +14,7 @@ from ..data.dataset import Reader, size_message
 from ..data.encoding import MaskEncoding, map_present, present_values
 from ..data.images import EXIF_ORIENTATION, IGNORE
 from ..data.palettes import to_labels, unknown_colours
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .findings import ERROR, WARNING, Finding, from_message
 from .hashes import THUMBNAIL, digest, perceptual
 
@@ -245,5 +245,4 @@ def image_name(reader: Reader, row: dict[str, Any]) -> str:
 def _message(error: Exception, name: str) -> str:
     if isinstance(error, UserError):
         return str(error)
-    said = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-    return f"{name}: {said}; remove or replace the file"
+    return f"{name}: {first_line(error)}; remove or replace the file"

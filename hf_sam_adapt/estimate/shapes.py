@@ -104,8 +104,8 @@ def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects
         labels = torch.empty(batch_size, side, side, dtype=torch.uint8, device=device)
         batch = {"labels": labels, "prompts": prompts, "weight": torch.empty(batch_size, device=device)}
         with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
-            logits, own = PromptedSam(model)(pixels, prompts, embeddings)
-        loss, _ = batch_loss([one.float() for one in logits], batch, recipe.loss)
+            logits, own, estimates = PromptedSam(model)(pixels, prompts, embeddings)
+        loss, _ = batch_loss([one.float() for one in logits], batch, recipe.loss, estimates=estimates)
         (loss if own is None else loss + own).backward()
         return bytes_.peak
 

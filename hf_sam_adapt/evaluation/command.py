@@ -89,6 +89,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     prompts, further, seed = chosen.pop("prompts"), chosen.pop("metrics"), chosen["seed"]
     state = PartialState()
     model, processor, choice = load_for_inference(args.adapter, args.model, args.attention)
+    routed(model, args.domain)  # a wrong one is said before anything is measured
     with state.main_process_first():
         config = getattr(model, "peft_config", {}).get("default")
         num_labels, id2label = getattr(config, "num_labels", None), getattr(config, "id2label", None)
@@ -100,8 +101,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
             "make them agree with label_map, palette or mask_values"
         )
     check_metrics(further, prompts, num_labels)
-    measured_on = next(name for name in ("test", "val", "train") if getattr(data, name) is not None)
-    split = getattr(data, measured_on)
+    measured_on, split = data.measured
     for network in (model, choice.get("zero_shot_model")):
         if network is not None:
             network.to(state.device)
@@ -194,8 +194,7 @@ def load_for_inference(
     Returns:
         The model on CPU, its processor, and the arguments `adapted`, `zero_shot` and `zero_shot_model` of `evaluate`.
     """
-    from ..image_size import resize_input
-    from ..loading import load_adapted, load_base
+    from ..loading import load_adapted, load_base, load_plain
 
     if adapter is None:
         base, processor = load_base(str(model), attention)
@@ -206,10 +205,8 @@ def load_for_inference(
     base_name = model or _recipe_of(adapter).get("model")
     if base_name is None:
         return loaded.model, loaded.processor, {"zero_shot": False}
-    base, own = load_base(base_name, attention)
-    if own.image_size != loaded.processor.image_size:
-        resize_input(base, loaded.processor.image_size)
-    return loaded.model, loaded.processor, {"zero_shot_model": base}
+    plain = load_plain(base_name, loaded.processor, attention)
+    return loaded.model, loaded.processor, {"zero_shot_model": plain}
 
 
 def _recipe_of(adapter: str | None) -> dict[str, Any]:

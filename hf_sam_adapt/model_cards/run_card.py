@@ -212,7 +212,7 @@ def limits(metrics: dict[str, Any], data: dict[str, Any], recipe: Recipe, config
     if not data["classes"] and len(recipe.prompts) < len(HOW):
         others = ", ".join(kind for kind in HOW if kind not in recipe.prompts)
         found.append(f"Prompt kinds that were neither trained nor measured: {others}.")
-    if not (config or {}).get("train_iou_head") and recipe.method not in ("full", "lora"):
+    if not (config or {}).get("train_iou_head"):
         found.append("`iou_scores` of the output are SAM's own head on adapted features: do not rank masks by them.")
     return [*found, f"One run with seed {recipe.seed}; the spread over seeds was not measured."]
 

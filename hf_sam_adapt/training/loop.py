@@ -167,8 +167,8 @@ class TrainingLoop:
             seed_micro_step(self.recipe.seed, step, micro_step, self.accelerator.process_index)
             with self.accelerator.accumulate(self.wrapped):
                 inputs = batch.get("pixel_values"), batch["prompts"], batch.get("image_embeddings")
-                logits, own_loss = self.wrapped(*inputs)
-                loss, iou = batch_loss(logits, batch, self.recipe.loss, self.class_weights)
+                logits, own_loss, estimates = self.wrapped(*inputs)
+                loss, iou = batch_loss(logits, batch, self.recipe.loss, self.class_weights, estimates)
                 total = loss if own_loss is None else loss + own_loss
                 if self.regularizer is not None:
                     total = total + self.regularizer(batch, logits)
@@ -247,7 +247,8 @@ class TrainingLoop:
         return result.test["none"]["adapted"]["miou"] or 0.0
 
     def _remember_best(self, iou: float, name: str) -> None:
-        if self.state.best_iou is None or iou > self.state.best_iou:
+        # Of equals the later: `train_iou_head` alone leaves the masks as they are.
+        if self.state.best_iou is None or iou >= self.state.best_iou:
             self.state.best_step, self.state.best_iou = self.state.step, iou
         self.state.validations.append({"step": self.state.step, "val_iou": iou})
         self.accelerator.log({"val_iou": iou}, step=self.state.step)
@@ -270,7 +271,11 @@ class TrainingLoop:
 
 
 def batch_loss(
-    logits: list[torch.Tensor], batch: dict[str, Any], loss: str, class_weights: torch.Tensor | None = None
+    logits: list[torch.Tensor],
+    batch: dict[str, Any],
+    loss: str,
+    class_weights: torch.Tensor | None = None,
+    estimates: list[torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of a micro-batch, a mean over its images, each a mean over its objects; and its IoU without gradient.
 
@@ -280,6 +285,7 @@ def batch_loss(
             without prompts.
         batch: `labels` uint8 (B, S, S), `prompts` with `targets` uint8 (n, S, S), `weight` float32 (B,).
         class_weights: (K,), for a class-wise decoder.
+        estimates: per image (n,) of the IoU of each of its masks, if they are trained: their squared error is added.
     """
     if batch["prompts"][0].kind == "none" and len(logits[0]) > 1:
         maps, weights = torch.stack(logits), batch["weight"] / len(logits)  # (B, K, h, w)
@@ -297,8 +303,11 @@ def batch_loss(
     weights = torch.cat(weights)
     value = segmentation_loss(objects, targets, loss, weights / len(logits))
     with torch.no_grad():
-        iou = _mean_iou(objects[:, 0], targets, weights)
-    return value, iou
+        ious = _ious(objects[:, 0], targets)
+        mean_iou = (ious * weights).sum() / weights.sum().clamp(min=1e-6)
+    if estimates is not None:
+        value = value + ((torch.cat(estimates).float() - ious) ** 2 * weights).sum() / len(logits)
+    return value, mean_iou
 
 
 def _mean_class_iou(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -312,11 +321,10 @@ def _mean_class_iou(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (iou * present).sum() / present.sum().clamp(min=1)
 
 
-def _mean_iou(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted mean IoU at the resolution of the logits: (R, h, w), (R, S, S), (R,) -> scalar."""
+def _ious(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """IoU of each mask at the resolution of the logits: (R, h, w), (R, S, S) -> (R,)."""
     stride = targets.shape[-1] // logits.shape[-1]
     targets = targets[:, stride // 2 :: stride, stride // 2 :: stride]  # (R, h, w)
     predicted, true = (logits > 0) & (targets != IGNORE), targets == 1
     union = (predicted | true).sum(dim=(1, 2))
-    iou = torch.where(union > 0, (predicted & true).sum(dim=(1, 2)) / union.clamp(min=1), 1.0)
-    return (iou * weights).sum() / weights.sum().clamp(min=1e-6)
+    return torch.where(union > 0, (predicted & true).sum(dim=(1, 2)) / union.clamp(min=1), 1.0)

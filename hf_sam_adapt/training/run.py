@@ -25,7 +25,7 @@ from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..hub import check_can_push, push_folder
 from ..image_size import find_vision_encoder
 from ..input_channels import inflate_channels
-from ..loading import base_revision, build_model, load_adapted, load_base, method_of, save_adapter
+from ..loading import base_revision, build_model, load_adapted, load_base, load_plain, method_of, save_adapter
 from ..metrics import constant_mask
 from ..metrics.stream import check_metrics
 from ..model_cards import write_card
@@ -224,9 +224,10 @@ def input_normalization(recipe: Recipe, data: SegmentationData, processor: SamAd
 
 def build_accelerator(recipe: Recipe, model: nn.Module, folder: RunFolder) -> Accelerator:
     """Accelerator of the recipe's precision, accumulation and trackers."""
-    # Only the faithful methods train parts that the loss does not reach.
+    # The faithful methods train parts that the loss does not reach; no_mask_embed is not read beside a mask prompt.
     config = getattr(model, "peft_config", {}).get("default")
-    unused = DistributedDataParallelKwargs(find_unused_parameters=bool(getattr(config, "faithful", False)))
+    masks = "mask" in recipe.prompts and getattr(config, "train_no_mask_embed", False)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=bool(masks or getattr(config, "faithful", False)))
     # An earlier run in this process may have had another precision, which Accelerate would insist on.
     AcceleratorState._reset_state()
     return Accelerator(
@@ -273,10 +274,11 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
         data: with images, which the samples show; `loop.data` may hold embeddings.
     """
     recipe, accelerator = loop.recipe, loop.accelerator
-    zero_shot = {"zero_shot_model": _base_of_full(recipe, accelerator.device)} if recipe.method == "full" else {}
-    # Without a test set what there is is measured, and named in metrics.json.
-    measured_on = next(name for name in ("test", "val", "train") if getattr(data, name) is not None)
-    split = getattr(data, measured_on)
+    zero_shot: dict[str, nn.Module] = {}
+    if recipe.method == "full":
+        plain = load_plain(recipe.adapter or recipe.model, loop.processor, recipe.attention)
+        zero_shot["zero_shot_model"] = plain.to(accelerator.device)
+    measured_on, split = data.measured
     result = measure(loop, split if cache is None else cache.embed(split)[0], zero_shot)
 
     def write(target: Path) -> None:
@@ -349,9 +351,3 @@ def draw(
         save_samples(
             path, loop.model, loop.processor, split, result, precision=recipe.precision, seed=recipe.seed, **zero_shot
         )
-
-
-def _base_of_full(recipe: Recipe, device: torch.device) -> nn.Module:
-    """The model as it was before all of it was trained."""
-    base, _ = load_base(recipe.adapter or recipe.model, recipe.attention)
-    return build_model("full", {}, base, image_size=recipe.image_size).to(device)

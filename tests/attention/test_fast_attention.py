@@ -219,8 +219,7 @@ def test_gradient_checkpointing(reentrant):
 
 
 def test_autocast():
-    model = random_vision_sam()
-    images = pixels()
+    model, images = random_vision_sam(), pixels(batch=64)
     with torch.no_grad():
         exact = model(images).last_hidden_state
         with torch.autocast("cpu", torch.bfloat16):

@@ -127,7 +127,8 @@ def test_what_is_finished_cannot_be_changed(continual_recipe, domain_folders):
         continual(continual_recipe(domains=("first",), max_steps=2))
     with pytest.raises(UserError, match="protocol: 'er'"):
         continual(continual_recipe(domains=("first",), max_steps=1, protocol="er"))
-    continual(continual_recipe(domains=("first",), max_steps=1, natural=domain_folders["third"]))
+    more = {"natural": domain_folders["third"], "attention": "sdpa", "compile": True}
+    continual(continual_recipe(domains=("first",), max_steps=1, **more))
 
 
 def test_a_single_run_is_not_continued(continual_recipe, tmp_path):

@@ -344,6 +344,10 @@ def cvat_rle(rng, root):
     (root / "annotations.xml").write_text(XML.replace("1, 2, 3", "1, 2, 4"))
 
 
+def cvat_size(rng, root):
+    (root / "annotations.xml").write_text(XML.replace('height="', 'size="', 1))
+
+
 def cvat_colours(rng, root):
     (root / "SegmentationClass").mkdir()
     (root / "labelmap.txt").write_text("wall:1,2\n")
@@ -367,6 +371,7 @@ def cvat_colours(rng, root):
         ("yolo", yolo_odd, "1.txt: line 1 is not `class x y"),
         ("cvat", lambda rng, root: None, "neither annotations.xml nor labelmap.txt"),
         ("cvat", cvat_rle, "image a/one.jpg: a damaged mask"),
+        ("cvat", cvat_size, "image .*: damaged width, height or z_order"),
         ("cvat", cvat_colours, "labelmap.txt: it must map 2 to 255 classes"),
     ],
 )

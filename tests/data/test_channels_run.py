@@ -1,6 +1,7 @@
 """Float images through a whole run: trained, evaluated, predicted, continued, with the statistics of the first run."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -81,6 +82,27 @@ def test_evaluate_and_predict_read_as_the_run_did(run_folder, floats, tmp_path):
     Image.new("RGBA", (8, 8)).save(tmp_path / "photo.png")
     with pytest.raises(UserError, match=r"photo\.png: 4 channels, but channels is 3"):
         predict([str(tmp_path / "photo.png")], str(run_folder), output_dir=tmp_path / "no", progress=False)
+
+
+def test_a_fully_trained_model_is_compared_with_its_base(sam_folder, floats, tmp_path):
+    root = tmp_path / "pairs"
+    shutil.copytree(floats, root)
+    for file in root.glob("*/images/*.npy"):
+        np.save(file, np.load(file)[..., :2])
+    recipe = Recipe(
+        model=sam_folder,
+        method="full",
+        dataset=str(root),
+        channels=2,
+        max_steps=2,
+        batch_size=2,
+        learning_rate=1e-3,
+        metrics=["mae"],
+        output_dir=str(tmp_path / "run"),
+    )
+    scores = json.loads((train(recipe) / "metrics.json").read_text())["test"]
+    assert scores["none"]["zero_shot"]["mae"] != scores["none"]["adapted"]["mae"]
+    assert evaluate_command(EvaluateArguments(adapter=str(tmp_path / "run"))).test == scores
 
 
 def test_a_cached_encoder_takes_floats(sam_folder, floats, run_folder, tmp_path, monkeypatch):

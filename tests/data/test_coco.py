@@ -165,6 +165,17 @@ def test_bad_annotations(tmp_path):
         write_coco(file, tmp_path, 2, {1: "x"}, images=images)
         with pytest.raises(UserError, match=message):
             load_segmentation_dataset(tmp_path)
+    for part, item, message in (
+        ("images", {"id": 100, "file_name": "here.png", "width": 9}, "number 1 of images has no 'height'"),
+        ("annotations", {"image_id": 100, "segmentation": []}, "number 1 of annotations has no 'category_id'"),
+        ("categories", "x", "number 1 of categories has no 'id'"),
+    ):
+        write_coco(file, tmp_path, 2, {1: "x"}, **{part: [item]})
+        with pytest.raises(UserError, match=message):
+            load_segmentation_dataset(tmp_path)
+    for segmentation in ([[0, 0, 3]], {"size": [HEIGHT, WIDTH]}, 5):
+        with pytest.raises(UserError, match=r"^x: a damaged segmentation"):
+            draw_segmentation(segmentation, HEIGHT, WIDTH, "x")
     write_coco(file, tmp_path, 2, {1: "x"}, annotations=[])
     with pytest.raises(UserError, match="no annotations"):
         load_segmentation_dataset(tmp_path)

@@ -19,10 +19,10 @@ from hf_sam_adapt.processing import SamAdaptProcessor
 from hf_sam_adapt.recipe import Recipe
 
 
-def save_run(folder, sam_folder, method="sam_adapter", image_size=None, **recipe):
+def save_run(folder, sam_folder, method="sam_adapter", image_size=None, method_args=None, **recipe):
     """A run folder as training leaves it, as far as evaluation reads it."""
     base, _ = load_base(sam_folder)
-    save_adapter(perturb(build_model(method, {}, base, image_size=image_size), std=0.2), folder)
+    save_adapter(perturb(build_model(method, method_args or {}, base, image_size=image_size), std=0.2), folder)
     SamAdaptProcessor(image_size=image_size or 64, patch_size=8).save_pretrained(folder)
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": sam_folder, "method": method, **recipe}))
     return str(folder)
@@ -131,6 +131,12 @@ def test_classes_are_refused(sam_folder, tmp_path):
     (tmp_path / "annotations.json").write_text(json.dumps(annotations))
     with pytest.raises(UserError, match="has 3 classes"):
         run("--model", sam_folder, "--dataset", tmp_path)
+
+
+def test_only_a_pool_has_domains(sam_folder, make_dataset, tmp_path):
+    adapter = save_run(tmp_path / "run", sam_folder, "cwsam", method_args={"num_labels": 2, "scale_factor": 4})
+    with pytest.raises(UserError, match="domain: polyp, but the adapter is no pool"):
+        run("--adapter", adapter, "--dataset", make_dataset(), "--domain", "polyp")
 
 
 def test_bad_input(sam_folder, make_dataset, tmp_path):

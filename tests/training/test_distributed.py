@@ -22,6 +22,7 @@ LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
         {"method": "sam_adapter"},
         pytest.param({"method": "lora"}, marks=pytest.mark.slow),
         pytest.param({"method": "decoder", "method_args.decoder": "hq"}, marks=pytest.mark.slow),
+        pytest.param({"method": "decoder", "method_args.train_iou_head": "true"}, marks=pytest.mark.slow),
     ],
     ids=lambda method: "-".join(method.values()),
 )
@@ -47,6 +48,13 @@ def test_two_processes_give_the_gradients_of_one(method, short_recipe, command_l
     assert largest > 1e-3
     for name in one:
         assert torch.allclose(one[name], two[name], rtol=1e-5, atol=1e-6 * float(largest)), name
+
+
+@pytest.mark.slow
+def test_what_a_mask_prompt_leaves_out_keeps_no_process_waiting(short_recipe, command_line):
+    keys = {"method": "decoder", "method_args.train_no_mask_embed": "true", "prompts": ["mask", "none"]}
+    done = command_line(*short_recipe(**keys, batch_size=1), launcher=(*LAUNCH, ROOT / "recipes" / "train.py"))
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """One optimizer step: what the loss of a batch is made of, and which parameters it reaches."""
 
+import copy
 import time
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from accelerate.utils import set_seed
 
 from hf_sam_adapt import segmentation_loss
+from hf_sam_adapt.forward import PromptedSam
 from hf_sam_adapt.prompts import Prompt
 from hf_sam_adapt.recipe import parse_recipe
+from hf_sam_adapt.training.batches import to_device
 from hf_sam_adapt.training.cost import CostMeter
 from hf_sam_adapt.training.loop import TrainingLoop, batch_loss
 from hf_sam_adapt.training.run import build_accelerator, load_data, load_model
@@ -30,10 +33,12 @@ def build_loop(short_recipe):
 
 
 @pytest.mark.parametrize("kind", ["none", "box", "point", "mask"])
-@pytest.mark.parametrize("method", ["sam_adapter", "decoder", "lora", "full"])
+@pytest.mark.parametrize("method", ["sam_adapter", "decoder", "decoder, IoU head", "lora", "full"])
 def test_every_trained_parameter_gets_a_gradient_and_nothing_else_moves(method, kind, build_loop):
     """Otherwise DistributedDataParallel would wait for it forever."""
-    loop = build_loop(method=method, prompts=kind, learning_rate=1e-2)
+    method, _, further = method.partition(",")
+    head = {"method_args.train_iou_head": True} if further else {}
+    loop = build_loop(method=method, prompts=kind, learning_rate=1e-2, **head)
     before = {name: p.detach().clone() for name, p in loop.model.named_parameters()}
     loop.optimizer.zero_grad = lambda: None
     loop._optimizer_step(0, iter(loop._loader()))
@@ -44,6 +49,7 @@ def test_every_trained_parameter_gets_a_gradient_and_nothing_else_moves(method, 
     changed = [name for name, parameter in loop.model.named_parameters() if not torch.equal(parameter, before[name])]
     assert any("mask_decoder" in name for name in changed)
     assert (method == "decoder") == (not any("vision_encoder" in name for name in changed))
+    assert bool(head) == any("iou_prediction_head" in name for name in changed)
 
 
 def test_batch_loss_is_a_mean_over_images_of_means_over_objects():
@@ -69,6 +75,36 @@ def test_batch_loss_is_a_mean_over_images_of_means_over_objects():
 
     objects = (coarse_iou(logits[1][0], targets[0]) + coarse_iou(logits[1][1], targets[1])) / 2
     assert iou.item() == pytest.approx((coarse_iou(logits[0][0], labels[0]) + objects) / 2)
+
+
+def test_trained_estimates_cost_their_squared_error():
+    labels, targets = (torch.rand(2, 64, 64) < 0.4).long(), (torch.rand(2, 64, 64) < 0.3).long()
+    logits = [torch.randn(1, 16, 16), torch.randn(4, 16, 16)]  # two objects, one round of corrections
+    prompts = [Prompt("none"), Prompt("box", boxes=torch.zeros(2, 4), targets=targets)]
+    batch = {"labels": labels, "prompts": prompts, "weight": torch.ones(2)}
+    estimates = [torch.rand(1), torch.rand(4)]
+    plain, _ = batch_loss(logits, batch, "bce")
+    loss, _ = batch_loss(logits, batch, "bce", estimates=estimates)
+
+    def error(image, place, image_labels):
+        predicted, true = logits[image][place] > 0, image_labels[2::4, 2::4] == 1
+        return (estimates[image][place] - (predicted & true).sum() / (predicted | true).sum()) ** 2
+
+    objects = [error(1, place, targets[place % 2]) for place in range(4)]
+    assert torch.allclose(loss - plain, (error(0, 0, labels[0]) + sum(objects) / 4) / 2, atol=1e-6)
+
+
+def test_the_iou_head_alone_learns_to_rate_masks(build_loop):
+    method = {"method": "decoder", "method_args.decoder": "frozen", "method_args.train_iou_head": True}
+    loop = build_loop(**method, prompts="box", learning_rate=1e-2, max_steps=40, batch_size=5, eval_every=20)
+    plain, errors = copy.deepcopy(loop.model).eval(), []
+    batch = to_device(next(iter(loop._loader())), loop.processor, torch.device("cpu"))
+    loop.run()
+    for model in (plain, loop.model.eval()):
+        with torch.no_grad():
+            logits, _, estimates = PromptedSam(model)(batch["pixel_values"], batch["prompts"])
+        errors.append(batch_loss(logits, batch, "bce", estimates=estimates)[0] - batch_loss(logits, batch, "bce")[0])
+    assert errors[1] < 0.2 * errors[0]
 
 
 def test_cost_leaves_out_the_first_tenth_and_pauses():

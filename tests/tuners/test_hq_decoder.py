@@ -412,6 +412,7 @@ def test_an_hq_and_a_full_decoder_in_one_model():
         ({"decoder": "hq", "num_labels": 3}, "decoder='class_wise' needs the number of classes"),
         ({"decoder": "hq", "num_mask_tokens": 1}, "num_mask_tokens=1 needs decoder='full'"),
         ({"decoder": "hq", "train_iou_head": True}, "rates SAM's own masks"),
+        ({"decoder": "class_wise", "num_labels": 3, "train_iou_head": True}, "rates SAM's own masks"),
         ({"decoder": "hq", "early_layer": 3}, "the encoder has blocks 0 to 2"),
         ({"decoder": "hq", "early_layer": -1}, "the encoder has blocks 0 to 2"),
         ({"decoder": "full", "early_layer": 1}, "early_layer=1 needs decoder='hq'"),

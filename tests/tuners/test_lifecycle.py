@@ -314,7 +314,13 @@ def test_mask_token_default_is_the_adapters():
     assert sam(pixel_values=images()).pred_masks.shape[2] == 1
     with model.disable_adapter():
         assert masks(model).shape[2] == 3
-    assert masks(adapted("sam_adapter", multimask_output=True)).shape[2] == 3
+    model = adapted("sam_adapter", multimask_output=True)
+    assert masks(model).shape[2] == 3
+    model.add_adapter("second", SamAdapterConfig(scale_factor=4))
+    model.set_adapter("second")
+    assert masks(model).shape[2] == 1
+    model.set_adapter("default")
+    assert masks(model).shape[2] == 3
 
 
 def test_registered_feature(tmp_path):

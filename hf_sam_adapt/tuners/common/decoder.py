@@ -34,8 +34,10 @@ def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
             )
     if config.decoder != "hq" and config.early_layer is not None:
         raise UserError(f"early_layer={config.early_layer} needs decoder='hq', not {config.decoder!r}")
-    if config.decoder == "hq" and config.train_iou_head:
-        raise UserError("train_iou_head with decoder='hq': the estimate rates SAM's own masks; leave it out")
+    if config.decoder in ("hq", "class_wise") and config.train_iou_head:
+        raise UserError(
+            f"train_iou_head with decoder={config.decoder!r}: the estimate rates SAM's own masks; leave it out"
+        )
     if config.decoder != "frozen" and not has_decoder:
         raise UserError(
             f"decoder={config.decoder!r}: {type(model).__name__} has no mask decoder; use SamModel or 'frozen'"

@@ -104,11 +104,12 @@ class ParameterOverlay(SamTunerLayer):
         self.adapter_layer_names = (self.weights_name, self.heads_name, self.hq_heads_name)
         self.early_map: EarlyMap | None = None
         self.mask_tokens: dict[str, int | None] = {}
+        self.iou_head_trained: dict[str, bool] = {}
         # In a plain dictionary: as a child it would put the base's weights under a second name.
         self._class_decoders: dict[str, ClassDecoder] = {}
         self._backup: dict[str, torch.Tensor] = {}
 
-    other_param_names = ("mask_tokens", "_class_decoders")
+    other_param_names = ("mask_tokens", "iou_head_trained", "_class_decoders")
 
     @property
     def overlays(self) -> nn.ModuleDict:
@@ -134,6 +135,7 @@ class ParameterOverlay(SamTunerLayer):
         num_mask_tokens: int | None = None,
         num_labels: int | None = None,
         hq_head: HqHead | None = None,
+        train_iou_head: bool = False,
         random_init: bool = False,
         inference_mode: bool = False,
     ) -> None:
@@ -145,6 +147,7 @@ class ParameterOverlay(SamTunerLayer):
             num_mask_tokens: mask tokens of another number than the base's, all from its first; None: the base's.
             num_labels: classes of a class-wise mask decoder; None: masks as the base gives them.
             hq_head: of an HQ mask decoder.
+            train_iou_head: whether a loss on SAM's IoU estimates belongs to the adapter's training.
             random_init: add noise of the size of each tensor's spread, so that tests see an adapter that acts.
             inference_mode: True leaves the new weights frozen.
         """
@@ -161,6 +164,7 @@ class ParameterOverlay(SamTunerLayer):
             copies[name] = nn.Parameter(value)
         self.overlays[adapter_name] = ParameterTree(copies)
         self.mask_tokens[adapter_name] = num_mask_tokens
+        self.iou_head_trained[adapter_name] = train_iou_head
         if num_labels is not None:
             head = build_head(self.base_layer, num_labels, num_mask_tokens, random_init)
             self.heads[adapter_name] = head
@@ -295,6 +299,12 @@ class ParameterOverlay(SamTunerLayer):
             base[name].data.copy_(value)
         self._backup.clear()
         self.merged_adapters.clear()
+
+
+def trains_iou_head(model: nn.Module) -> bool:
+    """Whether an active adapter's config has `train_iou_head`."""
+    overlays = [module for module in model.modules() if isinstance(module, ParameterOverlay)]
+    return any(overlay.iou_head_trained[name] for overlay in overlays for name in overlay.live_adapters)
 
 
 def combined(base: dict[str, torch.Tensor], own: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

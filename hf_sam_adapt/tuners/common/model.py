@@ -28,18 +28,19 @@ class MaskTokenDefault:
     An object instead of a closure, so that a model with it can be copied and pickled.
 
     Args:
-        anchor: a tuner layer of the adapter; while it has no active adapter the base model's default holds.
-        multimask_output: the value of the adapter's config.
+        anchor: a tuner layer; while it has no active adapter the base model's default holds.
+        configs: of the model's adapters by name; of several active ones the first decides.
     """
 
-    def __init__(self, anchor: BaseTunerLayer, multimask_output: bool):
-        self.anchor = anchor
-        self.multimask_output = multimask_output
+    def __init__(self, anchor: BaseTunerLayer, configs: dict[str, SamConfigMixin]):
+        self.anchor, self.configs = anchor, configs
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if "multimask_output" in kwargs or self.anchor.disable_adapters or not self.anchor.active_adapters:
+        live = [] if self.anchor.disable_adapters else self.anchor.active_adapters
+        config = next((self.configs[name] for name in live if name in self.configs), None)
+        if config is None or "multimask_output" in kwargs:
             return None
-        return args, kwargs | {"multimask_output": self.multimask_output}
+        return args, kwargs | {"multimask_output": config.multimask_output}
 
 
 class SamTunerMixin:
@@ -77,7 +78,7 @@ class SamTunerMixin:
                 restore_channels(model)
         if not config.fingerprint_is_from_file and not unknown_base:
             config.base_fingerprint = compute_fingerprint(model)
-        self._install_mask_token_default(model, config)
+        self._install_mask_token_default(model)
 
     @staticmethod
     def check_layers(config: SamConfigMixin, model_config: dict) -> None:
@@ -124,12 +125,11 @@ class SamTunerMixin:
         inflate_channels(model, wanted)
         return True
 
-    @staticmethod
-    def _install_mask_token_default(model: nn.Module, config: SamConfigMixin) -> None:
+    def _install_mask_token_default(self, model: nn.Module) -> None:
         if find_mask_decoder(model) is None or _mask_token_hooks(model):
             return
         anchor = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
-        model.register_forward_pre_hook(MaskTokenDefault(anchor, config.multimask_output), with_kwargs=True)
+        model.register_forward_pre_hook(MaskTokenDefault(anchor, self.peft_config), with_kwargs=True)
 
     @classmethod
     def is_overlay_target(cls, config: SamConfigMixin, model: nn.Module, key: str) -> bool:
@@ -166,6 +166,7 @@ class SamTunerMixin:
             num_mask_tokens=config.num_mask_tokens if decoder else None,
             num_labels=config.num_labels if decoder else None,
             hq_head=self._hq_head(config, adapter_name, layer) if hq else None,
+            train_iou_head=decoder and config.train_iou_head,
             random_init=config.init_weights is False,
             inference_mode=config.inference_mode,
         )

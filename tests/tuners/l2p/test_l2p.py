@@ -75,7 +75,7 @@ def test_prompts_change_the_mask_and_alone_are_trained(model, kind):
         assert all((one - other).abs().max() > 1e-4 for one, other in zip(adapted, plain))
         alone = segment(model, pixels[:1], [prompt])
         assert torch.allclose(alone[0], adapted[0], atol=1e-6)
-    logits, own = PromptedSam(model.train())(pixels, [prompt, prompt])
+    logits, own, _ = PromptedSam(model.train())(pixels, [prompt, prompt])
     (torch.cat(logits).square().mean() + own).backward()
     for name, value in model.named_parameters():
         assert value.requires_grad == ("l2p_" in name)

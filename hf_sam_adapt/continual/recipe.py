@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +11,10 @@ from ..arguments import from_values, parse_arguments
 from ..data.generated import PREFIX
 from ..errors import UserError
 from ..recipe import Recipe, _key
+from ..tuners.moda.config import check_domain_name
 
 
 NATURAL = "natural"  # name of the data set that is evaluated only
-# As a folder of a pool or in `domain=`; NATURAL in the folder of the evaluations.
-RESERVED = ("auto", "base", "__base__", "checkpoints", "logs", NATURAL)
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,13 @@ class Domain:
             raise UserError(f"{key}: {value} names no dataset; give name: … and dataset: …, or name: dataset")
         named = value.get("name") or Path(str(value["dataset"]).removeprefix(PREFIX)).name
         domain = from_values(cls, {**value, "name": named}, key)
-        if domain.name in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", domain.name):
+        try:
+            check_domain_name(domain.name, [])
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
+        if domain.name == NATURAL:
             raise UserError(
-                f"{key}: the name {domain.name!r} is reserved or holds other than letters, digits, '-' and '_'; give "
-                "the domain another name"
+                f"{key}: the name {NATURAL!r} is kept for the data set that is evaluated only; choose another"
             )
         return domain
 

@@ -104,7 +104,9 @@ def _open(recipe: ContinualRecipe) -> tuple[ContinualRun, Naive]:
     if natural is not None:
         by_name[NATURAL] = _load(recipe, natural)
     run = ContinualRun(recipe, folder, domains, data, TestImages(by_name, recipe))
-    return run, protocol_cls(run, args)
+    protocol = protocol_cls(run, args)
+    protocol.check()
+    return run, protocol
 
 
 def _load(recipe: ContinualRecipe, domain: Domain) -> SegmentationData:

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from peft import PeftConfig
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ...data import SegmentationSplit
 from ...errors import UserError
 from ...evaluation.inference import inference
-from ...loading import load_base, named_base
+from ...forward import sam_of
+from ...loading import ADAPTER_CONFIG, load_base, named_base
 from ...processing import SamAdaptProcessor
 from ...recipe import Recipe
 from ...training.run import start_processes
+from ...tuners.common.model import check_adapter_name
 from ...tuners.moda import ModaConfig, ModaModel
 from ..scoring import Scores, score
 from .naive import Naive
@@ -57,7 +60,23 @@ class Moda(Naive):
             raise UserError("method: full leaves no adapter that a pool could hold; use another method with moda.")
         if run.recipe.channels is not None:
             raise UserError("channels: each domain would be normalised by its own statistics; moda takes photographs.")
+        try:
+            ModaConfig(**vars(args))
+        except UserError as error:
+            raise UserError(f"protocol_args: {error}") from error
+        for domain, data in zip(run.domains, run.data):
+            if args.reject and len(data.train) < 2:
+                raise UserError(
+                    f"domain {domain.name}: one training image is too few for a reject threshold; set "
+                    "protocol_args.reject to 0."
+                )
         self._pool: ModaModel | None = None
+
+    def check(self) -> nn.Module:
+        model = super().check()
+        for domain in self.run.domains:
+            check_adapter_name(sam_of(model), domain.name)
+        return model
 
     def recipe(self, task: int) -> Recipe:
         return self.run.recipe.task(self.run.domains[task], self.folder(task))
@@ -83,15 +102,14 @@ class Moda(Naive):
         return scores
 
     def pool_after(self, task: int) -> ModaModel:
-        """The pool with the domains of the tasks up to `task`; called for rising tasks only."""
+        """The pool with the domains of the tasks up to `task`; called for rising tasks only.
+
+        What an earlier invocation put into `pool/` is read from there, features included, not from its images again.
+        """
         if self._pool is None:
-            self._processor = SamAdaptProcessor.from_pretrained(self.folder(0))
-            config = PeftConfig.from_pretrained(str(self.folder(0)))
-            base, _ = load_base(str(named_base(config.to_dict())))
-            router = {**vars(self.args), "seed": self.run.recipe.seed}
-            self._pool = ModaModel(base, ModaConfig(inner=config, **router)).to(start_processes().device).eval()
-            self._pool.moda_config.base_model_name_or_path = config.base_model_name_or_path
-            self._pool.moda_config.revision = config.revision
+            self._pool = self._opened().to(start_processes().device).eval()
+            self._stored = len(self._pool.domains)
+            self._pool.keep_first(task + 1)
         pool = self._pool
         while len(pool.domains) <= task:
             number = len(pool.domains)
@@ -102,7 +120,20 @@ class Moda(Naive):
                 for pixels in self._batches(self.run.data[number].train):
                     pool.observe(pixels)
             pool.finish_domain()
-            self._save(pool)
+            if number >= self._stored:
+                self._save(pool)
+        return pool
+
+    def _opened(self) -> ModaModel:
+        """The pool as `pool/` holds it, or an empty one."""
+        self._processor = SamAdaptProcessor.from_pretrained(self.folder(0))
+        config = PeftConfig.from_pretrained(str(self.folder(0)))
+        base, _ = load_base(str(named_base(config.to_dict())))
+        if (self._pool_folder / ADAPTER_CONFIG).exists():
+            return ModaModel.from_pretrained(base, self._pool_folder)
+        pool = ModaModel(base, ModaConfig(inner=config, **vars(self.args), seed=self.run.recipe.seed))
+        pool.moda_config.base_model_name_or_path = config.base_model_name_or_path
+        pool.moda_config.revision = config.revision
         return pool
 
     @property

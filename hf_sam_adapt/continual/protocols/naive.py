@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from ...data import SegmentationData
 from ...loading import load_adapted
 from ...recipe import Recipe
-from ...training.run import start_processes, train
+from ...training.run import load_model, start_processes, train
 from ...training.run_folder import is_finished
 from ..scoring import Scores, score
 
@@ -38,6 +40,11 @@ class Naive:
     def __init__(self, run: ContinualRun, args: Any) -> None:
         self.run, self.args = run, args
         self._loaded: tuple[int, Any] | None = None
+
+    def check(self) -> nn.Module:
+        """Build the first task's model: what it refuses is refused before anything is written."""
+        _, model, _ = load_model(self.recipe(0), self.data(0))
+        return model
 
     @property
     def method(self) -> str:

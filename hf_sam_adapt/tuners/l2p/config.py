@@ -44,5 +44,7 @@ class L2pConfig(SamConfigMixin, PeftConfig):
             raise UserError(
                 "L2pConfig: the decoder beside the prompts is frozen; leave decoder and train_iou_head out"
             )
+        if self.prompt_length < 1:
+            raise UserError(f"prompt_length={self.prompt_length} must be at least 1")
         if not 0 < self.top_k <= self.pool_size:
             raise UserError(f"top_k={self.top_k} of pool_size={self.pool_size}: choose at least 1 and at most all")

@@ -3,6 +3,7 @@
 import re
 from dataclasses import asdict, dataclass, field
 
+from peft import LoraConfig
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -15,6 +16,8 @@ BASE = "base"
 RESERVED = ("auto", BASE, "__base__", "checkpoints", "logs")
 ROUTERS = ("probe", "joint")
 HEADS = ("ridge", "ncm", "mahalanobis", "linear")
+# The other values of these fields change the weights around the adapters.
+_LORA_KEEPS_BASE = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva")}
 
 
 @dataclass
@@ -25,6 +28,7 @@ class ModaConfig(PeftConfig):
         inner: the method of the domains' adapters: a config of this package or a `peft.LoraConfig`, or its dictionary.
             Default: `SamDecoderConfig(decoder="hq")`, the publication's.
         domains: names of the domains, in the order in which they were added.
+        domain_fields: by domain, fields that `inner` leaves open and the adapter that the domain was added with sets.
         router: `"probe"`: the global tokens read the patches and are not read, so the image embedding stays SAM's, bit
             for bit, and one encoder pass serves both. `"joint"`: the official computation, with a pass of its own.
         head: what tells the domains apart by the router's features, one of ridge, ncm, mahalanobis, linear (the
@@ -48,6 +52,9 @@ class ModaConfig(PeftConfig):
         default=None, metadata={"help": "Config of the domains' adapters; null: SamDecoderConfig with an hq decoder."}
     )
     domains: list[str] = field(default_factory=list, metadata={"help": "Names of the domains, in order."})
+    domain_fields: dict[str, dict] = field(
+        default_factory=dict, metadata={"help": "By domain, what its adapter sets and inner leaves open."}
+    )
     router: str = field(default="probe", metadata={"help": f"How the tokens are read, one of {', '.join(ROUTERS)}."})
     head: str = field(default="ridge", metadata={"help": f"The router's classifier, one of {', '.join(HEADS)}."})
     statistics: bool = field(
@@ -83,8 +90,13 @@ class ModaConfig(PeftConfig):
                 raise UserError(f"{name}={value!r} is unknown; use one of {', '.join(known)}")
         if self.num_tokens is None:
             self.num_tokens = 1 if self.router == "probe" else 10
+        for name in ("num_tokens", "buffer_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)!r} must be at least 1")
         if not 0 <= self.reject < 1:
             raise UserError(f"reject={self.reject!r} must be a share of the known images, at least 0 and below 1")
+        if self.reject and getattr(self.inner, "num_labels", None) is not None:
+            raise UserError(f"reject={self.reject!r}: plain SAM has no classes for unknown images; set reject=0")
         for index, name in enumerate(self.domains):
             check_domain_name(name, self.domains[:index])
 
@@ -117,6 +129,13 @@ def build_inner(inner: dict | PeftConfig | None) -> PeftConfig:
             raise UserError(f"inner: {error}") from error
     if not isinstance(inner, PeftConfig) or isinstance(inner, ModaConfig):
         raise UserError(f"inner: {type(inner).__name__} is no config of a single method; use e.g. SamAdapterConfig")
+    if isinstance(inner, LoraConfig):
+        for name, kept in _LORA_KEEPS_BASE.items():
+            if getattr(inner, name) not in kept:
+                raise UserError(
+                    f"inner.{name}={getattr(inner, name)!r} changes SAM's own weights, which the domains share; use "
+                    f"{' or '.join(map(repr, kept))}"
+                )
     return inner
 
 
@@ -124,22 +143,32 @@ def check_domain_name(name: str, taken: list[str]) -> None:
     """Raise `UserError` unless `name` can stand for a new domain, as part of keys and as a folder."""
     if name in taken:
         raise UserError(f"domain {name!r} is in the pool already; its domains are {', '.join(taken)}")
-    if name in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+    if not isinstance(name, str) or name in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
         raise UserError(
-            f"domain name {name!r} is reserved or holds other than letters, digits, '-' and '_'; choose another"
+            f"domain name {name!r} is reserved, holds other than letters, digits, '-' and '_', or is longer than 100; "
+            "choose another"
         )
+
+
+# Fields of an adapter's config that belong to its file or its base.
+_OWN = {"base_model_name_or_path", "inference_mode", "base_fingerprint", "auto_mapping", "peft_version", "revision"}
 
 
 def differing_fields(pool: PeftConfig, domain: PeftConfig) -> list[str]:
     """Names of the fields that the pool's inner config sets and the config of a domain's file has otherwise.
 
-    What belongs to one file or base is not compared, nor what the pool leaves open and a placed adapter settles.
+    What belongs to one file or base is not compared, nor what the pool leaves open: that is in `further_fields`.
     """
     if type(pool) is not type(domain):
         return ["peft_type"]
-    own = {"base_model_name_or_path", "inference_mode", "base_fingerprint", "auto_mapping", "peft_version", "revision"}
     wanted, found = asdict(pool), asdict(domain)
-    return sorted(k for k, v in wanted.items() if k not in own and v is not None and _plain(v) != _plain(found[k]))
+    return sorted(k for k, v in wanted.items() if k not in _OWN and v is not None and _plain(v) != _plain(found[k]))
+
+
+def further_fields(pool: PeftConfig, domain: PeftConfig) -> dict:
+    """The fields that the pool's inner config leaves open and the config of a domain's file sets, as plain JSON."""
+    wanted, found = asdict(pool), domain.to_dict()
+    return {k: v for k, v in found.items() if k not in _OWN and v is not None and wanted.get(k, v) is None}
 
 
 def _plain(value):

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from ...errors import UserError
+from ...fingerprint import check_fingerprint
 from ...repository import commit_of, find_file
-from .config import ModaConfig, differing_fields
+from .config import ModaConfig, differing_fields, further_fields
 from .keys import file_tensors
 
 
@@ -27,9 +28,13 @@ def save_pool(pool, folder: Path) -> None:
     """See `ModaModel.save_pretrained`."""
     if pool.open_domain is not None:
         raise UserError(f"domain {pool.open_domain!r} is open: finish_domain() before the pool is saved")
+    there = _domains_of(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else []
+    if there is None or there != pool.domains[: len(there)]:
+        holds = "an adapter" if there is None else f"a pool of {', '.join(there)}"
+        raise UserError(f"{folder} holds {holds}, which this one does not continue; name another folder")
     for domain in pool.domains:
         name = pool.inner_name(domain)
-        _write(folder / domain / WEIGHTS, _weights_file(file_tensors(pool.inner, name)))
+        _write(folder / domain / WEIGHTS, _weights_file(file_tensors(pool.inner, name), {"format": "pt"}))
         _write(folder / domain / CONFIG, _config_file(pool.inner.peft_config[name], pool.model))
     # Which domains there are is in the router's file, so that one replacement makes a new one part of the pool.
     _write(folder / WEIGHTS, router_file(pool.router, pool.domains))
@@ -46,40 +51,57 @@ def load_pool(cls: type, model: nn.Module, folder: str, revision: str | None):
         raise UserError(f"{folder} is no pool of domain adapters but a {kind.get('peft_type')}; use PeftModel")
     revision = commit_of(config_file)
     weights = _weights(folder, revision)
-    with safe_open(weights, framework="pt") as file:
-        listed = (file.metadata() or {}).get(_DOMAINS)
-    if listed is None:
+    domains = _domains_of(weights)
+    if domains is None:
         raise UserError(f"{weights} does not name its domains; it is not the router of a pool")
     config = ModaConfig.from_pretrained(str(config_file.parent))
-    config.pool, config.inference_mode, config.domains = False, True, json.loads(listed)
-    tensors = {name: read_domain(f"{folder}/{name}", config.inner, revision) for name in config.domains}
+    config.pool, config.inference_mode, config.domains = False, True, domains
+    found = {name: read_domain(f"{folder}/{name}", config.inner, model, revision) for name in config.domains}
+    config.domain_fields = {name: fields for name, (_, fields) in found.items()}
     pool = cls(model, config)
-    for name, own in tensors.items():
-        pool._load_domain("default", name, own)
+    for name, (tensors, _) in found.items():
+        pool._load_domain("default", name, tensors)
     pool.router.domains = list(config.domains)
     pool.router.load_state_dict(load_file(weights))
     return pool.eval()
 
 
-def read_domain(path: str, inner: PeftConfig, revision: str | None = None) -> dict[str, torch.Tensor]:
-    """The tensors of an ordinary adapter: of a folder, a Hub id, or a folder in a repository of the Hub.
+def read_domain(
+    path: str, inner: PeftConfig, model: nn.Module, revision: str | None = None
+) -> tuple[dict[str, torch.Tensor], dict]:
+    """An ordinary adapter out of a folder, a Hub id, or a folder in a repository of the Hub.
+
+    Returns:
+        Its tensors, and the fields that its config sets and the pool's leaves open.
 
     Raises:
-        UserError: no adapter there, a pickle only, or a config that disagrees with the pool's.
+        UserError: no adapter there, a pickle only, one of another base than `model`, or a config that disagrees with
+            the pool's.
     """
     config_file = find_file(path, CONFIG, revision)
     if config_file is None:
         raise UserError(f"adapter: {path} holds no {CONFIG}; name the folder or Hub id of an adapter")
     revision = commit_of(config_file)
-    differing = differing_fields(inner, PeftConfig.from_pretrained(str(config_file.parent)))
+    own = PeftConfig.from_pretrained(str(config_file.parent))
+    differing = differing_fields(inner, own)
     if differing:
         raise UserError(f"adapter: {path} differs from the pool's inner config in {', '.join(differing)}")
-    return load_file(_weights(path, revision))
+    fingerprint = getattr(own, "base_fingerprint", None)
+    if fingerprint is not None:
+        check_fingerprint(fingerprint, model, path)
+    return load_file(_weights(path, revision)), further_fields(inner, own)
 
 
 def router_file(router: nn.Module, domains: list[str]) -> bytes:
-    """Content of the pool's own `adapter_model.safetensors`."""
-    return _weights_file(router.state_dict(), **{_DOMAINS: json.dumps(domains)})
+    """Content of the pool's own `adapter_model.safetensors`; one entry of metadata, for their order is random."""
+    return _weights_file(router.state_dict(), {_DOMAINS: json.dumps(domains)})
+
+
+def _domains_of(weights: Path) -> list[str] | None:
+    """The domains that a router's file names; None for the file of anything else."""
+    with safe_open(weights, framework="pt") as file:
+        listed = (file.metadata() or {}).get(_DOMAINS)
+    return None if listed is None else json.loads(listed)
 
 
 def _weights(path: str, revision: str | None) -> Path:
@@ -89,9 +111,9 @@ def _weights(path: str, revision: str | None) -> Path:
     return weights
 
 
-def _weights_file(tensors: dict[str, torch.Tensor], **metadata: str) -> bytes:
+def _weights_file(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    return save(tensors, metadata={"format": "pt", **metadata})
+    return save(tensors, metadata=metadata)
 
 
 def _config_file(config: PeftConfig, model: nn.Module, **changes) -> bytes:

@@ -120,6 +120,8 @@ class DomainDispatch:
         groups = self.pool.decoder_groups(names)
         if len(set(names)) > 1 and module.training and torch.is_grad_enabled():
             raise UserError("domain: a training step takes one domain at a time; name it, or call eval() first")
+        if self.pool.gives_one_mask:
+            groups = [(name, rows, extra | {"multimask_output": False}) for name, rows, extra in groups]
         *others, last = [_rows(kwargs, rows) | {"domain": name} | extra for name, rows, extra in groups]
         call.outputs = [module(**one) for one in others]
         call.order = [row for _, rows, _ in groups for row in rows]
@@ -128,7 +130,9 @@ class DomainDispatch:
 
     def _encoded(self, kwargs: dict, domain: str | list[str]) -> tuple[dict, list[str]]:
         """The call's arguments with embeddings for pixels, and a name an image."""
-        unfit = [k for k, v in kwargs.items() if v is not None and k not in ("pixel_values", *_PER_IMAGE, *_WHOLE)]
+        unfit = [
+            k for k, v in kwargs.items() if k not in ("pixel_values", *_PER_IMAGE, *_WHOLE) and not _is_unset(k, v)
+        ]
         if unfit:
             raise UserError(f"{', '.join(unfit)}: not with images of several domains; name one domain for the call")
         kwargs = dict(kwargs)
@@ -138,6 +142,8 @@ class DomainDispatch:
                 raise UserError(
                     "domain='auto' reads pixel_values; beside image_embeddings give a list with a name an image"
                 )
+            if kwargs.get("image_embeddings") is None:
+                raise UserError("domain: there is nothing to segment; give pixel_values or image_embeddings")
             return kwargs, self.pool.checked(domain, len(kwargs["image_embeddings"]))
         embeddings = self.pool.encode(pixel_values, domain)
         kwargs["image_embeddings"] = embeddings.maps
@@ -152,6 +158,12 @@ class DomainDispatch:
         if output is None or (call.order == sorted(call.order) and not call.outputs):  # it raised, or was not cut
             return None
         places, outputs = restore_order(call.order), [*call.outputs, output]
+        channels = sorted({one.pred_masks.shape[2] for one in outputs})
+        if len(channels) > 1:
+            raise UserError(
+                f"domain: masks of {' and '.join(map(str, channels))} channels do not fit in one batch; "
+                "segment the images of 'base' in a call of their own"
+            )
         return type(output)(**{key: torch.cat([one[key] for one in outputs])[places] for key in output.keys()})
 
 
@@ -166,6 +178,11 @@ class _Call:
 
 def _own(hooks: dict) -> list[int]:
     return [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), DomainDispatch)]
+
+
+def _is_unset(name: str, value) -> bool:
+    """Whether an argument of `SamModel.forward` asks for nothing beyond what a call without it gives."""
+    return value is None or value is (name == "return_dict")
 
 
 def _rows(kwargs: dict, rows: list[int]) -> dict:

@@ -8,13 +8,12 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ...forward import ImageEmbeddings, encode
 from ..common.hq import live_early_map
 from .config import BASE
-from .dispatch import groups_of, restore_order
+from .dispatch import adapter_layers, groups_of, restore_order
 from .tokens import TokenProbe
 
 
@@ -74,9 +73,9 @@ def encode_domains(pool: ModaModel, pixel_values: torch.Tensor, domain: str | li
 
 def first_adapted_block(encoder: nn.Module) -> int | None:
     """Index of the first block with an adapter in it: 0 also for one before the blocks, None without any."""
-    indices = []
+    indices, layers = [], adapter_layers(encoder)
     for name, module in encoder.named_modules():
-        if isinstance(module, BaseTunerLayer):
+        if module in layers:
             part, index, *_ = [*name.split("."), ""]
             indices.append(int(index) if part == "layers" else len(encoder.layers) if part == "neck" else 0)
     return min(indices, default=None)

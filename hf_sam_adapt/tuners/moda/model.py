@@ -103,6 +103,8 @@ class ModaModel(DomainPool, BaseTuner):
         check_adapter_name(self.model, domain)
         moda: ModaConfig = self.peft_config[adapter_name]
         config, name = copy.deepcopy(moda.inner), self.inner_name(domain, adapter_name)
+        for field, value in moda.domain_fields.get(domain, {}).items():
+            setattr(config, field, copy.deepcopy(value))
         config.inference_mode = moda.inference_mode
         config.base_model_name_or_path = moda.base_model_name_or_path
         if moda.init_weights is not True:
@@ -134,6 +136,7 @@ class ModaModel(DomainPool, BaseTuner):
         """Take back what was done of a domain that could not be added."""
         name = self.inner_name(domain, adapter_name)
         self.peft_config[adapter_name].domains.remove(domain)
+        self.peft_config[adapter_name].domain_fields.pop(domain, None)
         if self.inner is not None and name in self.inner.peft_config:
             self.inner.delete_adapter(name)
 
@@ -341,7 +344,7 @@ class ModaModel(DomainPool, BaseTuner):
 
         return load_pool(cls, model, str(folder), revision)
 
-    def _read_domain(self, folder: str) -> dict[str, torch.Tensor]:
+    def _read_domain(self, folder: str) -> tuple[dict[str, torch.Tensor], dict]:
         from .disk import read_domain
 
-        return read_domain(folder, self.moda_config.inner)
+        return read_domain(folder, self.moda_config.inner, self.model)

@@ -86,8 +86,10 @@ class DomainPool:
         if self.open_domain is not None:
             raise UserError(f"domain {self.open_domain!r} is open: finish_domain() before the next one is added")
         check_domain_name(name, self.domains)
-        tensors = None if adapter is None else self._read_domain(str(adapter))
-        pool = self.active_adapters[0]
+        pool, tensors = self.active_adapters[0], None
+        if adapter is not None:
+            tensors, self.moda_config.domain_fields[name] = self._read_domain(str(adapter))
+        self.moda_config.inference_mode = adapter is not None
         self.domains.append(name)
         try:
             self._inject_domain(pool, name)
@@ -143,6 +145,16 @@ class DomainPool:
         self._open[self.active_adapters[0]] = None
         self.set_adapter(self.active_adapters[0], inference_mode=True)
 
+    def keep_first(self, count: int) -> None:
+        """Forget all domains but the first `count`, as if no other had been added; learned tokens stay as they are."""
+        if self.open_domain is not None:
+            raise UserError(f"domain {self.open_domain!r} is open: finish_domain() first")
+        if count < len(self.domains):
+            for name in self.domains[count:]:
+                self._remove_domain(self.active_adapters[0], name)
+            self.router.keep_first(count)
+            self.set_adapter(self.active_adapters[0], inference_mode=True)
+
     @torch.no_grad()
     def router_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Router features (B, D) of images (B, 3, S, S), by the frozen encoder."""
@@ -159,6 +171,9 @@ class DomainPool:
 
     def names_of(self, indices: torch.Tensor) -> list[str]:
         """Names of domains (B,) by their places in the pool; -1 is the base."""
+        unknown = [index for index in indices.tolist() if not -1 <= index < len(self.domains)]
+        if unknown:
+            raise UserError(f"domain: {unknown[0]} is no place in a pool of {len(self.domains)}; -1 is the base")
         return [BASE if index < 0 else self.domains[index] for index in indices.tolist()]
 
     def indices_of(self, names: list[str]) -> torch.Tensor:
@@ -181,6 +196,8 @@ class DomainPool:
             return self.names_of(domain)
         if domain is None:
             domain = self._using[-1] if self._using else self.open_domain or "auto"
+        if not isinstance(domain, (str, list, tuple)):
+            raise UserError(f"domain: {domain!r} is no name; use a domain's, 'base', 'auto', or a list of names")
         if domain == "auto" and len(self.domains) < 2:
             domain = (self.domains or [BASE])[0]
         elif domain == "auto" and len(self.routed_domains) < 2:
@@ -199,7 +216,8 @@ class DomainPool:
         known = [*self.domains, BASE]
         for name in names:
             if name not in known:
-                raise UserError(f"domain {name!r} is not in the pool; it has {', '.join(known)}")
+                hint = "; 'auto' is for a whole call" if name == "auto" else ""
+                raise UserError(f"domain {name!r} is not in the pool; it has {', '.join(known)}{hint}")
         if len(names) != count:
             raise UserError(f"domain: {len(names)} names for {count} images")
         return names
@@ -208,6 +226,12 @@ class DomainPool:
         """The adapter of `domain` (`"base"`: none) alone is active within; nothing becomes trainable or frozen."""
         name = None if domain == BASE else self.inner_name(domain)
         return activated(adapter_layers(self.model), name)
+
+    @property
+    def gives_one_mask(self) -> bool:
+        """Whether the domains' decoders give one mask, whatever a caller's `multimask_output`."""
+        inner = self.moda_config.inner
+        return getattr(inner, "decoder", None) == "hq" or getattr(inner, "num_mask_tokens", None) == 1
 
     def decoder_groups(self, names: list[str]) -> list[tuple[str, list[int], dict]]:
         """The decoder calls of a batch: (domain to activate, rows, further arguments); no row is in two of them.

@@ -139,6 +139,13 @@ class DomainRouter(StateOfAnyShape):
         kept = [order[digest] for digest in sorted(order)[: self.buffer_size]]
         return features[torch.tensor(kept, dtype=torch.int64, device=features.device)]
 
+    def keep_first(self, count: int) -> None:
+        """Forget what was observed of all domains but the first `count`, and fit again."""
+        self.domains, self.counts = self.domains[:count], self.counts[:count]
+        self.cached = self.cached[: int(self.counts.sum())]
+        self.head = self._new_head().to(self.cached.device)
+        self.fit()
+
     def fit_tokens(
         self,
         encoder: nn.Module,
@@ -267,8 +274,8 @@ class DomainRouter(StateOfAnyShape):
         if self.reject:
             # Of the domains at the last `fit`: the features of a newer one stand at the end.
             labels = torch.arange(len(self.counts), device=choice.device).repeat_interleave(self.counts)
-            far = self._distances(features, choice, self.cached, labels) > self.farthest
-            choice = choice.masked_fill(far, REJECTED)
+            near = self._distances(features, choice, self.cached, labels) <= self.farthest  # not for NaN
+            choice = choice.masked_fill(~near, REJECTED)
         return choice
 
 

@@ -70,8 +70,6 @@ def run(name: str, protocol: str, inner: str, domains: tuple[str, ...], seed: in
         command += ["--max_steps", "150", "--eval_every", "50", "--checkpoint_every", "150"]
         for key, value in INNER[inner].items():
             command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-        if protocol == "moda":
-            command += ["--protocol_args", json.dumps({"num_tokens": 10})]  # as published
         command += shlex.split(args.extra)
         print(shlex.join(command), flush=True)
         start = time.perf_counter()

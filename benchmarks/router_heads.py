@@ -26,7 +26,7 @@ from hf_sam_adapt.tuners.moda.tokens import TokenProbe, global_tokens, joint_tok
 DOMAINS = ("polyp", "nuclei", "magnetic_tile", "road_aerial", "em_neuron", "camouflage", "shadow")
 SETS = {"without shadow": DOMAINS[:-1], "with shadow": DOMAINS}
 UNKNOWN = "camvid"
-PUBLISHED, CHOSEN = "joint: token 0", "probe: token 0 + embedding"
+PUBLISHED, CHOSEN = "joint: token 0", "probe: a token alone + embedding"
 FOLDS = 5
 # (domain, split, seed) -> name of the feature -> (N, D)
 Features = dict[tuple[str, str, int], dict[str, torch.Tensor]]
@@ -55,9 +55,9 @@ def read_features(encoder: torch.nn.Module, images: torch.Tensor, seed: int) -> 
         "probe: mean of the tokens": probe.tokens.mean(1),
         "probe: all ten tokens": probe.tokens.flatten(1),
         "probe: token 0 of all blocks": torch.cat([state[:, 0] for state in states], 1),
-        CHOSEN: torch.cat([probe.tokens[:, 0], embedding], 1),
+        "probe: token 0 + embedding": torch.cat([probe.tokens[:, 0], embedding], 1),
         "probe: a token alone": alone.tokens[:, 0],
-        "probe: a token alone + embedding": torch.cat([alone.tokens[:, 0], embedding], 1),
+        CHOSEN: torch.cat([alone.tokens[:, 0], embedding], 1),
         PUBLISHED: joint[:, 0],
         "joint: token 0 + embedding": torch.cat([joint[:, 0], joint_embedding], 1),
         "embedding": embedding,

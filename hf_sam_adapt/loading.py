@@ -197,7 +197,7 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False, a
     base, processor = load_base(base_name, attention)
     if named.get("pool"):
         if trainable:
-            raise UserError(f"adapter: {path} is a pool of domains; `continual` adds a domain to it")
+            raise UserError(f"adapter: {path} is a pool of domains; `continual` with protocol moda adds domains to it")
         pool = ModaModel.from_pretrained(base, path, commit)
         return Loaded(pool, _trained_processor(path, base, processor, commit), pool.moda_config, base_name)
     with warnings.catch_warnings():
@@ -211,6 +211,12 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False, a
     peft_model.eval()
     processor = _trained_processor(path, base, processor, commit)
     return Loaded(peft_model, processor, peft_model.peft_config["default"], base_name)
+
+
+def is_pool(path: str, revision: str | None = None) -> bool:
+    """Whether a folder or Hub id is a pool of domains, as `ModaModel.save_pretrained` writes it."""
+    config_file = find_file(path, ADAPTER_CONFIG, revision)
+    return config_file is not None and bool(json.loads(config_file.read_text(encoding="utf-8")).get("pool"))
 
 
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
@@ -280,8 +286,7 @@ def _pool_of(path: str, commit: str | None) -> str | None:
     if not Path(path).is_dir() and HubName.parse(path).folder is None:
         return None
     parent = str(Path(path).parent)
-    config_file = find_file(parent, ADAPTER_CONFIG, commit)
-    return parent if config_file is not None and json.loads(config_file.read_text()).get("pool") else None
+    return parent if is_pool(parent, commit) else None
 
 
 def _nearest(word: str, known) -> str:

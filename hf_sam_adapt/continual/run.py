@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,14 +15,15 @@ from ..arguments import from_values, read_yaml
 from ..data import SegmentationData
 from ..errors import UserError
 from ..hub import check_can_push, push_folder
-from ..loading import load_plain
+from ..loading import is_pool, load_plain
 from ..model_cards import write_card
 from ..processing import SamAdaptProcessor
 from ..report import write_json
 from ..training.run import leave_processes, load_data, start_processes
 from .folder import ContinualFolder
 from .metrics import forgetting, last, summary
-from .protocols import PROTOCOLS
+from .protocols import PROTOCOLS, Grown
+from .protocols.moda import Moda
 from .protocols.naive import Naive
 from .recipe import NATURAL, ContinualRecipe, Domain
 from .report import print_continual, save_curves, save_matrix
@@ -72,7 +74,8 @@ def continual(recipe: ContinualRecipe) -> Path:
         tests = [names[number] for number in protocol.tests_after(task)] + natural
         scores.append({name: _score(run, protocol, task, name) for name in tests})
     zero_shot = _zero_shot(run, protocol, names + natural)
-    results = collect(recipe, names, scores, zero_shot) | {"method": protocol.method}
+    results = collect(recipe, names, scores, zero_shot, protocol.earlier)
+    results |= {"method": protocol.method, "model": read_yaml(protocol.folder(0) / "recipe.yaml")["model"]}
     if recipe.protocol == "moda":
         results["tasks"] = {name: _about(protocol.folder(task)) for task, name in enumerate(names)}
     if state.is_main_process:
@@ -94,6 +97,8 @@ def continual(recipe: ContinualRecipe) -> Path:
 def _open(recipe: ContinualRecipe) -> tuple[ContinualRun, Naive]:
     """The run with its data read and checked; writes nothing."""
     protocol_cls = PROTOCOLS[recipe.protocol]
+    if protocol_cls is Moda and recipe.adapter is not None and is_pool(recipe.adapter):
+        protocol_cls = Grown
     args: Any = from_values(protocol_cls.args_cls, recipe.protocol_args, f"protocol_args of {recipe.protocol}")
     if recipe.push_to_hub:
         check_can_push(recipe.repository)
@@ -147,7 +152,11 @@ def _zero_shot(run: ContinualRun, protocol: Naive, names: list[str]) -> dict[str
 
 
 def collect(
-    recipe: ContinualRecipe, names: list[str], scores: list[dict[str, Scores]], zero_shot: dict[str, Scores]
+    recipe: ContinualRecipe,
+    names: list[str],
+    scores: list[dict[str, Scores]],
+    zero_shot: dict[str, Scores],
+    earlier: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Content of `continual.json`: metrics, matrices and what they are of, for the recipe's first prompt kind.
 
@@ -155,6 +164,7 @@ def collect(
         names: of the domains.
         scores: per task, the scores by test set.
         zero_shot: the base model's, by test set.
+        earlier: domains of the pool that the run began with; they have no test sets here.
     """
     kind = recipe.prompts[0]
     results: dict[str, Any] = {}
@@ -170,17 +180,18 @@ def collect(
             matrices[f"natural_curve_{metric}"] = natural
             matrices[f"natural_zero_shot_{metric}"] = zero_shot[NATURAL][kind][metric]
     if recipe.protocol == "moda":
-        results |= _routing(names, scores, kind)
-    return {**results, **matrices, "domains": names, "protocol": recipe.protocol, "prompt": kind}
+        results |= _routing(names, scores, kind, earlier)
+    what = {"domains": names, "protocol": recipe.protocol, "prompt": kind}
+    return {**results, **matrices, **what, **({"earlier": list(earlier)} if earlier else {})}
 
 
-def _routing(names: list[str], scores: list[dict[str, Scores]], kind: str) -> dict[str, Any]:
+def _routing(names: list[str], scores: list[dict[str, Scores]], kind: str, earlier: Sequence[str]) -> dict[str, Any]:
     """Where the router sends the test images after the last task, and the scores with the true domains.
 
     The accuracy is a mean over the test sets. `confusion` counts images: a row a test set, `natural` included, a
     column a domain, then `base`. The oracle's matrix holds its diagonal and its last row.
     """
-    columns, last_row = [*names, "base"], scores[-1]
+    columns, last_row = [*earlier, *names, "base"], scores[-1]
     routed = {name: last_row[name]["routing"] for name in last_row}
     shares = [routed[name].get(name, 0) / sum(routed[name].values()) for name in names]
     results: dict[str, Any] = {

@@ -43,8 +43,9 @@ def pool_card(folder: Path, name: str) -> ModelCard:
             raise UserError(f"{folder}: no {file} here or in the folder above; a pool's card needs a finished run.")
     results = json.loads((folder / "continual.json").read_text(encoding="utf-8"))
     recipe = from_values(ContinualRecipe, read_yaml(folder / "recipe.yaml"), str(folder / "recipe.yaml"))
-    task, model, inner = task_of(recipe.prompts), base_of(recipe), METHODS[recipe.method]
-    domains = results["domains"]
+    inner = METHODS[results.get("method", recipe.method)]
+    task, model = task_of(recipe.prompts), results.get("model") or base_of(recipe)
+    domains, known = results["domains"], [*results.get("earlier", []), *results["domains"]]
     found = [data_of(results, domain) for domain in domains]
     block = card_data(
         name=Path(name).name,
@@ -60,7 +61,7 @@ def pool_card(folder: Path, name: str) -> ModelCard:
         folder,
         recipe,
         name,
-        title=f"SAM for {len(domains)} domains: a MoDA pool of {inner.name} adapters",
+        title=f"SAM for {len(known)} domains: a MoDA pool of {inner.name} adapters",
         what=what_sentence(results, recipe, model),
         result=result_sentence(results),
         load=load_lines(model, name),
@@ -85,12 +86,12 @@ def data_of(results: dict[str, Any], domain: str) -> dict[str, Any]:
 
 def what_sentence(results: dict[str, Any], recipe: ContinualRecipe, model: str) -> str:
     """What it is."""
-    names = [f"`{name}`" for name in results["domains"]]
+    names = [f"`{name}`" for name in [*results.get("earlier", []), *results["domains"]]]
     listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    inner = METHODS[results.get("method", recipe.method)]
     return (
-        f"One {METHODS[recipe.method].linked} adapter for the Segment Anything Model {base_link(model)} per domain "
-        f"({listed}), learned one after the other, and a router that looks at an image and picks the adapter "
-        f"({METHODS['moda'].linked})."
+        f"One {inner.linked} adapter for the Segment Anything Model {base_link(model)} per domain ({listed}), learned "
+        f"one after the other, and a router that looks at an image and picks the adapter ({METHODS['moda'].linked})."
     )
 
 
@@ -214,6 +215,12 @@ def limits(results: dict[str, Any], recipe: ContinualRecipe, model: str) -> list
     for name, zero, row in zip(results["domains"], results["zero_shot_iou"], results["matrix_iou"][-1], strict=True):
         if row <= zero:
             found.append(f"**On `{name}` the pool is not better than SAM before adaptation** ({number(zero)}).")
+    if results.get("earlier"):
+        earlier = ", ".join(f"`{name}`" for name in results["earlier"])
+        found.append(
+            f"{earlier}: learned before, in `{public_recipe(recipe).adapter}`, whose adapters are here unchanged; how "
+            "many of their images the router now sends to the new domains was not measured."
+        )
     if any(str(domain.dataset).startswith("synthetic:") for domain in recipe.read_domains()):
         found.append("Images of `synthetic:` domains are drawn by a program and say nothing about real photographs.")
     if model == TINY:

@@ -1,12 +1,17 @@
 """MoDA as a protocol: isolated trainings, a pool of them, and what the router makes of it."""
 
+import dataclasses
 import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from sams import random_sam
 
 from hf_sam_adapt import ModaModel
 from hf_sam_adapt.continual.run import continual
@@ -68,6 +73,54 @@ def test_a_further_domain_changes_no_earlier_file(moda_recipe):
     assert (run / "pool/third/adapter_model.safetensors").exists()
     assert (run / "pool/adapter_model.safetensors").read_bytes() != router
     assert json.loads((run / "continual.json").read_text())["oracle_ff_iou"] == 0
+
+
+def test_a_further_domain_needs_no_training_images_of_the_earlier_ones(moda_recipe, domain_folders):
+    """The router goes on from the features in `pool/`."""
+    three = ("first", "second", "third")
+    straight = continual(moda_recipe("straight", domains=three))
+    run = continual(moda_recipe())
+    for file in Path(domain_folders["first"]).glob("train/images/*.png"):
+        Image.new("RGB", Image.open(file).size, "red").save(file)
+    continual(moda_recipe(domains=three))
+    one, other = (json.loads((folder / "continual.json").read_text()) for folder in (straight, run))
+    assert one["confusion"] == other["confusion"] and one["matrix_iou"] == other["matrix_iou"]
+    weights = [(folder / "pool/adapter_model.safetensors").read_bytes() for folder in (straight, run)]
+    assert weights[0] == weights[1]
+    # Scores of earlier stages, asked for later, are those of the pool as it was.
+    shutil.rmtree(run / "evaluations")
+    continual(moda_recipe(domains=three))
+    assert json.loads((run / "continual.json").read_text())["matrix_iou"] == one["matrix_iou"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"protocol_args": {"reject": 2}}, "protocol_args: reject=2"),
+        ({"protocol_args": {"num_tokens": 0}}, "protocol_args: num_tokens=0"),
+        ({"method_args": {"decoder": "hqq"}}, "decoder='hqq' is unknown"),
+        ({"domains": ["neck"]}, "'neck' is part of a module path"),
+        ({"protocol": "l2p", "protocol_args": {"top_k": 50}}, "top_k=50"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(keys, message, moda_recipe, domain_folders):
+    if "domains" in keys:
+        keys = {"domains": [{"name": name, "dataset": domain_folders["first"]} for name in keys["domains"]]}
+        recipe = dataclasses.replace(moda_recipe(), **keys)
+    else:
+        recipe = moda_recipe(**keys)
+    with pytest.raises(UserError, match=message):
+        continual(recipe)
+    assert not Path(recipe.output_dir).exists()
+
+
+def test_one_training_image_is_too_few_for_a_threshold(moda_recipe, domain_folders):
+    for file in list(Path(domain_folders["second"]).glob("train/*/*.png")):
+        if file.stem != "0000":
+            file.unlink()
+    with pytest.raises(UserError, match=r"domain second: one training image .* set protocol_args\.reject to 0"):
+        continual(moda_recipe(protocol_args={}))
+    assert len(ModaModel.from_pretrained(random_sam(), continual(moda_recipe()) / "pool").domains) == 2
 
 
 def test_the_routers_tokens_can_be_learned(moda_recipe):

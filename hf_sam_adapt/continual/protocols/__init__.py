@@ -2,6 +2,7 @@
 
 from .er import Er
 from .ewc import Ewc
+from .grown import Grown
 from .joint import Joint
 from .l2p import L2p
 from .lwf import Lwf
@@ -21,4 +22,4 @@ PROTOCOLS: dict[str, type[Naive]] = {
     "olora": Olora,
 }
 
-__all__ = ["PROTOCOLS"]
+__all__ = ["PROTOCOLS", "Grown"]

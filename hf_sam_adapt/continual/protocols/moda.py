@@ -109,10 +109,10 @@ class Moda(Naive):
         if self._pool is None:
             self._pool = self._opened().to(start_processes().device).eval()
             self._stored = len(self._pool.domains)
-            self._pool.keep_first(task + 1)
+            self._pool.keep_first(len(self.earlier) + task + 1)
         pool = self._pool
-        while len(pool.domains) <= task:
-            number = len(pool.domains)
+        while len(pool.domains) <= len(self.earlier) + task:
+            number = len(pool.domains) - len(self.earlier)
             pool.add_domain(self.run.domains[number].name, self.folder(number))
             if self.args.learn_tokens:
                 pool.fit_tokens(self._batches(self.run.data[number].train))
@@ -120,7 +120,7 @@ class Moda(Naive):
                 for pixels in self._batches(self.run.data[number].train):
                     pool.observe(pixels)
             pool.finish_domain()
-            if number >= self._stored:
+            if len(pool.domains) > self._stored:
                 self._save(pool)
         return pool
 
@@ -129,12 +129,17 @@ class Moda(Naive):
         self._processor = SamAdaptProcessor.from_pretrained(self.folder(0))
         config = PeftConfig.from_pretrained(str(self.folder(0)))
         base, _ = load_base(str(named_base(config.to_dict())))
-        if (self._pool_folder / ADAPTER_CONFIG).exists():
+        if self.is_stored:
             return ModaModel.from_pretrained(base, self._pool_folder)
         pool = ModaModel(base, ModaConfig(inner=config, **vars(self.args), seed=self.run.recipe.seed))
         pool.moda_config.base_model_name_or_path = config.base_model_name_or_path
         pool.moda_config.revision = config.revision
         return pool
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether an earlier invocation has left `pool/`."""
+        return (self._pool_folder / ADAPTER_CONFIG).exists()
 
     @property
     def _pool_folder(self) -> Path:

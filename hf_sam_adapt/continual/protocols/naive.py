@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ class Naive:
     """
 
     args_cls: type = NaiveArgs
+    earlier: Sequence[str] = ()  # what was known before the run and has no test set in it
 
     def __init__(self, run: ContinualRun, args: Any) -> None:
         self.run, self.args = run, args

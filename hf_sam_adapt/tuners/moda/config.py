@@ -151,7 +151,14 @@ def check_domain_name(name: str, taken: list[str]) -> None:
 
 
 # Fields of an adapter's config that belong to its file or its base.
-_OWN = {"base_model_name_or_path", "inference_mode", "base_fingerprint", "auto_mapping", "peft_version", "revision"}
+FILE_FIELDS = {
+    "auto_mapping",
+    "base_fingerprint",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+}
 
 
 def differing_fields(pool: PeftConfig, domain: PeftConfig) -> list[str]:
@@ -162,13 +169,15 @@ def differing_fields(pool: PeftConfig, domain: PeftConfig) -> list[str]:
     if type(pool) is not type(domain):
         return ["peft_type"]
     wanted, found = asdict(pool), asdict(domain)
-    return sorted(k for k, v in wanted.items() if k not in _OWN and v is not None and _plain(v) != _plain(found[k]))
+    return sorted(
+        k for k, v in wanted.items() if k not in FILE_FIELDS and v is not None and _plain(v) != _plain(found[k])
+    )
 
 
 def further_fields(pool: PeftConfig, domain: PeftConfig) -> dict:
     """The fields that the pool's inner config leaves open and the config of a domain's file sets, as plain JSON."""
     wanted, found = asdict(pool), domain.to_dict()
-    return {k: v for k, v in found.items() if k not in _OWN and v is not None and wanted.get(k, v) is None}
+    return {k: v for k, v in found.items() if k not in FILE_FIELDS and v is not None and wanted.get(k, v) is None}
 
 
 def _plain(value):

@@ -3,13 +3,17 @@
 import copy
 import hashlib
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
 from sams import perturb, random_sam
+from transformers import SamModel
 
-from hf_sam_adapt import ConvLoraConfig, ModaConfig, ModaModel, SamAdapterConfig, SamDecoderConfig
+from hf_sam_adapt import ConvLoraConfig, CwsamConfig, ModaConfig, ModaModel, SamAdapterConfig, SamDecoderConfig
 from hf_sam_adapt.errors import UserError
 
 
@@ -20,7 +24,10 @@ INNER = {
     "sam_adapter_hq": SamAdapterConfig(scale_factor=8, decoder="hq"),
     "conv_lora_late": ConvLoraConfig(layers_to_transform=[2], decoder="hq"),
     "lora": LoraConfig(target_modules=r".*attn\.qkv", r=4, modules_to_save=["mask_decoder"]),
+    "neck": LoraConfig(target_modules=r".*mask_decoder.*(q_proj|v_proj)", r=4, modules_to_save=["neck"]),
+    "patch_embed": ConvLoraConfig(layers_to_transform=[2], modules_to_save=["patch_embed"]),
 }
+TESTS = Path(__file__).parents[2]
 COLOURS = {"red": 0, "green": 1, "blue": 2}
 
 
@@ -127,7 +134,22 @@ def test_only_the_open_domain_is_trained():
     assert set(changed) == set(trained)
 
 
-@torch.no_grad()
+def test_disabling_leaves_the_open_domain_of_a_loaded_pool_trainable(pool, tmp_path):
+    pool.save_pretrained(tmp_path)
+    loaded = ModaModel.from_pretrained(random_sam(), tmp_path)
+    loaded.add_domain("next")
+    trained = [name for name, parameter in loaded.named_parameters() if parameter.requires_grad]
+    with loaded.disable_adapter():
+        pass
+    assert trained == [name for name, parameter in loaded.named_parameters() if parameter.requires_grad] != []
+    loaded.observe(images("red"))
+    loaded.finish_domain()
+    loaded.add_domain("file", adapter=tmp_path / "red")
+    with loaded.disable_adapter():
+        pass
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
 def test_disable_adapter_is_plain_sam_and_leaves_gradients_alone():
     pool, pixels = build_pool(INNER["sam_adapter"]), mixed_images()
     with pool.disable_adapter():
@@ -188,22 +210,81 @@ def test_save_and_load(pool, tmp_path):
         assert torch.equal(found, pool(pixel_values=pixels, domain=name, multimask_output=False).pred_masks)
 
 
-@torch.no_grad()
-def test_a_further_domain_leaves_the_files_and_masks_of_the_others(pool, tmp_path):
-    twin, pixels = copy.deepcopy(pool), mixed_images()
-    twin.save_pretrained(tmp_path)
-    before, masks = hashes(tmp_path), twin(pixel_values=pixels, domain=MIXED).pred_masks
+@pytest.mark.parametrize("inner", ["hq", "sam_adapter"])
+def test_a_ninth_domain_leaves_the_files_and_masks_of_eight(inner, tmp_path):
+    names, pixels = [f"domain{number}" for number in range(8)], mixed_images()
+    pool = ModaModel(random_sam(), ModaConfig(inner=copy.deepcopy(INNER[inner]), reject=0.0)).eval()
+    for seed, name in enumerate(names):
+        pool.add_domain(name)
+        perturb(pool, seed=seed + 1)
+        pool.observe(torch.randn(8, 3, 64, 64) + seed)
+        pool.finish_domain()
+    pool.save_pretrained(tmp_path)
+
+    def masks(pool):
+        with torch.no_grad():
+            alone = [pool(pixel_values=pixels, domain=name).pred_masks for name in [*names, "base"]]
+            return [*alone, pool(pixel_values=pixels, domain=["base", *names[:5]]).pred_masks]
+
+    before, expected = hashes(tmp_path), masks(pool)
     again = ModaModel.from_pretrained(random_sam(), tmp_path)
     again.add_domain("ninth")
-    again.observe(torch.randn(8, 3, 64, 64))
+    optimizer = torch.optim.AdamW([p for p in again.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        again.train()(pixel_values=pixels).pred_masks.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    again.eval().observe(torch.randn(8, 3, 64, 64) - 3)
     again.finish_domain()
     again.save_pretrained(tmp_path)
     after = hashes(tmp_path)
     same = {path for path in before if before[path] == after[path]}
-    assert same == {path for path in before if len(path.parts) > 1}
-    loaded = ModaModel.from_pretrained(random_sam(), tmp_path)
-    assert loaded.domains == [*twin.domains, "ninth"]
-    assert torch.equal(loaded(pixel_values=pixels, domain=MIXED).pred_masks, masks)
+    assert same == {path for path in before if len(path.parts) > 1} and len(same) == 16
+    for one in (again, ModaModel.from_pretrained(random_sam(), tmp_path)):
+        assert one.domains == [*names, "ninth"]
+        assert all(torch.equal(found, wanted) for found, wanted in zip(masks(one), expected, strict=True))
+        one.keep_first(8)
+        assert one.domains == names and all(torch.equal(a, b) for a, b in zip(masks(one), expected, strict=True))
+        with torch.no_grad():
+            assert one.route(pixels).domains == pool.route(pixels).domains
+            assert torch.equal(one.route(pixels).scores, pool.route(pixels).scores)
+
+
+def test_the_same_pool_gives_the_same_bytes(pool, tmp_path):
+    code = "import sys; from sams import random_sam; from hf_sam_adapt import ModaModel; "
+    code += "ModaModel.from_pretrained(random_sam(), sys.argv[1]).save_pretrained(sys.argv[2])"
+    pool.save_pretrained(tmp_path / "0")
+    for number in range(3):  # safetensors orders several entries of metadata by chance, anew in each process
+        paths = [str(tmp_path / str(number)), str(tmp_path / str(number + 1))]
+        subprocess.run([sys.executable, "-c", code, *paths], check=True, cwd=TESTS)
+    name = "adapter_model.safetensors"
+    assert len({(tmp_path / str(number) / name).read_bytes() for number in range(4)}) == 1
+
+
+def test_a_domains_folder_loads_by_itself_in_every_way(tmp_path):
+    base = random_sam()
+    base.save_pretrained(tmp_path / "base")
+    pixels, expected = mixed_images(), {}
+    pool = ModaModel(SamModel.from_pretrained(tmp_path / "base"), ModaConfig(inner=SamAdapterConfig(scale_factor=8)))
+    for seed, name in enumerate(("red", "green")):
+        pool.add_domain(name)
+        perturb(pool, seed=seed + 1)
+        pool.observe(images(name))
+        pool.finish_domain()
+    pool.eval().save_pretrained(tmp_path / "pool")
+    with torch.no_grad():
+        for name in pool.domains:
+            expected = pool(pixel_values=pixels, domain=name).pred_masks
+            folder = tmp_path / "pool" / name
+            loaded = random_sam()
+            loaded.load_adapter(str(folder))
+            for model in (
+                PeftModel.from_pretrained(random_sam(), folder),
+                AutoPeftModel.from_pretrained(folder),
+                loaded,
+            ):
+                found = model.eval().requires_grad_(False)(pixel_values=pixels).pred_masks
+                assert torch.equal(found, expected)
 
 
 @torch.no_grad()
@@ -217,6 +298,60 @@ def test_a_trained_adapter_becomes_a_domain(pool, tmp_path):
     assert torch.equal(
         other(pixel_values=pixels, domain="sky").pred_masks, pool(pixel_values=pixels, domain="blue").pred_masks
     )
+
+
+@torch.no_grad()
+def test_an_adapter_keeps_what_the_pool_leaves_open(tmp_path):
+    inner = SamAdapterConfig(scale_factor=8, decoder="hq", early_layer=0, feature_weights=[1.0, 3.0])
+    alone = perturb(get_peft_model(random_sam(), copy.deepcopy(inner))).eval()
+    alone.save_pretrained(tmp_path / "alone")
+    pixels, config = mixed_images(), ModaConfig(inner=SamAdapterConfig(scale_factor=8, decoder="hq"))
+    model = get_peft_model(random_sam(), config)
+    model.base_model.add_domain("sky", adapter=tmp_path / "alone")
+    model.base_model.observe(images("blue"))
+    model.base_model.finish_domain()
+    expected = alone.requires_grad_(False)(pixel_values=pixels).pred_masks
+    model.eval().save_pretrained(tmp_path / "one_file")
+    model.base_model.save_pretrained(tmp_path / "pool")
+    for pool in (
+        model.base_model,
+        PeftModel.from_pretrained(random_sam(), tmp_path / "one_file").eval().base_model,
+        ModaModel.from_pretrained(random_sam(), tmp_path / "pool"),
+    ):
+        assert torch.equal(pool(pixel_values=pixels, domain="sky").pred_masks, expected)
+
+
+@pytest.mark.parametrize(
+    ("base", "fields", "message"),
+    [
+        ({"seed": 5}, {}, "other weights"),
+        ({}, {"image_size": 96}, "needs image_size 96"),
+        ({}, {"in_channels": 5}, "needs 5 input channels"),
+        ({}, {"scale_factor": 4}, "differs from the pool's inner config in scale_factor"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(base, fields, message, tmp_path):
+    pool = build_pool(SamAdapterConfig(scale_factor=8), domains=("red",))
+    adapter = get_peft_model(random_sam(**base), SamAdapterConfig(**{"scale_factor": 8, **fields}))
+    adapter.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=message):
+        pool.add_domain("sky", adapter=tmp_path)
+    assert pool.domains == ["red"] and pool.open_domain is None and not pool.moda_config.domain_fields
+
+
+@pytest.mark.parametrize("inner", [CwsamConfig(num_labels=3, scale_factor=8), SamDecoderConfig(decoder="hq")])
+def test_masks_of_a_batch_have_equally_many_channels(inner):
+    pool, pixels = build_pool(inner, domains=("red", "green")), images("red", 2)
+    with torch.no_grad():
+        if inner.num_labels is None:
+            for domain in (["red", "base"], ["base", "base"], "red"):
+                masks = pool(pixel_values=pixels, domain=domain, multimask_output=True).pred_masks
+                assert masks.shape[:3] == (2, 1, 1)
+            assert pool(pixel_values=pixels, domain="base", multimask_output=True).pred_masks.shape[2] == 3
+            return
+        with pytest.raises(UserError, match="masks of 1 and 3 channels do not fit in one batch"):
+            pool(pixel_values=pixels, domain=["red", "base"])
+        assert pool(pixel_values=pixels, domain=["red", "green"]).pred_masks.shape[2] == 3
 
 
 @torch.no_grad()
@@ -253,7 +388,28 @@ def test_bad_input(pool, tmp_path):
         twin(pixel_values=pixels, domain=["red", "green"])
     with pytest.raises(UserError, match="reads pixel_values"):
         twin(image_embeddings=torch.zeros(2, 16, 8, 8), domain="auto")
+    for domain, message in (
+        (["red", "auto"] * 3, "'auto' is for a whole call"),
+        (5, "5 is no name"),
+        (torch.tensor([0, 1, 2, 3, 0, 0]), "3 is no place in a pool of 3"),
+    ):
+        with pytest.raises(UserError, match=message):
+            twin(pixel_values=pixels, domain=domain)
+    with pytest.raises(UserError, match="nothing to segment"):
+        twin(domain=["red"])
+    with pytest.raises(UserError, match="output_attentions: not with images of several domains"):
+        twin(pixel_values=pixels, domain=MIXED, output_attentions=True)
+    with torch.no_grad():
+        found = twin(pixel_values=pixels, domain=MIXED, return_dict=True, output_attentions=False)
+        assert torch.equal(found.pred_masks, twin(pixel_values=pixels, domain=MIXED).pred_masks)
+    for name in (5, "a" * 101):
+        with pytest.raises(UserError, match="choose another"):
+            twin.add_domain(name)
     twin.save_pretrained(tmp_path / "pool")
+    with pytest.raises(UserError, match="holds a pool of red, green, blue, which this one does not continue"):
+        build_pool(INNER["hq"], domains=("red", "blue")).save_pretrained(tmp_path / "pool")
+    with pytest.raises(UserError, match="holds an adapter, which"):
+        twin.save_pretrained(tmp_path / "pool" / "red")
     with pytest.raises(UserError, match=r"ModaModel\.from_pretrained"):
         PeftModel.from_pretrained(random_sam(), tmp_path / "pool")
     with pytest.raises(UserError, match="other weights"):
@@ -271,6 +427,21 @@ def test_bad_input(pool, tmp_path):
         twin.train()(pixel_values=pixels, domain=MIXED)
     with pytest.raises(NotImplementedError, match="cannot be merged"):
         twin.merge_and_unload()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_tokens": 0}, "num_tokens=0 must be at least 1"),
+        ({"buffer_size": -3}, "buffer_size=-3 must be at least 1"),
+        ({"inner": CwsamConfig(num_labels=3)}, "plain SAM has no classes for unknown images; set reject=0"),
+        ({"inner": LoraConfig(bias="lora_only")}, "inner.bias='lora_only' changes SAM's own weights"),
+        ({"inner": LoraConfig(init_lora_weights="pissa")}, "inner.init_lora_weights='pissa' changes"),
+    ],
+)
+def test_configs_that_cannot_work(fields, message):
+    with pytest.raises(UserError, match=message):
+        ModaConfig(**fields)
 
 
 def test_routing_needs_two_domains():

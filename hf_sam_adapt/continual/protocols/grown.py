@@ -8,7 +8,7 @@ from ...errors import UserError
 from ...loading import load_adapted, load_base, method_of
 from ...recipe import Recipe
 from ...tuners.moda import ModaModel
-from ...tuners.moda.config import FILE_FIELDS, check_domain_name
+from ...tuners.moda.config import FILE_FIELDS, build_inner, check_domain_name
 from .moda import Moda, ModaArgs
 
 
@@ -29,7 +29,7 @@ class Grown(Moda):
         recipe = run.recipe
         start = load_adapted(str(recipe.adapter))
         assert isinstance(start.model, ModaModel)  # that is when this class is chosen
-        config, inner = start.model.moda_config, start.model.moda_config.inner
+        config, inner = start.model.moda_config, build_inner(start.model.moda_config.inner)
         if args != ModaArgs() or recipe.method_args:
             key = "method_args" if recipe.method_args else "protocol_args"
             raise UserError(f"{key}: the pool {recipe.adapter} has its own; leave {key} out.")
@@ -53,7 +53,7 @@ class Grown(Moda):
 
     @property
     def method(self) -> str:
-        return method_of(self._start.moda_config.inner)
+        return method_of(build_inner(self._start.moda_config.inner))
 
     def recipe(self, task: int) -> Recipe:
         return self.run.recipe.task(self.run.domains[task], self.folder(task), **self._decided)

@@ -21,6 +21,13 @@ from .errors import UserError
 T = TypeVar("T")
 
 
+def option(default: Any, help: str) -> Any:
+    """A field of such a dataclass with its help; a list or dictionary is copied for each object."""
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=default.copy, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 def parse_arguments(
     cls: type[T],
     argv: list[str] | None = None,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
-from .arguments import parse_arguments
+from .arguments import option, parse_arguments
 from .errors import UserError
-from .recipe import Recipe, parse_recipe
+from .recipe import Recipe
 
 
 PROG = "hf-sam-adapt"
@@ -19,7 +21,7 @@ PROG = "hf-sam-adapt"
 class ExportTinyArguments:
     """Arguments of `export-tiny`."""
 
-    folder: str | None = field(default=None, metadata={"help": "Folder to create."})
+    folder: str | None = option(None, "Folder to create.")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,96 +58,54 @@ def run_guarded(action: Callable[[], object]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def train_command(argv: list[str]) -> None:
-    """Train by a recipe."""
-    recipe = parse_recipe(argv, prog=f"{PROG} train")
-    from .training import train
+@dataclass(frozen=True)
+class Command:
+    """A sub-command; what it needs is imported when it is called.
 
-    train(recipe)
+    Attributes:
+        summary: a line of `hf-sam-adapt --help`.
+        arguments, function: `module:name` of its dataclass and of what is called with one.
+        description: of its own help; unset = the summary.
+        positional: field that takes the arguments without a flag.
+        reads_recipe: its `--config` may be a run's recipe, of which it takes the keys that it knows.
+        extra: of the package that `function` needs.
+    """
 
+    summary: str
+    arguments: str
+    function: str
+    description: str | None = None
+    positional: str | None = None
+    reads_recipe: bool = False
+    extra: str | None = None
 
-def continual_command(argv: list[str]) -> None:
-    """Learn one domain after the other."""
-    from .continual.recipe import parse_continual_recipe
-
-    recipe = parse_continual_recipe(argv, prog=f"{PROG} continual")
-    from .continual.run import continual
-
-    continual(recipe)
-
-
-def evaluate_command(argv: list[str]) -> None:
-    """Measure an adapter beside zero-shot SAM."""
-    from .evaluation import EvaluateArguments, evaluate_command
-
-    evaluate_command(
-        parse_arguments(
-            EvaluateArguments,
+    def __call__(self, name: str, argv: list[str]) -> object:
+        args = parse_arguments(
+            _imported(self.arguments),
             argv,
-            prog=f"{PROG} evaluate",
-            description="Measure an adapter, and zero-shot SAM beside it, on the test images of a data set.",
-            positional="adapter",
-            also_in_config=Recipe,
+            prog=f"{PROG} {name}",
+            description=self.description or self.summary,
+            positional=self.positional,
+            also_in_config=Recipe if self.reads_recipe else None,
         )
-    )
+        try:
+            function = _imported(self.function)
+        except ModuleNotFoundError as error:
+            if self.extra is None:
+                raise
+            raise UserError(
+                f"{name}: the package {error.name} is not installed; run pip install 'hf-sam-adapt[{self.extra}]'"
+            ) from None
+        return function(args)
 
 
-def predict_command(argv: list[str]) -> None:
-    """Segment images."""
-    from .predict import PredictArguments, predict_command
-
-    predict_command(
-        parse_arguments(
-            PredictArguments,
-            argv,
-            prog=f"{PROG} predict",
-            description="Segment files, folders or globs: masks at original size, overlays, predictions.json.",
-            positional="inputs",
-            also_in_config=Recipe,
-        )
-    )
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module, __package__), name)
 
 
-def doctor_command(argv: list[str]) -> int:
-    """Find what is wrong with a data set."""
-    from .doctor.command import DoctorArguments, doctor_command
-
-    return doctor_command(
-        parse_arguments(
-            DoctorArguments,
-            argv,
-            prog=f"{PROG} doctor",
-            description="Read all of a data set as a training would, and say what is wrong: a line for each finding, "
-            "with its mend. Exit status 1 if one is an error.",
-            positional="dataset",
-            also_in_config=Recipe,
-        )
-    )
-
-
-def estimate_command(argv: list[str]) -> None:
-    """Say what a recipe will need before it runs."""
-    from .estimate.command import EstimateArguments, estimate_command
-
-    estimate_command(
-        parse_arguments(
-            EstimateArguments,
-            argv,
-            prog=f"{PROG} estimate",
-            description="Parameters, peak memory and time of a training, by its recipe, its data and this machine.",
-        )
-    )
-
-
-def export_tiny_command(argv: list[str]) -> None:
+def export_tiny_command(args: ExportTinyArguments) -> None:
     """Write the embedded model as an ordinary model folder."""
-    args = parse_arguments(
-        ExportTinyArguments,
-        argv,
-        prog=f"{PROG} export-tiny",
-        description="Write the embedded model `tiny` as an ordinary model folder.",
-        positional="folder",
-    )
     if args.folder is None:
         raise UserError("export-tiny needs the folder to create.")
     from .tiny import export_tiny
@@ -154,81 +114,92 @@ def export_tiny_command(argv: list[str]) -> None:
     print(f"Saved to {args.folder}.")
 
 
-def convert_command(argv: list[str]) -> None:
-    """Turn an official checkpoint into an adapter, or annotations into a data set."""
-    from .convert.command import ConvertArguments, convert_command
-
-    # `from` is a keyword of Python, which no field can be named.
-    argv = [re.sub(r"^--from(?==|$)", "--format", token) for token in argv]
-    convert_command(
-        parse_arguments(
-            ConvertArguments,
-            argv,
-            prog=f"{PROG} convert",
-            description="Turn a checkpoint of a method's official implementation into an adapter folder, or the "
-            "annotations of labelme, COCO, YOLO or CVAT into a folder of images and masks.",
-            positional="source",
-        )
-    )
-
-
-def push_command(argv: list[str]) -> None:
-    """Publish a run, an adapter, a pool or a model folder on the Hub."""
-    from .hub import PushArguments, push_command
-
-    push_command(
-        parse_arguments(
-            PushArguments,
-            argv,
-            prog=f"{PROG} push",
-            description="Publish a run, an adapter, a pool or a model folder on the Hub, in one commit.",
-            positional="folder",
-        )
-    )
-
-
-def demo_command(argv: list[str]) -> None:
-    """Open a page to segment, route and adapt in the browser."""
-    from .demo.settings import DemoArguments
-
-    args = parse_arguments(
-        DemoArguments,
-        argv,
-        prog=f"{PROG} demo",
+_COMMANDS = {
+    "train": Command(
+        "Train by a recipe.",
+        ".recipe:Recipe",
+        ".training:train",
+        description="Adapt SAM to a folder of images and masks.",
+    ),
+    "continual": Command(
+        "Learn one domain after the other.",
+        ".continual.recipe:ContinualRecipe",
+        ".continual.run:continual",
+        description="Adapt SAM to one domain after the other, and score all of them.",
+    ),
+    "evaluate": Command(
+        "Measure an adapter beside zero-shot SAM.",
+        ".evaluation:EvaluateArguments",
+        ".evaluation:evaluate_command",
+        description="Measure an adapter, and zero-shot SAM beside it, on the test images of a data set.",
+        positional="adapter",
+        reads_recipe=True,
+    ),
+    "predict": Command(
+        "Segment images.",
+        ".predict:PredictArguments",
+        ".predict:predict_command",
+        description="Segment files, folders or globs: masks at original size, overlays, predictions.json.",
+        positional="inputs",
+        reads_recipe=True,
+    ),
+    "convert": Command(
+        "Turn an official checkpoint into an adapter, or annotations into a data set.",
+        ".convert.command:ConvertArguments",
+        ".convert.command:convert_command",
+        description="Turn a checkpoint of a method's official implementation into an adapter folder, or the "
+        "annotations of labelme, COCO, YOLO or CVAT into a folder of images and masks.",
+        positional="source",
+    ),
+    "estimate": Command(
+        "Say what a recipe will need before it runs.",
+        ".estimate.command:EstimateArguments",
+        ".estimate.command:estimate_command",
+        description="Parameters, peak memory and time of a training, by its recipe, its data and this machine.",
+    ),
+    "doctor": Command(
+        "Find what is wrong with a data set.",
+        ".doctor.command:DoctorArguments",
+        ".doctor.command:doctor_command",
+        description="Read all of a data set as a training would, and say what is wrong: a line for each finding, "
+        "with its mend. Exit status 1 if one is an error.",
+        positional="dataset",
+        reads_recipe=True,
+    ),
+    "push": Command(
+        "Publish a run, an adapter, a pool or a model folder on the Hub.",
+        ".hub:PushArguments",
+        ".hub:push_command",
+        description="Publish a run, an adapter, a pool or a model folder on the Hub, in one commit.",
+        positional="folder",
+    ),
+    "demo": Command(
+        "Open a page to segment, route and adapt in the browser.",
+        ".demo.settings:DemoArguments",
+        ".demo.page:serve",
         description="Serve a page to segment, route and adapt in the browser, offline.",
         positional="adapters",
-    )
-    try:
-        from .demo.page import serve
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"demo: the package {error.name} is not installed; run pip install 'hf-sam-adapt[demo]'"
-        ) from None
-    serve(args)
-
-
-_COMMANDS = {
-    "train": train_command,
-    "continual": continual_command,
-    "evaluate": evaluate_command,
-    "predict": predict_command,
-    "convert": convert_command,
-    "estimate": estimate_command,
-    "doctor": doctor_command,
-    "push": push_command,
-    "demo": demo_command,
-    "export-tiny": export_tiny_command,
+        extra="demo",
+    ),
+    "export-tiny": Command(
+        "Write the embedded model as an ordinary model folder.",
+        ".cli:ExportTinyArguments",
+        ".cli:export_tiny_command",
+        positional="folder",
+    ),
 }
 
 
 def _run(name: str, argv: list[str]) -> object:
     if name not in _COMMANDS:
         raise UserError(f"unknown command '{name}'; use one of {', '.join(_COMMANDS)}.")
-    return _COMMANDS[name](argv)
+    if name == "convert":  # `from` is a keyword of Python, which no field can be named
+        argv = [re.sub(r"^--from(?==|$)", "--format", token) for token in argv]
+    return _COMMANDS[name](name, argv)
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {name:<13}{command.__doc__}" for name, command in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<13}{command.summary}" for name, command in _COMMANDS.items())
     return (
         f"usage: {PROG} COMMAND [--help] ...\n\nAdapt the Segment Anything Model to a domain.\n\ncommands:\n{commands}"
     )

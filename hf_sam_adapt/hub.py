@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -25,6 +25,7 @@ from huggingface_hub.utils import (
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError, safe_open
 
+from .arguments import option
 from .errors import UserError
 from .tiny import TINY
 
@@ -45,14 +46,12 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 class PushArguments:
     """Arguments of `push`."""
 
-    folder: str | None = field(default=None, metadata={"help": "Run, adapter, pool or model folder to publish."})
-    repo: str | None = field(
-        default=None, metadata={"help": "Repository, owner/name; unset = the folder's name, in your account."}
-    )
-    public: bool = field(default=False, metadata={"help": "Create a public repository; otherwise it is private."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, created if needed; unset = main."})
-    repo_type: Literal["model", "space"] = field(
-        default="model", metadata={"help": "space: a folder with app.py, pushed with the wheel of its checkout."}
+    folder: str | None = option(None, "Run, adapter, pool or model folder to publish.")
+    repo: str | None = option(None, "Repository, owner/name; unset = the folder's name, in your account.")
+    public: bool = option(False, "Create a public repository; otherwise it is private.")
+    revision: str | None = option(None, "Branch, created if needed; unset = main.")
+    repo_type: Literal["model", "space"] = option(
+        "model", "space: a folder with app.py, pushed with the wheel of its checkout."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers.image_processing_utils import BatchFeature
 
+from .arguments import option
 from .attention import Kind
 from .data.channels import ARRAY_SUFFIX, displayable, load_header, load_image
 from .data.folder import IMAGE_SUFFIXES
@@ -33,50 +34,32 @@ from .report_classes import class_colours, class_names
 from .report_prompts import draw_instances
 
 
-def _key(default: Any, help: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata={"help": help})
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class PredictArguments:
     """Arguments of `hf-sam-adapt predict`."""
 
-    inputs: list[str] = _key([], "Image files, folders of images, or glob patterns.")
-    adapter: str | None = _key(None, "Adapter to predict with, a run folder or Hub id; unset = zero-shot SAM.")
-    model: str | None = _key(None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.")
-    domain: str | None = _key(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
-    output_dir: str = _key("predictions", "Folder for the masks, overlays and predictions.json.")
-    box: list[float] | None = _key(None, "Box prompt x0 y0 x1 y1 in pixels, the same for every image.")
-    point: list[float] | None = _key(None, "Point prompt x y in pixels, the same for every image.")
-    instances: Literal["grid", "components"] | None = _key(
+    inputs: list[str] = option([], "Image files, folders of images, or glob patterns.")
+    adapter: str | None = option(None, "Adapter to predict with, a run folder or Hub id; unset = zero-shot SAM.")
+    model: str | None = option(None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.")
+    domain: str | None = option(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
+    output_dir: str = option("predictions", "Folder for the masks, overlays and predictions.json.")
+    box: list[float] | None = option(None, "Box prompt x0 y0 x1 y1 in pixels, the same for every image.")
+    point: list[float] | None = option(None, "Point prompt x y in pixels, the same for every image.")
+    instances: Literal["grid", "components"] | None = option(
         None, "Also instances.json: of a grid of points, or the connected components of the promptless mask."
     )
-    points_per_side: int = _key(16, "Points per side of the grid of --instances grid.")
-    min_score: float = _key(0.0, "Instances of a lower score, 0..1, are left out.")
-    batch_size: int = _key(4, "Images encoded together.")
-    precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
-    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = _key("auto", "How the encoder computes attention.")
+    points_per_side: int = option(16, "Points per side of the grid of --instances grid.")
+    min_score: float = option(0.0, "Instances of a lower score, 0..1, are left out.")
+    batch_size: int = option(4, "Images encoded together.")
+    precision: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision.")
+    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = option(
+        "auto", "How the encoder computes attention."
+    )
 
 
 def predict_command(args: PredictArguments) -> list[dict[str, Any]]:
     """`predict`, then one line that says where the results are."""
-    records = predict(
-        args.inputs,
-        args.adapter,
-        model=args.model,
-        domain=args.domain,
-        output_dir=args.output_dir,
-        box=args.box,
-        point=args.point,
-        instances=args.instances,
-        points_per_side=args.points_per_side,
-        min_score=args.min_score,
-        batch_size=args.batch_size,
-        precision=args.precision,
-        attention=args.attention,
-    )
+    records = predict(**vars(args))
     print(f"{len(records)} masks, their overlays and predictions.json are in {args.output_dir}")
     if args.instances:
         count = sum(record["instances"] for record in records)

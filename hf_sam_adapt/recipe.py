@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from .arguments import parse_arguments
+from .arguments import option, parse_arguments
 from .errors import UserError
 from .losses import parse_loss
 from .metrics.stream import PROMPTLESS_METRICS, check_metrics
 from .presets import with_preset
-
-
-def _key(default: Any, help: str) -> Any:
-    """A recipe field with its help; lists and dicts get a fresh copy per recipe."""
-    if isinstance(default, (list, dict)):
-        return field(default_factory=default.copy, metadata={"help": help})
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -32,93 +25,95 @@ class Recipe:
         UserError: a value outside its range, naming key and value.
     """
 
-    model: str | None = _key(
+    model: str | None = option(
         None,
         "The SAM to adapt: tiny, a folder, or a Hub id such as facebook/sam-vit-base; unset = the adapter's, or tiny.",
     )
-    method: Literal["sam_adapter", "conv_lora", "cwsam", "decoder", "l2p", "lora", "full"] = _key(
+    method: Literal["sam_adapter", "conv_lora", "cwsam", "decoder", "l2p", "lora", "full"] = option(
         "sam_adapter", "How SAM is adapted."
     )
-    method_args: dict = _key({}, "Fields of the method's PEFT config, e.g. --method_args.scale_factor 16.")
-    adapter: str | None = _key(None, "Adapter folder or Hub id to start from instead of a fresh one.")
-    preset: Literal["cpu", "8gb", "12gb", "24gb", "80gb"] | None = _key(
+    method_args: dict = option({}, "Fields of the method's PEFT config, e.g. --method_args.scale_factor 16.")
+    adapter: str | None = option(None, "Adapter folder or Hub id to start from instead of a fresh one.")
+    preset: Literal["cpu", "8gb", "12gb", "24gb", "80gb"] | None = option(
         None, "Model, precision, batch size and checkpointing for a GPU of that memory, where no key says otherwise."
     )
 
-    dataset: str | None = _key(None, "Folder with images/ and masks/, Hub id, or synthetic:<domain>.")
-    group_by: str | None = _key(None, "Regular expression; images whose match is equal stay in one split.")
-    mask_suffix: str | None = _key(None, "What a mask's file name has after the image's, e.g. _mask.")
-    mask_values: Literal["auto", "binary", "index"] = _key("auto", "How mask values are read.")
-    label_map: dict[int, int] | None = _key(None, "Mask value -> value on reading, 255 = ignore.")
-    num_labels: int | None = _key(None, "Number of classes with the background; unset = one foreground class.")
-    id2label: dict[int, str] | None = _key(None, "Class id -> name.")
-    palette: str | dict[str, list[int]] | None = _key(
+    dataset: str | None = option(None, "Folder with images/ and masks/, Hub id, or synthetic:<domain>.")
+    group_by: str | None = option(None, "Regular expression; images whose match is equal stay in one split.")
+    mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
+    mask_values: Literal["auto", "binary", "index"] = option("auto", "How mask values are read.")
+    label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
+    num_labels: int | None = option(None, "Number of classes with the background; unset = one foreground class.")
+    id2label: dict[int, str] | None = option(None, "Class id -> name.")
+    palette: str | dict[str, list[int]] | None = option(
         None, "Colours of the classes of RGB masks: FUSAR_MAP_1, FUSAR_MAP_2, a .yaml file, or name -> [r, g, b]."
     )
-    channels: int | None = _key(None, "Channels of images read as they are stored; unset = RGB photographs.")
-    normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"] | None = _key(
+    channels: int | None = option(None, "Channels of images read as they are stored; unset = RGB photographs.")
+    normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"] | None = option(
         None, "Per channel, fitted to the training images; unset = imagenet, with channels percentile."
     )
-    num_workers: int = _key(0, "Processes per GPU that load images; 0 = the training process itself.")
+    num_workers: int = option(0, "Processes per GPU that load images; 0 = the training process itself.")
 
-    prompts: list[str] = _key(["none"], "Prompt kinds to train and measure: none box point mask.")
-    prompt_weights: dict[str, float] | None = _key(
+    prompts: list[str] = option(["none"], "Prompt kinds to train and measure: none box point mask.")
+    prompt_weights: dict[str, float] | None = option(
         None, "How often each of the prompts is trained, e.g. --prompt_weights.box 2; unset = 1."
     )
-    box_jitter: float = _key(0.1, "Deviation of a training box's sides, in their lengths; 0 = tight boxes.")
-    correction_rounds: int = _key(
+    box_jitter: float = option(0.1, "Deviation of a training box's sides, in their lengths; 0 = tight boxes.")
+    correction_rounds: int = option(
         0, "Clicks on wrong pixels that follow a box, point or mask in training, each with the mask so far."
     )
-    metrics: list[str] = _key(
+    metrics: list[str] = option(
         [], f"Further metrics of the test images without prompts: {' '.join(PROMPTLESS_METRICS)}."
     )
-    image_size: int | None = _key(
+    image_size: int | None = option(
         None, "Side of the network's input, a multiple of the patch size; unset = the model's."
     )
-    resize: Literal["pad", "squash"] | None = _key(
+    resize: Literal["pad", "squash"] | None = option(
         None, "Keep the aspect ratio (pad) or not (squash); unset = the model's."
     )
-    augment: list[str] = _key(["flip", "scale", "colour"], "Augmentations: flip scale crop colour jitter, or none.")
+    augment: list[str] = option(["flip", "scale", "colour"], "Augmentations: flip scale crop colour jitter, or none.")
 
-    epochs: int = _key(20, "Passes over the training images.")
-    max_steps: int = _key(0, "Optimizer steps; above 0 it wins over epochs.")
-    batch_size: int = _key(4, "Images per process and micro-step.")
-    gradient_accumulation_steps: int = _key(1, "Micro-steps per optimizer step.")
-    learning_rate: float | None = _key(None, "Highest learning rate; unset = 2e-4, tiny 1e-3.")
-    lr_scheduler: Literal["cosine", "linear", "step"] = _key(
+    epochs: int = option(20, "Passes over the training images.")
+    max_steps: int = option(0, "Optimizer steps; above 0 it wins over epochs.")
+    batch_size: int = option(4, "Images per process and micro-step.")
+    gradient_accumulation_steps: int = option(1, "Micro-steps per optimizer step.")
+    learning_rate: float | None = option(None, "Highest learning rate; unset = 2e-4, tiny 1e-3.")
+    lr_scheduler: Literal["cosine", "linear", "step"] = option(
         "cosine", "How the learning rate falls after the warm-up; step: to a tenth after 10/24 of it, and after 20/24."
     )
-    warmup: float = _key(0.05, "Warm-up: optimizer steps, or below 1 a fraction of all steps.")
-    weight_decay: float = _key(0.01, "AdamW's weight decay.")
-    max_grad_norm: float = _key(1.0, "Gradients are clipped to this norm; 0 = never.")
-    loss: str | None = _key(
+    warmup: float = option(0.05, "Warm-up: optimizer steps, or below 1 a fraction of all steps.")
+    weight_decay: float = option(0.01, "AdamW's weight decay.")
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0 = never.")
+    loss: str | None = option(
         None,
         "bce, bbce, iou, dice, structure, points, with classes ce, dice, focal, or a sum such as bce+dice; unset = "
         "structure, with classes ce+dice.",
     )
-    class_weights: str | list[float] | None = _key(
+    class_weights: str | list[float] | None = option(
         None, "Weight of each class in the loss: numbers, or inverse_sqrt, inverse of its share; unset = equal."
     )
-    eval_every: int | None = _key(None, "Optimizer steps between validations; unset = each epoch.")
-    checkpoint_every: int | None = _key(None, "Optimizer steps between checkpoints; unset = each epoch.")
-    precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
-    gradient_checkpointing: bool | Literal["selective"] = _key(
+    eval_every: int | None = option(None, "Optimizer steps between validations; unset = each epoch.")
+    checkpoint_every: int | None = option(None, "Optimizer steps between checkpoints; unset = each epoch.")
+    precision: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision.")
+    gradient_checkpointing: bool | Literal["selective"] = option(
         False, "Recompute the encoder's blocks in backward to save memory; selective = all but their attention."
     )
-    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = _key(
+    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = option(
         "auto", "How the encoder computes its attention; auto = the fastest measured, of the same result."
     )
-    compile: bool = _key(False, "Compile the encoder with torch.compile: slow to start, for long trainings on a GPU.")
-    cache_embeddings: bool = _key(
+    compile: bool = option(
+        False, "Compile the encoder with torch.compile: slow to start, for long trainings on a GPU."
+    )
+    cache_embeddings: bool = option(
         False, "Encode each image once and keep its embedding on disk; for methods that leave the encoder as it is."
     )
-    seed: int = _key(0, "Seed of everything random.")
+    seed: int = option(0, "Seed of everything random.")
 
-    output_dir: str = _key("runs/hf-sam-adapt", "The run folder.")
-    resume_from_checkpoint: str | None = _key(None, "`latest`, or a checkpoint folder of this output_dir.")
-    report_to: list[str] = _key([], "Trackers: trackio tensorboard wandb.")
-    push_to_hub: bool = _key(False, "Publish the finished run on the Hub, in a private repository.")
-    hub_model_id: str | None = _key(None, "Repository, owner/name; unset = output_dir's name, in your account.")
+    output_dir: str = option("runs/hf-sam-adapt", "The run folder.")
+    resume_from_checkpoint: str | None = option(None, "`latest`, or a checkpoint folder of this output_dir.")
+    report_to: list[str] = option([], "Trackers: trackio tensorboard wandb.")
+    push_to_hub: bool = option(False, "Publish the finished run on the Hub, in a private repository.")
+    hub_model_id: str | None = option(None, "Repository, owner/name; unset = output_dir's name, in your account.")
 
     def __post_init__(self) -> None:
         if self.loss is not None:

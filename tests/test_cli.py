@@ -51,13 +51,13 @@ def test_a_mistake_is_one_line_and_status_2(argv, message, capsys, tmp_path, mon
 
 
 def test_ctrl_c_is_130_and_other_errors_keep_their_traceback(monkeypatch, capsys):
-    def interrupted(argv):
+    def interrupted(name, argv):
         raise KeyboardInterrupt
 
-    def broken(argv):
+    def broken(name, argv):
         raise RuntimeError("a bug")
 
-    def refused(argv):
+    def refused(name, argv):
         raise UserError("two\nlines")
 
     monkeypatch.setitem(cli._COMMANDS, "train", interrupted)

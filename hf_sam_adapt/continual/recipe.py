@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..arguments import from_values, parse_arguments
+from ..arguments import from_values, option, parse_arguments
 from ..data.generated import PREFIX
 from ..errors import UserError
-from ..recipe import Recipe, _key
+from ..recipe import Recipe
 from ..tuners.moda.config import check_domain_name
 
 
@@ -72,12 +72,12 @@ class ContinualRecipe(Recipe):
         UserError: a value outside its range, naming key and value.
     """
 
-    domains: list[dict | str] = _key([], "Domains in order, each `name: dataset`, synthetic:<domain>, or a mapping.")
-    natural: dict | str | None = _key(None, "A data set that is evaluated after each task and never trained on.")
-    protocol: Literal["moda", "naive", "joint", "er", "lwf", "ewc", "l2p", "olora"] = _key(
+    domains: list[dict | str] = option([], "Domains in order, each `name: dataset`, synthetic:<domain>, or a mapping.")
+    natural: dict | str | None = option(None, "A data set that is evaluated after each task and never trained on.")
+    protocol: Literal["moda", "naive", "joint", "er", "lwf", "ewc", "l2p", "olora"] = option(
         "moda", "How earlier domains are kept while the next one is learned."
     )
-    protocol_args: dict = _key({}, "Settings of the protocol, e.g. --protocol_args.weight 3.")
+    protocol_args: dict = option({}, "Settings of the protocol, e.g. --protocol_args.weight 3.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

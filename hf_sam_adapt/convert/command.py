@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from ..arguments import option
 from ..errors import UserError
 from . import convert_official_checkpoint
-
-
-def _key(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "folder")
@@ -22,37 +19,37 @@ OF_DATA = ("images", "classes", "push", "group_by")
 class ConvertArguments:
     """Arguments of `hf-sam-adapt convert`: of a checkpoint, or of the annotations of a data set."""
 
-    source: str | None = _key(
+    source: str | None = option(
         None, "The official checkpoint (only its tensors are read), or the annotations: a folder, zip archive or file."
     )
     format: (
         Literal["sam-adapter", "conv-lora", "cwsam", "cosam", "labelme", "coco", "yolo", "cvat", "folder"] | None
-    ) = _key(
+    ) = option(
         None,
         "What wrote it, also spelled --from: conv-lora is AutoGluon's model.ckpt, cosam also a folder; folder is the "
         "package's own images/ and masks/, to be pushed.",
     )
-    out: str | None = _key(None, "Folder to create for the adapter or the data set.")
-    decoder: Literal["full", "none"] = _key("full", "Convert the checkpoint's mask decoder, or leave it out.")
-    base: str | None = _key(
+    out: str | None = option(None, "Folder to create for the adapter or the data set.")
+    decoder: Literal["full", "none"] = option("full", "Convert the checkpoint's mask decoder, or leave it out.")
+    base: str | None = option(
         None, "The SAM that was adapted: tiny, folder or Hub id; the frozen weights are compared with it."
     )
-    lora_alpha: int | float | None = _key(None, "Of conv-lora: scaling times r; unset = the official 32.")
-    image_size: int | None = _key(
+    lora_alpha: int | float | None = option(None, "Of conv-lora: scaling times r; unset = the official 32.")
+    image_size: int | None = option(
         None, "Side of the input where neither the checkpoint nor a base tells; unset = 1024."
     )
-    domains: list[str] | None = _key(
+    domains: list[str] | None = option(
         None, "Of a cosam folder: its domains in the order of their training; unset = CoSAM's."
     )
-    images: str | None = _key(None, "Of annotations: folder of the images, where they are not beside them.")
-    classes: list[str] | None = _key(
+    images: str | None = option(None, "Of annotations: folder of the images, where they are not beside them.")
+    classes: list[str] | None = option(
         None, "Of annotations: names of the classes 1, 2, ...; unset = the source's order, or by name."
     )
-    layout: Literal["folder", "datasets"] = _key(
+    layout: Literal["folder", "datasets"] = option(
         "folder", "Of annotations: images/ and masks/, or what datasets.load_from_disk reads."
     )
-    push: str | None = _key(None, "Of annotations: private data set of the Hub to publish them in, owner/name.")
-    group_by: str | None = _key(
+    push: str | None = option(None, "Of annotations: private data set of the Hub to publish them in, owner/name.")
+    group_by: str | None = option(
         None, "Of annotations: regular expression; images whose match is equal stay in one split where they are drawn."
     )
 

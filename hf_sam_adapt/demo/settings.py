@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
+from ..arguments import option
 from ..errors import UserError
 
 
 MODEL_VARIABLE = "HF_SAM_ADAPT_DEMO_MODEL"
 ADAPTERS_VARIABLE = "HF_SAM_ADAPT_DEMO_ADAPTERS"
-
-
-def _key(default: Any, help: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata={"help": help})
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -27,17 +21,17 @@ class DemoArguments:
         UserError: a limit below 1.
     """
 
-    adapters: list[str] = _key(
+    adapters: list[str] = option(
         [], f"Adapters to offer, run folders, folders of runs, or Hub ids; unset = those in ${ADAPTERS_VARIABLE}."
     )
-    model: str | None = _key(
+    model: str | None = option(
         None, f"Plain SAM to start from, tiny, a folder, or a Hub id; unset = ${MODEL_VARIABLE}, or tiny."
     )
-    server_name: str = _key("127.0.0.1", "Address to listen on; 0.0.0.0 = every one of this machine.")
-    server_port: int | None = _key(None, "Port to listen on; unset = the first free one from 7860.")
-    max_megapixels: int = _key(50, "Largest image, in millions of pixels.")
-    max_megabytes: int = _key(30, "Largest file that can be uploaded, in MB.")
-    max_seconds: int = _key(600, "Longest training in the page, in seconds.")
+    server_name: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 = every one of this machine.")
+    server_port: int | None = option(None, "Port to listen on; unset = the first free one from 7860.")
+    max_megapixels: int = option(50, "Largest image, in millions of pixels.")
+    max_megabytes: int = option(30, "Largest file that can be uploaded, in MB.")
+    max_seconds: int = option(600, "Longest training in the page, in seconds.")
 
     def __post_init__(self) -> None:
         for name in ("max_megapixels", "max_megabytes", "max_seconds"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..arguments import option
 from ..data.dataset import SegmentationSplit
 from ..errors import UserError
 from .examine import Diagnosis, examine_dataset
@@ -16,37 +17,31 @@ from .findings import ERROR, WARNING
 IMAGE_SIZE, PATCH, TINY_IMAGE_SIZE = 1024, 16, 256
 
 
-def _key(default: Any, help: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata={"help": help})
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class DoctorArguments:
     """Arguments of `hf-sam-adapt doctor`: a data set with the keys of the recipe that say how it is read."""
 
-    dataset: str | None = _key(None, "Folder, Hub id, or synthetic:<domain>.")
-    group_by: str | None = _key(None, "Regular expression; images whose match is equal must be on one side.")
-    mask_suffix: str | None = _key(None, "What a mask's file name has after the image's, e.g. _mask.")
-    mask_values: Literal["auto", "binary", "index"] = _key("auto", "How mask values are read.")
-    label_map: dict[int, int] | None = _key(None, "Mask value -> value on reading, 255 = ignore.")
-    num_labels: int | None = _key(None, "Number of classes with the background; unset = one foreground class.")
-    id2label: dict[int, str] | None = _key(None, "Class id -> name.")
-    palette: str | dict[str, list[int]] | None = _key(None, "Colours of the classes of RGB masks.")
-    channels: int | None = _key(None, "Channels of images read as they are stored; unset = RGB photographs.")
-    normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"] | None = _key(
+    dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>.")
+    group_by: str | None = option(None, "Regular expression; images whose match is equal must be on one side.")
+    mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
+    mask_values: Literal["auto", "binary", "index"] = option("auto", "How mask values are read.")
+    label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
+    num_labels: int | None = option(None, "Number of classes with the background; unset = one foreground class.")
+    id2label: dict[int, str] | None = option(None, "Class id -> name.")
+    palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.")
+    channels: int | None = option(None, "Channels of images read as they are stored; unset = RGB photographs.")
+    normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"] | None = option(
         None, "Unset = imagenet, with channels percentile."
     )
-    model: str | None = _key(None, "Only `tiny` matters: the size of its input; unset = SAM's.")
-    image_size: int | None = _key(None, "Side of the network's input; unset = the model's.")
-    resize: Literal["pad", "squash"] | None = _key(None, "Keep the aspect ratio (pad) or not (squash); unset = pad.")
-    augment: list[str] = _key(["flip", "scale", "colour"], "Augmentations of the contact sheet, or none.")
-    seed: int = _key(0, "Seed of the splits.")
-    limit: int = _key(20, "Findings shown of each severity and code; 0 = all.")
-    processes: int | None = _key(None, "Processes that read; unset = one per CPU, 0 = the main process itself.")
-    json: str | None = _key(None, "File for all findings and the numbers of each split.")
-    contact_sheet: str | None = _key(None, "PNG of what a batch will look like, after augmentation and processor.")
+    model: str | None = option(None, "Only `tiny` matters: the size of its input; unset = SAM's.")
+    image_size: int | None = option(None, "Side of the network's input; unset = the model's.")
+    resize: Literal["pad", "squash"] | None = option(None, "Keep the aspect ratio (pad) or not (squash); unset = pad.")
+    augment: list[str] = option(["flip", "scale", "colour"], "Augmentations of the contact sheet, or none.")
+    seed: int = option(0, "Seed of the splits.")
+    limit: int = option(20, "Findings shown of each severity and code; 0 = all.")
+    processes: int | None = option(None, "Processes that read; unset = one per CPU, 0 = the main process itself.")
+    json: str | None = option(None, "File for all findings and the numbers of each split.")
+    contact_sheet: str | None = option(None, "PNG of what a batch will look like, after augmentation and processor.")
 
 
 def doctor_command(args: DoctorArguments) -> int:

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..recipe import Recipe, _key
+from ..arguments import option
+from ..recipe import Recipe
 from ..report import size_text, write_json
 from .estimate import Estimate, estimate
 
@@ -18,7 +19,7 @@ CARDS = (8, 12, 24, 40, 80)  # gigabytes
 class EstimateArguments(Recipe):
     """A recipe's keys, and where to write the numbers."""
 
-    json: str | None = _key(None, "File to write the numbers to, in bytes and seconds.")
+    json: str | None = option(None, "File to write the numbers to, in bytes and seconds.")
 
 
 def estimate_command(args: EstimateArguments) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from ..arguments import option
 from ..attention import Kind
 from ..errors import UserError
 from ..metrics.stream import PROMPTLESS_METRICS, check_metrics
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
     from ..data import SegmentationData, SegmentationSplit
 
 
-def _key(default: Any, help: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata={"help": help})
-    return field(default=default, metadata={"help": help})
-
-
 DATA_KEYS = ("dataset", "group_by", "mask_suffix", "mask_values", "label_map", "palette", "seed")
 
 
@@ -39,32 +34,38 @@ class EvaluateArguments:
     are read is the run's unless it is given.
     """
 
-    adapter: str | None = _key(None, "Adapter to evaluate, a run folder or Hub id; unset = zero-shot SAM alone.")
-    model: str | None = _key(None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.")
-    domain: str | None = _key(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
-    dataset: str | None = _key(None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.")
-    group_by: str | None = _key(None, "Regular expression; images whose match is equal stay in one split.")
-    mask_suffix: str | None = _key(None, "What a mask's file name has after the image's, e.g. _mask.")
-    mask_values: Literal["auto", "binary", "index"] | None = _key(None, "How mask values are read; unset = auto.")
-    label_map: dict[int, int] | None = _key(None, "Mask value -> value on reading, 255 = ignore.")
-    palette: str | dict[str, list[int]] | None = _key(None, "Colours of the classes of RGB masks.")
-    seed: int | None = _key(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
-    prompts: list[Literal["none", "box", "point", "mask"]] | None = _key(None, "Kinds to measure; unset = no prompt.")
-    metrics: list[str] | None = _key(
+    adapter: str | None = option(None, "Adapter to evaluate, a run folder or Hub id; unset = zero-shot SAM alone.")
+    model: str | None = option(None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.")
+    domain: str | None = option(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
+    dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.")
+    group_by: str | None = option(None, "Regular expression; images whose match is equal stay in one split.")
+    mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
+    mask_values: Literal["auto", "binary", "index"] | None = option(None, "How mask values are read; unset = auto.")
+    label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
+    palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.")
+    seed: int | None = option(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
+    prompts: list[Literal["none", "box", "point", "mask"]] | None = option(
+        None, "Kinds to measure; unset = no prompt."
+    )
+    metrics: list[str] | None = option(
         None, f"Further metrics without prompts: {' '.join(PROMPTLESS_METRICS)}; unset = the run's."
     )
-    clicks: int = _key(0, "Also let a simulated user click on each object, at most so often; 20 is usual; 0 = not.")
-    prompt_sensitivity: Literal["box", "point"] | None = _key(
+    clicks: int = option(0, "Also let a simulated user click on each object, at most so often; 20 is usual; 0 = not.")
+    prompt_sensitivity: Literal["box", "point"] | None = option(
         None, "Also measure what changes when this prompt is moved to another object or taken away."
     )
-    instances: Literal["grid", "components"] | None = _key(
+    instances: Literal["grid", "components"] | None = option(
         None, "Also the average precision of instances: of a grid of points, or the components of the mask."
     )
-    batch_size: int = _key(4, "Images encoded together.")
-    num_workers: int = _key(0, "Processes that load images; 0 = the main process itself.")
-    precision: Literal["no", "bf16", "fp16"] = _key("no", "Mixed precision.")
-    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = _key("auto", "How the encoder computes attention.")
-    output_dir: str | None = _key(None, "Folder for metrics.json and samples.png; unset = the table is printed only.")
+    batch_size: int = option(4, "Images encoded together.")
+    num_workers: int = option(0, "Processes that load images; 0 = the main process itself.")
+    precision: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision.")
+    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = option(
+        "auto", "How the encoder computes attention."
+    )
+    output_dir: str | None = option(
+        None, "Folder for metrics.json and samples.png; unset = the table is printed only."
+    )
 
 
 def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tiny_images.scenes import draw_scene
 from torch.utils.data import Dataset
 from transformers import HfArgumentParser, SamModel
 
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.dataset import Sample
-from hf_sam_adapt.drawing import draw_scene
 from hf_sam_adapt.evaluation import evaluate
 from hf_sam_adapt.forward import encode
 from hf_sam_adapt.metrics import IouDice

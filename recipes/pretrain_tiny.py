@@ -20,11 +20,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from tiny_images.pool import draw_pool
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import HfArgumentParser, SamConfig, SamModel
 
-from hf_sam_adapt.drawing.pool import draw_pool
 from hf_sam_adapt.processing import SamAdaptProcessor
 from hf_sam_adapt.prompts import degrade
 

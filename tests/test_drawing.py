@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from tiny_images import pool as pool_module
+from tiny_images.parts import random_material
+from tiny_images.pool import MAX_PARTS, MIN_PART, connected_parts, draw_pool, draw_record
+from tiny_images.scenes import SCENES, draw_scene
 
-from hf_sam_adapt.drawing import draw_scene
-from hf_sam_adapt.drawing import pool as pool_module
-from hf_sam_adapt.drawing.materials import FAMILIES, random_material
+from hf_sam_adapt.drawing.materials import FAMILIES
 from hf_sam_adapt.drawing.noise import cell_distances, smooth_noise, soften
-from hf_sam_adapt.drawing.pool import MAX_PARTS, MIN_PART, connected_parts, draw_pool, draw_record
-from hf_sam_adapt.drawing.scenes import SCENES
 from hf_sam_adapt.drawing.shapes import Stencil, patch
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from evaluate_tiny import DrawnScenes, embedding_deviation
 from safetensors.torch import load_file
 from transformers import SamModel
 
@@ -17,8 +18,6 @@ from hf_sam_adapt.tiny import export_tiny, tiny_folder
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-sys.path.insert(0, str(RECIPES))
-from evaluate_tiny import DrawnScenes, embedding_deviation  # noqa: E402
 
 
 @pytest.fixture(scope="module")

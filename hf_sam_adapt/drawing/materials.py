@@ -10,13 +10,6 @@ from .noise import Size, cell_distances, fractal_noise, smooth_noise, soften, st
 FAMILIES = ("plain", "fractal", "grain", "stripes", "spots", "mosaic", "weave", "clouds")
 
 
-def random_colour(rng: np.random.Generator) -> np.ndarray:
-    """A colour float32 `(3,)` in [0, 1], greyish more often than saturated."""
-    grey = rng.uniform(0.08, 0.92)
-    saturation = rng.choice([0.0, 0.12, 0.3], p=[0.25, 0.45, 0.3])
-    return np.clip(grey + saturation * rng.standard_normal(3), 0.02, 0.98).astype(np.float32)
-
-
 @dataclass(frozen=True)
 class Material:
     """What a surface looks like.
@@ -66,19 +59,3 @@ class Material:
             angle=self.angle + rng.uniform(-1.5, 1.5),
             accent=self.accent * np.float32(np.exp(contrast * rng.normal(0, 0.8))),
         )
-
-
-def random_material(rng: np.random.Generator, colour: np.ndarray | None = None, strength: float = 1.0) -> Material:
-    """Any material; `colour` fixes its mean, `strength` scales its texture."""
-    if colour is None:
-        colour = random_colour(rng)
-    amplitude = strength * float(np.exp(rng.uniform(np.log(0.015), np.log(0.2))))
-    accent = np.ones(3) + rng.choice([0.0, 0.5]) * rng.standard_normal(3)
-    return Material(
-        colour=np.asarray(colour, dtype=np.float32),
-        accent=(amplitude * accent).astype(np.float32),
-        family=str(rng.choice(FAMILIES)),
-        scale=float(np.exp(rng.uniform(np.log(4), np.log(48)))),
-        angle=float(rng.uniform(0, np.pi)),
-        warp=float(rng.uniform(0, 12)),
-    )

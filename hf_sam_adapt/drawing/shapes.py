@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .noise import Size, cell_distances, fractal_noise, smooth_noise
+from .noise import Size, fractal_noise
 
 
 SUPERSAMPLING = 2  # outlines are drawn at twice the resolution and averaged, so that edges are not jagged
@@ -95,15 +95,6 @@ def creature(rng: np.random.Generator, size: Size, radius: float, centre: np.nda
     return stencil.coverage()
 
 
-def broken(rng: np.random.Generator, size: Size, radius: float) -> np.ndarray:
-    """An object in several parts, or with holes or bites taken out."""
-    whole = solid(rng, size, radius)
-    if rng.random() < 0.5:
-        holes = np.clip(3 * (smooth_noise(rng, size, radius * rng.uniform(0.15, 0.6)) - rng.uniform(0.2, 1.2)), 0, 1)
-        return whole * (1 - holes)
-    return np.clip(whole - solid(rng, size, radius * rng.uniform(0.5, 1.0)), 0, 1)
-
-
 def patch(rng: np.random.Generator, size: Size, share: float) -> np.ndarray:
     """Thresholded noise that covers about `share` of the image, sometimes held together by a soft window."""
     field = fractal_noise(rng, size, rng.uniform(25, 110), octaves=int(rng.integers(2, 5)))
@@ -113,54 +104,3 @@ def patch(rng: np.random.Generator, size: Size, share: float) -> np.ndarray:
         field = field - 2.5 * (np.hypot(x - cx, y - cy) / max(size) / 0.35) ** 2
     level = np.quantile(field, 1 - share)
     return np.clip(0.5 + (field - level) / (0.06 * field.std() + 1e-6), 0, 1).astype(np.float32)
-
-
-def network(rng: np.random.Generator, size: Size) -> np.ndarray:
-    """Thin connected structures: membranes, curves, trees, street grids or cracks."""
-    kind = rng.choice(["cells", "curves", "tree", "grid", "crack"], p=[0.3, 0.15, 0.2, 0.25, 0.1])
-    extent = max(size)
-    if kind == "cells":
-        _, gap = cell_distances(rng, size, int(rng.integers(10, 90)), stretch=float(np.exp(rng.uniform(-0.7, 0.7))))
-        width = rng.uniform(2.0, 7.0) * (1 + 0.4 * smooth_noise(rng, size, 30))
-        gap = gap + rng.uniform(0, 3) * smooth_noise(rng, size, rng.uniform(6, 20))
-        return np.clip(0.5 + (width - gap) / 2, 0, 1).astype(np.float32)
-    stencil = Stencil(size)
-    if kind == "grid":
-        _street_grid(rng, stencil, extent)
-    elif kind == "tree":
-        root = random_point(rng, size, 0.0)
-        heading = np.arctan2(size[0] / 2 - root[1], size[1] / 2 - root[0])
-        _branches(rng, stencil, root, heading, rng.uniform(0.5, 1.0) * extent, rng.uniform(3, 12), depth=4)
-    else:
-        for _ in range(int(rng.integers(1, 3 if kind == "crack" else 9))):
-            heading = rng.uniform(0, 2 * np.pi)
-            bend = rng.uniform(0.3, 0.7) if kind == "crack" else rng.uniform(0.02, 0.2)
-            curve = walk(rng, random_point(rng, size), heading, rng.uniform(0.4, 1.5) * extent, bend)
-            stencil.stroke(curve, rng.uniform(1.5, 4.0) if kind == "crack" else rng.uniform(1.5, 9.0))
-    return stencil.coverage()
-
-
-def _branches(rng, stencil: Stencil, root, heading: float, length: float, width: float, depth: int) -> None:
-    path = walk(rng, root, heading, length, rng.uniform(0.05, 0.25))
-    stencil.stroke(path, width * np.linspace(1, 0.6, len(path)))
-    if depth == 0 or width < 1.2:
-        return
-    for _ in range(int(rng.integers(1, 4))):
-        start = path[int(rng.integers(len(path) // 4, len(path)))]
-        turn = heading + rng.choice([-1, 1]) * rng.uniform(0.3, 1.2)
-        _branches(rng, stencil, start, turn, length * rng.uniform(0.35, 0.75), width * 0.65, depth - 1)
-
-
-def _street_grid(rng: np.random.Generator, stencil: Stencil, extent: float) -> None:
-    angle = rng.uniform(0, np.pi)
-    width = rng.uniform(3, 16)
-    centre = np.array([stencil.size[1], stencil.size[0]]) / 2
-    crossing = angle + np.pi / 2 + rng.normal(0, 0.1)
-    for direction, count in ((angle, rng.integers(1, 7)), (crossing, rng.integers(0, 6))):
-        along = np.array([np.cos(direction), np.sin(direction)])
-        across = np.array([-along[1], along[0]])
-        for offset in rng.uniform(-0.6, 0.6, int(count)) * extent:
-            reach = rng.uniform(0.3, 1.0, 2) * extent
-            start = centre + offset * across - reach[0] * along
-            road = walk(rng, start, direction, reach.sum(), rng.choice([0.0, 0.04]))
-            stencil.stroke(road, width * rng.uniform(0.6, 1.1))

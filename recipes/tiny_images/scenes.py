@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .effects import camouflage_strokes, lighting, optics, relief, rim, shade
-from .materials import Material, random_colour, random_material
-from .noise import Size, smooth_noise, soften
-from .shapes import Stencil, broken, creature, network, outline, patch, random_point, solid
+from hf_sam_adapt.drawing.effects import lighting, relief, shade
+from hf_sam_adapt.drawing.materials import Material
+from hf_sam_adapt.drawing.noise import Size, smooth_noise, soften
+from hf_sam_adapt.drawing.shapes import Stencil, creature, outline, patch, random_point, solid
+
+from .parts import broken, camouflage_strokes, network, optics, random_colour, random_material, rim
 
 
 @dataclass

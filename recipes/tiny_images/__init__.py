@@ -1,0 +1,1 @@
+"""Drawn scenes with exact masks, which `tiny` is pre-trained on."""

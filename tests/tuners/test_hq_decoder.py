@@ -162,6 +162,7 @@ def test_counts_of_parameters(width, layers, first_global, expected):
         model = get_peft_model(SamModel(SamConfig(vision_config=vision.to_dict())), SamDecoderConfig(decoder="hq"))
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
     assert overlay(model).early_map.layer == first_global
+    assert sum(p.numel() for p in overlay(model).base_layer.parameters()) == 4_058_340
 
 
 def test_five_modules_are_trained_and_stored_and_nothing_else(tmp_path):

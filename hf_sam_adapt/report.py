@@ -24,6 +24,7 @@ from .prompts import Prompt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from rich.console import Console
 
     from .data import Sample, SegmentationSplit
 
@@ -46,7 +47,6 @@ def print_table(metrics: dict[str, Any]) -> None:
 
     The key `measured_on` ("test", "val" or "train") says which images gave the scores if not the test images.
     """
-    from rich.console import Console
     from rich.table import Table
 
     images = {"test": "Test", "val": "Validation", "train": "Training"}[metrics.get("measured_on", "test")]
@@ -58,10 +58,7 @@ def print_table(metrics: dict[str, Any]) -> None:
         table.add_row(kind, *(_cell(scores.get(name)) for name in ("zero_shot", "adapted", "constant")))
         if "zero_shot_best_of_3" in scores:
             table.add_row(f"{kind}, best of 3", _cell(scores["zero_shot_best_of_3"]), ABSENT, ABSENT)
-    console = Console()
-    if not console.is_terminal:
-        # In a file rich assumes 80 columns and would fold cells; the table is never wider than this.
-        console.width = 100
+    console = wide_console()
     if metrics["test"]:
         console.print(table)
     if further := _further_rows(metrics["test"].get("none") or {}):
@@ -79,11 +76,22 @@ def _further_rows(scores: dict[str, Any]) -> list[list[str]]:
     """A row per metric that was asked for: its name, and its score of zero-shot SAM, adapted and constant."""
     variants = [scores.get(name) or {} for name in ("zero_shot", "adapted", "constant")]
     found = [key for key in METRIC_TITLES if any(key in variant for variant in variants)]
-    return [[METRIC_TITLES[key], *map(_number, (variant.get(key) for variant in variants))] for key in found]
+    return [[METRIC_TITLES[key], *map(fraction, (variant.get(key) for variant in variants))] for key in found]
 
 
-def _number(score: float | None) -> str:
-    return ABSENT if score is None else f"{score:.3f}"
+def fraction(value: float | None) -> str:
+    """A fraction with three digits, a dash for None."""
+    return ABSENT if value is None else f"{value:.3f}"
+
+
+def wide_console(width: int = 100) -> Console:
+    """Where tables are printed; in a file rich assumes 80 columns and would fold cells, so there it has `width`."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = width
+    return console
 
 
 def cost_line(train: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from .evaluation.classes import ClassResult, label_maps
 from .evaluation.inference import inference
 from .metrics import plot_confusion
 from .processing import SamAdaptProcessor
-from .report import ABSENT, IGNORED_COLOUR, print_sample_names
+from .report import IGNORED_COLOUR, fraction, print_sample_names, wide_console
 
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ def class_colours(num_labels: int, palette: ArrayLike | None = None) -> np.ndarr
 
 def print_class_table(scores: dict[str, Any], names: Sequence[str]) -> None:
     """Prints the part `adapted` of a `metrics.json`: a row for each class, then their means."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="Classes, over all pixels")
@@ -55,14 +54,12 @@ def print_class_table(scores: dict[str, Any], names: Sequence[str]) -> None:
     for title in ("IoU", "precision", "recall", "F1", "pixels"):
         table.add_column(title, justify="right")
     for label, one in scores["per_class"].items():
-        cells = [_number(one[key]) for key in ("iou", "precision", "recall", "f1")]
+        cells = [fraction(one[key]) for key in ("iou", "precision", "recall", "f1")]
         table.add_row(names[int(label)], *cells, f"{one['pixels']:,}")
-    console = Console()
-    if not console.is_terminal:
-        console.width = 100
+    console = wide_console()
     console.print(table)
     means = ", ".join(
-        f"{name} {_number(scores[key])}" for name, key in (("mIoU", "miou"), ("OA", "oa"), ("FWIoU", "fwiou"))
+        f"{name} {fraction(scores[key])}" for name, key in (("mIoU", "miou"), ("OA", "oa"), ("FWIoU", "fwiou"))
     )
     console.print(means, highlight=False)
 
@@ -126,7 +123,3 @@ def save_class_samples(
     figure.legend(handles=patches, loc="outside lower center", ncols=min(len(names), 8), fontsize=8)
     FigureCanvasAgg(figure).print_png(path)
     print_sample_names(path, shown)
-
-
-def _number(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.3f}"

@@ -17,7 +17,7 @@ from .evaluation.sensitivity import own_and_removed
 from .instances import Instance
 from .processing import SamAdaptProcessor
 from .prompts import components, derive_prompts
-from .report import ABSENT, MASK_COLOURS, TITLES, draw_prompt, overlay
+from .report import MASK_COLOURS, TITLES, draw_prompt, fraction, overlay, wide_console
 
 
 if TYPE_CHECKING:
@@ -28,12 +28,9 @@ _TABLES = {"clicks": "clicks", "prompt_sensitivity": "the prompt's place", "inst
 
 def print_prompt_tables(metrics: dict[str, Any]) -> None:
     """Prints the parts `clicks`, `prompt_sensitivity` and `instances` of a `metrics.json`, as far as it has them."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = 100
+    console = wide_console()
     for key, rows in (("clicks", _click_rows), ("prompt_sensitivity", _sensitivity_rows), ("instances", _ap_rows)):
         if key not in metrics:
             continue
@@ -70,7 +67,7 @@ def _cell(scores: dict[str, Any] | None, path: tuple[str, ...]) -> str:
     value: Any = scores
     for key in path:
         value = None if value is None else value[key]
-    return ABSENT if value is None else f"{value:.3f}"
+    return fraction(value)
 
 
 def save_sensitivity(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..report import ABSENT
+from ..report import fraction, wide_console
 
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 def print_continual(results: dict[str, Any]) -> None:
     """Prints the content of a `continual.json`: IoU by task and test set, then the metrics."""
-    from rich.console import Console
     from rich.table import Table
 
     domains = results["domains"]
@@ -28,10 +27,8 @@ def print_continual(results: dict[str, Any]) -> None:
     for task, (title, row) in enumerate(zip(_row_titles(results), results["matrix_iou"])):
         rows[title] = [*row, results["natural_curve_iou"][task] if "natural_iou" in results else None]
     for title, row in rows.items():
-        table.add_row(title, *map(_cell, row[: len(table.columns) - 1]))
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(100, 14 * len(table.columns))
+        table.add_row(title, *map(fraction, row[: len(table.columns) - 1]))
+    console = wide_console(max(100, 14 * len(table.columns)))
     console.print(table)
     metrics = Table(title="Over all test sets")
     metrics.add_column("")
@@ -39,12 +36,12 @@ def print_continual(results: dict[str, Any]) -> None:
         metrics.add_column(title, justify="right")
     for name in ("iou", "biou"):
         keys = (f"{key}_{name}" for key in ("last", "avg", "ff", "ff_max", "forward", "natural"))
-        metrics.add_row({"iou": "IoU", "biou": "boundary IoU"}[name], *(_cell(results.get(key)) for key in keys))
+        metrics.add_row({"iou": "IoU", "biou": "boundary IoU"}[name], *(fraction(results.get(key)) for key in keys))
     console.print(metrics)
     if "routing_accuracy" in results:
         console.print(
             f"Routing accuracy {results['routing_accuracy']:.3f}; with the true domains Last "
-            f"{results['oracle_last_iou']:.3f}, FF {_cell(results['oracle_ff_iou'])}.",
+            f"{results['oracle_last_iou']:.3f}, FF {fraction(results['oracle_ff_iou'])}.",
             highlight=False,
         )
 
@@ -104,7 +101,3 @@ def _figure(width: float, height: float) -> Figure:
 def _row_titles(results: dict[str, Any]) -> list[str]:
     """What the rows of the matrix stand for: the domain learned last, or all at once."""
     return ["joint"] if results["protocol"] == "joint" else list(results["domains"])
-
-
-def _cell(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.3f}"

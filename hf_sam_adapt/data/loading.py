@@ -27,6 +27,18 @@ if TYPE_CHECKING:
 
 SCANNED = 2000  # masks whose values are read before training
 SCANNED_PIXELS = 256_000_000  # their images are decoded too, as long as they have no more pixels together
+# What decides, beside the data set itself, how it is read and split: arguments here, keys of a recipe.
+READ_KEYS = (
+    "mask_suffix",
+    "mask_values",
+    "label_map",
+    "num_labels",
+    "id2label",
+    "group_by",
+    "channels",
+    "palette",
+    "seed",
+)
 THREADS = 4
 CHUNK = 64
 

@@ -44,11 +44,6 @@ class Palette:
         """uint8 (K, 3)."""
         return np.array(list(self.classes.values()), np.uint8)
 
-    def ignore_colour(self) -> Colour:
-        """What `to_rgb` paints ignored pixels with: no class's colour, so that it is read back as ignored."""
-        candidates = [(255, 255, 255), (0, 0, 0), *((grey, grey, grey) for grey in range(1, 255))]
-        return next(colour for colour in candidates if colour not in set(self.classes.values()))
-
 
 # ClassWise-SAM-Adapter's order of the classes (its class weights follow it); arXiv 2401.02326.
 FUSAR_MAP_1 = Palette(
@@ -84,28 +79,6 @@ def to_labels(rgb: np.ndarray, palette: Palette) -> np.ndarray:
     place = np.searchsorted(known[order], codes).clip(max=len(known) - 1)
     classes = order[place].astype(np.uint8)
     return np.where(known[classes] == codes, classes, np.uint8(IGNORE))
-
-
-def to_rgb(labels: np.ndarray, palette: Palette) -> np.ndarray:
-    """Inverse of `to_labels`.
-
-    Args:
-        labels: integers (H, W), 0..K-1 and 255 = ignore.
-        palette: K colours.
-
-    Returns:
-        uint8 (H, W, 3); ignored pixels are white, or another colour that is not in the palette.
-
-    Raises:
-        UserError: a label without a colour.
-    """
-    wrong = (labels != IGNORE) & ((labels < 0) | (labels >= len(palette)))
-    if wrong.any():
-        raise UserError(f"palette: label {int(labels[wrong][0])} has no colour, the palette holds {len(palette)}")
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(palette)] = palette.colours()
-    table[IGNORE] = palette.ignore_colour()
-    return table[labels]
 
 
 def unknown_colours(rgb: np.ndarray, palette: Palette) -> Counter[Colour]:

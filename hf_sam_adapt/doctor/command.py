@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ..arguments import option
 from ..data.dataset import SegmentationSplit
+from ..data.loading import READ_KEYS
 from ..errors import UserError
 from .examine import Diagnosis, examine_dataset
 from .findings import ERROR, WARNING
@@ -68,19 +69,8 @@ def doctor_command(args: DoctorArguments) -> int:
         raise UserError(f"image_size: {image_size} is not a positive multiple of the patch size {PATCH}")
     diagnosis = examine_dataset(
         args.dataset,
-        mask_suffix=args.mask_suffix,
-        mask_values=args.mask_values,
-        label_map=args.label_map,
-        num_labels=args.num_labels,
-        id2label=args.id2label,
-        group_by=args.group_by,
-        channels=args.channels,
-        palette=args.palette,
-        normalization=args.normalization,
         mask_size=4 * (image_size // PATCH),
-        seed=args.seed,
-        limit=args.limit,
-        processes=args.processes,
+        **{key: getattr(args, key) for key in (*READ_KEYS, "normalization", "limit", "processes")},
     )
     for line in diagnosis.findings.lines():
         print(line)

@@ -19,7 +19,7 @@ from .metadata import card_data, task_of
 from .methods import METHODS, SAM_CITATION
 from .page import HOW, TINY_LIMIT, base_of, input_facts, render, versions_fact
 from .public import public_recipe
-from .tables import METRICS, marked, number, table
+from .tables import METRICS, fraction, marked, table
 
 
 FILES = ("continual.json", "recipe.yaml", "matrix.png", "curves.png")
@@ -71,7 +71,7 @@ def pool_card(folder: Path, name: str) -> ModelCard:
         matrix=matrix_table(results),
         summary=summary_table(results),
         routing=routing_table(results),
-        accuracy=number(results.get("routing_accuracy")),
+        accuracy=fraction(results.get("routing_accuracy")),
         facts=[*task_facts(results.get("tasks", {})), *input_facts(folder)],
         command="continual",
         limits=limits(results, recipe, model),
@@ -99,8 +99,8 @@ def result_sentence(results: dict[str, Any]) -> str:
     """What it reaches."""
     zero = sum(results["zero_shot_iou"]) / len(results["zero_shot_iou"])
     text = (
-        f"{HOW[results['prompt']].capitalize()} it reaches a mean IoU of **{number(results['last_iou'])}** over the "
-        f"domains' test images, SAM before adaptation {number(zero)}"
+        f"{HOW[results['prompt']].capitalize()} it reaches a mean IoU of **{fraction(results['last_iou'])}** over the "
+        f"domains' test images, SAM before adaptation {fraction(zero)}"
     )
     if results.get("routing_accuracy") is not None:
         text += f"; the router sends {results['routing_accuracy']:.1%} of the images to their own domain"
@@ -124,11 +124,11 @@ def domain_table(results: dict[str, Any], recipe: ContinualRecipe) -> str:
     for index, (name, domain) in enumerate(zip(results["domains"], recipe.read_domains(), strict=True)):
         found = data_of(results, name)
         images = found["images"] if found else {}
-        counts = [str(images[split]) if split in images else number(None) for split in ("train", "test")]
+        counts = [str(images[split]) if split in images else fraction(None) for split in ("train", "test")]
         source = found["name"] if found else domain.dataset
         own = results["oracle_iou"][index] if "oracle_iou" in results else None
         scores = marked([results["zero_shot_iou"][index], results["matrix_iou"][-1][index]])
-        rows.append([f"[`{name}`]({name}/adapter_config.json)", f"`{source}`", *counts, *scores, number(own)])
+        rows.append([f"[`{name}`]({name}/adapter_config.json)", f"`{source}`", *counts, *scores, fraction(own)])
     header = ["domain", "data", "training images", "test images", "zero-shot IoU", "routed IoU", "IoU, domain named"]
     return table(header, rows, left=2)
 
@@ -137,11 +137,11 @@ def matrix_table(results: dict[str, Any]) -> str:
     """IoU of every test set after every domain; a column read downwards shows forgetting."""
     natural = "natural_iou" in results
     header = ["after", *results["domains"], *(["natural"] if natural else [])]
-    rows = [["zero-shot", *map(number, results["zero_shot_iou"])]]
-    rows += [[name, *map(number, row)] for name, row in zip(results["domains"], results["matrix_iou"], strict=True)]
+    rows = [["zero-shot", *map(fraction, results["zero_shot_iou"])]]
+    rows += [[name, *map(fraction, row)] for name, row in zip(results["domains"], results["matrix_iou"], strict=True)]
     if natural:
         column = [results["natural_zero_shot_iou"], *results["natural_curve_iou"]]
-        rows = [[*row, number(cell)] for row, cell in zip(rows, column, strict=True)]
+        rows = [[*row, fraction(cell)] for row, cell in zip(rows, column, strict=True)]
     return table(header, rows)
 
 
@@ -156,7 +156,7 @@ def summary_table(results: dict[str, Any]) -> str:
     }
     shown = {key: name for key, name in names.items() if f"{key}_iou" in results}
     rows = [
-        [METRICS[metric], *(number(results[f"{key}_{metric}"]) for key in shown)]
+        [METRICS[metric], *(fraction(results[f"{key}_{metric}"]) for key in shown)]
         for metric in ("iou", "biou")
         if f"last_{metric}" in results
     ]
@@ -214,7 +214,7 @@ def limits(results: dict[str, Any], recipe: ContinualRecipe, model: str) -> list
     ]
     for name, zero, row in zip(results["domains"], results["zero_shot_iou"], results["matrix_iou"][-1], strict=True):
         if row <= zero:
-            found.append(f"**On `{name}` the pool is not better than SAM before adaptation** ({number(zero)}).")
+            found.append(f"**On `{name}` the pool is not better than SAM before adaptation** ({fraction(zero)}).")
     if results.get("earlier"):
         earlier = ", ".join(f"`{name}`" for name in results["earlier"])
         found.append(

@@ -16,7 +16,7 @@ from .metadata import card_data, run_results, task_of
 from .methods import METHODS, SAM_CITATION
 from .page import HOW, TINY_LIMIT, base_of, input_facts, render, versions_fact
 from .public import public_recipe
-from .tables import class_table, number, score_table
+from .tables import class_table, fraction, score_table
 
 
 SPLITS = {"test": "test", "val": "validation", "train": "training"}
@@ -119,13 +119,13 @@ def result_sentence(metrics: dict[str, Any], data: dict[str, Any]) -> str:
     if found["adapted"][key] is None:
         return f"The {where} hold no labelled pixel, so nothing is known of its quality."
     metric = "mean IoU of the classes" if classes else "mean IoU"
-    text = f"{HOW[kind].capitalize()} it reaches a {metric} of **{number(found['adapted'][key])}** on {where}"
+    text = f"{HOW[kind].capitalize()} it reaches a {metric} of **{fraction(found['adapted'][key])}** on {where}"
     beside = []
     if found.get("zero_shot"):
-        beside.append(f"the same SAM before adaptation reaches {number(found['zero_shot'][key])}")
+        beside.append(f"the same SAM before adaptation reaches {fraction(found['zero_shot'][key])}")
     if found.get("constant"):
         same = "one label map" if classes else "one mask"
-        beside.append(f"the best that {same} for all images could do is {number(found['constant'][key])}")
+        beside.append(f"the best that {same} for all images could do is {fraction(found['constant'][key])}")
     return f"{text}; {' and '.join(beside)}." if beside else f"{text}."
 
 
@@ -180,7 +180,7 @@ def training_facts(metrics: dict[str, Any], data: dict[str, Any]) -> list[str]:
     )
     if train.get("best_step"):
         facts.append(
-            f"Weights: step {train['best_step']}, the best on validation (IoU {number(train['best_val_iou'])})"
+            f"Weights: step {train['best_step']}, the best on validation (IoU {fraction(train['best_val_iou'])})"
         )
     if train["images_per_second"] is not None:
         speed = f"{train['images_per_second']:.1f} images/s, peak memory {size_text(train['peak_memory_bytes'])}"
@@ -226,7 +226,7 @@ def _score_limits(metrics: dict[str, Any], classes: list[str] | None) -> list[st
         for other, text in (("constant", "the best constant mask"), ("zero_shot", "SAM before adaptation")):
             beside = (scores.get(other) or {}).get(key)
             if value is not None and beside is not None and value <= beside:
-                found.append(f"**{HOW[kind].capitalize()} it is not better than {text}** ({number(beside)}).")
+                found.append(f"**{HOW[kind].capitalize()} it is not better than {text}** ({fraction(beside)}).")
         worse = [classes[int(label)] for label in _not_better(scores)] if classes else []
         if worse:
             found.append(f"**Classes on which it is not better than the best constant map: {', '.join(worse)}.**")

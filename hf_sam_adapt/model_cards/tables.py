@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..metrics.stream import TITLES
-from ..report import ABSENT
+from ..report import fraction
 
 
 # Names of the keys of scores; others are shown as they are.
@@ -31,17 +31,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
     return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in (header, rule, *rows))
 
 
-def number(value: float | None) -> str:
-    """A fraction with three digits, a dash for None."""
-    return ABSENT if value is None else f"{value:.3f}"
-
-
 def marked(values: Sequence[float | None], lower: bool = False) -> list[str]:
     """The values as `number` has them, the one that is better than all others in bold."""
     known = [value for value in values if value is not None]
     best = min(known, default=None) if lower else max(known, default=None)
     alone = len(known) > 1 and sum(value == best for value in known) == 1
-    return [f"**{number(value)}**" if alone and value == best else number(value) for value in values]
+    return [f"**{fraction(value)}**" if alone and value == best else fraction(value) for value in values]
 
 
 def scalars(scores: dict[str, Any] | None) -> dict[str, float | None]:
@@ -66,7 +61,7 @@ def score_table(test: dict[str, dict[str, Any]]) -> str:
             rows.append([kind, title, *marked(values, lower)])
         if "zero_shot_best_of_3" in found:
             best = {"zero_shot": found["zero_shot_best_of_3"]["iou"]}
-            rows.append([f"{kind}, best of 3 masks", METRICS["iou"], *(number(best.get(name)) for name in variants)])
+            rows.append([f"{kind}, best of 3 masks", METRICS["iou"], *(fraction(best.get(name)) for name in variants)])
     return table(["prompt", "metric", *(VARIANTS[name] for name in variants)], rows, left=2)
 
 
@@ -81,7 +76,7 @@ def class_table(scores: dict[str, Any], classes: Sequence[str]) -> str:
     rows = []
     for label, name in enumerate(classes):
         one, other = adapted.get(str(label), {}), constant.get(str(label), {})
-        parts = [number(one.get(key)) for key in ("precision", "recall")]
+        parts = [fraction(one.get(key)) for key in ("precision", "recall")]
         rows.append([name, *marked([one.get("iou"), other.get("iou")]), *parts, f"{one['pixels']:,}"])
     return table(["class", "IoU", "IoU, best constant map", "precision", "recall", "test pixels"], rows)
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..checkpointing import enable_checkpointing
 from ..data import SegmentationData, SegmentationSplit, load_segmentation_dataset
+from ..data.loading import READ_KEYS
 from ..data.normalization import fit_normalization
 from ..embeddings.cache import EmbeddingCache, check_cacheable
 from ..embeddings.split import EmbeddedSplit
@@ -133,19 +134,7 @@ def load_data(recipe: Recipe) -> SegmentationData:
         UserError: whatever is wrong with it.
     """
     with start_processes().main_process_first():
-        data = load_segmentation_dataset(
-            recipe.dataset,
-            mask_suffix=recipe.mask_suffix,
-            mask_values=recipe.mask_values,
-            label_map=recipe.label_map,
-            num_labels=recipe.num_labels,
-            id2label=recipe.id2label,
-            group_by=recipe.group_by,
-            channels=recipe.channels,
-            palette=recipe.palette,
-            seed=recipe.seed,
-        )
-    return data
+        return load_segmentation_dataset(recipe.dataset, **{key: getattr(recipe, key) for key in READ_KEYS})
 
 
 def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Module, SamAdaptProcessor]:

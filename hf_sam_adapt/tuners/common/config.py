@@ -25,7 +25,7 @@ class SamConfigMixin:
         num_labels: K, background included, for `decoder="class_wise"`; None is binary.
         id2label: names of the classes.
         train_iou_head: the IoU head is part of the adapter, too, and trained as SAM was (SAM, appendix A): by the
-            squared error of its estimate to the mask's IoU. Without it the estimate of an adapted model means nothing.
+            squared error of its estimate to the mask's IoU. Without it SAM's own head rates masks that it never saw.
         train_no_mask_embed: SAM's `no_mask_embed`, which stands for "no mask prompt", is part of the adapter.
         faithful: reproduce the official computation with its mistakes, for converted checkpoints and parity tests. The
             whole decoder and `no_mask_embed` are trained then, so DDP needs `find_unused_parameters=True`.

@@ -8,12 +8,19 @@ import sys
 
 import pytest
 import torch
-from peft import AutoPeftModel, PeftModel, get_peft_model
+from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from sams import perturb, random_sam, random_vision_sam
 from transformers import SamModel
 
-from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig, SamDecoderConfig, register_feature
+from hf_sam_adapt import (
+    ConvLoraConfig,
+    CwsamConfig,
+    L2pConfig,
+    SamAdapterConfig,
+    SamDecoderConfig,
+    register_feature,
+)
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.tuners.common.layer import ParameterOverlay
 
@@ -321,6 +328,89 @@ def test_mask_token_default_is_the_adapters():
     assert masks(model).shape[2] == 1
     model.set_adapter("default")
     assert masks(model).shape[2] == 3
+
+
+def test_mask_token_default_beside_lora_and_after_a_deletion(tmp_path):
+    sam = random_sam().eval()
+    sam.add_adapter(LoraConfig(target_modules=r".*vision_encoder.*qkv"), "plain")
+    sam.add_adapter(SamAdapterConfig(scale_factor=4), "ours")
+    for name, channels in (("plain", 3), ("ours", 1)):
+        sam.set_adapter(name)
+        assert masks(sam).shape[2] == channels
+    sam = random_sam().eval()
+    sam.add_adapter(SamDecoderConfig(), "a")
+    sam.save_pretrained(tmp_path)
+    sam.delete_adapter("a")
+    sam.load_adapter(str(tmp_path), "a")
+    assert masks(sam).shape[2] == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (ConvLoraConfig(), SamAdapterConfig(scale_factor=4), "in which another method has layers already"),
+        (L2pConfig(), SamDecoderConfig(), "in which another method has layers already"),
+        (
+            LoraConfig(target_modules=r".*mask_decoder.*q_proj"),
+            SamDecoderConfig(),
+            "another method has layers already",
+        ),
+        (None, ConvLoraConfig(target_modules=["typo"]), "matches no module that this method could adapt"),
+        (None, SamAdapterConfig(layers_to_transform=[], target_modules=r".*layers\.\d+"), "matches no module"),
+        (None, ConvLoraConfig(target_modules=["lin1"], decoder="frozen"), "Conv-LoRA adapts maps of the encoder"),
+        (None, SamDecoderConfig(modules_to_save=["mask_decoder"]), "which the adapter brings along"),
+        (SamAdapterConfig(scale_factor=4), SamAdapterConfig(target_modules=r".*layers\.\d+"), "match both"),
+    ],
+)
+def test_what_would_go_wrong_silently_is_refused(first, second, message):
+    sam = random_sam()
+    if first is not None:
+        sam.add_adapter(first, "first")
+    with pytest.raises(UserError, match=message):
+        sam.add_adapter(second, "second")
+
+
+@pytest.mark.parametrize("name", ["high", "model", "sam_adapter_up"])
+def test_names_that_peft_would_confuse_are_refused(name):
+    model = adapted("sam_adapter")
+    with pytest.raises(UserError, match=f"adapter name '{name}'"):
+        model.add_adapter(name, CONFIGS["sam_adapter"]())
+
+
+def test_a_refused_merge_changes_nothing():
+    base = random_sam()
+    model = perturb(get_peft_model(random_sam(), SamDecoderConfig(decoder="hq", train_patch_embed=True))).eval()
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(NotImplementedError, match="early block"):
+            merge()
+    with model.disable_adapter():
+        assert torch.equal(masks(model), masks(base))
+
+
+def test_a_merged_model_keeps_the_adapters_input():
+    model = get_peft_model(random_sam(), SamDecoderConfig(image_size=128, in_channels=4, train_patch_embed=True))
+    perturb(model).eval()
+    pixels = torch.randn(2, 4, 128, 128)
+    expected = masks(model, pixels)
+    merged = model.merge_and_unload()
+    assert torch.allclose(masks(merged, pixels, multimask_output=False), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_adapter_that_is_added_beside_a_merged_one_starts_from_the_base():
+    model = adapted("decoder")
+    model.merge_adapter()
+    model.add_adapter("fresh", SamDecoderConfig())
+    model.unmerge_adapter()
+    model.set_adapter("fresh")
+    assert torch.equal(masks(model), masks(random_sam(), multimask_output=False))
+
+
+def test_new_experts_are_in_the_models_mode():
+    sam = random_sam().eval()
+    sam.add_adapter(ConvLoraConfig(init_weights=False))
+    with torch.no_grad():
+        first, second = (sam(pixel_values=images()).pred_masks for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_registered_feature(tmp_path):

@@ -106,7 +106,7 @@ class SamConfigMixin:
             raise UserError(f"num_labels={self.num_labels!r}: use null (binary) or at least 2, background included")
         if self.id2label is not None:
             self.id2label = {int(key): name for key, name in self.id2label.items()}  # JSON has text keys
-        if self.init_weights not in (True, False, "paper"):
+        if self.init_weights not in (True, False, "paper") or not isinstance(self.init_weights, (bool, str)):
             raise UserError(f"init_weights={self.init_weights!r} is unknown; use true, false or 'paper'")
         if self.image_size is not None and (not isinstance(self.image_size, int) or self.image_size <= 0):
             raise UserError(f"image_size={self.image_size!r} must be a positive number of pixels or null")

@@ -151,7 +151,7 @@ class ParameterOverlay(SamTunerLayer):
             random_init: add noise of the size of each tensor's spread, so that tests see an adapter that acts.
             inference_mode: True leaves the new weights frozen.
         """
-        base = dict(self.base_layer.named_parameters())
+        base = dict(self.base_layer.named_parameters()) | self._backup  # not what another adapter merged into it
         copies = {}
         for name in names:
             value = base[name].detach().clone()
@@ -262,6 +262,13 @@ class ParameterOverlay(SamTunerLayer):
             return _cast(outputs, base_dtype)
         return tuple(_cast(value, base_dtype) for value in outputs)
 
+    def check_merge(self, adapter_names: list[str]) -> None:
+        """Raise `NotImplementedError` if no weights of the base module could hold what the adapters do."""
+        if any(name in self.hq_heads for name in adapter_names):
+            raise NotImplementedError("an hq decoder sees an early block of the encoder, which no weight of SAM's can")
+        if any(self.mask_tokens.get(name) is not None or name in self.heads for name in adapter_names):
+            raise NotImplementedError("a decoder with other mask tokens or a class head cannot be merged into SAM's")
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write the adapters' weights into the base module.
 
@@ -276,13 +283,10 @@ class ParameterOverlay(SamTunerLayer):
         names = [name for name in names if name in self.overlays]
         if not names:
             return
+        self.check_merge(names)
         for name in names if safe_merge else ():
             if not all(torch.isfinite(value).all() for value in self.overlays[name].parameters()):
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-        if any(name in self.hq_heads for name in names):
-            raise NotImplementedError("an hq decoder sees an early block of the encoder, which no weight of SAM's can")
-        if any(self.mask_tokens[name] is not None or name in self.heads for name in names):
-            raise NotImplementedError("a decoder with other mask tokens or a class head cannot be merged into SAM's")
         names = self.merged_adapters + names
         self.unmerge()
         merged = self.overlaid_parameters(names)

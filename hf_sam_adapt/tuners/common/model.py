@@ -5,7 +5,7 @@ import warnings
 from contextlib import contextmanager
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
@@ -37,10 +37,12 @@ class MaskTokenDefault:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         live = [] if self.anchor.disable_adapters else self.anchor.active_adapters
-        config = next((self.configs[name] for name in live if name in self.configs), None)
-        if config is None or "multimask_output" in kwargs:
+        # PEFT keeps the configs of further tuners at the model; a plain LoRA's has no such field.
+        configs = [self.configs.get(name) or getattr(module, "peft_config", {}).get(name) for name in live]
+        chosen = [config.multimask_output for config in configs if isinstance(config, SamConfigMixin)]
+        if not chosen or "multimask_output" in kwargs:
             return None
-        return args, kwargs | {"multimask_output": config.multimask_output}
+        return args, kwargs | {"multimask_output": chosen[0]}
 
 
 class SamTunerMixin:
@@ -48,9 +50,11 @@ class SamTunerMixin:
 
     Attributes:
         overlays_patch_embed: a trained patch embedding gets an overlay; False where the method wraps it itself.
+        needs_targets: an adapter without a layer of the method's own is a mistake.
     """
 
     overlays_patch_embed = True
+    needs_targets = True
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         config: SamConfigMixin = self.peft_config[adapter_name]
@@ -65,11 +69,13 @@ class SamTunerMixin:
                 stacklevel=2,
             )
         resolve_decoder(config, model)
+        self._check_decoder_is_free(model, config, adapter_name)
         resized = self._set_image_size(model, config, adapter_name)
         injected = inflated = False
         try:
             inflated = self._set_channels(model, config, adapter_name)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._check_placed(model, config, adapter_name)
             injected = True
         finally:
             if resized and not injected:
@@ -79,6 +85,40 @@ class SamTunerMixin:
         if not config.fingerprint_is_from_file and not unknown_base:
             config.base_fingerprint = compute_fingerprint(model)
         self._install_mask_token_default(model)
+
+    def _check_decoder_is_free(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> None:
+        """Raise `UserError` if the adapter brings decoder weights where others have put theirs."""
+        decoder = find_mask_decoder(model)
+        if decoder is None or not self.is_overlay_target(config, model, "mask_decoder"):
+            return
+        own = isinstance(decoder, ParameterOverlay) and decoder.weights_name == f"{self.prefix}weights"
+        inside = decoder.base_layer.modules() if own else decoder.modules()
+        if any(isinstance(module, BaseTunerLayer) for module in inside):
+            raise UserError(
+                f"adapter {adapter_name!r} brings a mask decoder, in which another method has layers already; use "
+                "decoder='frozen' for one of them, or another copy of the base model"
+            )
+        wanted = [f"mask_decoder.{name}" for name, _ in decoder.named_modules() if name] + ["mask_decoder"]
+        for name in config.modules_to_save or ():
+            if any(key == name or key.endswith(f".{name}") for key in wanted):
+                raise UserError(
+                    f"modules_to_save: {name} is in the mask decoder, which the adapter brings along; leave it out or "
+                    "use decoder='frozen'"
+                )
+
+    def _check_placed(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> None:
+        """Raise `UserError` if nothing but the decoder was adapted, or if PEFT would mistake the adapter's name."""
+        if self.needs_targets and not any(_holds(module, adapter_name) for module in model.modules()):
+            raise UserError(
+                f"adapter {adapter_name!r}: target_modules={config.target_modules!r} matches no module that this "
+                "method could adapt here"
+            )
+        for key in model.state_dict():
+            if sum(part in self.peft_config for part in key.split(".")) > 1:
+                raise UserError(
+                    f"adapter name {adapter_name!r} is part of {key}, so PEFT would mix up the adapters' weights; "
+                    "choose another name"
+                )
 
     @staticmethod
     def check_layers(config: SamConfigMixin, model_config: dict) -> None:
@@ -126,8 +166,9 @@ class SamTunerMixin:
         return True
 
     def _install_mask_token_default(self, model: nn.Module) -> None:
-        if find_mask_decoder(model) is None or _mask_token_hooks(model):
+        if find_mask_decoder(model) is None:
             return
+        _remove_mask_token_hooks(model)  # one of an adapter that is gone would look at a layer that is gone
         anchor = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
         model.register_forward_pre_hook(MaskTokenDefault(anchor, self.peft_config), with_kwargs=True)
 
@@ -190,15 +231,28 @@ class SamTunerMixin:
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)  # PEFT's own copies `weight` and `bias`, which blocks do not have
 
-    def _unload_and_optionally_merge(self, *args, **kwargs) -> nn.Module:
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        self._check_overlays_merge(adapter_names)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _check_overlays_merge(self, adapter_names: list[str] | None) -> None:
+        """Refuse before the first layer is merged what a later one would refuse."""
+        for module in self.model.modules():
+            if isinstance(module, ParameterOverlay):
+                module.check_merge(check_adapters_to_merge(module, adapter_names))
+
+    def _unload_and_optionally_merge(
+        self, merge: bool = True, progressbar: bool = True, safe_merge: bool = False, adapter_names=None
+    ) -> nn.Module:
+        """A merged model keeps the adapter's input size and channels, for which its weights are."""
+        if merge:
+            self._check_overlays_merge(adapter_names)
         overlays = [module for module in self.model.modules() if isinstance(module, ParameterOverlay)]
-        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         for overlay in overlays:
             overlay.stop_capturing()
-        for hook_id in _mask_token_hooks(model):
-            del model._forward_pre_hooks[hook_id]
-            model._forward_pre_hooks_with_kwargs.pop(hook_id, None)
-        if find_vision_encoder(model) is not None:
+        _remove_mask_token_hooks(model)
+        if not merge and find_vision_encoder(model) is not None:
             restore_input(model)
             restore_channels(model)
         return model
@@ -281,7 +335,7 @@ def check_adapter_name(model: nn.Module, adapter_name: str) -> None:
     if not adapter_name or "." in adapter_name:
         raise UserError(f"adapter name {adapter_name!r} is empty or holds a dot; use letters, digits, '-' and '_'")
     layers = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    parts = set(HQ_MODULES)
+    parts = {*HQ_MODULES, "base_model", "model"}  # the latter two are PEFT's own
     for name, _ in model.named_parameters():
         inside = [layer for layer in layers if name.startswith(f"{layer}.") and ".base_layer." not in name]
         if not inside:
@@ -293,5 +347,14 @@ def check_adapter_name(model: nn.Module, adapter_name: str) -> None:
         )
 
 
-def _mask_token_hooks(model: nn.Module) -> list[int]:
-    return [key for key, hook in model._forward_pre_hooks.items() if isinstance(hook, MaskTokenDefault)]
+def _remove_mask_token_hooks(model: nn.Module) -> None:
+    for key in [key for key, hook in model._forward_pre_hooks.items() if isinstance(hook, MaskTokenDefault)]:
+        del model._forward_pre_hooks[key]
+        model._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _holds(module: nn.Module, adapter_name: str) -> bool:
+    """Whether a tuner layer of a method's own, no overlay, has weights of the adapter."""
+    if not isinstance(module, BaseTunerLayer) or isinstance(module, ParameterOverlay):
+        return False
+    return any(adapter_name in getattr(module, name, ()) for name in module.adapter_layer_names)

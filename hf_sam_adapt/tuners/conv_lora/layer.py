@@ -95,7 +95,10 @@ class ConvExperts(nn.Module):
         if config.router == "faithful":
             return index, None
         probability = chosen_by.softmax(1).gather(1, index)
-        return index, probability if config.router == "switch" else probability / probability.detach()
+        if config.router == "switch":
+            return index, probability
+        value = probability.detach()
+        return index, torch.where(value > 0, probability / value.where(value > 0, 1), 1.0)  # 1, with p's gradient
 
     def _remember(self, loss: torch.Tensor, index: torch.Tensor, logits: torch.Tensor) -> None:
         """Keep the loss and the counts of this forward; not those of a checkpoint's recomputation in backward."""

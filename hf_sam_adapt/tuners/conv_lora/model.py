@@ -8,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 
 from ...errors import UserError
+from ..common.decoder import find_mask_decoder
 from ..common.layer import ParameterOverlay
 from ..common.model import SamTunerMixin, in_layers
 from .config import ConvLoraConfig
@@ -48,6 +49,10 @@ class ConvLoraModel(SamTunerMixin, LoraModel):
         if self.is_overlay_target(lora_config, self.model, current_key):
             self.create_overlay(lora_config, adapter_name, target, target_name, parent)
             return
+        if find_mask_decoder(self.model) is not None and current_key.startswith("mask_decoder."):
+            raise UserError(
+                f"target_modules matches {current_key}; Conv-LoRA adapts maps of the encoder, not the decoder's tokens"
+            )
         super()._create_and_replace(
             lora_config, adapter_name, target, target_name, parent, current_key, parameter_name=parameter_name
         )
@@ -58,6 +63,7 @@ class ConvLoraModel(SamTunerMixin, LoraModel):
             )
         layer.lora_variant[adapter_name] = ConvLoraVariant()
         ConvLoraVariant.init(layer, adapter_name, lora_config)
+        layer.lora_experts[adapter_name].train(layer.get_base_layer().training)
         layer.set_adapter(layer.active_adapters, inference_mode=lora_config.inference_mode)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:

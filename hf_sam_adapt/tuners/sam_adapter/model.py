@@ -41,11 +41,10 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
             self.create_overlay(peft_config, adapter_name, target, target_name, parent)
             return
         layer = target
+        is_block = not isinstance(target, SamAdapterPatchEmbed) and not hasattr(target, "projection")
+        state = self._shared_state(current_key, adapter_name) if is_block else None
         if not isinstance(target, (SamAdapterPatchEmbed, SamAdapterBlock)):
-            if hasattr(target, "projection"):
-                layer = SamAdapterPatchEmbed(target)
-            else:
-                layer = self.block_cls(target, self._shared_state(current_key))
+            layer = SamAdapterPatchEmbed(target) if state is None else self.block_cls(target, state)
             layer.set_adapter(self.active_adapters)
             self._replace_module(parent, target_name, layer, target)
         elif isinstance(target, SamAdapterBlock) and not isinstance(target, self.block_cls):
@@ -55,9 +54,9 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
             )
         layer.update_layer(adapter_name, peft_config)
 
-    def _shared_state(self, key: str):
+    def _shared_state(self, key: str, adapter_name: str):
         for module in self.model.modules():
-            if isinstance(module, SamAdapterPatchEmbed):
+            if isinstance(module, SamAdapterPatchEmbed) and adapter_name in module.sam_adapter_config:
                 return module.sam_adapter_state
         raise UserError(f"target_modules matches the block {key} but no patch embedding before it; match both")
 

@@ -12,6 +12,7 @@ class SamDecoderModel(SamTunerMixin, BaseTuner):
     """Overlays SAM's mask decoder with the adapter's weights; mergeable, since they are ordinary weights."""
 
     prefix = "sam_decoder_"
+    needs_targets = False
     tuner_layer_cls = BaseTunerLayer
     target_module_mapping = {"sam": ["mask_decoder"]}
 

@@ -150,6 +150,7 @@ def test_disabling_leaves_the_open_domain_of_a_loaded_pool_trainable(pool, tmp_p
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
+@torch.no_grad()
 def test_disable_adapter_is_plain_sam_and_leaves_gradients_alone():
     pool, pixels = build_pool(INNER["sam_adapter"]), mixed_images()
     with pool.disable_adapter():

@@ -158,7 +158,12 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
     for key in method_args:
         if key not in known:
             raise UserError(f"method_args.{key} is no field of {config_cls.__name__}{_nearest(key, known)}")
-    model = get_peft_model(base, config_cls(**method_args))
+    try:
+        model = get_peft_model(base, config_cls(**method_args))
+    except (ValueError, TypeError, NotImplementedError) as error:  # of PEFT, for a value that it does not take
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"method_args: {config_cls.__name__} refuses them: {first_line(error)}") from error
     freeze_outside_adapter(model)
     return model
 

@@ -39,7 +39,7 @@ class PredictArguments:
     """Arguments of `hf-sam-adapt predict`."""
 
     inputs: list[str] = option([], "Image files, folders of images, or glob patterns.")
-    adapter: str | None = option(None, "Adapter to predict with, a run folder or Hub id; unset = zero-shot SAM.")
+    adapter: str | None = option(None, "Adapter to predict with, a run folder or Hub id; unset = the SAM of --model.")
     model: str | None = option(None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.")
     domain: str | None = option(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
     output_dir: str = option("predictions", "Folder for the masks, overlays and predictions.json.")

@@ -126,6 +126,8 @@ class Recipe:
             _at_least(self, name, 0)
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every", "checkpoint_every"):
             _at_least(self, name, 1)
+        if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
+            raise UserError(f"learning_rate: {self.learning_rate} is no finite number of at least 0.")
         _at_least(self, "channels", 1)
         _at_least(self, "correction_rounds", 0)
         _known_names(self, "prompts", ("none", "box", "point", "mask"))

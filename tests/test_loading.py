@@ -86,6 +86,8 @@ def test_full_resizes_lora_refuses(sam_folder):
         ("sam_adapter", {"embedding_layout": "tokens"}, "embedding_layout='tokens'"),
         ("decoder", {"decoder": "frozen"}, "would train nothing"),
         ("full", {"r": 3}, "takes none"),
+        ("lora", {"r": 0}, "method_args: LoraConfig refuses them: .*positive integer"),
+        ("lora", {"bias": "foo"}, "method_args: LoraConfig refuses them"),
     ],
 )
 def test_bad_method_is_one_clear_error(method, method_args, message, sam_folder):

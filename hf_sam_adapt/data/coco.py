@@ -34,6 +34,7 @@ class CocoReader:
     """
 
     checked_rows: int | None = None
+    draws_ignored = True
 
     def __init__(self, channels: int | None = None) -> None:
         self.channels = channels

@@ -28,6 +28,7 @@ class ColumnReader:
 
     # A header lies inside the cell's bytes: looking at all of them would read the whole table.
     checked_rows: int | None = 2000
+    draws_ignored = False
 
     def __init__(self, channels: int | None = None, coloured: bool = False) -> None:
         self.channels, self.coloured = channels, coloured

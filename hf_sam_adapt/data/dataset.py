@@ -43,9 +43,11 @@ class Reader(Protocol):
 
     Attributes:
         checked_rows: how many headers of a split are looked at before training; None = all.
+        draws_ignored: its masks are drawn, 255 always means ignored (a COCO crowd).
     """
 
     checked_rows: int | None
+    draws_ignored: bool
 
     def name(self, row: dict[str, Any]) -> str:
         """What error messages call the row's mask."""

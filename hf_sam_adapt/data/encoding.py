@@ -25,6 +25,7 @@ class MaskEncoding:
         label_map: stored value -> value, applied first.
         exact: accept only 0 and 255 as binary values (they were found, not asked for).
         palette: turns the colours of RGB masks into classes before everything else.
+        draws_ignored: 255 is ignored in "binary", too: the masks are drawn so, not stored.
     """
 
     mask_values: str
@@ -32,6 +33,7 @@ class MaskEncoding:
     label_map: Mapping[int, int] | None = None
     exact: bool = False
     palette: Palette | None = None
+    draws_ignored: bool = False
 
     def decode(self, stored: np.ndarray, lossy: bool, name: str) -> np.ndarray:
         """Stored values to classes.
@@ -61,7 +63,8 @@ class MaskEncoding:
                     f"{name}: mask value {value}, while other masks hold only 0 and 255; set mask_values to binary "
                     "(above 0 is foreground) or index (255 = ignore)"
                 )
-            return (mask > (127 if lossy else 0)).astype(np.uint8)
+            found = (mask > (127 if lossy else 0)).astype(np.uint8)
+            return np.where(stored == IGNORE, np.uint8(IGNORE), found) if self.draws_ignored else found
         if lossy:
             raise UserError(lossy_message(name))
         check_classes(present_values(mask), self.num_labels, name)
@@ -90,13 +93,14 @@ def resolve_encoding(
     num_labels: int | None,
     label_map: Mapping[int, int] | None,
     palette: Palette | None = None,
+    draws_ignored: bool = False,
 ) -> tuple[MaskEncoding, list[str]]:
     """Decide how the masks of a data set are read, and check every one of them.
 
     Args:
         masks: (name, values as bool (256,): which stored values occur, whether the file is lossy) per mask.
         mask_values: "auto", "binary" or "index".
-        num_labels, label_map, palette: see `MaskEncoding`; with a palette the values are its indices.
+        num_labels, label_map, palette, draws_ignored: see `MaskEncoding`; with a palette the values are its indices.
 
     Returns:
         The encoding, and one-line notes on what was found.
@@ -111,7 +115,7 @@ def resolve_encoding(
             raise UserError("mask_values: binary, but a palette gives class indices; leave one of them out")
         mask_values = "index"
     if mask_values == "binary":
-        return MaskEncoding("binary", num_labels, label_map), []
+        return MaskEncoding("binary", num_labels, label_map, draws_ignored=draws_ignored), []
     found = []
     for name, values, lossy in masks:
         if lossy:

@@ -33,6 +33,7 @@ class FileReader:
     """
 
     checked_rows: int | None = None
+    draws_ignored = False
 
     def __init__(self, channels: int | None = None, coloured: bool = False) -> None:
         self.channels, self.coloured = channels, coloured

@@ -29,6 +29,7 @@ class GeneratedReader:
     """Draws rows with the columns id, split and number."""
 
     checked_rows: int | None = 0
+    draws_ignored = False
 
     def __init__(self, domain: str, looks: float | None = None, channels: int | None = None) -> None:
         self.domain, self.looks, self.channels = domain, looks, channels

@@ -103,7 +103,8 @@ def load_segmentation_dataset(
     scanned = _scan(seen, reader, palette, seed)
     stored = [(mask.name, mask.values, mask.lossy) for mask in scanned]
     colours = [] if palette is None else _palette_notes(scanned)
-    encoding, found_notes = resolve_encoding(stored, source.mask_values, source.num_labels, source.label_map, palette)
+    choice = source.mask_values, source.num_labels, source.label_map, palette, reader.draws_ignored
+    encoding, found_notes = resolve_encoding(stored, *choice)
     parts = {name: SegmentationSplit(table, reader, encoding) for name, table in tables.items()}
     return SegmentationData(
         train=parts["train"],

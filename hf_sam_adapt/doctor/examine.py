@@ -190,7 +190,7 @@ def choose_encoding(source: Source, seed: int) -> tuple[MaskEncoding, str | None
     Raises:
         UserError: keys that contradict each other.
     """
-    choice = source.mask_values, source.num_labels, source.label_map, source.palette
+    choice = source.mask_values, source.num_labels, source.label_map, source.palette, source.reader.draws_ignored
     by_keys = resolve_encoding([], *choice)[0]
     if source.reader.checked_rows == 0:
         return by_keys, None

@@ -34,7 +34,9 @@ class EvaluateArguments:
     are read is the run's unless it is given.
     """
 
-    adapter: str | None = option(None, "Adapter to evaluate, a run folder or Hub id; unset = zero-shot SAM alone.")
+    adapter: str | None = option(
+        None, "Adapter to evaluate, a run folder or Hub id; unset = the plain SAM of --model."
+    )
     model: str | None = option(None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.")
     domain: str | None = option(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
     dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.")

@@ -153,6 +153,8 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         loaded = load_adapted(recipe.adapter, model=recipe.model, trainable=True, attention=recipe.attention)
         model, processor = loaded.model, loaded.processor
         method = method_of(loaded.config)
+        if recipe.method not in (Recipe.method, method):
+            raise UserError(f"method: {recipe.method}, but {recipe.adapter} is {method}; leave method out.")
         check_adapter_classes(getattr(loaded.config, "num_labels", None), data, recipe.adapter)
         base_name = loaded.base_name or recipe.adapter
         if method == "full":

@@ -125,6 +125,20 @@ def test_one_category_is_binary(tmp_path):
             assert np.array_equal(sample.mask, expected) and (sample.image == number).all()
 
 
+def test_several_categories_as_one_leave_crowds_ignored(tmp_path):
+    write_coco(tmp_path / "annotations.json", tmp_path, 10, {3: "car", 1: "bus"})
+    data = load_segmentation_dataset(tmp_path, mask_values="binary")
+    assert data.num_labels is None
+    for split in (data.train, data.val, data.test):
+        for sample in split:
+            expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+            number = int(sample.id.rsplit("_", 1)[1])
+            expected[number : number + 5, 0:5] = expected[number : number + 5, 10:15] = 1
+            if number == 0:
+                expected[25:, 30:] = 255
+            assert np.array_equal(sample.mask, expected)
+
+
 @pytest.mark.parametrize("layout", ["roboflow", "official", "images"])
 def test_splits_and_classes(tmp_path, layout):
     categories = {3: "car", 1: "bus"}

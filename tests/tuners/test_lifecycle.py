@@ -405,14 +405,6 @@ def test_an_adapter_that_is_added_beside_a_merged_one_starts_from_the_base():
     assert torch.equal(masks(model), masks(random_sam(), multimask_output=False))
 
 
-def test_new_experts_are_in_the_models_mode():
-    sam = random_sam().eval()
-    sam.add_adapter(ConvLoraConfig(init_weights=False))
-    with torch.no_grad():
-        first, second = (sam(pixel_values=images()).pred_masks for _ in range(2))
-    assert torch.equal(first, second)
-
-
 def test_registered_feature(tmp_path):
     register_feature("edges", lambda x: x[..., :1, :].expand_as(x) - x, channels=3)
     model = perturb(get_peft_model(random_sam(), SamAdapterConfig(scale_factor=4, features=["edges", "high"])))

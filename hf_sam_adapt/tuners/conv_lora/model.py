@@ -63,7 +63,6 @@ class ConvLoraModel(SamTunerMixin, LoraModel):
             )
         layer.lora_variant[adapter_name] = ConvLoraVariant()
         ConvLoraVariant.init(layer, adapter_name, lora_config)
-        layer.lora_experts[adapter_name].train(layer.get_base_layer().training)
         layer.set_adapter(layer.active_adapters, inference_mode=lora_config.inference_mode)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:

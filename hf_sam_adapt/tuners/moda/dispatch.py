@@ -28,6 +28,8 @@ _PER_IMAGE = (
     "early_embeddings",
 )
 _WHOLE = ("multimask_output",)
+# The modules in which PEFT keeps the active adapter.
+ADAPTER_LAYERS = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 
 
 def groups_of(names: list[str]) -> dict[str, list[int]]:
@@ -39,8 +41,8 @@ def groups_of(names: list[str]) -> dict[str, list[int]]:
 
 
 def adapter_layers(model: nn.Module) -> list[nn.Module]:
-    """The modules of `model` in which PEFT keeps the active adapter."""
-    return [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    """The `ADAPTER_LAYERS` of `model`."""
+    return [module for module in model.modules() if isinstance(module, ADAPTER_LAYERS)]
 
 
 def restore_order(order: list[int]) -> list[int]:

@@ -13,7 +13,7 @@ from torch import nn
 from ...forward import ImageEmbeddings, encode
 from ..common.hq import live_early_map
 from .config import BASE
-from .dispatch import adapter_layers, groups_of, restore_order
+from .dispatch import ADAPTER_LAYERS, groups_of, restore_order
 from .tokens import TokenProbe
 
 
@@ -73,9 +73,9 @@ def encode_domains(pool: ModaModel, pixel_values: torch.Tensor, domain: str | li
 
 def first_adapted_block(encoder: nn.Module) -> int | None:
     """Index of the first block with an adapter in it: 0 also for one before the blocks, None without any."""
-    indices, layers = [], adapter_layers(encoder)
+    indices = []
     for name, module in encoder.named_modules():
-        if module in layers:
+        if isinstance(module, ADAPTER_LAYERS):
             part, index, *_ = [*name.split("."), ""]
             indices.append(int(index) if part == "layers" else len(encoder.layers) if part == "neck" else 0)
     return min(indices, default=None)

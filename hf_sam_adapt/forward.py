@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,67 +10,25 @@ from peft import PeftModel
 from torch import nn
 from transformers import SamModel
 
+from .image_embeddings import ImageEmbeddings
 from .prompts import Prompt, corrected
-from .tuners.common.hq import SharedMaps, live_early_map
+from .tuners.common.encoding import encode_images
+from .tuners.common.hq import SharedMaps
 from .tuners.common.layer import trains_iou_head
 from .tuners.conv_lora import balance_loss
 from .tuners.l2p.layer import key_loss
 from .tuners.moda import ModaModel
 
 
-@dataclass(frozen=True)
-class ImageEmbeddings:
-    """What the decoder needs of B images, or without that dimension of one.
-
-    Attributes:
-        maps: (B, 256, grid, grid), the encoder's output.
-        early: (B, grid, grid, width), the output of the block that an `hq` decoder sees; None without such a decoder.
-        domains: (B,) int64 of a pool of domains, each image's place in it, -1 for plain SAM; None for other models.
-    """
-
-    maps: torch.Tensor
-    early: torch.Tensor | None = None
-    domains: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.maps)
-
-    def __getitem__(self, rows: Any) -> ImageEmbeddings:
-        return self._each(lambda value: value[rows])
-
-    def to(self, *args: Any, **kwargs: Any) -> ImageEmbeddings:
-        """On another device, as `torch.Tensor.to`."""
-        return self._each(lambda value: value.to(*args, **kwargs))
-
-    def pin_memory(self) -> ImageEmbeddings:
-        return self._each(torch.Tensor.pin_memory)
-
-    @classmethod
-    def cat(cls, parts: Sequence[ImageEmbeddings]) -> ImageEmbeddings:
-        """The images of all `parts`, which have all of the optional tensors or none."""
-        columns = zip(*((part.maps, part.early, part.domains) for part in parts))
-        return cls(*(None if values[0] is None else torch.cat(values) for values in columns))
-
-    def _each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> ImageEmbeddings:
-        values = (self.maps, self.early, self.domains)
-        return ImageEmbeddings(*(None if value is None else function(value) for value in values))
-
-
 def encode(model: nn.Module, pixel_values: torch.Tensor) -> ImageEmbeddings:
     """Embeddings of `pixel_values` (B, 3, S, S), with gradients, and for an active `hq` decoder the early map.
 
-    `SamModel.get_image_embeddings` cannot be used for training: it runs under `no_grad`. A pool of domains encodes
-    each image by the adapter of its domain.
+    A pool of domains encodes each image by the adapter of its domain.
     """
     pool = pool_of(model)
     if pool is not None:
         return pool.encode(pixel_values)
-    sam = sam_of(model)
-    early_map = live_early_map(sam)
-    if early_map is not None:
-        early_map.expect()
-    maps = sam.vision_encoder(pixel_values.to(sam.dtype)).last_hidden_state
-    return ImageEmbeddings(maps, None if early_map is None else early_map.take()[0])
+    return encode_images(sam_of(model), pixel_values)
 
 
 def segment(

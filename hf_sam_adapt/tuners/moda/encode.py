@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ...forward import ImageEmbeddings, encode
+from ...image_embeddings import ImageEmbeddings
+from ..common.encoding import encode_from_block, encode_images
 from ..common.hq import live_early_map
 from .config import BASE
 from .dispatch import ADAPTER_LAYERS, groups_of, restore_order
@@ -43,7 +44,7 @@ def encode_domains(pool: ModaModel, pixel_values: torch.Tensor, domain: str | li
         probing = TokenProbe(encoder, router.tokens) if names is None and router.mode == "probe" else nullcontext()
         capturing = captured_input(encoder, shared) if shared else nullcontext()
         with pool.activated(active), probing as probe, capturing as hidden:
-            base = encode(model, pixel_values)
+            base = encode_images(model, pixel_values)
         if names is None:
             features = pool.router_features(pixel_values) if probe is None else router.read(probe)
             names = pool.names_of(router.route(features))
@@ -56,9 +57,9 @@ def encode_domains(pool: ModaModel, pixel_values: torch.Tensor, domain: str | li
             if name == BASE:
                 part = base[rows]
             elif shared:
-                part = resume(model, hidden[0][rows], shared)
+                part = encode_from_block(model, hidden[0][rows], shared)
             else:
-                part = encode(model, pixel_values[rows])
+                part = encode_images(model, pixel_values[rows])
         parts.append(dataclasses.replace(part, domains=pool.indices_of([name] * len(rows))))
     early = next((part.early for part in parts if part.early is not None), None)
     if early is not None:  # plain SAM does not look at it
@@ -100,14 +101,3 @@ def captured_input(encoder: nn.Module, block: int) -> Iterator[list[torch.Tensor
         yield found
     finally:
         handle.remove()
-
-
-def resume(model: nn.Module, hidden: torch.Tensor, block: int) -> ImageEmbeddings:
-    """Embeddings of B images from the input (B, g, g, C) of a block."""
-    early_map = live_early_map(model)
-    if early_map is not None:
-        early_map.expect()
-    for layer in model.vision_encoder.layers[block:]:
-        hidden = layer(hidden)
-    maps = model.vision_encoder.neck(hidden)
-    return ImageEmbeddings(maps, None if early_map is None else early_map.take()[0])

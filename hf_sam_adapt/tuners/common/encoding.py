@@ -1,0 +1,32 @@
+"""Image embeddings of a SAM with the adapters that are active in it."""
+
+from __future__ import annotations
+
+import torch
+from transformers import SamModel
+
+from ...image_embeddings import ImageEmbeddings
+from .hq import live_early_map
+
+
+def encode_images(sam: SamModel, pixel_values: torch.Tensor) -> ImageEmbeddings:
+    """Embeddings of `pixel_values` (B, 3, S, S), with gradients, and for an active `hq` decoder the early map.
+
+    `SamModel.get_image_embeddings` cannot be used for training: it runs under `no_grad`.
+    """
+    early_map = live_early_map(sam)
+    if early_map is not None:
+        early_map.expect()
+    maps = sam.vision_encoder(pixel_values.to(sam.dtype)).last_hidden_state
+    return ImageEmbeddings(maps, None if early_map is None else early_map.take()[0])
+
+
+def encode_from_block(sam: SamModel, hidden: torch.Tensor, block: int) -> ImageEmbeddings:
+    """Embeddings of B images from the input (B, g, g, C) of a block."""
+    early_map = live_early_map(sam)
+    if early_map is not None:
+        early_map.expect()
+    for layer in sam.vision_encoder.layers[block:]:
+        hidden = layer(hidden)
+    maps = sam.vision_encoder.neck(hidden)
+    return ImageEmbeddings(maps, None if early_map is None else early_map.take()[0])

@@ -16,6 +16,8 @@ from .tuners.sam_decoder import SamDecoderConfig, SamDecoderModel
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Prompt": ".prompts",
+    "SamAdaptPredictor": ".predictor",
     "SamAdaptProcessor": ".processing",
     "convert_official_checkpoint": ".convert",
     "load_segmentation_dataset": ".data",

@@ -1,0 +1,213 @@
+"""The predictor beside transformers' own forward: masks, scores, classes, domains, threads, refusals."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sams import perturb
+
+from hf_sam_adapt import ModaConfig, ModaModel, SamAdaptPredictor
+from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.loading import build_model, load_adapted, load_base, save_adapter
+from hf_sam_adapt.prompts import Prompt
+
+
+METHODS = {
+    "sam_adapter": {},
+    "conv_lora": {"lora_alpha": 8},
+    "cwsam": {"num_labels": 3, "id2label": {0: "soil", 1: "crop", 2: "weed"}},
+    "decoder": {"decoder": "hq"},
+    "lora": {},
+    "full": {},
+}
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def adapter(request, sam_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predictor") / request.param
+    base, processor = load_base(sam_folder)
+    save_adapter(perturb(build_model(request.param, METHODS[request.param], base), std=0.2), folder)
+    processor.save_pretrained(folder)
+    (folder / "recipe.yaml").write_text(f"model: {sam_folder}\n")
+    return str(folder)
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(3)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((40, 70), (90, 50), (64, 64))]
+
+
+def plain_logits(folder: str, image: np.ndarray, **prompt) -> np.ndarray:
+    """(n, K, H, W), one image at a time, resized in one step each as SAM does it."""
+    loaded = load_adapted(folder)
+    inputs = loaded.processor([image])
+    with torch.no_grad():
+        low = loaded.model(pixel_values=inputs["pixel_values"], multimask_output=False, **prompt).pred_masks[0]
+    height, width = inputs["reshaped_input_sizes"][0].tolist()
+    full = F.interpolate(low, (64, 64), mode="bilinear")[..., :height, :width]
+    return F.interpolate(full, image.shape[:2], mode="bilinear").numpy()
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected))
+
+
+def test_without_a_prompt(adapter, images, tmp_path):
+    predictor = SamAdaptPredictor.from_pretrained(adapter)
+    Image.fromarray(images[1]).save(tmp_path / "b.png")
+    results = predictor.predict([images[0], tmp_path / "b.png", Image.fromarray(images[2])], batch_size=2)
+    for image, result in zip(images, results, strict=True):
+        expected = plain_logits(adapter, image)[0]
+        assert result.score is None and result.domain is None and result.instances is None
+        if predictor.classes is None:
+            assert close(result.logits, expected[0]) and result.logits.dtype == np.float32
+            assert result.mask.dtype == bool and result.classes is None
+            assert np.array_equal(result.mask, result.logits > 0) and result.mask.shape == image.shape[:2]
+        else:
+            assert close(result.logits, expected) and result.mask.dtype == np.uint8
+            assert np.array_equal(result.mask, result.logits.argmax(0))
+            shares = {name: (result.mask == label).mean() for label, name in enumerate(("soil", "crop", "weed"))}
+            assert result.classes == pytest.approx(shares)
+
+
+def test_a_box_for_each_image(adapter, images):
+    predictor = SamAdaptPredictor.from_pretrained(adapter)
+    boxes = [Prompt("box", boxes=np.array([[5, 5, 30, 20 + row]], np.float32)) for row in range(3)]
+    if predictor.classes is not None:
+        with pytest.raises(UserError, match="box: the model segments 3 classes without prompts"):
+            predictor.predict(images, boxes)
+        return
+    for image, box, result in zip(images, boxes, predictor.predict(images, boxes), strict=True):
+        placed = predictor.processor([image], prompts=[box])["prompts"][0].boxes[None]
+        assert close(result.logits, plain_logits(adapter, image, input_boxes=placed)[0, 0])
+
+
+def test_one_encoding_serves_many_prompts(adapter, images, monkeypatch):
+    predictor = SamAdaptPredictor.from_pretrained(adapter)
+    if predictor.classes is not None:
+        pytest.skip("classes take no prompts")
+    point = Prompt("point", points=np.array([[[9, 9]]], np.float32), point_labels=np.ones((1, 1), np.int64))
+    prompts = [Prompt("none"), point]
+    alone = [predictor.predict(images[0], prompt)[0] for prompt in prompts]
+    runs = []
+    encoder = next(part for name, part in predictor.model.named_modules() if name.endswith("vision_encoder"))
+    encoder.register_forward_hook(lambda *args: runs.append(1))
+    predictor.set_image(images[0])
+    together = predictor.predict(prompts=prompts) + predictor.predict()
+    assert len(runs) == 1
+    for found, expected in zip(together, [*alone, alone[0]], strict=True):
+        assert close(found.logits, expected.logits)
+
+
+def test_threads_do_not_disturb_each_other(adapter, images):
+    predictor = SamAdaptPredictor.from_pretrained(adapter)
+    expected = [predictor.predict(image)[0].logits for image in images]
+    wrong, done = [], []
+
+    def work(number: int) -> None:
+        for turn in range(4):
+            place = (number + turn) % len(images)
+            predictor.set_image(images[place])
+            if not np.array_equal(predictor.predict()[0].logits, expected[place]):
+                wrong.append((number, turn))
+        done.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert not wrong and len(done) == 6
+
+
+def test_a_plain_sam_estimates_its_iou(sam_folder, images):
+    predictor = SamAdaptPredictor.from_pretrained(sam_folder)
+    result = predictor.predict(images[0])[0]
+    model, processor = load_base(sam_folder)
+    with torch.no_grad():
+        output = model(pixel_values=processor(images[0])["pixel_values"], multimask_output=False)
+    assert result.score == pytest.approx(output.iou_scores.item(), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def pool(sam_folder, tmp_path_factory):
+    base, processor = load_base(sam_folder)
+    model = ModaModel(base, ModaConfig(inner={"peft_type": "SAM_ADAPTER"}, reject=0.0))
+    model.peft_config["default"].base_model_name_or_path = sam_folder
+    for seed, (name, channel) in enumerate((("reddish", 0), ("bluish", 2)), start=1):
+        model.add_domain(name)
+        perturb(model, seed=seed)
+        model.observe(processor(coloured(channel, 8, seed))["pixel_values"])
+        model.finish_domain()
+    folder = tmp_path_factory.mktemp("pool")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def coloured(channel: int, count: int, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    images = [rng.integers(0, 90, (50, 70, 3), dtype=np.uint8) for _ in range(count)]
+    for image in images:
+        image[..., channel] += 150
+    return images
+
+
+def test_a_pool_routes_or_is_told(pool):
+    predictor = SamAdaptPredictor.from_pretrained(pool)
+    images = [*coloured(0, 2, 7), *coloured(2, 1, 8)]
+    routed = predictor.predict(images)
+    assert [result.domain for result in routed] == ["reddish", "reddish", "bluish"]
+    told = predictor.predict(images, domain="bluish")
+    assert [result.domain for result in told] == ["bluish"] * 3
+    assert close(told[2].logits, routed[2].logits) and not close(told[0].logits, routed[0].logits)
+    predictor.set_image(images[0], domain="base")
+    plain = SamAdaptPredictor(predictor.model.model, predictor.processor)
+    assert predictor.predict()[0].domain == "base"
+    with pytest.raises(UserError, match="domain: name it in set_image"):
+        predictor.predict(domain="bluish")
+    with pytest.raises(UserError, match="greenish"):
+        predictor.predict(images, domain="greenish")
+    assert plain.classes is None
+
+
+def test_instances():
+    predictor = SamAdaptPredictor.from_pretrained("tiny")
+    images = [np.full((60, 100, 3), 40, np.uint8), np.full((90, 90, 3), 200, np.uint8)]
+    images[0][10:30, 20:50], images[0][35:55, 70:95], images[1][30:70, 20:60] = (
+        (230, 60, 60),
+        (60, 230, 60),
+        (10, 20, 90),
+    )
+    results = predictor.predict(images, instances="components")
+    for result in results:
+        union = np.any([instance.mask for instance in result.instances], axis=0) if result.instances else False
+        assert not (union & ~result.mask).any()
+    scores = sorted(instance.score for result in results for instance in result.instances)
+    assert len(scores) > 1
+    surest = predictor.predict(images, instances="components", min_score=scores[1])
+    assert sorted(instance.score for result in surest for instance in result.instances) == pytest.approx(scores[1:])
+
+
+BOX = Prompt("box", boxes=np.array([[1, 1, 69, 39]], np.float32))
+REFUSED = {
+    "outside": (lambda p, i: p.predict(i, BOX), "box: it reaches outside the image, which has 50x90 pixels"),
+    "count": (lambda p, i: p.predict(i, [BOX]), "prompts: 1 prompts for 3 images"),
+    "no image": (lambda p, i: p.predict(), "images: none given, and this thread has not called set_image"),
+    "both": (lambda p, i: p.predict(i[:1], BOX, instances="grid"), "instances, box: instances are found without"),
+    "domain": (lambda p, i: p.predict(i, domain="wounds"), "domain: wounds, but the adapter is no pool"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(sam_folder, images, case):
+    call, message = REFUSED[case]
+    with pytest.raises(UserError, match=message):
+        call(SamAdaptPredictor.from_pretrained(sam_folder), images)
+
+
+def test_a_base_for_a_plain_sam_is_refused(sam_folder):
+    with pytest.raises(UserError, match="is a SAM, not an adapter"):
+        SamAdaptPredictor.from_pretrained(sam_folder, model="tiny")

@@ -1,30 +1,44 @@
 """Adapts the Segment Anything Model to new domains: PEFT methods for transformers' `SamModel`.
 
-Importing the package registers the methods with PEFT and does nothing else; the rest is imported when it is used.
+Importing the package registers the methods with PEFT, as soon as PEFT is imported, and does nothing else; the rest is
+imported when it is used. So the command line shows its help without loading torch.
 """
 
-from importlib import import_module
+from __future__ import annotations
 
-from .tuners.conv_lora import ConvLoraConfig, ConvLoraModel
-from .tuners.cwsam import CwsamConfig, CwsamModel
-from .tuners.l2p import L2pConfig, L2pModel
-from .tuners.moda import ModaConfig, ModaModel
-from .tuners.sam_adapter import SamAdapterConfig, SamAdapterModel
-from .tuners.sam_decoder import SamDecoderConfig, SamDecoderModel
+import sys
+from importlib import import_module, util
+from importlib.abc import MetaPathFinder
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from .convert import convert_official_checkpoint
+    from .data import load_segmentation_dataset
+    from .features import register_feature
+    from .losses import segmentation_loss
+    from .predictor import SamAdaptPredictor
+    from .processing import SamAdaptProcessor
+    from .prompts import Prompt
+    from .tiny import load_tiny_sam
+    from .tuners import (
+        ConvLoraConfig,
+        ConvLoraModel,
+        CwsamConfig,
+        CwsamModel,
+        L2pConfig,
+        L2pModel,
+        ModaConfig,
+        ModaModel,
+        SamAdapterConfig,
+        SamAdapterModel,
+        SamDecoderConfig,
+        SamDecoderModel,
+    )
 
 
 __version__ = "0.1.0"
-
-_LAZY = {
-    "Prompt": ".prompts",
-    "SamAdaptPredictor": ".predictor",
-    "SamAdaptProcessor": ".processing",
-    "convert_official_checkpoint": ".convert",
-    "load_segmentation_dataset": ".data",
-    "load_tiny_sam": ".tiny",
-    "register_feature": ".features",
-    "segmentation_loss": ".losses",
-}
 
 __all__ = [
     "ConvLoraConfig",
@@ -35,19 +49,67 @@ __all__ = [
     "L2pModel",
     "ModaConfig",
     "ModaModel",
+    "Prompt",
+    "SamAdaptPredictor",
+    "SamAdaptProcessor",
     "SamAdapterConfig",
     "SamAdapterModel",
     "SamDecoderConfig",
     "SamDecoderModel",
-    *_LAZY,
+    "convert_official_checkpoint",
+    "load_segmentation_dataset",
+    "load_tiny_sam",
+    "register_feature",
+    "segmentation_loss",
 ]
 
+_OUTSIDE_TUNERS = {
+    "Prompt": ".prompts",
+    "SamAdaptPredictor": ".predictor",
+    "SamAdaptProcessor": ".processing",
+    "convert_official_checkpoint": ".convert",
+    "load_segmentation_dataset": ".data",
+    "load_tiny_sam": ".tiny",
+    "register_feature": ".features",
+    "segmentation_loss": ".losses",
+}
 
-def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name], __name__), name)
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module(_OUTSIDE_TUNERS.get(name, ".tuners"), __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _RegisterAfterPeft(MetaPathFinder):
+    """Imports the tuners, which register themselves, right after PEFT's own import: PEFT offers no plug-in hook."""
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> Any:
+        if name != "peft":
+            return None
+        sys.meta_path.remove(self)
+        spec = util.find_spec(name)
+        loader = None if spec is None else spec.loader
+        if loader is not None:
+            execute = loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                try:
+                    execute(module)
+                except BaseException:
+                    sys.meta_path.insert(0, self)  # the next attempt may succeed
+                    raise
+                import_module(".tuners", __name__)
+
+            loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if "peft" in sys.modules:
+    import_module(".tuners", __name__)
+else:
+    sys.meta_path.insert(0, _RegisterAfterPeft())

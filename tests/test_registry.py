@@ -62,3 +62,26 @@ def test_import_registers_and_loads_nothing_heavy():
         "assert not [name for name in heavy if name in sys.modules and name not in before], 'extras imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+ORDERS = {
+    "before PEFT": "import hf_sam_adapt, peft",
+    "after PEFT": "import peft, hf_sam_adapt",
+    "before a part of PEFT": "import hf_sam_adapt; from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING",
+    "before a package that imports PEFT": "import hf_sam_adapt; from transformers import Trainer; import peft",
+    "by a name": "from hf_sam_adapt import SamAdapterConfig",
+    "by a module": "import hf_sam_adapt.tuners.moda.model",
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_methods_are_registered_whatever_is_imported_first(order):
+    check = "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known; assert {'MODA', 'CWSAM'} <= {*known}"
+    subprocess.run([sys.executable, "-c", f"{ORDERS[order]}; {check}"], check=True)
+
+
+def test_the_package_alone_loads_nothing_heavy():
+    heavy = "{'torch', 'transformers', 'peft', 'numpy', 'datasets'}"
+    subprocess.run(
+        [sys.executable, "-c", f"import hf_sam_adapt, sys; assert not {heavy} & {{*sys.modules}}"], check=True
+    )

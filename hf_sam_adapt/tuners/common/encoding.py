@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from transformers import SamModel
 
 from ...image_embeddings import ImageEmbeddings
 from .hq import live_early_map
+
+
+if TYPE_CHECKING:
+    from transformers import SamModel
 
 
 def encode_images(sam: SamModel, pixel_values: torch.Tensor) -> ImageEmbeddings:

@@ -7,8 +7,9 @@ imported when it is used. So the command line shows its help without loading tor
 from __future__ import annotations
 
 import sys
-from importlib import import_module, util
+from importlib import import_module
 from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -91,18 +92,14 @@ class _RegisterAfterPeft(MetaPathFinder):
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> Any:
         if name != "peft":
             return None
-        sys.meta_path.remove(self)
-        spec = util.find_spec(name)
+        spec = PathFinder.find_spec(name, path, target)
         loader = None if spec is None else spec.loader
         if loader is not None:
             execute = loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
-                try:
-                    execute(module)
-                except BaseException:
-                    sys.meta_path.insert(0, self)  # the next attempt may succeed
-                    raise
+                execute(module)
+                sys.meta_path.remove(self)
                 import_module(".tuners", __name__)
 
             loader.exec_module = exec_module  # type: ignore[method-assign]

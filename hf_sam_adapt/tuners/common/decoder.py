@@ -1,5 +1,9 @@
 """The decoder field: which parameters of SAM's mask decoder and prompt encoder an adapter brings along."""
 
+from collections.abc import Sequence
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ...errors import UserError
@@ -96,13 +100,36 @@ def freeze_outside_adapter(model: nn.Module) -> None:
     """Freeze what no method trains when whole modules are trained (`lora` with `modules_to_save`, `full`).
 
     Prompt encoder, positional matrix and the decoder parameters that a loss on mask token 0 does not reach: left
-    trainable they get no gradient, and DDP stops with "Expected to have finished reduction".
+    trainable they get no gradient, and DDP stops with "Expected to have finished reduction". What an adapter owns
+    stays as its tuner has set it, wherever it stands, but for LoRA around those decoder parameters; and so does what
+    `modules_to_save` names in the prompt encoder.
 
     Args:
         model: a `SamModel`, or a PEFT model around one.
     """
+    owned = set()
+    for module in model.modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            for attribute in module.adapter_layer_names:
+                owned.update(map(id, getattr(module, attribute).parameters()))
     for name, parameter in model.named_parameters():
-        path = name.replace("modules_to_save.default.", "").rpartition("mask_decoder.")
-        unreached = path[1] and path[2].startswith(_UNREACHED) and not path[2].startswith(_REACHED)
-        if unreached or "prompt_encoder." in name or "shared_image_embedding." in name:
+        inside = name.replace("modules_to_save.default.", "").rpartition("mask_decoder.")[1:]
+        unreached = inside[0] and inside[1].startswith(_UNREACHED) and not inside[1].startswith(_REACHED)
+        kept = "prompt_encoder." in name or "shared_image_embedding." in name
+        if unreached or (kept and id(parameter) not in owned):
             parameter.requires_grad_(False)
+
+
+def lacks_gradients(model: nn.Module, prompts: Sequence[str]) -> bool:
+    """Whether a training step may not reach all that is trained, so that DDP needs `find_unused_parameters`.
+
+    Args:
+        prompts: kinds that are trained.
+    """
+    for name, parameter in model.named_parameters():
+        # Beside a mask `no_mask_embed` is not read; the rest of the prompt encoder is read for some prompts alone.
+        if parameter.requires_grad and "prompt_encoder." in name:
+            if "mask" in prompts or not name.endswith("no_mask_embed.weight"):
+                return True
+    # The faithful methods train parts of the decoder that no loss reaches.
+    return any(getattr(config, "faithful", False) for config in getattr(model, "peft_config", {}).values())

@@ -20,6 +20,7 @@ from ...fingerprint import check_fingerprint, compute_fingerprint
 from ..common.config import SamConfigMixin
 from ..common.decoder import find_mask_decoder
 from ..common.model import check_adapter_name
+from ..common.undo import Undoable, forget_load
 from .config import ModaConfig
 from .dispatch import DomainDispatch
 from .keys import file_tensors, model_tensors
@@ -27,7 +28,7 @@ from .pool import DomainPool
 from .router import DomainRouter
 
 
-class ModaModel(DomainPool, BaseTuner):
+class ModaModel(DomainPool, Undoable, BaseTuner):
     """A pool of domain adapters (CoSAM §3: Mixture of Domain Adapters).
 
         pool = ModaModel(sam, ModaConfig(inner=SamAdapterConfig()))
@@ -63,7 +64,7 @@ class ModaModel(DomainPool, BaseTuner):
         self._open: dict[str, str | None] = {}
         self._using: list[str | list[str]] = []
 
-    def inject_adapter(
+    def _place(
         self, model, adapter_name: str, autocast_adapter_dtype=True, low_cpu_mem_usage=False, state_dict=None
     ) -> None:
         config: ModaConfig = self.peft_config[adapter_name]
@@ -114,11 +115,8 @@ class ModaModel(DomainPool, BaseTuner):
             config.base_fingerprint, config.fingerprint_is_from_file = moda.base_fingerprint, True
         if self.inner is not None:
             self.inner.peft_config[name] = config
-            try:
-                self.inner.inject_adapter(self.model, name, low_cpu_mem_usage=low_cpu_mem_usage)
-            except Exception:
-                del self.inner.peft_config[name]
-                raise
+            self.inner.inject_adapter(self.model, name, low_cpu_mem_usage=low_cpu_mem_usage)
+            forget_load(self.inner)
             return
         # A tuner that finds `peft_config` on its model takes it over as its own.
         own = self.model.__dict__.pop("peft_config", None)
@@ -129,11 +127,12 @@ class ModaModel(DomainPool, BaseTuner):
             self.model.__dict__.pop("peft_config", None)
             if own is not None:
                 self.model.peft_config = own
+        forget_load(inner)
         self.__dict__["inner"] = inner
         self.prefix = inner.prefix  # of this model's parameters
 
     def _remove_domain(self, adapter_name: str, domain: str) -> None:
-        """Take back what was done of a domain that could not be added."""
+        """Forget a domain."""
         name = self.inner_name(domain, adapter_name)
         self.peft_config[adapter_name].domains.remove(domain)
         self.peft_config[adapter_name].domain_fields.pop(domain, None)
@@ -176,8 +175,10 @@ class ModaModel(DomainPool, BaseTuner):
             UserError: several pools, which cannot be active together.
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        if len(names) != 1:
-            raise UserError(f"adapters {names}: one pool of domains can be active at a time")
+        if len(names) != 1 or names[0] not in self.peft_config:
+            raise UserError(
+                f"adapters {names}: one pool of domains can be active at a time; there is {', '.join(self.peft_config)}"
+            )
         self.active_adapter = adapter_name
         opened, adapters = self._open.get(names[0]), self.adapters_of(names[0])
         if adapters:
@@ -264,7 +265,7 @@ class ModaModel(DomainPool, BaseTuner):
         return key
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict) -> dict:
+    def _remapped(cls, model, config, adapter_name, state_dict) -> dict:
         """The keys of `_get_adapter_state_dict` back to the model's.
 
         Raises:

@@ -13,6 +13,11 @@ def is_plain_name(name: object) -> bool:
     return isinstance(name, str) and _PLAIN.fullmatch(name) is not None and name.strip(". ") != ""
 
 
+def plain_name(name: str) -> str:
+    """`name` with `_` for whatever keeps it from being one, such as the separators of another system's path."""
+    return "_".join(_PLAIN.findall(name)).lstrip(".") or "_"
+
+
 def follow_umask(folder: Path) -> None:
     """Give the safetensors files of a folder the mode of any new file; safetensors itself writes them as 0600."""
     umask = os.umask(0)

@@ -6,6 +6,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from ...class_names import check_id2label
 from ...errors import UserError
 from ...image_size import find_vision_encoder
 from .config import SamConfigMixin
@@ -30,6 +31,8 @@ def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
             f"decoder={config.decoder!r} with num_labels={config.num_labels}: decoder='class_wise' needs the number "
             "of classes, background included, and no other decoder takes it"
         )
+    if config.num_labels is not None and config.id2label is not None and not config.fingerprint_is_from_file:
+        check_id2label(config.id2label, config.num_labels)
     if config.num_mask_tokens is not None:
         fitting = "full" if config.num_mask_tokens == 1 else "class_wise"
         if config.decoder != fitting:

@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
+from ...base_names import TINY, located, stored
 from ...errors import UserError
 from ...files import is_plain_name
 from ...fingerprint import check_fingerprint, compute_fingerprint
@@ -72,6 +73,9 @@ class SamTunerMixin(Undoable):
                 "nothing tells whether this is the model that it was trained on",
                 stacklevel=2,
             )
+        if stored(getattr(model, "name_or_path", None)) == TINY:
+            model.name_or_path = model.config._name_or_path = TINY
+            config.base_model_name_or_path = located(TINY)  # where PEFT's `save_pretrained` looks for a config.json
         resolve_decoder(config, model)
         self._check_decoder_is_free(model, config, adapter_name)
         self._set_image_size(model, config, adapter_name)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
+from ...base_names import stored
 from ...errors import UserError, first_line
 from ...fingerprint import check_fingerprint
 from ...repository import commit_of, find_file
@@ -139,6 +140,7 @@ def _config_file(config: PeftConfig, model: nn.Module, **changes) -> bytes:
     config.base_model_name_or_path = config.base_model_name_or_path or model.name_or_path
     base = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
     values = config.to_dict() | {"auto_mapping": base} | changes
+    values["base_model_name_or_path"] = stored(values["base_model_name_or_path"])
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
     return json.dumps(values, indent=2, sort_keys=True).encode()
 

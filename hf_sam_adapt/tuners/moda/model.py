@@ -275,6 +275,15 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
         before = next(name for name, module in model.named_modules() if module is pool)
         before = f"{before}." if before else ""
         mapped, left = {}, dict(state_dict)
+        own = {f"router.{key}": value for key, value in pool.moda_router[adapter_name].state_dict().items()}
+        wrong = own.keys() ^ {key for key in left if key.startswith("router.")}
+        if not wrong and own["router.tokens"].shape != left["router.tokens"].shape:  # the others grow with the pool
+            wrong = {"router.tokens"}
+        if wrong and config.strict_load:
+            raise UserError(
+                f"adapter {adapter_name!r}: the router does not fit its config: {len(wrong)} keys differ, the first is "
+                f"{min(wrong)}; the file is damaged"
+            )
         # The names are in the config; a domain that was never observed has no features either.
         pool.moda_router[adapter_name].domains = config.domains[: len(left.get("router.counts", ()))]
         for key in [key for key in left if key.startswith("router.")]:

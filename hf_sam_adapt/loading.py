@@ -170,8 +170,8 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper) and not any(p.requires_grad for p in module.parameters()):
             raise UserError(
-                f"method_args.modules_to_save: no loss reaches {name.removeprefix('base_model.model.')}, so it would be "
-                "saved untrained; leave it out"
+                f"method_args.modules_to_save: no loss reaches {name.removeprefix('base_model.model.')}, so it would "
+                "be saved untrained; leave it out"
             )
     return model
 

@@ -67,8 +67,6 @@ FROZEN = {
     "sam_adapter-faithful": r".*(iou_prediction_head|output_hypernetworks_mlps\.[123])\..*",
     "decoder-faithful": r".*(iou_prediction_head|output_hypernetworks_mlps\.[123])\..*",
     "cwsam-faithful": r".*(iou_prediction_head|output_hypernetworks_mlps\.[123])\..*",
-    # Its gate is moved by the balance loss alone, its noise by nothing where one expert is taken.
-    "conv_lora-faithful": None,
 }
 
 
@@ -118,7 +116,7 @@ def test_every_tensor_of_a_file_has_moved(option, flags_of, tmp_path):
 
 @pytest.mark.parametrize("method_args", [{"train_no_mask_embed": True}, {"faithful": True}])
 def test_an_adapter_to_start_from_is_trained_whole(method_args, flags_of, tmp_path):
-    flags = flags_of("sam_adapter", {name: "true" for name in method_args}, {})
+    flags = flags_of("sam_adapter", dict.fromkeys(method_args, "true"), {})
     recipe = parse_recipe(flags)
     data = load_data(recipe)
     _, model, processor = load_model(recipe, data)

@@ -273,7 +273,12 @@ def test_mask_decoders_take_their_arguments_by_position():
         sam = perturb(get_peft_model(random_sam(), config)).eval().get_base_model()
         maps = sam.get_image_embeddings(torch.randn(1, 3, 64, 64))
         dense = sam.prompt_encoder(None, None, None, None)[1]
-        names = ("image_embeddings", "image_positional_embeddings", "sparse_prompt_embeddings", "dense_prompt_embeddings")
+        names = (
+            "image_embeddings",
+            "image_positional_embeddings",
+            "sparse_prompt_embeddings",
+            "dense_prompt_embeddings",
+        )
         inputs = (maps, sam.get_image_wide_positional_embeddings(), None, dense)
         by_name = sam.mask_decoder(**dict(zip(names, inputs, strict=True)), multimask_output=False)[0]
         assert torch.equal(sam.mask_decoder(*inputs, False)[0], by_name)

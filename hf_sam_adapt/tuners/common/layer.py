@@ -270,8 +270,8 @@ class ParameterOverlay(SamTunerLayer):
             raise NotImplementedError("an hq decoder sees an early block of the encoder, which no weight of SAM's can")
         if any(self.mask_tokens.get(name) is not None or name in self.heads for name in adapter_names):
             raise NotImplementedError("a decoder with other mask tokens or a class head cannot be merged into SAM's")
-        for name in adapter_names if safe_merge else ():
-            if name in self.overlays and not all(torch.isfinite(one).all() for one in self.overlays[name].parameters()):
+        for name in set(adapter_names) & set(self.overlays) if safe_merge else ():
+            if not all(torch.isfinite(value).all() for value in self.overlays[name].parameters()):
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

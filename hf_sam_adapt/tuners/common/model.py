@@ -313,7 +313,9 @@ def check_adapter_keys(
     wrong = {
         "missing": sorted(set(expected) - set(found)),
         "unexpected": sorted(set(found) - set(expected)),
-        "of another shape": sorted(key for key in set(expected) & set(found) if expected[key].shape != found[key].shape),
+        "of another shape": sorted(
+            key for key in set(expected) & set(found) if expected[key].shape != found[key].shape
+        ),
     }
     if any(wrong.values()):
         listed = "; ".join(

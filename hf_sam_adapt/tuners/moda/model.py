@@ -177,7 +177,7 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         if len(names) != 1 or names[0] not in self.peft_config:
             raise UserError(
-                f"adapters {names}: one pool of domains can be active at a time; there is {', '.join(self.peft_config)}"
+                f"adapters {names}: one pool of domains can be active at a time, of {', '.join(self.peft_config)}"
             )
         self.active_adapter = adapter_name
         opened, adapters = self._open.get(names[0]), self.adapters_of(names[0])
@@ -281,8 +281,8 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
             wrong = {"router.tokens"}
         if wrong and config.strict_load:
             raise UserError(
-                f"adapter {adapter_name!r}: the router does not fit its config: {len(wrong)} keys differ, the first is "
-                f"{min(wrong)}; the file is damaged"
+                f"adapter {adapter_name!r}: the router does not fit its config: {len(wrong)} keys differ, the first "
+                f"is {min(wrong)}; the file is damaged"
             )
         # The names are in the config; a domain that was never observed has no features either.
         pool.moda_router[adapter_name].domains = config.domains[: len(left.get("router.counts", ()))]

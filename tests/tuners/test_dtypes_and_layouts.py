@@ -32,9 +32,9 @@ CONFIGS = {
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-def build(method: str, dtype=torch.float32, **fields):
+def build(method: str, base=None, **fields):
     torch.manual_seed(0)
-    return get_peft_model(random_sam().to(dtype), CONFIGS[method](**fields))
+    return get_peft_model(random_sam() if base is None else base, CONFIGS[method](**fields))
 
 
 def outcome(model, images) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -45,20 +45,21 @@ def outcome(model, images) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 
 @pytest.fixture
-def float64_default():
-    torch.set_default_dtype(torch.float64)
-    yield
+def default_dtype():
+    yield torch.set_default_dtype
     torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("method", CONFIGS)
-def test_a_float64_default(method, float64_default):
-    model = build(method)
+def test_a_float64_default(method, default_dtype):
+    base = random_sam()
+    default_dtype(torch.float64)
+    model = build(method, base)
     tensors = [*model.parameters()]
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
     masks, gradients = outcome(model.train(), IMAGES)
     assert masks.dtype == torch.float32 and all(torch.isfinite(one).all() for one in gradients.values())
-    torch.set_default_dtype(torch.float32)
+    default_dtype(torch.float32)
     if method in ("decoder", "decoder-hq", "patch_embed"):  # the others draw numbers of another precision
         assert torch.allclose(outcome(build(method).train(), IMAGES)[0], masks, rtol=1e-5, atol=1e-6)
 

@@ -5,6 +5,7 @@ import warnings
 from contextlib import contextmanager
 
 import torch
+from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
@@ -73,9 +74,7 @@ class SamTunerMixin(Undoable):
                 "nothing tells whether this is the model that it was trained on",
                 stacklevel=2,
             )
-        if stored(getattr(model, "name_or_path", None)) == TINY:
-            model.name_or_path = model.config._name_or_path = TINY
-            config.base_model_name_or_path = located(TINY)  # where PEFT's `save_pretrained` looks for a config.json
+        name_tiny(model, config)
         resolve_decoder(config, model)
         self._check_decoder_is_free(model, config, adapter_name)
         self._set_image_size(model, config, adapter_name)
@@ -327,6 +326,13 @@ def check_adapter_keys(
             f"the weights of adapter {adapter_name!r} do not fit its adapter_config.json ({listed}); "
             "the file is damaged or belongs to another adapter"
         )
+
+
+def name_tiny(model: nn.Module, config: PeftConfig) -> None:
+    """Of an adapter of `tiny`: its base is named so in what PEFT writes, and found where PEFT looks for it."""
+    if stored(getattr(model, "name_or_path", None)) == TINY:
+        model.name_or_path = model.config._name_or_path = TINY
+        config.base_model_name_or_path = located(TINY)
 
 
 def layer_indices(config: SamConfigMixin) -> list[int] | None:

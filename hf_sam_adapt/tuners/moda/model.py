@@ -19,7 +19,7 @@ from ...errors import UserError
 from ...fingerprint import check_fingerprint, compute_fingerprint
 from ..common.config import SamConfigMixin
 from ..common.decoder import find_mask_decoder
-from ..common.model import check_adapter_name
+from ..common.model import check_adapter_name, name_tiny
 from ..common.undo import Undoable, forget_load
 from .config import ModaConfig
 from .dispatch import DomainDispatch
@@ -69,6 +69,7 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
     ) -> None:
         config: ModaConfig = self.peft_config[adapter_name]
         self._check_config(model, config, adapter_name)
+        name_tiny(model, config)
         if self.inner is None:
             model.requires_grad_(False)
         for domain in config.domains:

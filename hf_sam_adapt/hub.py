@@ -270,9 +270,10 @@ def _check_contents(folder: Path) -> list[str]:
         )
     if not config.get("pool"):
         return []
+    from .tuners.moda.disk import domains_of
+
     _check_format(weights)
-    with safe_open(weights, framework="pt") as file:
-        domains = json.loads((file.metadata() or {}).get("domains", "[]"))
+    domains = domains_of(weights) or []
     for domain in domains:
         if not (folder / domain / weights.name).is_file() or not (folder / domain / config_file.name).is_file():
             raise UserError(f"push: the pool {folder} is incomplete: {domain}/ holds no adapter")

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import HTTPError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, SamModel
 
 from .attention import Kind, use_fast_attention
 from .errors import UserError, first_line
+from .files import follow_umask
 from .image_size import find_vision_encoder, resize_input
 from .input_channels import inflate_channels, input_channels
 from .processing import SamAdaptProcessor
@@ -165,6 +167,12 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
             raise
         raise UserError(f"method_args: {config_cls.__name__} refuses them: {first_line(error)}") from error
     freeze_outside_adapter(model)
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper) and not any(p.requires_grad for p in module.parameters()):
+            raise UserError(
+                f"method_args.modules_to_save: no loss reaches {name.removeprefix('base_model.model.')}, so it would "
+                "be saved untrained; leave it out"
+            )
     return model
 
 
@@ -235,6 +243,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
         model.save_pretrained(folder, save_embedding_layers=False)
     else:
         model.save_pretrained(folder)
+    follow_umask(Path(folder))
 
 
 def base_revision(name: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from .arguments import option, parse_arguments
+from .class_names import read_id2label
 from .errors import UserError
 from .losses import parse_loss
 from .metrics.stream import PROMPTLESS_METRICS, check_metrics
@@ -44,7 +45,7 @@ class Recipe:
     mask_values: Literal["auto", "binary", "index"] = option("auto", "How mask values are read.")
     label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
     num_labels: int | None = option(None, "Number of classes with the background; unset = one foreground class.")
-    id2label: dict[int, str] | None = option(None, "Class id -> name.")
+    id2label: dict[int, str] | list[str] | None = option(None, "Class id -> name, or all names in order.")
     palette: str | dict[str, list[int]] | None = option(
         None, "Colours of the classes of RGB masks: FUSAR_MAP_1, FUSAR_MAP_2, a .yaml file, or name -> [r, g, b]."
     )
@@ -116,6 +117,7 @@ class Recipe:
     hub_model_id: str | None = option(None, "Repository, owner/name; unset = output_dir's name, in your account.")
 
     def __post_init__(self) -> None:
+        self.id2label = read_id2label(self.id2label)
         if self.loss is not None:
             self.loss = "+".join(parse_loss(self.loss))
         if self.model is None and self.adapter is None:

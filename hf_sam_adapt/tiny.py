@@ -8,16 +8,10 @@ from pathlib import Path
 import torch
 from transformers import SamModel
 
+from .base_names import TINY, tiny_folder
 from .errors import UserError
+from .files import follow_umask
 from .processing import SamAdaptProcessor
-
-
-TINY = "tiny"
-
-
-def tiny_folder() -> Path:
-    """The model folder shipped in the package: fp16 safetensors, configs and the model's card."""
-    return Path(__file__).parent / "tiny_sam"
 
 
 def load_tiny_sam() -> tuple[SamModel, SamAdaptProcessor]:
@@ -28,7 +22,7 @@ def load_tiny_sam() -> tuple[SamModel, SamAdaptProcessor]:
         processor.
     """
     model = SamModel.from_pretrained(tiny_folder(), dtype=torch.float32)
-    model.name_or_path = TINY
+    model.name_or_path = model.config._name_or_path = TINY
     return model, SamAdaptProcessor.from_pretrained(tiny_folder())
 
 
@@ -47,4 +41,5 @@ def export_tiny(folder: str | Path) -> None:
     model, processor = load_tiny_sam()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    follow_umask(folder)
     shutil.copy(tiny_folder() / "README.md", folder)  # its licence, which adapters of it inherit

@@ -433,6 +433,9 @@ class Pretraining:
             for name, parameter in model.named_parameters():
                 parameter.copy_(self.average[name])
         model.half().save_pretrained(folder)
+        config = folder / "config.json"
+        # The weights are stored as fp16 to be small; a CPU computes in the dtype that the config names.
+        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
         SamAdaptProcessor(image_size=SIDE, patch_size=SIDE // GRID, resize="pad").save_pretrained(folder)
 
 

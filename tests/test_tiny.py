@@ -8,10 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 from evaluate_tiny import DrawnScenes, embedding_deviation
+from peft import AutoPeftModel, LoraConfig, PeftConfig, get_peft_model
 from safetensors.torch import load_file
+from sams import perturb
 from transformers import SamModel
 
-from hf_sam_adapt import load_tiny_sam
+from hf_sam_adapt import (
+    ConvLoraConfig,
+    CwsamConfig,
+    L2pConfig,
+    ModaConfig,
+    ModaModel,
+    SamAdapterConfig,
+    SamDecoderConfig,
+    load_tiny_sam,
+)
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.evaluation import evaluate
 from hf_sam_adapt.tiny import export_tiny, tiny_folder
@@ -63,6 +74,53 @@ def test_export_is_an_ordinary_model_folder(tiny, tmp_path):
         assert torch.equal(model(pixel_values=images).pred_masks, tiny[0](pixel_values=images).pred_masks)
     with pytest.raises(UserError, match="not an empty folder"):
         export_tiny(tmp_path / "sam")
+
+
+METHODS = {
+    "decoder": SamDecoderConfig,
+    "sam_adapter": SamAdapterConfig,
+    "conv_lora": ConvLoraConfig,
+    "cwsam": lambda: CwsamConfig(num_labels=2),
+    "l2p": L2pConfig,
+    "moda": lambda: ModaConfig(domains=["polyp"]),
+}
+
+
+def texts_of(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.suffix in (".md", ".json")}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_finds_tiny_without_the_network(method, tmp_path, recwarn):
+    model = perturb(get_peft_model(load_tiny_sam()[0], METHODS[method]()), std=0.01).eval()
+    model.save_pretrained(tmp_path / "first")
+    asked = [str(warning.message) for warning in recwarn if "config" in str(warning.message).lower()]
+    assert [text for text in asked if "gradient" not in text] == []
+    texts = texts_of(tmp_path / "first")
+    assert json.loads(texts["adapter_config.json"])["base_model_name_or_path"] == "tiny"
+    assert "base_model: tiny" in texts["README.md"] and str(tiny_folder().parent) not in "".join(texts.values())
+    loaded = AutoPeftModel.from_pretrained(tmp_path / "first")
+    images = torch.randn(1, 3, 256, 256)
+    with torch.no_grad():
+        expected = model(pixel_values=images).pred_masks
+        assert torch.equal(loaded.eval()(pixel_values=images).pred_masks, expected)
+    loaded.save_pretrained(tmp_path / "second")
+    assert texts_of(tmp_path / "second") == texts
+    assert PeftConfig.from_pretrained(tmp_path / "second").to_dict()["base_model_name_or_path"] == "tiny"
+
+
+@pytest.mark.parametrize("inner", [SamDecoderConfig(), LoraConfig(target_modules=["qkv"])], ids=["decoder", "lora"])
+def test_a_pool_of_tiny_names_no_folder_of_this_machine(inner, tmp_path):
+    pool = ModaModel(load_tiny_sam()[0], ModaConfig(inner=inner))
+    pool.add_domain("polyp")
+    pool.observe(torch.randn(4, 3, 256, 256))
+    pool.finish_domain()
+    pool.save_pretrained(tmp_path / "first")
+    again = ModaModel.from_pretrained(load_tiny_sam()[0], tmp_path / "first")
+    again.save_pretrained(tmp_path / "second")
+    for file in tmp_path.rglob("adapter_config.json"):
+        assert json.loads(file.read_text())["base_model_name_or_path"] == "tiny"
+        assert str(tiny_folder().parent) not in file.read_text()
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import SamModel
 
 from ..errors import UserError
+from ..files import follow_umask
 from ..processing import SamAdaptProcessor
 
 
@@ -63,4 +64,5 @@ def write_adapter(
         # Copies: the tensors may share storage or be views of the memory-mapped checkpoint.
         copies = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
         save_file(copies, part / "adapter_model.safetensors", metadata={"format": "pt"})
+        follow_umask(part)
         processor.save_pretrained(part)

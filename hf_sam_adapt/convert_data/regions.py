@@ -13,6 +13,7 @@ import numpy as np
 from ..data.coco import fill_polygon
 from ..data.folder import SPLIT_NAMES
 from ..errors import UserError
+from ..files import plain_name
 
 
 IGNORE_LABELS = ("__ignore__", "ignore")
@@ -52,6 +53,9 @@ class AnnotatedImage:
     size: tuple[int, int] | None
     regions: list[Region]
     name: str
+
+    def __post_init__(self) -> None:
+        self.stem = plain_name(self.stem)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..class_names import check_id2label, read_id2label
 from ..errors import UserError
 from . import coco, columns, folder, generated
 from .dataset import Reader, SegmentationData, SegmentationSplit, size_message
@@ -371,14 +372,11 @@ def in_threads(function: Callable[[dict[str, Any]], Any], table: datasets.Datase
 
 def _id2label(id2label: Mapping | None, num_labels: int | None) -> dict[int, str]:
     count = num_labels or 2
-    try:
-        names = {int(key): str(value) for key, value in (id2label or {}).items()}
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"id2label: {id2label!r} must map classes to names, such as {{0: background, 1: road}}"
-        ) from error
+    names = read_id2label(id2label) or {}
+    if num_labels is not None and names:
+        check_id2label(names, num_labels)
     wrong = [key for key in names if not 0 <= key < count]
     if wrong:
-        raise UserError(f"id2label: class {wrong[0]} is not below num_labels {count}")
+        raise UserError(f"id2label: {len(names)} classes are named, but num_labels is unset; set it to their number")
     default = {0: "background"} | {i: "foreground" if count == 2 else f"class_{i}" for i in range(1, count)}
     return default | names

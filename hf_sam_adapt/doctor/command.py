@@ -28,7 +28,7 @@ class DoctorArguments:
     mask_values: Literal["auto", "binary", "index"] = option("auto", "How mask values are read.")
     label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
     num_labels: int | None = option(None, "Number of classes with the background; unset = one foreground class.")
-    id2label: dict[int, str] | None = option(None, "Class id -> name.")
+    id2label: dict[int, str] | list[str] | None = option(None, "Class id -> name, or all names in order.")
     palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.")
     channels: int | None = option(None, "Channels of images read as they are stored; unset = RGB photographs.")
     normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"] | None = option(

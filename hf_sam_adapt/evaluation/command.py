@@ -85,6 +85,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     from ..data import load_segmentation_dataset
     from ..metrics import constant_mask
     from ..report import print_table, save_samples, write_json
+    from ..report_classes import class_names
     from ..report_prompts import print_prompt_tables, save_sensitivity
 
     chosen = _chosen_data(args)
@@ -96,6 +97,8 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     with state.main_process_first():
         config = getattr(model, "peft_config", {}).get("default")
         num_labels, id2label = getattr(config, "num_labels", None), getattr(config, "id2label", None)
+        if num_labels is not None and id2label is not None:  # that of an old adapter may lack some
+            id2label = dict(enumerate(class_names(num_labels, id2label)))
         classes: dict[str, Any] = {"num_labels": num_labels, "id2label": id2label, "channels": processor.channels}
         data = load_segmentation_dataset(**chosen, **classes)
     if data.num_labels != num_labels:

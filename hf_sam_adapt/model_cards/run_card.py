@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from ..class_names import read_id2label
 from ..recipe import Recipe
 from ..report import size_text
 from ..tiny import TINY
@@ -241,7 +242,7 @@ def _not_better(scores: dict[str, Any]) -> list[str]:
 
 
 def _object(recipe: Recipe) -> str:
-    name = (recipe.id2label or {}).get(1)
+    name = (read_id2label(recipe.id2label) or {}).get(1)
     return "one kind of object" if name is None else f"one kind of object (`{name}`)"
 
 
@@ -251,4 +252,5 @@ def _dataset(data: dict[str, Any]) -> str:
 
 def _old_classes(metrics: dict[str, Any], recipe: Recipe) -> list[str] | None:
     found = next(iter(metrics["test"].values()))["adapted"].get("per_class")
-    return None if found is None else [str((recipe.id2label or {}).get(int(label), label)) for label in found]
+    names = read_id2label(recipe.id2label) or {}
+    return None if found is None else [str(names.get(int(label), label)) for label in found]

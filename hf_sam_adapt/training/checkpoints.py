@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import UserError
+from ..files import follow_umask
 from .files import sync_folder, write_text
 
 
@@ -76,6 +77,7 @@ class Checkpoints:
         self.accelerator.save_state(str(temporary))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            follow_umask(temporary)
             sizes = {file.name: file.stat().st_size for file in temporary.iterdir()}
             content = {**dataclasses.asdict(state), "files": sizes}
             write_text(temporary / _STATE, json.dumps(content, indent=2))

@@ -34,6 +34,7 @@ from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
 from ..report import print_table, save_samples, write_json
 from ..report_classes import class_names, print_class_table, save_class_pictures
+from ..tuners.common.decoder import lacks_gradients
 from .experts import save_expert_plot
 from .facts import data_facts, environment_facts
 from .history import save_curve
@@ -215,10 +216,7 @@ def input_normalization(recipe: Recipe, data: SegmentationData, processor: SamAd
 
 def build_accelerator(recipe: Recipe, model: nn.Module, folder: RunFolder) -> Accelerator:
     """Accelerator of the recipe's precision, accumulation and trackers."""
-    # The faithful methods train parts that the loss does not reach; no_mask_embed is not read beside a mask prompt.
-    config = getattr(model, "peft_config", {}).get("default")
-    masks = "mask" in recipe.prompts and getattr(config, "train_no_mask_embed", False)
-    unused = DistributedDataParallelKwargs(find_unused_parameters=bool(masks or getattr(config, "faithful", False)))
+    unused = DistributedDataParallelKwargs(find_unused_parameters=lacks_gradients(model, recipe.prompts))
     # An earlier run in this process may have had another precision, which Accelerate would insist on.
     AcceleratorState._reset_state()
     return Accelerator(

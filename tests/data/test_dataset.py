@@ -103,8 +103,12 @@ def test_binary_pictures(make_dataset):
 def test_classes_and_names(tmp_path):
     for index in range(4):
         pair(tmp_path, str(index), mask_of(0, 1, 2, 3, 255))
-    data = load_segmentation_dataset(tmp_path, num_labels=4, id2label={"1": "road", 3: "car"})
-    assert data.id2label == {0: "background", 1: "road", 2: "class_2", 3: "car"}
+    unnamed = load_segmentation_dataset(tmp_path, num_labels=4)
+    assert unnamed.id2label == {0: "background", 1: "class_1", 2: "class_2", 3: "class_3"}
+    data = load_segmentation_dataset(tmp_path, num_labels=4, id2label={"0": "other", "1": "road", 2: "tree", 3: "car"})
+    assert data.id2label == {0: "other", 1: "road", 2: "tree", 3: "car"}
+    listed = load_segmentation_dataset(tmp_path, num_labels=4, id2label=["other", "road", "tree", "car"])
+    assert listed.id2label == data.id2label
     assert set(np.unique(data.train[0].mask)) == {0, 1, 2, 3, 255}
     mapped = load_segmentation_dataset(tmp_path, label_map={"2": 1, 3: 255})
     assert set(np.unique(mapped.train[0].mask)) == {0, 1, 255}
@@ -112,8 +116,11 @@ def test_classes_and_names(tmp_path):
         load_segmentation_dataset(tmp_path, num_labels=3)
     with pytest.raises(UserError, match=r"^num_labels: 1"):
         load_segmentation_dataset(tmp_path, num_labels=1)
-    with pytest.raises(UserError, match=r"^id2label: class 7"):
-        load_segmentation_dataset(tmp_path, num_labels=4, id2label={7: "x"})
+    for names, missing in (({7: "x"}, "0, 1, 2, 3"), ({1: "road", 3: "car"}, "0, 2")):
+        with pytest.raises(UserError, match=f"^id2label: no name for class {missing} "):
+            load_segmentation_dataset(tmp_path, num_labels=4, id2label=names)
+    with pytest.raises(UserError, match="num_labels is unset"):
+        load_segmentation_dataset(tmp_path, label_map={"2": 1, 3: 255}, id2label="other,road,tree")
 
 
 def test_palette_masks_and_rotated_photographs(tmp_path):

@@ -1,13 +1,19 @@
 """Data of classes and channels that does not fit: one line before anything is written, or no influence."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+from peft import PeftModel, get_peft_model
 from PIL import Image
+from sams import random_sam
 
+from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig, SamDecoderConfig
 from hf_sam_adapt.cli import main
+from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.recipe import Recipe, parse_recipe
 
 
 def write(folder, split, index, rng, mask, image=None):
@@ -130,3 +136,68 @@ def test_test_images_without_labels_have_no_scores(sam_folder, tmp_path, capsys)
     card = (tmp_path / "run" / "README.md").read_text()
     assert "hold no labelled pixel" in card and "one of 3 classes" in card
     assert (tmp_path / "run" / "samples.png").exists()
+
+
+COMPLETE = [
+    "dark,middle,bright",
+    ["dark", "middle", "bright"],
+    "{0: dark, 1: middle, 2: bright}",
+    "[dark, middle, bright]",
+]
+INCOMPLETE = {
+    "{0: dark, 1: middle}": "no name for class 2 of num_labels 3",
+    "{1: middle, 2: bright}": "no name for class 0 of num_labels 3",
+    "dark,middle": "no name for class 2",
+    "dark,,bright": "no name for class 1",
+    "dark,middle,bright,white": r"class 3 \(white\) is not below num_labels 3",
+    "{0: dark, 1: middle, 2: bright, 7: white}": r"class 7 \(white\) is not below",
+    "{soil: 0, crop: 1, weed: 2}": "must map classes to names",
+}
+
+
+@pytest.mark.parametrize("names", COMPLETE, ids=str)
+@pytest.mark.parametrize("place", ["flag", "yaml", "python"])
+def test_names_of_classes_as_users_write_them(names, place, tmp_path):
+    if place == "python":
+        found = Recipe(id2label=names).id2label
+    elif place == "flag":
+        found = parse_recipe(["--id2label", *([names] if isinstance(names, str) else names)]).id2label
+    else:
+        text = names if isinstance(names, str) else json.dumps(names)
+        (tmp_path / "recipe.yaml").write_text(f"id2label: {text}\n")
+        recipe = parse_recipe(["--config", str(tmp_path / "recipe.yaml")])
+        found = recipe.id2label
+        (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+        assert parse_recipe(["--config", str(tmp_path / "again.yaml")]) == recipe
+    assert found == {0: "dark", 1: "middle", 2: "bright"}
+
+
+@pytest.mark.parametrize("names", INCOMPLETE)
+@pytest.mark.parametrize("command", ["train", "doctor"])
+def test_each_class_needs_a_name(names, command, tmp_path, sam_folder, capsys):
+    folder = write_classes(tmp_path / "data")
+    flags = ["--dataset", str(folder)] if command == "train" else [str(folder)]
+    flags += ["--model", sam_folder] if command == "train" else []
+    flags += ["--num_labels", "3", "--id2label", names]
+    if command == "train":
+        flags += ["--method", "cwsam", "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]
+    assert main([command, *flags]) != 0
+    said = capsys.readouterr()
+    assert re.search(f"id2label: .*{INCOMPLETE[names]}", said.err + said.out)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("config_cls", [CwsamConfig, ConvLoraConfig, SamDecoderConfig, SamAdapterConfig])
+@pytest.mark.parametrize("names", [{0: "dark", 1: "middle"}, ["dark", "middle"], {0: "a", 1: "b", 2: "c", 3: "d"}])
+def test_a_config_needs_a_name_for_each_class(config_cls, names):
+    with pytest.raises(UserError, match="id2label"):
+        get_peft_model(random_sam(), config_cls(decoder="class_wise", num_labels=3, id2label=names))
+
+
+def test_an_adapter_that_lacks_names_is_still_read(tmp_path):
+    model = get_peft_model(random_sam(), CwsamConfig(num_labels=3, id2label="dark,middle,bright"))
+    assert model.peft_config["default"].id2label == {0: "dark", 1: "middle", 2: "bright"}
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "id2label": {"0": "dark"}}))
+    assert PeftModel.from_pretrained(random_sam(), tmp_path).peft_config["default"].id2label == {0: "dark"}

@@ -107,5 +107,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(keys, message, 
 
 
 def test_a_class_that_no_training_mask_holds_is_said(sam_folder, class_folder, tmp_path, capsys):
-    run(sam_folder, class_folder, tmp_path / "run", method="decoder", num_labels=4, id2label='{"3": "absent"}')
+    names = "ground,bright,dark,absent"
+    run(sam_folder, class_folder, tmp_path / "run", method="decoder", num_labels=4, id2label=names)
     assert "no training mask holds absent" in capsys.readouterr().out

@@ -23,6 +23,7 @@ LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
         pytest.param({"method": "lora"}, marks=pytest.mark.slow),
         pytest.param({"method": "decoder", "method_args.decoder": "hq"}, marks=pytest.mark.slow),
         pytest.param({"method": "decoder", "method_args.train_iou_head": "true"}, marks=pytest.mark.slow),
+        pytest.param({"method": "decoder", "method_args.train_no_mask_embed": "true"}, marks=pytest.mark.slow),
     ],
     ids=lambda method: "-".join(method.values()),
 )
@@ -46,15 +47,20 @@ def test_two_processes_give_the_gradients_of_one(method, short_recipe, command_l
     assert abs(loss_one - loss_two) < 1e-6
     largest = max(gradient.abs().max() for gradient in one.values())
     assert largest > 1e-3
+    assert any("no_mask_embed" in name for name in one) == ("method_args.train_no_mask_embed" in method)
     for name in one:
         assert torch.allclose(one[name], two[name], rtol=1e-5, atol=1e-6 * float(largest)), name
 
 
 @pytest.mark.slow
-def test_what_a_mask_prompt_leaves_out_keeps_no_process_waiting(short_recipe, command_line):
+def test_what_a_mask_prompt_leaves_out_keeps_no_process_waiting(sam_folder, short_recipe, command_line, tmp_path):
     keys = {"method": "decoder", "method_args.train_no_mask_embed": "true", "prompts": ["mask", "none"]}
     done = command_line(*short_recipe(**keys, batch_size=1), launcher=(*LAUNCH, ROOT / "recipes" / "train.py"))
     assert done.returncode == 0, done.stderr
+    weights = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    (trained,) = (value for name, value in weights.items() if name.endswith("no_mask_embed.weight"))
+    base = load_file(f"{sam_folder}/model.safetensors")["prompt_encoder.no_mask_embed.weight"]
+    assert (trained - base).abs().max() > 1e-5  # left out by the optimizer, no process would have waited for it
 
 
 @pytest.mark.slow

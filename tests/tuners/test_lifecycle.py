@@ -215,6 +215,23 @@ def test_decoder_merges_and_unmerges_exactly():
     assert not torch.equal(masks(base, multimask_output=False), expected)
 
 
+@pytest.mark.parametrize("default", [False, True])
+@pytest.mark.parametrize("names", [None, ["default"], ["second"]])
+def test_a_merged_decoder_keeps_the_adapters_number_of_masks(default, names, tmp_path):
+    model = adapted("decoder", multimask_output=default)
+    model.add_adapter("second", SamDecoderConfig(multimask_output=default))
+    expected = masks(model).shape[2]
+    assert expected == (3 if default else 1)
+    merged = model.merge_and_unload(adapter_names=names)
+    assert masks(merged).shape[2] == masks(copy.deepcopy(merged)).shape[2] == expected
+    assert masks(merged, multimask_output=not default).shape[2] != expected
+    merged.save_pretrained(tmp_path)  # a plain SamModel, which has SAM's default
+    assert masks(SamModel.from_pretrained(tmp_path)).shape[2] == 3
+    again = get_peft_model(merged, SamDecoderConfig(multimask_output=not default))
+    assert masks(again).shape[2] != expected
+    assert masks(again.unload()).shape[2] == 3
+
+
 def test_sam_adapter_says_why_it_does_not_merge():
     model = adapted("sam_adapter")
     before = masks(model)

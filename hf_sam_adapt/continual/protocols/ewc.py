@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...errors import UserError
+from ...files import follow_umask
 from ...forward import collate, segment
 from ...training.batches import TrainingSamples, to_device
 from ...training.loop import batch_loss
@@ -80,6 +81,7 @@ class Ewc(Naive):
             if loop.accelerator.is_main_process:
                 path.parent.mkdir(exist_ok=True)
                 save_file(found, path)
+                follow_umask(path.parent)
             loop.accelerator.wait_for_everyone()
         return _load(path, device)
 

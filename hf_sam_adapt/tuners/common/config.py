@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ...base_names import located, stored
+from ...class_names import read_id2label
 from ...errors import UserError
 
 
@@ -23,7 +25,7 @@ class SamConfigMixin:
         early_layer: the block whose output an `"hq"` decoder sees beside the image embedding; None: the first global
             one. Checkpoints of CoSAM's code have 0.
         num_labels: K, background included, for `decoder="class_wise"`; None is binary.
-        id2label: names of the classes.
+        id2label: names of all classes: a mapping, or a list in their order.
         train_iou_head: the IoU head is part of the adapter, too, and trained as SAM was (SAM, appendix A): by the
             squared error of its estimate to the mask's IoU. Without it SAM's own head rates masks that it never saw.
         train_no_mask_embed: SAM's `no_mask_embed`, which stands for "no mask prompt", is part of the adapter.
@@ -104,8 +106,8 @@ class SamConfigMixin:
             raise UserError(f"in_channels={self.in_channels!r} must be a positive number or null")
         if self.num_labels is not None and self.num_labels < 2:
             raise UserError(f"num_labels={self.num_labels!r}: use null (binary) or at least 2, background included")
-        if self.id2label is not None:
-            self.id2label = {int(key): name for key, name in self.id2label.items()}  # JSON has text keys
+        self.base_model_name_or_path = located(self.base_model_name_or_path)
+        self.id2label = read_id2label(self.id2label)  # JSON has text keys
         if self.init_weights not in (True, False, "paper") or not isinstance(self.init_weights, (bool, str)):
             raise UserError(f"init_weights={self.init_weights!r} is unknown; use true, false or 'paper'")
         if self.image_size is not None and (not isinstance(self.image_size, int) or self.image_size <= 0):
@@ -114,4 +116,5 @@ class SamConfigMixin:
     def to_dict(self) -> dict:
         """The config as plain JSON: sets become sorted lists."""
         plain = super().to_dict()
+        plain["base_model_name_or_path"] = stored(plain["base_model_name_or_path"])
         return {key: sorted(value) if isinstance(value, set) else value for key, value in plain.items()}

@@ -1,7 +1,12 @@
 """The decoder field: which parameters of SAM's mask decoder and prompt encoder an adapter brings along."""
 
+from collections.abc import Sequence
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from ...class_names import check_id2label
 from ...errors import UserError
 from ...image_size import find_vision_encoder
 from .config import SamConfigMixin
@@ -26,6 +31,8 @@ def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
             f"decoder={config.decoder!r} with num_labels={config.num_labels}: decoder='class_wise' needs the number "
             "of classes, background included, and no other decoder takes it"
         )
+    if config.num_labels is not None and config.id2label is not None and not config.fingerprint_is_from_file:
+        check_id2label(config.id2label, config.num_labels)
     if config.num_mask_tokens is not None:
         fitting = "full" if config.num_mask_tokens == 1 else "class_wise"
         if config.decoder != fitting:
@@ -96,13 +103,36 @@ def freeze_outside_adapter(model: nn.Module) -> None:
     """Freeze what no method trains when whole modules are trained (`lora` with `modules_to_save`, `full`).
 
     Prompt encoder, positional matrix and the decoder parameters that a loss on mask token 0 does not reach: left
-    trainable they get no gradient, and DDP stops with "Expected to have finished reduction".
+    trainable they get no gradient, and DDP stops with "Expected to have finished reduction". What an adapter owns
+    stays as its tuner has set it, wherever it stands, but for LoRA around those decoder parameters; and so does what
+    `modules_to_save` names in the prompt encoder.
 
     Args:
         model: a `SamModel`, or a PEFT model around one.
     """
+    owned = set()
+    for module in model.modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            for attribute in module.adapter_layer_names:
+                owned.update(map(id, getattr(module, attribute).parameters()))
     for name, parameter in model.named_parameters():
-        path = name.replace("modules_to_save.default.", "").rpartition("mask_decoder.")
-        unreached = path[1] and path[2].startswith(_UNREACHED) and not path[2].startswith(_REACHED)
-        if unreached or "prompt_encoder." in name or "shared_image_embedding." in name:
+        inside = name.replace("modules_to_save.default.", "").rpartition("mask_decoder.")[1:]
+        unreached = inside[0] and inside[1].startswith(_UNREACHED) and not inside[1].startswith(_REACHED)
+        kept = "prompt_encoder." in name or "shared_image_embedding." in name
+        if unreached or (kept and id(parameter) not in owned):
             parameter.requires_grad_(False)
+
+
+def lacks_gradients(model: nn.Module, prompts: Sequence[str]) -> bool:
+    """Whether a training step may not reach all that is trained, so that DDP needs `find_unused_parameters`.
+
+    Args:
+        prompts: kinds that are trained.
+    """
+    for name, parameter in model.named_parameters():
+        # Beside a mask `no_mask_embed` is not read; the rest of the prompt encoder is read for some prompts alone.
+        if parameter.requires_grad and "prompt_encoder." in name:
+            if "mask" in prompts or not name.endswith("no_mask_embed.weight"):
+                return True
+    # The faithful methods train parts of the decoder that no loss reaches.
+    return any(getattr(config, "faithful", False) for config in getattr(model, "peft_config", {}).values())

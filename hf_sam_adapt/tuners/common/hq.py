@@ -132,7 +132,8 @@ def _upscaling(norm: type[nn.Module], channels: int, middle: int, narrow: int) -
 def _typical_size(decoder: nn.Module) -> torch.Tensor:
     """Root mean square of SAM's upscaled maps if what their normalisation gives were noise; a scalar tensor."""
     norm, conv = decoder.upscale_layer_norm, decoder.upscale_conv2
-    noise = torch.randn(4096, len(norm.weight), generator=torch.Generator().manual_seed(0), device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4096, len(norm.weight), generator=generator, device="cpu", dtype=torch.float32)
     hidden = F.gelu(noise.to(norm.weight.device) * norm.weight.float() + norm.bias.float())
     maps = torch.einsum("nc,cdij->nijd", hidden, conv.weight.float()) + conv.bias.float()
     return F.gelu(maps).square().mean().sqrt()

@@ -1,5 +1,6 @@
 """What the tuner layers of all methods share: a transparent wrapper, and weights that overlay a whole module."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import attrgetter
@@ -206,7 +207,7 @@ class ParameterOverlay(SamTunerLayer):
             return self._call(*self._class_decoder(adapters, parameters), args, kwargs, dtype, base_dtype)
         with self._pruned(adapters) as pruned:
             if pruned:
-                kwargs = kwargs | {"multimask_output": False}
+                args, kwargs = (), as_keywords(self.base_layer, args, kwargs) | {"multimask_output": False}
             return self._call(self.base_layer, parameters, args, kwargs, dtype, base_dtype)
 
     def _class_decoder(self, adapters: list[str], parameters: dict) -> tuple[nn.Module, dict]:
@@ -262,12 +263,16 @@ class ParameterOverlay(SamTunerLayer):
             return _cast(outputs, base_dtype)
         return tuple(_cast(value, base_dtype) for value in outputs)
 
-    def check_merge(self, adapter_names: list[str]) -> None:
-        """Raise `NotImplementedError` if no weights of the base module could hold what the adapters do."""
+    def check_merge(self, adapter_names: list[str], safe_merge: bool = False) -> None:
+        """Raise `NotImplementedError` if no weights of the base module could hold what the adapters do, and with
+        `safe_merge` `ValueError` if they are not finite."""
         if any(name in self.hq_heads for name in adapter_names):
             raise NotImplementedError("an hq decoder sees an early block of the encoder, which no weight of SAM's can")
         if any(self.mask_tokens.get(name) is not None or name in self.heads for name in adapter_names):
             raise NotImplementedError("a decoder with other mask tokens or a class head cannot be merged into SAM's")
+        for name in set(adapter_names) & set(self.overlays) if safe_merge else ():
+            if not all(torch.isfinite(value).all() for value in self.overlays[name].parameters()):
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write the adapters' weights into the base module.
@@ -283,10 +288,7 @@ class ParameterOverlay(SamTunerLayer):
         names = [name for name in names if name in self.overlays]
         if not names:
             return
-        self.check_merge(names)
-        for name in names if safe_merge else ():
-            if not all(torch.isfinite(value).all() for value in self.overlays[name].parameters()):
-                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+        self.check_merge(names, safe_merge)
         names = self.merged_adapters + names
         self.unmerge()
         merged = self.overlaid_parameters(names)
@@ -303,6 +305,11 @@ class ParameterOverlay(SamTunerLayer):
             base[name].data.copy_(value)
         self._backup.clear()
         self.merged_adapters.clear()
+
+
+def as_keywords(module: nn.Module, args: tuple, kwargs: dict) -> dict:
+    """The arguments of a call of `module` as keywords, in which a hook can look them up and set its own."""
+    return inspect.signature(module.forward).bind_partial(*args).arguments | kwargs if args else kwargs
 
 
 def trains_iou_head(model: nn.Module) -> bool:

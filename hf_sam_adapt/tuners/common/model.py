@@ -5,18 +5,22 @@ import warnings
 from contextlib import contextmanager
 
 import torch
+from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
+from ...base_names import TINY, located, stored
 from ...errors import UserError
+from ...files import is_plain_name
 from ...fingerprint import check_fingerprint, compute_fingerprint
 from ...image_size import find_vision_encoder, original_position_embedding, resize_input, restore_input
 from ...input_channels import inflate_channels, input_channels, original_channels, restore_channels
 from .config import SamConfigMixin
 from .decoder import decoder_parameters, early_layer, find_mask_decoder, prompt_encoder_parameters, resolve_decoder
 from .hq import HQ_MODULES, EarlyMap, HqHead
-from .layer import ParameterOverlay
+from .layer import ParameterOverlay, as_keywords
+from .undo import Undoable
 
 
 OVERLAID_MODULES = ("mask_decoder", "prompt_encoder")
@@ -28,24 +32,26 @@ class MaskTokenDefault:
     An object instead of a closure, so that a model with it can be copied and pickled.
 
     Args:
-        anchor: a tuner layer; while it has no active adapter the base model's default holds.
+        anchor: a tuner layer; while it has no active adapter the base model's default holds. None: of a merged model.
         configs: of the model's adapters by name; of several active ones the first decides.
     """
 
-    def __init__(self, anchor: BaseTunerLayer, configs: dict[str, SamConfigMixin]):
+    def __init__(self, anchor: BaseTunerLayer | None, configs: dict[str, SamConfigMixin]):
         self.anchor, self.configs = anchor, configs
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        live = [] if self.anchor.disable_adapters else self.anchor.active_adapters
+        if self.anchor is None:
+            live = list(self.configs)
+        else:
+            live = [] if self.anchor.disable_adapters else self.anchor.active_adapters
         # PEFT keeps the configs of further tuners at the model; a plain LoRA's has no such field.
         configs = [self.configs.get(name) or getattr(module, "peft_config", {}).get(name) for name in live]
         chosen = [config.multimask_output for config in configs if isinstance(config, SamConfigMixin)]
-        if not chosen or "multimask_output" in kwargs:
-            return None
-        return args, kwargs | {"multimask_output": chosen[0]}
+        kwargs = as_keywords(module, args, kwargs)
+        return (), {"multimask_output": chosen[0], **kwargs} if chosen else kwargs
 
 
-class SamTunerMixin:
+class SamTunerMixin(Undoable):
     """Stands before a PEFT tuner (`BaseTuner`, `LoraModel`, …) in the MRO of every method's model class.
 
     Attributes:
@@ -56,7 +62,7 @@ class SamTunerMixin:
     overlays_patch_embed = True
     needs_targets = True
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+    def _place(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         config: SamConfigMixin = self.peft_config[adapter_name]
         check_adapter_name(model, adapter_name)
         if config.base_fingerprint is not None and config.fingerprint_is_from_file:
@@ -68,20 +74,13 @@ class SamTunerMixin:
                 "nothing tells whether this is the model that it was trained on",
                 stacklevel=2,
             )
+        name_tiny(model, config)
         resolve_decoder(config, model)
         self._check_decoder_is_free(model, config, adapter_name)
-        resized = self._set_image_size(model, config, adapter_name)
-        injected = inflated = False
-        try:
-            inflated = self._set_channels(model, config, adapter_name)
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
-            self._check_placed(model, config, adapter_name)
-            injected = True
-        finally:
-            if resized and not injected:
-                restore_input(model)
-            if inflated and not injected:
-                restore_channels(model)
+        self._set_image_size(model, config, adapter_name)
+        self._set_channels(model, config, adapter_name)
+        super()._place(model, adapter_name, *args, **kwargs)
+        self._check_placed(model, config, adapter_name)
         if not config.fingerprint_is_from_file and not unknown_base:
             config.base_fingerprint = compute_fingerprint(model)
         self._install_mask_token_default(model)
@@ -128,42 +127,40 @@ class SamTunerMixin:
         if outside:
             raise UserError(f"layers_to_transform={outside}: this encoder has {depth} layers, 0 to {depth - 1}")
 
-    def _set_image_size(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> bool:
-        """Bring the base model to the adapter's input size; whether that changed it."""
+    def _set_image_size(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> None:
+        """Bring the base model to the adapter's input size."""
         encoder = find_vision_encoder(model)
         if encoder is None:
             if config.image_size is not None:
                 raise UserError(f"image_size={config.image_size}: {type(model).__name__} has no SAM vision encoder")
-            return False
+            return
         current, original = encoder.config.image_size, original_position_embedding(encoder)[1]
         wanted = original if config.image_size is None else config.image_size
         if wanted == current:
-            return False
+            return
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise UserError(
                 f"adapter {adapter_name!r} needs image_size {wanted}, but this model's adapters run at {current}; "
                 "load it on another copy of the base model"
             )
         resize_input(model, wanted)
-        return True
 
-    def _set_channels(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> bool:
-        """Bring the base model to the adapter's input channels; whether that changed it."""
+    def _set_channels(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> None:
+        """Bring the base model to the adapter's input channels."""
         encoder = find_vision_encoder(model)
         if encoder is None:
             if config.in_channels is not None or config.train_patch_embed:
                 raise UserError(f"in_channels, train_patch_embed: {type(model).__name__} has no SAM vision encoder")
-            return False
+            return
         wanted = original_channels(encoder) if config.in_channels is None else config.in_channels
         if wanted == input_channels(encoder):
-            return False
+            return
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise UserError(
                 f"adapter {adapter_name!r} needs {wanted} input channels, but this model's adapters take "
                 f"{input_channels(encoder)}; load it on another copy of the base model"
             )
         inflate_channels(model, wanted)
-        return True
 
     def _install_mask_token_default(self, model: nn.Module) -> None:
         if find_mask_decoder(model) is None:
@@ -231,27 +228,42 @@ class SamTunerMixin:
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)  # PEFT's own copies `weight` and `bias`, which blocks do not have
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        self._check_known([adapter_name] if isinstance(adapter_name, str) else adapter_name)
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    def _check_known(self, adapter_names: list[str] | None) -> None:
+        unknown = [name for name in adapter_names or () if name not in self.peft_config]
+        if unknown:
+            raise UserError(f"adapter {unknown[0]!r} is not in the model; it has {', '.join(self.peft_config)}")
+
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        self._check_overlays_merge(adapter_names)
+        self._check_overlays_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
-    def _check_overlays_merge(self, adapter_names: list[str] | None) -> None:
+    def _check_overlays_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         """Refuse before the first layer is merged what a later one would refuse."""
+        self._check_known(adapter_names)
         for module in self.model.modules():
             if isinstance(module, ParameterOverlay):
-                module.check_merge(check_adapters_to_merge(module, adapter_names))
+                module.check_merge(check_adapters_to_merge(module, adapter_names), safe_merge)
 
     def _unload_and_optionally_merge(
         self, merge: bool = True, progressbar: bool = True, safe_merge: bool = False, adapter_names=None
     ) -> nn.Module:
-        """A merged model keeps the adapter's input size and channels, for which its weights are."""
+        """A merged model keeps the adapter's input size and channels, for which its weights are, and its default of
+        `multimask_output`; saved and loaded again it is a plain `SamModel`, with SAM's default."""
         if merge:
-            self._check_overlays_merge(adapter_names)
+            self._check_overlays_merge(adapter_names, safe_merge)
+        merged = adapter_names or self.active_adapters
         overlays = [module for module in self.model.modules() if isinstance(module, ParameterOverlay)]
         model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         for overlay in overlays:
             overlay.stop_capturing()
         _remove_mask_token_hooks(model)
+        if merge and find_mask_decoder(model) is not None:
+            configs = {name: self.peft_config[name] for name in merged}
+            model.register_forward_pre_hook(MaskTokenDefault(None, configs), with_kwargs=True)
         if not merge and find_vision_encoder(model) is not None:
             restore_input(model)
             restore_channels(model)
@@ -268,7 +280,7 @@ class SamTunerMixin:
         return re.sub(rf"(\.{cls.prefix}[^.]+)\.{re.escape(adapter_name)}(?=\.|$)", r"\1", key)
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(
+    def _remapped(
         cls, model: nn.Module, config: SamConfigMixin, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Insert the adapter's name into the keys of a file, and compare them with the adapter's own.
@@ -276,7 +288,7 @@ class SamTunerMixin:
         Raises:
             UserError: missing or unexpected entries, unless `config.strict_load` is off.
         """
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        remapped = super()._remapped(model, config, adapter_name, state_dict)
         if config.strict_load:
             check_adapter_keys(cls, model, config, adapter_name, remapped)
         return remapped
@@ -297,17 +309,30 @@ def check_adapter_keys(
         if isinstance(module, ModulesToSaveWrapper):  # in the same file, though not the tuner's
             prefix = f"{module_name}.modules_to_save.{adapter_name}."
             expected |= {key: value for key, value in own.items() if key.startswith(prefix)}
-    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or unexpected:
+    wrong = {
+        "missing": sorted(set(expected) - set(found)),
+        "unexpected": sorted(set(found) - set(expected)),
+        "of another shape": sorted(
+            key for key in set(expected) & set(found) if expected[key].shape != found[key].shape
+        ),
+    }
+    if any(wrong.values()):
         listed = "; ".join(
             f"{len(keys)} {kind}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
-            for kind, keys in (("missing", missing), ("unexpected", unexpected))
+            for kind, keys in wrong.items()
             if keys
         )
         raise UserError(
             f"the weights of adapter {adapter_name!r} do not fit its adapter_config.json ({listed}); "
             "the file is damaged or belongs to another adapter"
         )
+
+
+def name_tiny(model: nn.Module, config: PeftConfig) -> None:
+    """Of an adapter of `tiny`: its base is named so in what PEFT writes, and found where PEFT looks for it."""
+    if stored(getattr(model, "name_or_path", None)) == TINY:
+        model.name_or_path = model.config._name_or_path = TINY
+        config.base_model_name_or_path = located(TINY)
 
 
 def layer_indices(config: SamConfigMixin) -> list[int] | None:
@@ -330,10 +355,11 @@ def check_adapter_name(model: nn.Module, adapter_name: str) -> None:
     files of the other adapters.
 
     Raises:
-        UserError: if the name is empty, holds a dot, or occurs in a module path of the base model.
+        UserError: if the name is empty, holds a dot or what a folder's name cannot, or occurs in a module path of the
+            base model.
     """
-    if not adapter_name or "." in adapter_name:
-        raise UserError(f"adapter name {adapter_name!r} is empty or holds a dot; use letters, digits, '-' and '_'")
+    if "." in adapter_name or not is_plain_name(adapter_name.replace(":", "")):  # ModaModel puts a colon in its own
+        raise UserError(f"adapter name {adapter_name!r} cannot be a folder's; use letters, digits, '-' and '_'")
     layers = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     parts = {*HQ_MODULES, "base_model", "model"}  # the latter two are PEFT's own
     for name, _ in model.named_parameters():

@@ -51,6 +51,14 @@ class ConvExperts(nn.Module):
             elif name != "weight":
                 nn.init.zeros_(parameter)
 
+    def _apply(self, fn, recurse: bool = True) -> ConvExperts:
+        # With `memory_format=torch.channels_last`, `to` takes tensors of four or five dimensions for images, and
+        # fails on five: of the kernels, which are none, it sees three.
+        def flat(tensor: torch.Tensor) -> torch.Tensor:
+            return fn(tensor.flatten(2)).unflatten(2, tensor.shape[2:]) if tensor.dim() == 5 else fn(tensor)
+
+        return super()._apply(flat, recurse)
+
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """z (N, H, W, r), or (N, L, r) with prefix tokens, which pass unchanged; computed in fp32 or more."""
         with torch.autocast(z.device.type, enabled=False):

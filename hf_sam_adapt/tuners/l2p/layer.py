@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..common.layer import SamTunerLayer
+from ..common.layer import SamTunerLayer, as_keywords
 from .config import L2pConfig
 
 
@@ -37,20 +37,19 @@ class L2pDecoder(SamTunerLayer):
         self.l2p_config[adapter_name] = config
         self.finish_update(adapter_name, config.inference_mode)
 
-    def forward(self, image_embeddings: torch.Tensor, *, sparse_prompt_embeddings: torch.Tensor | None, **kwargs):
-        """The base decoder's outputs, with further tokens.
+    def forward(self, *args, **kwargs):
+        """The base decoder's outputs, with further tokens; takes its arguments.
 
-        Args:
-            image_embeddings: (B, C, g, g).
-            sparse_prompt_embeddings: (B, P, n, C), None without points and boxes.
+        Of these `image_embeddings` are (B, C, g, g), `sparse_prompt_embeddings` (B, P, n, C) or None.
         """
-        sparse = sparse_prompt_embeddings
+        kwargs = as_keywords(self.base_layer, args, kwargs)
+        image_embeddings, sparse = kwargs["image_embeddings"], kwargs.pop("sparse_prompt_embeddings")
         for name in self.live_adapters:
             prompts = self.choose(name, image_embeddings)  # (B, k L, C)
             objects = 1 if sparse is None else sparse.shape[1]
             prompts = prompts[:, None].expand(-1, objects, -1, -1)  # (B, P, k L, C)
             sparse = prompts if sparse is None else torch.cat([sparse, prompts.to(sparse.dtype)], dim=2)
-        return self.base_layer(image_embeddings=image_embeddings, sparse_prompt_embeddings=sparse, **kwargs)
+        return self.base_layer(sparse_prompt_embeddings=sparse, **kwargs)
 
     def choose(self, adapter_name: str, image_embeddings: torch.Tensor) -> torch.Tensor:
         """The prompts (B, k L, C) for image embeddings (B, C, g, g).

@@ -7,6 +7,7 @@ from peft import LoraConfig
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from ...base_names import located, stored
 from ...errors import UserError
 from ...registry import ensure_peft_type
 from ..sam_decoder import SamDecoderConfig
@@ -83,6 +84,7 @@ class ModaConfig(PeftConfig):
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = ensure_peft_type("MODA")
+        self.base_model_name_or_path = located(self.base_model_name_or_path)
         self.inner = build_inner(self.inner)
         self.fingerprint_is_from_file = self.base_fingerprint is not None
         for name, value, known in (("router", self.router, ROUTERS), ("head", self.head, HEADS)):
@@ -104,7 +106,8 @@ class ModaConfig(PeftConfig):
         """The config as plain JSON, the inner one included."""
         inner = self.inner.to_dict()
         return super().to_dict() | {
-            "inner": {key: sorted(value) if isinstance(value, set) else value for key, value in inner.items()}
+            "base_model_name_or_path": stored(self.base_model_name_or_path),
+            "inner": {key: sorted(value) if isinstance(value, set) else value for key, value in inner.items()},
         }
 
 

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ...errors import UserError
+from ...base_names import stored
+from ...errors import UserError, first_line
 from ...fingerprint import check_fingerprint
 from ...repository import commit_of, find_file
-from .config import ModaConfig, differing_fields, further_fields
+from ..common.undo import unchanged_if_refused
+from .config import ModaConfig, check_domain_name, differing_fields, further_fields
 from .keys import file_tensors
 
 
@@ -28,7 +30,7 @@ def save_pool(pool, folder: Path) -> None:
     """See `ModaModel.save_pretrained`."""
     if pool.open_domain is not None:
         raise UserError(f"domain {pool.open_domain!r} is open: finish_domain() before the pool is saved")
-    there = _domains_of(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else []
+    there = domains_of(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else []
     if there is None or there != pool.domains[: len(there)]:
         holds = "an adapter" if there is None else f"a pool of {', '.join(there)}"
         raise UserError(f"{folder} holds {holds}, which this one does not continue; name another folder")
@@ -51,18 +53,22 @@ def load_pool(cls: type, model: nn.Module, folder: str, revision: str | None):
         raise UserError(f"{folder} is no pool of domain adapters but a {kind.get('peft_type')}; use PeftModel")
     revision = commit_of(config_file)
     weights = _weights(folder, revision)
-    domains = _domains_of(weights)
+    domains = domains_of(weights)
     if domains is None:
         raise UserError(f"{weights} does not name its domains; it is not the router of a pool")
     config = ModaConfig.from_pretrained(str(config_file.parent))
     config.pool, config.inference_mode, config.domains = False, True, domains
     found = {name: read_domain(f"{folder}/{name}", config.inner, model, revision) for name in config.domains}
     config.domain_fields = {name: fields for name, (_, fields) in found.items()}
-    pool = cls(model, config)
-    for name, (tensors, _) in found.items():
-        pool._load_domain("default", name, tensors)
-    pool.router.domains = list(config.domains)
-    pool.router.load_state_dict(load_file(weights))
+    with unchanged_if_refused(model):
+        pool = cls(model, config)
+        for name, (tensors, _) in found.items():
+            pool._load_domain("default", name, tensors)
+        pool.router.domains = list(config.domains)
+        try:
+            pool.router.load_state_dict(load_file(weights))
+        except (RuntimeError, SafetensorError) as error:
+            raise UserError(f"{weights} does not fit its config: {first_line(error)}") from error
     return pool.eval()
 
 
@@ -97,11 +103,22 @@ def router_file(router: nn.Module, domains: list[str]) -> bytes:
     return _weights_file(router.state_dict(), {_DOMAINS: json.dumps(domains)})
 
 
-def _domains_of(weights: Path) -> list[str] | None:
-    """The domains that a router's file names; None for the file of anything else."""
+def domains_of(weights: Path) -> list[str] | None:
+    """The domains that a router's file names; None for the file of anything else.
+
+    Raises:
+        UserError: what it names cannot be domains, whose folders lie in the pool's.
+    """
     with safe_open(weights, framework="pt") as file:
         listed = (file.metadata() or {}).get(_DOMAINS)
-    return None if listed is None else json.loads(listed)
+    if listed is None:
+        return None
+    domains = json.loads(listed)
+    if not isinstance(domains, list):
+        raise UserError(f"{weights} does not list its domains; the file is damaged")
+    for index, name in enumerate(domains):
+        check_domain_name(name, domains[:index])
+    return domains
 
 
 def _weights(path: str, revision: str | None) -> Path:
@@ -123,6 +140,7 @@ def _config_file(config: PeftConfig, model: nn.Module, **changes) -> bytes:
     config.base_model_name_or_path = config.base_model_name_or_path or model.name_or_path
     base = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
     values = config.to_dict() | {"auto_mapping": base} | changes
+    values["base_model_name_or_path"] = stored(values["base_model_name_or_path"])
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
     return json.dumps(values, indent=2, sort_keys=True).encode()
 

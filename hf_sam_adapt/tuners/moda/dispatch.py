@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ...errors import UserError
+from ..common.layer import as_keywords
 
 
 if TYPE_CHECKING:
@@ -112,12 +112,12 @@ class DomainDispatch:
         if self.pool.disabled or not self.pool.active_adapters:
             return args, kwargs
         domain = self.pool.resolve(domain)
+        args, kwargs = (), as_keywords(module, args, kwargs)
         if "multimask_output" not in kwargs:  # of plain SAM, too: the images of a batch have equally many masks
             kwargs["multimask_output"] = getattr(self.pool.moda_config.inner, "multimask_output", False)
         if isinstance(domain, str) and domain != "auto":
             call.stack.enter_context(self.pool.activated(domain))
             return args, kwargs
-        kwargs = dict(zip(list(inspect.signature(type(module).forward).parameters)[1:], args)) | kwargs
         kwargs, names = self._encoded(kwargs, domain)
         groups = self.pool.decoder_groups(names)
         if len(set(names)) > 1 and module.training and torch.is_grad_enabled():

@@ -19,7 +19,8 @@ from ...errors import UserError
 from ...fingerprint import check_fingerprint, compute_fingerprint
 from ..common.config import SamConfigMixin
 from ..common.decoder import find_mask_decoder
-from ..common.model import check_adapter_name
+from ..common.model import check_adapter_name, name_tiny
+from ..common.undo import Undoable, forget_load
 from .config import ModaConfig
 from .dispatch import DomainDispatch
 from .keys import file_tensors, model_tensors
@@ -27,7 +28,7 @@ from .pool import DomainPool
 from .router import DomainRouter
 
 
-class ModaModel(DomainPool, BaseTuner):
+class ModaModel(DomainPool, Undoable, BaseTuner):
     """A pool of domain adapters (CoSAM §3: Mixture of Domain Adapters).
 
         pool = ModaModel(sam, ModaConfig(inner=SamAdapterConfig()))
@@ -63,11 +64,12 @@ class ModaModel(DomainPool, BaseTuner):
         self._open: dict[str, str | None] = {}
         self._using: list[str | list[str]] = []
 
-    def inject_adapter(
+    def _place(
         self, model, adapter_name: str, autocast_adapter_dtype=True, low_cpu_mem_usage=False, state_dict=None
     ) -> None:
         config: ModaConfig = self.peft_config[adapter_name]
         self._check_config(model, config, adapter_name)
+        name_tiny(model, config)
         if self.inner is None:
             model.requires_grad_(False)
         for domain in config.domains:
@@ -114,11 +116,8 @@ class ModaModel(DomainPool, BaseTuner):
             config.base_fingerprint, config.fingerprint_is_from_file = moda.base_fingerprint, True
         if self.inner is not None:
             self.inner.peft_config[name] = config
-            try:
-                self.inner.inject_adapter(self.model, name, low_cpu_mem_usage=low_cpu_mem_usage)
-            except Exception:
-                del self.inner.peft_config[name]
-                raise
+            self.inner.inject_adapter(self.model, name, low_cpu_mem_usage=low_cpu_mem_usage)
+            forget_load(self.inner)
             return
         # A tuner that finds `peft_config` on its model takes it over as its own.
         own = self.model.__dict__.pop("peft_config", None)
@@ -129,11 +128,12 @@ class ModaModel(DomainPool, BaseTuner):
             self.model.__dict__.pop("peft_config", None)
             if own is not None:
                 self.model.peft_config = own
+        forget_load(inner)
         self.__dict__["inner"] = inner
         self.prefix = inner.prefix  # of this model's parameters
 
     def _remove_domain(self, adapter_name: str, domain: str) -> None:
-        """Take back what was done of a domain that could not be added."""
+        """Forget a domain."""
         name = self.inner_name(domain, adapter_name)
         self.peft_config[adapter_name].domains.remove(domain)
         self.peft_config[adapter_name].domain_fields.pop(domain, None)
@@ -176,8 +176,10 @@ class ModaModel(DomainPool, BaseTuner):
             UserError: several pools, which cannot be active together.
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        if len(names) != 1:
-            raise UserError(f"adapters {names}: one pool of domains can be active at a time")
+        if len(names) != 1 or names[0] not in self.peft_config:
+            raise UserError(
+                f"adapters {names}: one pool of domains can be active at a time, of {', '.join(self.peft_config)}"
+            )
         self.active_adapter = adapter_name
         opened, adapters = self._open.get(names[0]), self.adapters_of(names[0])
         if adapters:
@@ -264,7 +266,7 @@ class ModaModel(DomainPool, BaseTuner):
         return key
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict) -> dict:
+    def _remapped(cls, model, config, adapter_name, state_dict) -> dict:
         """The keys of `_get_adapter_state_dict` back to the model's.
 
         Raises:
@@ -274,6 +276,15 @@ class ModaModel(DomainPool, BaseTuner):
         before = next(name for name, module in model.named_modules() if module is pool)
         before = f"{before}." if before else ""
         mapped, left = {}, dict(state_dict)
+        own = {f"router.{key}": value for key, value in pool.moda_router[adapter_name].state_dict().items()}
+        wrong = own.keys() ^ {key for key in left if key.startswith("router.")}
+        if not wrong and own["router.tokens"].shape != left["router.tokens"].shape:  # the others grow with the pool
+            wrong = {"router.tokens"}
+        if wrong and config.strict_load:
+            raise UserError(
+                f"adapter {adapter_name!r}: the router does not fit its config: {len(wrong)} keys differ, the first "
+                f"is {min(wrong)}; the file is damaged"
+            )
         # The names are in the config; a domain that was never observed has no features either.
         pool.moda_router[adapter_name].domains = config.domains[: len(left.get("router.counts", ()))]
         for key in [key for key in left if key.startswith("router.")]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ...errors import UserError
+from ..common.undo import unchanged_if_refused
 from .config import BASE, ModaConfig, check_domain_name
 from .dispatch import activated, adapter_layers, groups_of
 from .router import DomainRouter
@@ -86,19 +87,19 @@ class DomainPool:
         if self.open_domain is not None:
             raise UserError(f"domain {self.open_domain!r} is open: finish_domain() before the next one is added")
         check_domain_name(name, self.domains)
+        with unchanged_if_refused(self, self.moda_config):
+            self._add_domain(name, adapter)
+
+    def _add_domain(self, name: str, adapter: str | Path | None) -> None:
         pool, tensors = self.active_adapters[0], None
         if adapter is not None:
             tensors, self.moda_config.domain_fields[name] = self._read_domain(str(adapter))
         self.moda_config.inference_mode = adapter is not None
         self.domains.append(name)
-        try:
-            self._inject_domain(pool, name)
-            self.inner._cast_adapter_dtype(self.inner_name(name))
-            if tensors is not None:
-                self._load_domain(pool, name, tensors)
-        except Exception:
-            self._remove_domain(pool, name)
-            raise
+        self._inject_domain(pool, name)
+        self.inner._cast_adapter_dtype(self.inner_name(name))
+        if tensors is not None:
+            self._load_domain(pool, name, tensors)
         self.router.image_size = self.model.vision_encoder.config.image_size
         self._open[pool] = name
         self.model.train(self.model.training)  # new modules begin in training mode

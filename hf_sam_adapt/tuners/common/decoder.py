@@ -27,10 +27,11 @@ def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
             "of classes, background included, and no other decoder takes it"
         )
     if config.num_mask_tokens is not None:
-        fitting = "full" if config.num_mask_tokens == 1 else "class_wise"
-        if config.decoder != fitting:
+        fitting = ("full", "class_wise") if config.num_mask_tokens == 1 else ("class_wise",)
+        if config.decoder not in fitting:
             raise UserError(
-                f"num_mask_tokens={config.num_mask_tokens} needs decoder={fitting!r}, not {config.decoder!r}"
+                f"num_mask_tokens={config.num_mask_tokens} needs decoder={' or '.join(map(repr, fitting))}, not "
+                f"{config.decoder!r}"
             )
     if config.decoder != "hq" and config.early_layer is not None:
         raise UserError(f"early_layer={config.early_layer} needs decoder='hq', not {config.decoder!r}")

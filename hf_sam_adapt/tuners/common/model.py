@@ -13,6 +13,7 @@ from ...errors import UserError
 from ...fingerprint import check_fingerprint, compute_fingerprint
 from ...image_size import find_vision_encoder, original_position_embedding, resize_input, restore_input
 from ...input_channels import inflate_channels, input_channels, original_channels, restore_channels
+from ...windows import remove_windows, restore_windows, windows_removed
 from .config import SamConfigMixin
 from .decoder import decoder_parameters, early_layer, find_mask_decoder, prompt_encoder_parameters, resolve_decoder
 from .hq import HQ_MODULES, EarlyMap, HqHead
@@ -64,20 +65,23 @@ class SamTunerMixin:
         unknown_base = config.inference_mode and config.base_fingerprint is None
         if unknown_base:
             warnings.warn(
-                f"adapter {adapter_name!r} holds no fingerprint of its base model (it was converted without --base): "
-                "nothing tells whether this is the model that it was trained on",
+                f"adapter {adapter_name!r} holds no fingerprint of its base model (no base was compared when it was "
+                "converted): nothing tells whether this is the model that it was trained on",
                 stacklevel=2,
             )
         resolve_decoder(config, model)
         self._check_decoder_is_free(model, config, adapter_name)
         resized = self._set_image_size(model, config, adapter_name)
-        injected = inflated = False
+        injected = inflated = unwindowed = False
         try:
             inflated = self._set_channels(model, config, adapter_name)
+            unwindowed = self._set_windows(model, config, adapter_name)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._check_placed(model, config, adapter_name)
             injected = True
         finally:
+            if unwindowed and not injected:
+                restore_windows(model)
             if resized and not injected:
                 restore_input(model)
             if inflated and not injected:
@@ -163,6 +167,20 @@ class SamTunerMixin:
                 f"{input_channels(encoder)}; load it on another copy of the base model"
             )
         inflate_channels(model, wanted)
+        return True
+
+    def _set_windows(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> bool:
+        """Take the encoder's windows away if the adapter wants global attention; whether that changed the base."""
+        encoder = find_vision_encoder(model)
+        removed = encoder is not None and windows_removed(encoder)
+        if config.global_attention == removed:
+            return False
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise UserError(
+                f"adapter {adapter_name!r} has global_attention={config.global_attention}, this model's adapters have "
+                f"{removed}; load it on another copy of the base model"
+            )
+        remove_windows(model)
         return True
 
     def _install_mask_token_default(self, model: nn.Module) -> None:
@@ -253,6 +271,7 @@ class SamTunerMixin:
             overlay.stop_capturing()
         _remove_mask_token_hooks(model)
         if not merge and find_vision_encoder(model) is not None:
+            restore_windows(model)
             restore_input(model)
             restore_channels(model)
         return model

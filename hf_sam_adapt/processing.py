@@ -135,7 +135,9 @@ class SamAdaptProcessor(BaseImageProcessor):
         """
         images = [_to_image_array(image, self.channels) for image in _as_list(images)]
         sizes = [image.shape[:2] for image in images]
-        inputs = [resized(image, self.reshaped_size(image.shape[:2]), self.resample, self.antialias) for image in images]
+        inputs = [
+            resized(image, self.reshaped_size(image.shape[:2]), self.resample, self.antialias) for image in images
+        ]
         masks = _matched(masks, sizes, "masks")
         prompts = _matched(prompts, sizes, "prompts")
 

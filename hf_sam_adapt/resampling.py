@@ -14,7 +14,7 @@ RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling
 
 
 def resampling_name(resample: str | int) -> str:
-    """"bilinear" or "bicubic", from the name or from Pillow's number, which transformers' files hold.
+    """ "bilinear" or "bicubic", from the name or from Pillow's number, which transformers' files hold.
 
     Raises:
         UserError: any other.
@@ -25,7 +25,9 @@ def resampling_name(resample: str | int) -> str:
     raise UserError(f"resample: {resample!r} is unknown; choose from {', '.join(RESAMPLING)}")
 
 
-def resized(image: np.ndarray, size: tuple[int, int], resample: str = "bilinear", antialias: bool = True) -> np.ndarray:
+def resized(
+    image: np.ndarray, size: tuple[int, int], resample: str = "bilinear", antialias: bool = True
+) -> np.ndarray:
     """uint8 (H, W, 3) or float32 (H, W, C) -> the same at `size`, (height, width).
 
     Args:

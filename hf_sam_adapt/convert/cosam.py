@@ -1,8 +1,8 @@
 """Checkpoints of CoSAM (arXiv 2412.06418): MoDA's `adapter_<domain>.pth`, and L2P's prompt pool.
 
 A file of MoDA, an HQ decoder, becomes one adapter. A folder, the `--output` of the official training, becomes a pool
-of domains: its newest `task_classifier_after_*.pth` holds the tokens and a linear classifier whose rows are the domains
-in order. The official encoder attends globally in every block, so the adapters have `global_attention`.
+of domains: its newest `task_classifier_after_*.pth` holds the tokens and a linear classifier whose rows are the
+domains in order. The official encoder attends globally in every block, so the adapters have `global_attention`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _RULES: Rules = [
 
 
 def convert_cosam(checkpoint: Checkpoint, folder: Path, request: Request) -> list[str]:
-    """Write the HQ decoder or the prompt pool in a checkpoint as an adapter; result and errors as `convert_conv_lora`."""
+    """Write the HQ decoder or prompt pool in a checkpoint as an adapter; result and errors as `convert_conv_lora`."""
     if request.decoder is not None:
         raise UserError("decoder: a checkpoint of cosam is nothing but a decoder; leave it unset")
     pool = _prompt_pool(checkpoint.tensors)
@@ -84,14 +84,13 @@ def _convert_l2p(
 ) -> list[str]:
     names = ("global_attention", "top_k")
     fields = ENCODER | _taken(request, names, "a prompt pool")
-    pool_size, length, channels = prompts.shape
-    config = L2pConfig(pool_size=pool_size, prompt_length=length, **fields)
+    config = L2pConfig(pool_size=len(prompts), prompt_length=prompts.shape[1], **fields)
     sam_config = sam_config_of({"mask_decoder.mask_tokens.weight": prompts[0]}, width=768)
     if request.base is not None:
         sam_config = request.base.model.config
     notes = [
-        "The official prompts go into a pre-trained HQ decoder, which is not in the file; here they go into SAM's own, "
-        "so masks differ from the published ones."
+        "The official code gives the prompts to a pre-trained HQ decoder, which is not in the file. Here SAM's own "
+        "decoder gets them, so masks differ from the published ones."
     ]
     tensors = {"mask_decoder.l2p_prompts": prompts, "mask_decoder.l2p_keys": keys}
     adapter = Adapter(config, tensors, {}, notes, names, RESAMPLING)

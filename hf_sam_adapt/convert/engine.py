@@ -174,7 +174,7 @@ def write_converted(
 
 
 def _tells_sams_apart(name: str) -> bool:
-    """Whether fine-tuned SAMs differ in this weight: most have the prompt encoder and the IoU head that SAM came with."""
+    """Whether fine-tuned SAMs differ in this weight: most keep the prompt encoder and the IoU head of SAM."""
     return name.startswith(("vision_encoder.", DECODER)) and "iou_prediction_head." not in name
 
 

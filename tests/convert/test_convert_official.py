@@ -203,9 +203,9 @@ def test_the_hq_decoder_gives_the_official_values_of_vit_base(write, out):
 @torch.no_grad()
 def test_an_hq_decoder_sees_block_0(sam, base, write, out):
     done = convert_official_checkpoint("cosam", write(hq_state(sam)), out, base=base)
-    assert "global attention" in done.notes[0]
+    assert "global_attention=True, early_layer=0" in done.notes[0]
     config = config_of(out)
-    assert (config["decoder"], config["early_layer"]) == ("hq", 0)
+    assert (config["decoder"], config["early_layer"], config["global_attention"]) == ("hq", 0, True)
     model = load_adapted(str(out)).model
     assert model.get_base_model().mask_decoder.early_map.layer == 0
     assert model(pixel_values=images()).pred_masks.std() > 1e-3
@@ -319,7 +319,7 @@ def test_without_base_the_adapter_names_none_and_loads_with_a_warning(sam, write
 @pytest.mark.parametrize("format", ["sam-adapter", "cwsam"])
 def test_an_encoder_alone(sam, base, write, out, format):
     done = convert_official_checkpoint(format, write(STATES[format](sam)), out, decoder="none", base=base)
-    assert "of the mask decoder and its embeddings left out" in done.notes[-2]
+    assert "of the mask decoder and its embeddings left out" in done.notes[-3]
     config = config_of(out)
     assert config["decoder"] == "frozen" and config["num_labels"] is None and config["modules_to_save"] is None
     loaded = load_adapted(str(out)).model
@@ -351,19 +351,31 @@ NECK = "image_encoder.neck.2.weight"
         ("sam-adapter", changed("extra.weight", lambda _: torch.zeros(1)), "neither SAM's nor SAM-Adapter's: extra"),
         ("sam-adapter", changed(f"{GENERATOR}more.bias", lambda _: torch.zeros(1)), "neither SAM's nor SAM-Adapter's"),
         ("sam-adapter", changed("mask_decoder.own.weight", lambda _: torch.zeros(1)), "1 weights unknown: mask_deco"),
-        ("sam-adapter", changed(f"{GENERATOR}shared_mlp.bias", lambda value: value[:3]), r"up.bias is \(3,\), this"),
-        ("sam-adapter", changed(NECK, lambda value: value + 1), r"1 of \d+ frozen .*neck.conv2.weight \(differs"),
-        ("sam-adapter", lambda state: cwsam_state(random_sam()), "neither SAM's nor SAM-Adapter's: .*Space_Adapter"),
-        ("cwsam", lambda state: sam_adapter_state(random_sam()), "has no CWSAM adapters in its blocks"),
+        (
+            "sam-adapter",
+            changed(f"{GENERATOR}shared_mlp.bias", lambda value: value[:3]),
+            r"shared_mlp.bias is \(3,\), this",
+        ),
+        ("sam-adapter", changed(NECK, lambda value: value + 1), r"1 of \d+ frozen .*encoder.neck.2.weight \(differs"),
+        (
+            "sam-adapter",
+            lambda state: cwsam_state(random_sam()),
+            "holds image_encoder.blocks.0.Space_Adapter.*use --from cwsam",
+        ),
+        (
+            "cwsam",
+            lambda state: sam_adapter_state(random_sam()),
+            "holds image_encoder.prompt_generator.*use --from sam-adapter",
+        ),
         ("cwsam", without("cls_upscaling"), "has no class head .*--decoder none"),
         ("cwsam", without("2.MLP_Adapter"), "4 weights missing: .*layers.2.sam_adapter_mlp"),
         ("cosam", without("compress_vit_feat"), "has no HQ decoder weights"),
         ("cosam", without("hf_mlp.layers.1"), "2 weights missing: .*hq_mask_mlp.layers.0.bias"),
-        ("cosam", changed("iou_token.weight", lambda value: value + 1), r"frozen .*mask_decoder.iou_token.weight"),
+        ("cosam", changed("iou_token.weight", lambda value: value + 1), r"frozen .*first is iou_token.weight"),
         (
             "cosam",
             changed("prompt.weight", lambda _: torch.zeros(1)),
-            "neither SAM's nor the HQ decoder's: mask_decod",
+            "neither SAM's nor the HQ decoder's: prompt.weight",
         ),
     ],
 )

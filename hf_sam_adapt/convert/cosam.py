@@ -34,7 +34,7 @@ UNTOLD = ("global_attention", "early_layer", "top_k")
 ENCODER: dict[str, Any] = {"global_attention": True}
 RESAMPLING: dict[str, Any] = {"antialias": False}
 
-_CLASSIFIER = re.compile(r"task_classifier_after_(\d+)th")
+_CLASSIFIER = re.compile(r"task_classifier_after_(\d+)(?:st|nd|rd|th)_")
 _HEAD = "mask_decoder.sam_decoder_hq_head."
 _RULES: Rules = [
     (r"mask_decoder\.hf_token\.", f"{_HEAD}hq_token."),

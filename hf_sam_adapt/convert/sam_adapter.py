@@ -134,8 +134,9 @@ def _convert(format: _Format, checkpoint: Checkpoint, folder: Path, request: Req
     config = format.config(**fields)
     if config.use_prompts:
         tensors = _with_frequencies(tensors, config.features, checkpoint)
-    convolution = tensors.get(f"{_FEATURE}{config.features[-1]}.weight", up)  # as large as a patch
-    sizes = {"vision_encoder.patch_embed.projection.weight": convolution} | state | tensors
+    sizes = state | tensors
+    if (convolution := tensors.get(f"{_FEATURE}{config.features[-1]}.weight")) is not None:  # as large as a patch
+        sizes.setdefault("vision_encoder.patch_embed.projection.weight", convolution)
     sam_config = sam_config_of(sizes, up.shape[0]) if request.base is None else request.base.model.config
     adapter = Adapter(config, tensors, frozen, notes, format.untold)
     return write_converted(adapter, sam_config, folder, checkpoint, request, title=format.title)

@@ -1,12 +1,12 @@
 """AutoGluon's Conv-LoRA checkpoints: exact round trip, sizes from the shapes, and one clear error for each defect."""
 
 import copy
-import json
 import pickle
 
 import pytest
 import torch
 from autogluon import QKV, autogluon_state
+from official_models import config_of
 from peft import AutoPeftModel, PeftModel, get_peft_model_state_dict
 from reference_conv_lora import mixture
 from safetensors.torch import load_file
@@ -46,39 +46,6 @@ def expected_tensors(state, layers=range(LAYERS), experts=EXPERTS, decoder=True)
 def assert_equal(found, expected):
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
-
-
-@pytest.fixture
-def sam():
-    return random_sam()
-
-
-@pytest.fixture
-def base(sam, tmp_path):
-    """The folder of the model that the checkpoint was made from."""
-    folder = tmp_path / "base"
-    sam.save_pretrained(folder)
-    SamAdaptProcessor(image_size=64, patch_size=8).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "adapter"
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(content, **options):
-        path = tmp_path / "model.ckpt"
-        torch.save(content, path, **options)
-        return path
-
-    return write
-
-
-def config_of(folder):
-    return json.loads((folder / "adapter_config.json").read_text())
 
 
 def test_a_converted_adapter_loads_with_the_checkpoints_tensors(sam, base, write, out):

@@ -1,11 +1,9 @@
 """What a checkpoint does not show is not claimed: bases that nothing was compared with, NaN, fields in no tensor."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from autogluon import autogluon_state
+from official_models import config_of, images
 from official_sam import Draw, classifier_state, cwsam_state, hq_state, sam_adapter_state
 from peft import PeftModel
 from sams import random_sam
@@ -13,10 +11,6 @@ from sams import random_sam
 from hf_sam_adapt import ModaModel, convert_official_checkpoint
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.fingerprint import compute_fingerprint
-
-
-sys.path.insert(0, str(Path(__file__).parent))
-from checkpoints import base, config_of, images, out, sam, write  # noqa: E402, F401
 
 
 def l2p_state(sam):
@@ -129,7 +123,7 @@ def test_an_adapter_that_is_not_finite(sam, base, write, out, kind, value, named
 def test_an_adapter_of_no_floating_point_numbers(sam, write, out, dtype):
     state = sam_adapter_state(sam)
     name = "image_encoder.prompt_generator.shared_mlp.bias"
-    with pytest.raises(UserError, match="no floating-point numbers, the first is image_encoder.prompt_generator"):
+    with pytest.raises(UserError, match=r"no floating-point numbers, the first is image_encoder\.prompt_generator"):
         convert("sam-adapter", write(state | {name: state[name].to(dtype)}), out)
 
 

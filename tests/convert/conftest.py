@@ -1,20 +1,10 @@
-"""What the tests of the conversions share."""
-
-import json
+"""Fixtures of the conversions: a small SAM, its folder, and files to convert."""
 
 import pytest
 import torch
 from sams import random_sam
 
 from hf_sam_adapt import SamAdaptProcessor
-
-
-def config_of(folder):
-    return json.loads((folder / "adapter_config.json").read_text())
-
-
-def images(count=2, seed=3):
-    return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
@@ -38,9 +28,8 @@ def out(tmp_path):
 
 @pytest.fixture
 def write(tmp_path):
-    def write(content, name="model.ckpt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        torch.save(content, tmp_path / name)
+    def write(content, name="model.ckpt", **options):
+        torch.save(content, tmp_path / name, **options)
         return tmp_path / name
 
     return write

@@ -12,6 +12,7 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.processing import SamAdaptProcessor
 from hf_sam_adapt.prompts import Prompt, derive_prompts
+from hf_sam_adapt.resampling import resized
 
 
 SIZES = [(50, 70), (333, 200), (64, 64), (70, 900), (241, 480), (127, 129)]

@@ -105,7 +105,7 @@ def prepared(config):
 
 @pytest.mark.parametrize(("name", "fields"), [("sam_adapter", {}), ("cwsam", {"num_labels": 3})])
 def test_what_the_pages_say_of_faithful_adapters(name, fields):
-    """Order of the tokens and whole decoder as published; the positional matrix stays SAM's, no_mask_embed begins so."""
+    """Tokens and whole decoder as published; the positional matrix stays SAM's, and no_mask_embed starts as SAM's."""
     assert "`faithful: true` takes back the first" in (CARDS / f"{name}.md").read_text()
     plain, trained, _ = prepared(CONFIGS[name](**fields))
     faithful, more, own = prepared(CONFIGS[name](faithful=True, **fields))

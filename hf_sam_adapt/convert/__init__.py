@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from ..errors import UserError
 from ..loading import load_base
 from .autogluon import predictor_files
-from .checkpoint import read_checkpoint
+from .checkpoint import Checkpoint, read_checkpoint
 from .conv_lora import UNTOLD as CONV_LORA_UNTOLD
 from .conv_lora import convert_conv_lora
 from .cosam import UNTOLD as COSAM_UNTOLD
@@ -130,17 +129,19 @@ def convert_official_checkpoint(
         path, told = predictor_files(path)
         request.fields = told | fields
     checkpoint = read_checkpoint(path)
-    _check_format(checkpoint.tensors, format, str(path))
+    _check_format(checkpoint, format)
     return Conversion(folder, convert(checkpoint, folder, request))
 
 
-def _check_format(names: Collection[str], format: str, source: str) -> None:
-    """Raise `UserError` if names that only another format has are among these."""
-    if format == "cosam" and "cls_token" in names:
-        raise UserError(f"checkpoint: {source} is the router of a cosam folder; name the folder")
+def _check_format(checkpoint: Checkpoint, format: str) -> None:
+    """Raise `UserError` if the file has names that only files of another format have."""
+    if format == "cosam" and "cls_token" in checkpoint.tensors:
+        raise UserError(f"checkpoint: {checkpoint} is the router of a cosam folder; name the folder")
     for other, sign in SIGNS:
-        found = next((name for name in names if sign in f".{name}"), None)
-        if found is not None:
+        found = [checkpoint.name_of(name, value) for name, value in checkpoint.tensors.items() if sign in f".{name}"]
+        if found:
             if other != format:
-                raise UserError(f"checkpoint: {source} holds {found}, as files of {other} do; use --from {other}")
+                raise UserError(
+                    f"checkpoint: {checkpoint} holds {found[0]}, as files of {other} do; use --from {other}"
+                )
             return

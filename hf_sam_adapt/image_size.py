@@ -62,12 +62,12 @@ def resize_input(model: nn.Module, image_size: int) -> None:
     grid = image_size // patch_size
     original = OriginalSize(encoder.config.image_size, encoder.pos_embed)
     if encoder.pos_embed is not None:
-        _replace(encoder, "pos_embed", _resized(encoder.pos_embed, grid))
+        replace_parameter(encoder, "pos_embed", resized_table(encoder.pos_embed, grid))
     for layer, attention in _global_attention(encoder):
         for name in ("rel_pos_h", "rel_pos_w"):
             table = getattr(attention, name)
             original.rel_pos[f"{layer}.{name}"] = table
-            _replace(attention, name, _resized(table, 2 * grid - 1))
+            replace_parameter(attention, name, resized_table(table, 2 * grid - 1))
     setattr(encoder, ORIGINAL, original)
     _set_size(model, encoder, image_size)
 
@@ -79,10 +79,10 @@ def restore_input(model: nn.Module) -> None:
     if original is None:
         return
     if encoder.pos_embed is not None:
-        encoder.pos_embed = _placed_like(original.pos_embed, encoder.pos_embed)
+        encoder.pos_embed = placed_like(original.pos_embed, encoder.pos_embed)
     for layer, attention in _global_attention(encoder):
         for name in ("rel_pos_h", "rel_pos_w"):
-            setattr(attention, name, _placed_like(original.rel_pos[f"{layer}.{name}"], getattr(attention, name)))
+            setattr(attention, name, placed_like(original.rel_pos[f"{layer}.{name}"], getattr(attention, name)))
     delattr(encoder, ORIGINAL)
     _set_size(model, encoder, original.image_size)
 
@@ -94,7 +94,7 @@ def _global_attention(encoder: nn.Module):
             yield index, layer.attn
 
 
-def _resized(table: nn.Parameter, size: int) -> nn.Parameter:
+def resized_table(table: nn.Parameter, size: int) -> nn.Parameter:
     """Interpolate (1, h, w, C) to (1, size, size, C), or (L, C) to (size, C), in fp32 as SAM itself does."""
     with torch.no_grad():
         if table.ndim == 4:
@@ -106,13 +106,15 @@ def _resized(table: nn.Parameter, size: int) -> nn.Parameter:
     return nn.Parameter(new.to(table.dtype).contiguous(), requires_grad=table.requires_grad)
 
 
-def _replace(module: nn.Module, name: str, table: nn.Parameter) -> None:
+def replace_parameter(module: nn.Module, name: str, table: nn.Parameter) -> None:
+    """Put `table` in the place of a module's parameter."""
     # By-passes register_parameter, which PEFT's low_cpu_mem_usage patches to move what is new to the meta device:
     # right for adapter weights that a file will fill, not for the base model's tables.
     module._parameters[name] = table
 
 
-def _placed_like(table: nn.Parameter, current: nn.Parameter) -> nn.Parameter:
+def placed_like(table: nn.Parameter, current: nn.Parameter) -> nn.Parameter:
+    """`table` on the device, in the dtype and as trainable as `current`."""
     table.data = table.data.to(device=current.device, dtype=current.dtype)
     table.requires_grad_(current.requires_grad)
     return table

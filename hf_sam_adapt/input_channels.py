@@ -74,7 +74,7 @@ def _projection(encoder: nn.Module) -> nn.Conv2d:
 
 def _set_weight(model: nn.Module, encoder: nn.Module, weight: nn.Parameter, channels: int) -> None:
     projection = _projection(encoder)
-    # By-passes register_parameter, which PEFT's low_cpu_mem_usage patches (see image_size._replace).
+    # By-passes register_parameter, which PEFT's low_cpu_mem_usage patches (see image_size.replace_parameter).
     projection._parameters["weight"] = weight
     projection.in_channels = channels
     patch_embed = getattr(encoder.patch_embed, "base_layer", encoder.patch_embed)

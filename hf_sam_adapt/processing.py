@@ -19,6 +19,7 @@ from .data.images import IGNORE, read_mask
 from .data.normalization import check_normalization, normalize
 from .errors import UserError
 from .prompts import Prompt
+from .resampling import RESAMPLING, resampling_name, resized
 
 
 RESIZE_MODES = ("pad", "squash")
@@ -37,6 +38,8 @@ class SamAdaptProcessor(BaseImageProcessor):
         channels: C of images that are read as they are stored; None = RGB photographs.
         normalization: what `fit_normalization` returned, used in place of `image_mean` and `image_std`; needed with
             `channels`.
+        resample: "bilinear" or "bicubic", or Pillow's number of it.
+        antialias: False reads the pixels around a place alone, whatever the scale, as CoSAM's code does.
     """
 
     model_input_names = ["pixel_values"]
@@ -50,6 +53,8 @@ class SamAdaptProcessor(BaseImageProcessor):
         image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
         channels: int | None = None,
         normalization: Mapping[str, Any] | None = None,
+        resample: str | int = "bilinear",
+        antialias: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -60,6 +65,8 @@ class SamAdaptProcessor(BaseImageProcessor):
         self.image_size = image_size
         self.patch_size = patch_size
         self.resize = resize
+        self.resample = resampling_name(resample)
+        self.antialias = antialias
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         if channels is not None and normalization is None:
@@ -128,14 +135,16 @@ class SamAdaptProcessor(BaseImageProcessor):
         """
         images = [_to_image_array(image, self.channels) for image in _as_list(images)]
         sizes = [image.shape[:2] for image in images]
-        resized = [self._resize_image(image) for image in images]
+        inputs = [
+            resized(image, self.reshaped_size(image.shape[:2]), self.resample, self.antialias) for image in images
+        ]
         masks = _matched(masks, sizes, "masks")
         prompts = _matched(prompts, sizes, "prompts")
 
         data: dict[str, Any] = {
-            "pixel_values": torch.from_numpy(np.stack([self._padded(image) for image in resized])),
+            "pixel_values": torch.from_numpy(np.stack([self._padded(image) for image in inputs])),
             "original_sizes": torch.tensor(sizes, dtype=torch.int64),
-            "reshaped_input_sizes": torch.tensor([image.shape[:2] for image in resized], dtype=torch.int64),
+            "reshaped_input_sizes": torch.tensor([image.shape[:2] for image in inputs], dtype=torch.int64),
         }
         if masks is not None:
             masks = [_checked_mask(mask, size) for mask, size in zip(masks, sizes)]
@@ -218,17 +227,6 @@ class SamAdaptProcessor(BaseImageProcessor):
         height, width = (max(1, int(side * scale + 0.5)) for side in size)
         return height, width
 
-    def _resize_image(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, 3) or float32 (H, W, C) -> the same at (h, w), bilinear with antialiasing."""
-        height, width = self.reshaped_size(image.shape[:2])
-        if image.shape[:2] == (height, width):
-            return image
-        if image.dtype != np.uint8:
-            size, bilinear = (width, height), Image.Resampling.BILINEAR
-            channels = (np.ascontiguousarray(image[..., channel]) for channel in range(image.shape[2]))
-            return np.stack([np.asarray(Image.fromarray(part).resize(size, bilinear)) for part in channels], axis=2)
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-
     def _padded(self, image: np.ndarray) -> np.ndarray:
         """uint8 (h, w, 3) or float32 (h, w, C) -> (C, S, S), normalised where `normalization` says how."""
         height, width, channels = image.shape
@@ -285,10 +283,11 @@ class SamAdaptProcessor(BaseImageProcessor):
         """The content of `preprocessor_config.json`.
 
         With `resize="pad"` the pixel values are those of transformers' own processor, and the file says so in its
-        terms: `SamProcessor` and the pipelines read it too. With "squash" or a `normalization` they cannot, and the
-        type tells them.
+        terms: `SamProcessor` and the pipelines read it too. With "squash", a `normalization` or other resampling they
+        cannot, and the type tells them.
         """
-        plain = self.resize == "pad" and self.normalization is None
+        usual = self.resample == "bilinear" and self.antialias
+        plain = self.resize == "pad" and self.normalization is None and usual
         config = {
             "image_processor_type": "SamImageProcessor" if plain else type(self).__name__,
             "image_size": self.image_size,
@@ -298,6 +297,8 @@ class SamAdaptProcessor(BaseImageProcessor):
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
         }
+        if not usual:  # `resample` as transformers spells it
+            config |= {"resample": RESAMPLING[self.resample].value, "antialias": self.antialias}
         if self.normalization is not None:
             config |= {"channels": self.channels, "normalization": copy.deepcopy(self.normalization)}
         if plain:
@@ -327,6 +328,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         if "resize_mode" in config:
             config["resize"] = config["resize_mode"]
         names = ("image_size", "patch_size", "resize", "image_mean", "image_std", "channels", "normalization")
+        names += ("resample", "antialias")
         chosen = {name: config[name] for name in names if config.get(name) is not None}
         if "image_size" not in chosen:
             raise UserError("preprocessor_config.json: neither image_size nor size.longest_edge is given")

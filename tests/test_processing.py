@@ -12,6 +12,7 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.processing import SamAdaptProcessor
 from hf_sam_adapt.prompts import Prompt, derive_prompts
+from hf_sam_adapt.resampling import resized
 
 
 SIZES = [(50, 70), (333, 200), (64, 64), (70, 900), (241, 480), (127, 129)]
@@ -188,6 +189,56 @@ def test_save_and_load(tmp_path):
     assert changed.image_mean == [0.1, 0.2, 0.3]
 
 
+@pytest.mark.parametrize("size", [(30, 50), (200, 130), (64, 64)])
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic", 2, 3])
+@pytest.mark.parametrize("antialias", [True, False])
+def test_resampling_is_what_it_says_and_is_kept(tmp_path, size, resample, antialias):
+    image = random_image(np.random.default_rng(9), size)
+    name = {2: "bilinear", 3: "bicubic"}.get(resample, resample)
+    saved = SamAdaptProcessor(64, resize="squash", resample=resample, antialias=antialias)
+    saved.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    if (name, antialias) == ("bilinear", True):
+        assert "resample" not in stored
+    else:
+        assert (stored["resample"], stored["antialias"]) == ({"bilinear": 2, "bicubic": 3}[name], antialias)
+    if antialias:  # torchvision's Resize of a PIL image, as in AutoGluon
+        resized = np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling[name.upper()]))
+    else:  # CoSAM's: interpolated in floats, then cast
+        floats = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
+        floats = torch.nn.functional.interpolate(floats, (64, 64), mode=name)[0].permute(1, 2, 0)
+        resized = floats.numpy().clip(0, 255).astype(np.uint8)
+    expected = (resized / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    for processor in (
+        saved,
+        SamAdaptProcessor.from_pretrained(tmp_path),
+        SamAdaptProcessor.from_dict(saved.to_dict()),
+    ):
+        got = processor(image)["pixel_values"][0].permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+        assert (processor.resample, processor.antialias) == (name, antialias)
+
+
+@pytest.mark.parametrize("resize", ["pad", "squash"])
+@pytest.mark.parametrize(("resample", "antialias"), [("bicubic", True), ("bilinear", False), ("bicubic", False)])
+def test_resampling_changes_the_input_and_nothing_else(resize, resample, antialias):
+    image = random_image(np.random.default_rng(10), (100, 80))
+    mask = np.random.default_rng(11).integers(0, 2, (100, 80)).astype(np.uint8)
+    usual = SamAdaptProcessor(64, resize=resize)(image, mask)
+    other = SamAdaptProcessor(64, resize=resize, resample=resample, antialias=antialias)(image, mask)
+    assert (usual["pixel_values"] - other["pixel_values"]).abs().max() > 0.1
+    assert torch.equal(usual["labels"], other["labels"])
+
+
+def test_channels_are_resampled_alike():
+    image = np.random.default_rng(12).random((90, 120, 5)).astype(np.float32)
+    floats = torch.from_numpy(image).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(floats, (64, 64), mode="bilinear")[0].permute(1, 2, 0)
+    assert np.allclose(resized(image, (64, 64), antialias=False), expected, atol=1e-6)
+    single = [np.asarray(Image.fromarray(image[..., c]).resize((64, 64), Image.Resampling.BICUBIC)) for c in range(5)]
+    assert np.array_equal(resized(image, (64, 64), "bicubic"), np.stack(single, axis=2))
+
+
 def test_transformers_reads_a_padding_processor(tmp_path):
     rng = np.random.default_rng(8)
     processor = SamAdaptProcessor(64)
@@ -195,9 +246,10 @@ def test_transformers_reads_a_padding_processor(tmp_path):
     image = random_image(rng, (30, 50))
     theirs = SamProcessor.from_pretrained(tmp_path)
     assert torch.equal(theirs(image, return_tensors="pt")["pixel_values"], processor(image)["pixel_values"])
-    SamAdaptProcessor(64, resize="squash").save_pretrained(tmp_path)
-    with pytest.raises(ValueError):
-        SamProcessor.from_pretrained(tmp_path)
+    for other in ({"resize": "squash"}, {"resample": "bicubic"}, {"antialias": False}):
+        SamAdaptProcessor(64, **other).save_pretrained(tmp_path)
+        with pytest.raises(ValueError):
+            SamProcessor.from_pretrained(tmp_path)
 
 
 def test_reads_the_file_of_a_plain_sam(tmp_path):
@@ -219,6 +271,12 @@ def test_reads_the_file_of_a_plain_sam(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     processor = SamAdaptProcessor.from_pretrained(tmp_path)
     assert (processor.image_size, processor.patch_size, processor.resize) == (1024, 16, "pad")
+    assert (processor.resample, processor.antialias) == ("bilinear", True)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config | {"resample": 3}))
+    assert SamAdaptProcessor.from_pretrained(tmp_path).resample == "bicubic"
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config | {"resample": 1}))
+    with pytest.raises(UserError, match="resample: 1 is unknown"):
+        SamAdaptProcessor.from_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config | {"do_normalize": False}))
     with pytest.raises(UserError, match="do_normalize"):
         SamAdaptProcessor.from_pretrained(tmp_path)
@@ -229,6 +287,7 @@ def test_reads_the_file_of_a_plain_sam(tmp_path):
     [
         (lambda p, image: SamAdaptProcessor(100), "image_size: 100"),
         (lambda p, image: SamAdaptProcessor(64, resize="stretch"), "'stretch'"),
+        (lambda p, image: SamAdaptProcessor(64, resample="lanczos"), "resample: 'lanczos'"),
         (lambda p, image: p(image, np.zeros((4, 4), np.uint8)), "4x4 for an image of 30x20"),
         (lambda p, image: p([image, image], [np.zeros((20, 30), np.uint8)]), "1 given for 2 images"),
         (lambda p, image: p(image.astype(np.float32)), "float32"),

@@ -11,8 +11,8 @@ from . import convert_official_checkpoint
 
 
 DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "folder")
-OF_CHECKPOINTS = ("base", "lora_alpha", "image_size", "domains")
-OF_DATA = ("images", "classes", "push", "group_by")
+OF_CHECKPOINTS = ("base", "lora_alpha", "image_size", "domains", "classifier", "method_args")
+OF_DATA = ("images", "push", "group_by")
 
 
 @dataclass
@@ -26,8 +26,8 @@ class ConvertArguments:
         Literal["sam-adapter", "conv-lora", "cwsam", "cosam", "labelme", "coco", "yolo", "cvat", "folder"] | None
     ) = option(
         None,
-        "What wrote it, also spelled --from: conv-lora is AutoGluon's model.ckpt, cosam also a folder; folder is the "
-        "package's own images/ and masks/, to be pushed.",
+        "What wrote it, also spelled --from: conv-lora is AutoGluon's model.ckpt or its folder, cosam also a folder; "
+        "folder is the package's own images/ and masks/, to be pushed.",
     )
     out: str | None = option(None, "Folder to create for the adapter or the data set.")
     decoder: Literal["full", "none"] = option("full", "Convert the checkpoint's mask decoder, or leave it out.")
@@ -41,9 +41,18 @@ class ConvertArguments:
     domains: list[str] | None = option(
         None, "Of a cosam folder: its domains in the order of their training; unset = CoSAM's."
     )
+    classifier: str | None = option(
+        None, "Of a cosam folder: the router's file in it, where several are of the last task."
+    )
+    method_args: dict | None = option(
+        None,
+        "Of a checkpoint: fields of the adapter's config that no tensor tells, e.g. --method_args.features embedding "
+        "high; unset = as published.",
+    )
     images: str | None = option(None, "Of annotations: folder of the images, where they are not beside them.")
     classes: list[str] | None = option(
-        None, "Of annotations: names of the classes 1, 2, ...; unset = the source's order, or by name."
+        None,
+        "Names of the classes 1, 2, ... (of a checkpoint also 0, 1, ...); unset = the annotations' order, or by name.",
     )
     layout: Literal["folder", "datasets"] = option(
         "folder", "Of annotations: images/ and masks/, or what datasets.load_from_disk reads."
@@ -83,6 +92,9 @@ def convert_command(args: ConvertArguments) -> None:
         base=args.base,
         image_size=args.image_size,
         domains=args.domains,
+        classifier=args.classifier,
+        classes=args.classes,
+        method_args=args.method_args,
     )
     for note in done.notes:
         print(note)

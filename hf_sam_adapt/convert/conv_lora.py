@@ -2,72 +2,65 @@
 
 Per adapted layer `vision_encoder.layers.{i}.attn.qkv.` + `lora_A` (r, C), `lora_B` (3C, r), `lora_moe_gating.w_gate`
 and `.w_noise` (r, M), `lora_moe_experts.{e}.0.weight` (r, r, 3, 3) and `.bias` (r,), for the M experts of layer i;
-further the mask decoder, cut down to one mask token and trained but for its IoU head, and the frozen rest of SAM.
+further the mask decoder, trained but for its IoU head, and the frozen rest of SAM. For one class the decoder is cut
+down to one mask token; for several it has one or more and a linear layer that gives each a class.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..errors import UserError
 from ..tuners.conv_lora import ConvLoraConfig
-from .engine import DECODER, WAY_OUT, Adapter, Base, Tensors, sam_config_of, split, write_converted
+from .checkpoint import Checkpoint
+from .engine import DECODER, WAY_OUT, Adapter, Request, Tensors, class_names, sam_config_of, split, write_converted
 
 
-LORA_ALPHA = 32  # in no tensor; the official preset's, which the paper's script leaves as it is
+LORA_ALPHA = 32  # the official preset's, which the paper's script leaves as it is
+UNTOLD = ("lora_alpha", "top_k", "eval_routing")
 
 _ADAPTED = re.compile(r"vision_encoder\.layers\.(\d+)\.attn\.qkv\.lora_(.+)")
 _EXPERT = re.compile(r"moe_experts\.(\d+)\.")
 _CONSTANTS = ("moe_gating.mean", "moe_gating.std")  # of the noise: 0 and 1
-_IOU_HEAD, _CLASS_HEAD = "mask_decoder.iou_prediction_head.", "output_classifier_mlps"
-_TRAINED_DECODER = [(r"mask_decoder\.(?!iou_prediction_head\.)", "mask_decoder.lora_weights.")]
+_IOU_HEAD, _CLASS_HEAD = "mask_decoder.iou_prediction_head.", "mask_decoder.output_classifier_mlps."
+_TRAINED_DECODER = [
+    (r"mask_decoder\.output_classifier_mlps\.", "mask_decoder.lora_class_head.classifier."),
+    (r"mask_decoder\.(?!iou_prediction_head\.)", "mask_decoder.lora_weights."),
+]
 
 
-def convert_conv_lora(
-    state: Tensors,
-    folder: Path,
-    *,
-    source: str,
-    decoder: str | None,
-    base: Base | None,
-    image_size: int | None,
-    lora_alpha: float | None = None,
-) -> list[str]:
-    """Write the adapter in `state` to `folder`; arguments and errors as for `convert_official_checkpoint`.
-
-    Args:
-        source: name of the checkpoint, for messages.
+def convert_conv_lora(checkpoint: Checkpoint, folder: Path, request: Request) -> list[str]:
+    """Write the adapter in a checkpoint to `folder`; errors as for `convert_official_checkpoint`.
 
     Returns:
-        What was left out or compared, in sentences.
+        What was left out, is in no tensor, or was compared, in sentences.
     """
-    state = {re.sub(r"^(model\.)+", "", name): value for name, value in state.items()}
+    state, source, alone = checkpoint.tensors, str(checkpoint), request.decoder == "none"
     layers = _adapted_layers(state, source)
     sizes = _common_sizes(layers, source)
-    if decoder is None:
-        _check_decoder(state, source)
-    sam_config = sam_config_of(state, sizes["width"]) if base is None else base.model.config
-    rest = {k: v for k, v in state.items() if not _ADAPTED.fullmatch(k) and _CLASS_HEAD not in k}
+    fields: dict[str, Any] = {"decoder": "frozen"} if alone else _decoder_fields(state, source, request.classes)
+    sam_config = sam_config_of(state, sizes["width"]) if request.base is None else request.base.model.config
+    rest = {name: value for name, value in state.items() if not _ADAPTED.fullmatch(name)}
     trained, frozen = split(rest, _TRAINED_DECODER)
     depth = sam_config.vision_config.num_hidden_layers
-    config = ConvLoraConfig(
-        r=sizes["r"],
-        lora_alpha=LORA_ALPHA if lora_alpha is None else lora_alpha,
-        num_experts=sizes["experts"],
-        router="faithful",
-        decoder="full" if decoder is None else "frozen",
-        num_mask_tokens=1 if decoder is None else None,
-        layers_to_transform=None if list(layers) == list(range(depth)) else list(layers),
-    )
-    notes = [f"{len(trained)} weights of the mask decoder left out, as asked."] if decoder == "none" else []
-    tensors = _adapter_tensors(layers) | (trained if decoder is None else {})
-    adapter = Adapter(config, tensors, frozen, notes)
-    return write_converted(
-        adapter, sam_config, folder, source=source, title="Conv-LoRA", base=base, image_size=image_size
-    )
+    fields |= {
+        "r": sizes["r"],
+        "lora_alpha": LORA_ALPHA,
+        "num_experts": sizes["experts"],
+        "router": "faithful",
+        "layers_to_transform": None if list(layers) == list(range(depth)) else list(layers),
+    }
+    config = ConvLoraConfig(**fields | request.fields)
+    notes = [f"{len(trained)} weights of the mask decoder left out, as asked."] if alone else []
+    if config.num_labels is not None and config.id2label is None:
+        notes.append(f"{config.num_labels} classes without names, which --classes gives.")
+    tensors = _adapter_tensors(layers) | ({} if alone else trained)
+    adapter = Adapter(config, tensors, frozen, notes, UNTOLD, {"resample": "bicubic"})
+    return write_converted(adapter, sam_config, folder, checkpoint, request, title="Conv-LoRA")
 
 
 def _adapted_layers(state: Tensors, source: str) -> dict[int, Tensors]:
@@ -124,15 +117,29 @@ def _compare_shapes(
             raise UserError(f"checkpoint: {source}: lora_{name} of layer {index} is {found[name]}, expected {shape}")
 
 
-def _check_decoder(state: Tensors, source: str) -> None:
-    """Raise `UserError` unless the checkpoint has a trained mask decoder for one class."""
+def _decoder_fields(state: Tensors, source: str, classes: list[str] | None) -> dict[str, Any]:
+    """The config's fields on the decoder; `UserError` unless the checkpoint has a trained one that AutoGluon knows."""
     if not any(name.startswith(DECODER) and not name.startswith(_IOU_HEAD) for name in state):
         raise UserError(f"checkpoint: {source} has no mask_decoder weights{WAY_OUT}")
     tokens = state.get("mask_decoder.mask_tokens.weight")
-    if any(_CLASS_HEAD in name for name in state) or (tokens is not None and len(tokens) > 1):
+    count = 1 if tokens is None else len(tokens)
+    if not any(name.startswith(_CLASS_HEAD) for name in state):
+        if count > 1:
+            raise UserError(
+                f"checkpoint: {source} has {count} mask tokens and no class head ({_CLASS_HEAD}weight), so it is no "
+                f"decoder of AutoGluon's: one token is for one class, and several classes have a head{WAY_OUT}"
+            )
+        if classes is not None:
+            raise UserError(f"classes: {source} segments one class; leave them out")
+        return {"decoder": "full", "num_mask_tokens": 1}
+    head = state.get(f"{_CLASS_HEAD}weight")
+    if head is None or head.ndim != 2 or len(head) < 3:
         raise UserError(
-            f"checkpoint: {source} segments several classes, and its class head is not supported yet{WAY_OUT}"
+            f"checkpoint: {source} has no whole class head ({_CLASS_HEAD}weight, classes + 1 rows){WAY_OUT}"
         )
+    labels = len(head) - 1  # the last row: no object
+    names = class_names(classes, labels)
+    return {"decoder": "class_wise", "num_mask_tokens": count, "num_labels": labels, "id2label": names}
 
 
 def _adapter_tensors(layers: dict[int, Tensors]) -> Tensors:

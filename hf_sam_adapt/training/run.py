@@ -35,6 +35,7 @@ from ..recipe import Recipe
 from ..report import print_table, save_samples, write_json
 from ..report_classes import class_names, print_class_table, save_class_pictures
 from ..tuners.common.decoder import lacks_gradients
+from ..windows import windows_removed
 from .experts import save_expert_plot
 from .facts import data_facts, environment_facts
 from .history import save_curve
@@ -264,11 +265,13 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     """
     recipe, accelerator = loop.recipe, loop.accelerator
     zero_shot: dict[str, nn.Module] = {}
-    if recipe.method == "full":
-        plain = load_plain(recipe.adapter or recipe.model, loop.processor, recipe.attention)
+    if recipe.method == "full" or windows_removed(find_vision_encoder(loop.model)):
+        name = recipe.adapter or recipe.model if recipe.method == "full" else recipe.model
+        plain = load_plain(name, loop.processor, recipe.attention)
         zero_shot["zero_shot_model"] = plain.to(accelerator.device)
     measured_on, split = data.measured
-    result = measure(loop, split if cache is None else cache.embed(split)[0], zero_shot)
+    of_images = cache is None or zero_shot  # a plain SAM has embeddings of its own
+    result = measure(loop, split if of_images else cache.embed(split)[0], zero_shot)
 
     def write(target: Path) -> None:
         save_adapter(loop.model, target)

@@ -1,12 +1,12 @@
 """AutoGluon's Conv-LoRA checkpoints: exact round trip, sizes from the shapes, and one clear error for each defect."""
 
 import copy
-import json
 import pickle
 
 import pytest
 import torch
 from autogluon import QKV, autogluon_state
+from official_models import config_of
 from peft import AutoPeftModel, PeftModel, get_peft_model_state_dict
 from reference_conv_lora import mixture
 from safetensors.torch import load_file
@@ -46,39 +46,6 @@ def expected_tensors(state, layers=range(LAYERS), experts=EXPERTS, decoder=True)
 def assert_equal(found, expected):
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
-
-
-@pytest.fixture
-def sam():
-    return random_sam()
-
-
-@pytest.fixture
-def base(sam, tmp_path):
-    """The folder of the model that the checkpoint was made from."""
-    folder = tmp_path / "base"
-    sam.save_pretrained(folder)
-    SamAdaptProcessor(image_size=64, patch_size=8).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "adapter"
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(content, **options):
-        path = tmp_path / "model.ckpt"
-        torch.save(content, path, **options)
-        return path
-
-    return write
-
-
-def config_of(folder):
-    return json.loads((folder / "adapter_config.json").read_text())
 
 
 def test_a_converted_adapter_loads_with_the_checkpoints_tensors(sam, base, write, out):
@@ -181,7 +148,7 @@ def test_without_base_frozen_weights_are_counted_and_the_fingerprint_is_null(sam
     path = write(state, _use_new_zipfile_serialization=not legacy)  # a bare state dict, and one without memory map
     done = convert_official_checkpoint("conv-lora", path, out)
     trained = [name for name in state if "lora_" in name or ("mask_decoder" in name and "iou_pred" not in name)]
-    assert done.notes[0].startswith(f"{len(state) - len(trained)} frozen weights skipped")
+    assert done.notes[-1].startswith(f"{len(state) - len(trained)} frozen weights skipped")
     config = config_of(out)
     assert config["base_fingerprint"] is None and config["base_model_name_or_path"] is None
     assert_equal(load_file(out / "adapter_model.safetensors"), expected_tensors(state))
@@ -245,6 +212,7 @@ def changed(name, change):
 
 
 QKV0, QKV1, TOKENS = QKV.format(0), QKV.format(1), "model.model.mask_decoder.mask_tokens.weight"
+CLASS_HEAD = "model.model.mask_decoder.output_classifier_mlps."
 IOU_BIAS = "model.model.mask_decoder.iou_prediction_head.proj_out.bias"
 NECK = "model.model.vision_encoder.neck.conv2.weight"
 
@@ -257,9 +225,16 @@ NECK = "model.model.vision_encoder.neck.conv2.weight"
             without("mask_decoder.upscale"),
             "6 weights missing: mask_decoder.*upscale_conv1.*--decoder none",
         ),
-        (changed(TOKENS, lambda value: value.repeat(3, 1)), "several classes.*not supported yet; --decoder none"),
-        (changed("model.model.mask_decoder.output_classifier_mlps.bias", lambda _: torch.zeros(4)), "several classes"),
-        (changed(TOKENS, lambda value: value[:, :8]), "mask_decoder.lora_weights.* is .*, this SAM takes"),
+        (changed(TOKENS, lambda value: value.repeat(3, 1)), "has 3 mask tokens and no class head .*; --decoder none"),
+        (changed(f"{CLASS_HEAD}bias", lambda _: torch.zeros(4)), "has no whole class head .*output_classifier_mlps"),
+        (
+            changed(f"{CLASS_HEAD}weight", lambda _: torch.zeros(4, 16)),
+            "weights missing: mask_decoder.*classifier.bias",
+        ),
+        (
+            changed(TOKENS, lambda value: value[:, :8]),
+            "model.model.mask_decoder.mask_tokens.weight is .*, this SAM takes",
+        ),
         (without("lora_"), "has no Conv-LoRA weights"),
         (without("lora_moe_gating"), "layer 0 misses 2 Conv-LoRA weights: lora_moe_gating.w_gate"),
         (without("layers.1.attn.qkv.lora_B"), "layer 1 misses 1 Conv-LoRA weights: lora_B"),
@@ -285,7 +260,7 @@ NECK = "model.model.vision_encoder.neck.conv2.weight"
         ),
         (
             changed("model.model.vision_encoder.layers.9.norm1.weight", lambda _: torch.zeros(WIDTH)),
-            "neither SAM's nor Conv-LoRA's: vision_encoder.layers.9.norm1.weight",
+            "neither SAM's nor Conv-LoRA's: model.model.vision_encoder.layers.9.norm1.weight",
         ),
         (
             changed("model.model.vision_encoder.layers.9.layer_norm1.weight", lambda _: torch.zeros(WIDTH)),

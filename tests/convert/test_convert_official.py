@@ -1,15 +1,25 @@
 """Official SAM-Adapter, CWSAM and CoSAM checkpoints: the reference's values, strictness, and where they load."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from official_models import (
+    GENERATOR,
+    NO_MASK,
+    PE,
+    class_logits,
+    close,
+    config_of,
+    images,
+    official_decoder,
+    prompts_of,
+)
 from official_sam import classifier_state, cwsam_state, hq_state, official_name, sam_adapter_state
 from peft import AutoPeftModel, PeftModel
-from reference_sam import adapter_prompts, channel_norm, encoder, promptless_mask
+from reference_sam import encoder, promptless_mask
 from safetensors.torch import load_file
 from sams import random_sam
 from torch import nn
@@ -24,71 +34,6 @@ from hf_sam_adapt.tuners.moda.tokens import joint_tokens
 
 
 STATES = {"sam-adapter": sam_adapter_state, "cwsam": cwsam_state, "cosam": hq_state}
-PE, NO_MASK = "pe_layer.positional_encoding_gaussian_matrix", "no_mask_embed.weight"
-GENERATOR = "image_encoder.prompt_generator."
-
-
-@pytest.fixture
-def sam():
-    return random_sam()
-
-
-@pytest.fixture
-def base(sam, tmp_path):
-    folder = tmp_path / "base"
-    sam.save_pretrained(folder)
-    SamAdaptProcessor(image_size=64, patch_size=8).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "adapter"
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(content, name="model_epoch_best.pth"):
-        torch.save(content, tmp_path / name)
-        return tmp_path / name
-
-    return write
-
-
-def images(count=2, seed=3):
-    return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
-
-
-def config_of(folder):
-    return json.loads((folder / "adapter_config.json").read_text())
-
-
-def official_decoder(state):
-    """A stock SamModel with the checkpoint's decoder, positional matrix and no-mask embedding."""
-    sam = random_sam()
-    decoder = {name: state[f"mask_decoder.{official_name(name)}"] for name in sam.mask_decoder.state_dict()}
-    sam.mask_decoder.load_state_dict(decoder)
-    with torch.no_grad():
-        sam.shared_image_embedding.positional_embedding.copy_(state[PE])
-        sam.prompt_encoder.no_mask_embed.weight.copy_(state[NO_MASK])
-    return sam
-
-
-def prompts_of(sam, state, x, feature):
-    """The published prompts of every block, from the checkpoint's own tensors."""
-    names = {"up": "shared_mlp", "embedding": "embedding_generator", feature: "prompt_generator.proj"}
-    names |= {f"tune.{index}": f"lightweight_mlp_{index}.0" for index in range(3)}
-    weights = {
-        ours: (state[f"{GENERATOR}{theirs}.weight"], state[f"{GENERATOR}{theirs}.bias"])
-        for ours, theirs in names.items()
-    }
-    return adapter_prompts(weights, sam.vision_encoder.patch_embed(x), x, 3, legacy=True, keep=feature)
-
-
-def close(found, expected):
-    spread = expected.std().item()
-    assert spread > 1e-3
-    torch.testing.assert_close(found, expected, atol=2e-4 * spread, rtol=0)
 
 
 @torch.no_grad()
@@ -110,28 +55,6 @@ def test_sam_adapter_computes_the_published_masks(sam, base, write, out):
     assert {key: config[key] for key in said} == said
     processor = SamAdaptProcessor.from_pretrained(out)
     assert (processor.image_size, processor.resize) == (64, "squash")
-
-
-def class_logits(sam, state, embedding, classes):
-    """CWSAM's head on its decoder, from the checkpoint's own tensors: (B, K, h, w)."""
-    decoder, found = sam.mask_decoder, {}
-    hooks = [
-        decoder.output_hypernetworks_mlps[0].register_forward_hook(lambda m, a, out: found.update(hyper=out[:, 0])),
-        decoder.upscale_conv2.register_forward_hook(lambda m, a, out: found.update(up=F.gelu(out))),
-    ]
-    sam(image_embeddings=embedding, multimask_output=False)
-    for hook in hooks:
-        hook.remove()
-    source = embedding + sam.prompt_encoder.no_mask_embed.weight[0][:, None, None]
-    first = F.gelu(decoder.upscale_conv2(F.gelu(decoder.upscale_layer_norm(decoder.upscale_conv1(source)))))
-    head = {key.removeprefix("mask_decoder.cls_upscaling."): value for key, value in state.items() if "cls_up" in key}
-    maps = F.conv_transpose2d(torch.cat([found["up"], first], 1), head["0.weight"], head["0.bias"], stride=2)
-    norm = nn.LayerNorm(len(head["1.weight"]))
-    norm.weight.data, norm.bias.data = head["1.weight"], head["1.bias"]
-    maps = F.gelu(channel_norm(maps, norm))
-    maps = F.gelu(F.conv2d(maps, head["3.weight"], head["3.bias"], stride=2, padding=3))
-    hyper = found["hyper"]  # (B, c)
-    return torch.stack([torch.einsum("bc,bchw->bhw", hyper, maps[:, k::classes]) for k in range(classes)], 1)
 
 
 @torch.no_grad()
@@ -203,9 +126,9 @@ def test_the_hq_decoder_gives_the_official_values_of_vit_base(write, out):
 @torch.no_grad()
 def test_an_hq_decoder_sees_block_0(sam, base, write, out):
     done = convert_official_checkpoint("cosam", write(hq_state(sam)), out, base=base)
-    assert "global attention" in done.notes[0]
+    assert "global_attention=True, early_layer=0" in done.notes[0]
     config = config_of(out)
-    assert (config["decoder"], config["early_layer"]) == ("hq", 0)
+    assert (config["decoder"], config["early_layer"], config["global_attention"]) == ("hq", 0, True)
     model = load_adapted(str(out)).model
     assert model.get_base_model().mask_decoder.early_map.layer == 0
     assert model(pixel_values=images()).pred_masks.std() > 1e-3
@@ -254,6 +177,94 @@ def test_a_folder_becomes_a_pool(sam, base, out, write_pool, domains, order, lay
     expected = alone.eval()(pixel_values=x).pred_masks
     torch.testing.assert_close(pool(pixel_values=x, domain=order[1]).pred_masks, expected)
     assert SamAdaptProcessor.from_pretrained(out).image_size == 64
+
+
+OFFICIAL_FILES = {
+    "BSData": "BSData_train",
+    "RSDD_I": "RSDD_I_train",
+    "RSDD_II": "RSDD_II_train",
+    "group1": "group1",
+    "group2": "group2",
+    "group3": "group3",
+    "CAMO": "CAMO_train",
+    "Polyp": "Polyp_train",
+}
+
+
+@pytest.mark.parametrize("named", [None, OFFICIAL_FILES.keys(), OFFICIAL_FILES.values()])
+def test_the_file_names_of_the_official_code(base, out, write_pool, named):
+    folder, states, _ = write_pool(list(OFFICIAL_FILES.values())[::-1])
+    domains = None if named is None else list(named)
+    done = convert_official_checkpoint("cosam", folder, out, base=base, domains=domains)
+    assert config_of(out)["domains"] == list(OFFICIAL_FILES)
+    assert done.notes[0] == "Router: task_classifier_after_7th_task_training_buffer10.pth."
+    assert (domains is None) == any("CoSAM's order" in note for note in done.notes)
+    for domain, file in OFFICIAL_FILES.items():
+        (stored,) = [v for k, v in load_file(out / domain / "adapter_model.safetensors").items() if "hq_token" in k]
+        assert torch.equal(stored, states[file]["hf_token.weight"])
+
+
+def test_two_files_of_one_domain(out, write_pool):
+    folder, *_ = write_pool(["CAMO", "CAMO_train", "Polyp_train"])
+    with pytest.raises(UserError, match=r"adapter_CAMO.pth and adapter_CAMO_train.pth are of one domain, CAMO"):
+        convert_official_checkpoint("cosam", folder, out)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["task_classifier_after_1th_task_training.pth"],
+        ["task_classifier_after_1th_task_training_buffer20.pth"],
+        ["task_classifier_after_1st_task_training.pth", "task_classifier_after_01th_task_training.pth"],
+    ],
+)
+def test_several_routers_of_the_last_task(sam, base, out, tmp_path, write_pool, more):
+    folder, _, own = write_pool(["CAMO_train", "Polyp_train"])
+    for seed, name in enumerate(more, start=30):
+        torch.save(classifier_state(sam, 2, seed=seed), folder / name)
+    with pytest.raises(UserError, match=r"several of the last task: .*; name one as classifier") as raised:
+        convert_official_checkpoint("cosam", folder, out, base=base)
+    assert all(name in str(raised.value) for name in more)
+    buffer10 = "task_classifier_after_1th_task_training_buffer10.pth"
+    for chosen, seed in (buffer10, None), (more[0], 30):
+        done = convert_official_checkpoint("cosam", folder, tmp_path / chosen, base=base, classifier=chosen)
+        assert done.notes[0] == f"Router: {chosen}."
+        expected = own if seed is None else classifier_state(sam, 2, seed=seed)
+        stored = load_file(tmp_path / chosen / "adapter_model.safetensors")
+        assert any(torch.equal(value, expected["layers.0.weight"]) for value in stored.values())
+    with pytest.raises(UserError, match="is no file"):
+        convert_official_checkpoint("cosam", folder, out, base=base, classifier="mine.pth")
+
+
+@torch.no_grad()
+def test_official_heads_give_official_masks(sam, base, out, write_pool):
+    """The published pass: no block has windows, and the head sees the output of block 0."""
+    folder, states, _ = write_pool(["BSData_train", "CAMO_train"])
+    convert_official_checkpoint("cosam", folder, out, base=base)
+    pool, x = load_adapted(str(out)).model, images()
+    boxes = torch.tensor([[[4.0, 8.0, 40.0, 52.0]], [[16.0, 2.0, 60.0, 33.0]]])
+    official, seen = random_sam(), {}
+    for layer in official.vision_encoder.layers:
+        layer.window_size = 0
+    official.vision_encoder.layers[0].register_forward_hook(lambda module, args, output: seen.update(early=output))
+    embedding = official.vision_encoder(x).last_hidden_state
+    sparse, dense = official.prompt_encoder(input_points=None, input_labels=None, input_boxes=boxes, input_masks=None)
+    position = official.get_image_wide_positional_embeddings().expand(2, -1, -1, -1)
+    for domain, state in zip(("BSData", "CAMO"), states.values()):
+        head = HqHead(official.mask_decoder, 32)
+        names = {
+            official_name(k.replace("hq_token", "hf_token").replace("hq_mask_mlp", "hf_mlp")): k
+            for k in head.state_dict()
+        }
+        head.load_state_dict({ours: state[theirs] for theirs, ours in names.items()})
+        expected, _ = decode_hq(
+            official.mask_decoder, {"h": head}, None, seen["early"], embedding, position, sparse, dense
+        )
+        close(pool(pixel_values=x, input_boxes=boxes, domain=domain).pred_masks, expected)
+        alone = load_adapted(str(out / domain), model=base).model
+        close(alone(pixel_values=x, input_boxes=boxes).pred_masks, expected)
+    windowed = random_sam().vision_encoder(x).last_hidden_state
+    assert (windowed - embedding).abs().max() > 1e-2
 
 
 @torch.no_grad()
@@ -319,7 +330,7 @@ def test_without_base_the_adapter_names_none_and_loads_with_a_warning(sam, write
 @pytest.mark.parametrize("format", ["sam-adapter", "cwsam"])
 def test_an_encoder_alone(sam, base, write, out, format):
     done = convert_official_checkpoint(format, write(STATES[format](sam)), out, decoder="none", base=base)
-    assert "of the mask decoder and its embeddings left out" in done.notes[-2]
+    assert "of the mask decoder and its embeddings left out" in done.notes[-3]
     config = config_of(out)
     assert config["decoder"] == "frozen" and config["num_labels"] is None and config["modules_to_save"] is None
     loaded = load_adapted(str(out)).model
@@ -351,19 +362,31 @@ NECK = "image_encoder.neck.2.weight"
         ("sam-adapter", changed("extra.weight", lambda _: torch.zeros(1)), "neither SAM's nor SAM-Adapter's: extra"),
         ("sam-adapter", changed(f"{GENERATOR}more.bias", lambda _: torch.zeros(1)), "neither SAM's nor SAM-Adapter's"),
         ("sam-adapter", changed("mask_decoder.own.weight", lambda _: torch.zeros(1)), "1 weights unknown: mask_deco"),
-        ("sam-adapter", changed(f"{GENERATOR}shared_mlp.bias", lambda value: value[:3]), r"up.bias is \(3,\), this"),
-        ("sam-adapter", changed(NECK, lambda value: value + 1), r"1 of \d+ frozen .*neck.conv2.weight \(differs"),
-        ("sam-adapter", lambda state: cwsam_state(random_sam()), "neither SAM's nor SAM-Adapter's: .*Space_Adapter"),
-        ("cwsam", lambda state: sam_adapter_state(random_sam()), "has no CWSAM adapters in its blocks"),
+        (
+            "sam-adapter",
+            changed(f"{GENERATOR}shared_mlp.bias", lambda value: value[:3]),
+            r"shared_mlp.bias is \(3,\), this",
+        ),
+        ("sam-adapter", changed(NECK, lambda value: value + 1), r"1 of \d+ frozen .*encoder.neck.2.weight \(differs"),
+        (
+            "sam-adapter",
+            lambda state: cwsam_state(random_sam()),
+            "holds image_encoder.blocks.0.Space_Adapter.*use --from cwsam",
+        ),
+        (
+            "cwsam",
+            lambda state: sam_adapter_state(random_sam()),
+            "holds image_encoder.prompt_generator.*use --from sam-adapter",
+        ),
         ("cwsam", without("cls_upscaling"), "has no class head .*--decoder none"),
         ("cwsam", without("2.MLP_Adapter"), "4 weights missing: .*layers.2.sam_adapter_mlp"),
         ("cosam", without("compress_vit_feat"), "has no HQ decoder weights"),
         ("cosam", without("hf_mlp.layers.1"), "2 weights missing: .*hq_mask_mlp.layers.0.bias"),
-        ("cosam", changed("iou_token.weight", lambda value: value + 1), r"frozen .*mask_decoder.iou_token.weight"),
+        ("cosam", changed("iou_token.weight", lambda value: value + 1), r"frozen .*first is iou_token.weight"),
         (
             "cosam",
             changed("prompt.weight", lambda _: torch.zeros(1)),
-            "neither SAM's nor the HQ decoder's: mask_decod",
+            "neither SAM's nor the HQ decoder's: prompt.weight",
         ),
     ],
 )

@@ -107,12 +107,12 @@ def test_labelme_shapes(rng, tmp_path, capsys):
     assert (out / "images/a.jpg").read_bytes() == (source / "a.jpg").read_bytes()
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())
     assert recipe == {
-        "dataset": str(out),
+        "dataset": ".",
         "mask_values": "index",
         "num_labels": 3,
         "id2label": {0: "background", 1: "cat", 2: "dog"},
     }
-    data = load_segmentation_dataset(**recipe)
+    data = load_segmentation_dataset(**recipe | {"dataset": out})
     assert data.num_labels == 3 and {data.train.ids[0], data.val.ids[0]} == {"a", "b"}
 
 
@@ -131,7 +131,7 @@ def test_labelme_embedded_images_exif_and_splits(rng, tmp_path):
     convert_annotations("labelme", source, out)
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())
     assert "num_labels" not in recipe and recipe["id2label"] == {0: "background", 1: "thing"}
-    data = load_segmentation_dataset(**recipe)
+    data = load_segmentation_dataset(**recipe | {"dataset": out})
     assert np.array_equal(data.train[0].image, np.asarray(image))
     assert np.array_equal(data.train[0].mask, box(1, 2, 9, 8))
     upright, raw = data.test[0], data.test[1]
@@ -170,7 +170,8 @@ def test_coco_equals_what_is_read_directly(rng, tmp_path, name):
     assert (second[:, :5] == 255).all() and not second[:, 5:].any()
     if name == "annotations.json":
         direct = load_segmentation_dataset(root)
-        converted = load_segmentation_dataset(**yaml.safe_load((tmp_path / "out/recipe.yaml").read_text()))
+        recipe = yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())
+        converted = load_segmentation_dataset(**recipe | {"dataset": tmp_path / "out"})
         for one, other in ((direct.train, converted.train), (direct.val, converted.val)):
             assert np.array_equal(one[0].mask, other[0].mask) and np.array_equal(one[0].image, other[0].image)
 

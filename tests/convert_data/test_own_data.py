@@ -131,7 +131,7 @@ def test_a_push_that_fails_says_how_to_try_again(workplace):
         (["nowhere", "--from", "labelme", "--out", "out"], "nowhere: does not exist"),
         (["photos", "--from", "labelme", "--out", "photos"], "already exists"),
         (["photos", "--from", "labelme", "--out", "out", "--base", "tiny"], "base: not for --from labelme"),
-        (["x.ckpt", "--from", "conv-lora", "--out", "out", "--classes", "a"], "classes: not for --from conv-lora"),
+        (["x.ckpt", "--from", "conv-lora", "--out", "out", "--images", "a"], "images: not for --from conv-lora"),
         (["photos", "--from", "folder", "--out", "out"], "--from folder only pushes"),
         (["broken.zip", "--from", "cvat", "--out", "out"], "not a readable zip archive"),
         (["photos", "--from", "labelme", "--out", "out", "--classes", "cow"], "annotated with cow, only dog"),

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
+from sams import random_sam
 from transformers import SamConfig, SamModel
 
+from hf_sam_adapt.loading import METHODS as CONFIGS
 from hf_sam_adapt.loading import build_model
 from hf_sam_adapt.model_cards.methods import METHODS, SAM_CITATION
 
@@ -90,6 +93,35 @@ def test_the_hq_head_costs_the_same_in_both_cards():
 def test_the_folder_shows_the_templates_of_the_package():
     for name in ("run.md", "pool.md", "end.md"):
         assert (CARDS / "templates" / name).resolve() == ROOT / "hf_sam_adapt/model_cards" / name
+
+
+def prepared(config):
+    """A small SAM with an adapter, what of it is trained, and SAM's own values."""
+    sam = random_sam()
+    own = {name: value.clone() for name, value in sam.state_dict().items()}
+    model = get_peft_model(sam, config)
+    return model, [name for name, value in model.named_parameters() if value.requires_grad], own
+
+
+@pytest.mark.parametrize(("name", "fields"), [("sam_adapter", {}), ("cwsam", {"num_labels": 3})])
+def test_what_the_pages_say_of_faithful_adapters(name, fields):
+    """Tokens and whole decoder as published; the positional matrix stays SAM's, and no_mask_embed starts as SAM's."""
+    assert "`faithful: true` takes back the first" in (CARDS / f"{name}.md").read_text()
+    plain, trained, _ = prepared(CONFIGS[name](**fields))
+    faithful, more, own = prepared(CONFIGS[name](faithful=True, **fields))
+    layouts = [model.peft_config["default"].embedding_layout for model in (plain, faithful)]
+    assert layouts == ["token", "legacy"]
+    unreached = ("iou_prediction_head", *(f"output_hypernetworks_mlps.{mlp}" for mlp in (1, 2, 3)))
+    for part in (*unreached, "no_mask_embed"):
+        assert not any(part in key for key in trained) and any(part in key for key in more), part
+    assert not any("shared_image_embedding" in key for key in more)
+    state = faithful.state_dict()
+    (key,) = [key for key in more if "no_mask_embed" in key]
+    assert torch.equal(state[key], own["prompt_encoder.no_mask_embed.weight"])
+    (key,) = [key for key in state if "shared_image_embedding" in key]
+    assert torch.equal(state[key], own["shared_image_embedding.positional_embedding"])
+    if name == "cwsam":
+        assert [model.peft_config["default"].lowpass_abs for model in (plain, faithful)] == [False, True]
 
 
 @pytest.mark.slow

@@ -34,11 +34,13 @@ class SamConfigMixin:
         init_weights: True leaves the base model's output unchanged at the start (an `"hq"` decoder starts near it),
             False draws random weights, `"paper"` initialises as the publication does.
         num_mask_tokens: None: SAM's four. 1, with a `"full"` decoder: pruned to mask token 0, so it returns one mask
-            whatever the caller's `multimask_output`, and before any training not SAM's own. N > 1, with a
+            whatever the caller's `multimask_output`, and before any training not SAM's own. N, with a
             `"class_wise"` one: N queries, each with a class, in place of CWSAM's head; trained per pixel
             like it, no query is matched to an object.
         image_size: side of the network input in pixels; None keeps the base model's. Another multiple of the patch
             size resizes the base model at injection.
+        global_attention: every block of the encoder attends to the whole image, without SAM's windows, as in CoSAM's
+            code; the base model is changed at injection.
         in_channels: channels of the images; None keeps the base model's three. Another number inflates its patch
             embedding at injection.
         train_patch_embed: the patch embedding is trained, as part of the adapter.
@@ -77,6 +79,9 @@ class SamConfigMixin:
     )
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the network input in pixels; None: the base model's."}
+    )
+    global_attention: bool = field(
+        default=False, metadata={"help": "No attention windows in the encoder's blocks, as in CoSAM's code."}
     )
     in_channels: int | None = field(default=None, metadata={"help": "Channels of the images; null: the base's three."})
     train_patch_embed: bool = field(

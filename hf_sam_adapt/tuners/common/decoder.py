@@ -34,10 +34,11 @@ def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
     if config.num_labels is not None and config.id2label is not None and not config.fingerprint_is_from_file:
         check_id2label(config.id2label, config.num_labels)
     if config.num_mask_tokens is not None:
-        fitting = "full" if config.num_mask_tokens == 1 else "class_wise"
-        if config.decoder != fitting:
+        fitting = ("full", "class_wise") if config.num_mask_tokens == 1 else ("class_wise",)
+        if config.decoder not in fitting:
             raise UserError(
-                f"num_mask_tokens={config.num_mask_tokens} needs decoder={fitting!r}, not {config.decoder!r}"
+                f"num_mask_tokens={config.num_mask_tokens} needs decoder={' or '.join(map(repr, fitting))}, not "
+                f"{config.decoder!r}"
             )
     if config.decoder != "hq" and config.early_layer is not None:
         raise UserError(f"early_layer={config.early_layer} needs decoder='hq', not {config.decoder!r}")

@@ -16,6 +16,7 @@ from ...files import is_plain_name
 from ...fingerprint import check_fingerprint, compute_fingerprint
 from ...image_size import find_vision_encoder, original_position_embedding, resize_input, restore_input
 from ...input_channels import inflate_channels, input_channels, original_channels, restore_channels
+from ...windows import remove_windows, restore_windows, windows_removed
 from .config import SamConfigMixin
 from .decoder import decoder_parameters, early_layer, find_mask_decoder, prompt_encoder_parameters, resolve_decoder
 from .hq import HQ_MODULES, EarlyMap, HqHead
@@ -70,8 +71,8 @@ class SamTunerMixin(Undoable):
         unknown_base = config.inference_mode and config.base_fingerprint is None
         if unknown_base:
             warnings.warn(
-                f"adapter {adapter_name!r} holds no fingerprint of its base model (it was converted without --base): "
-                "nothing tells whether this is the model that it was trained on",
+                f"adapter {adapter_name!r} holds no fingerprint of its base model (no base was compared when it was "
+                "converted): nothing tells whether this is the model that it was trained on",
                 stacklevel=2,
             )
         name_tiny(model, config)
@@ -79,6 +80,7 @@ class SamTunerMixin(Undoable):
         self._check_decoder_is_free(model, config, adapter_name)
         self._set_image_size(model, config, adapter_name)
         self._set_channels(model, config, adapter_name)
+        self._set_windows(model, config, adapter_name)
         super()._place(model, adapter_name, *args, **kwargs)
         self._check_placed(model, config, adapter_name)
         if not config.fingerprint_is_from_file and not unknown_base:
@@ -161,6 +163,20 @@ class SamTunerMixin(Undoable):
                 f"{input_channels(encoder)}; load it on another copy of the base model"
             )
         inflate_channels(model, wanted)
+
+    def _set_windows(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> bool:
+        """Take the encoder's windows away if the adapter wants global attention; whether that changed the base."""
+        encoder = find_vision_encoder(model)
+        removed = encoder is not None and windows_removed(encoder)
+        if config.global_attention == removed:
+            return False
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise UserError(
+                f"adapter {adapter_name!r} has global_attention={config.global_attention}, this model's adapters have "
+                f"{removed}; load it on another copy of the base model"
+            )
+        remove_windows(model)
+        return True
 
     def _install_mask_token_default(self, model: nn.Module) -> None:
         if find_mask_decoder(model) is None:
@@ -265,6 +281,7 @@ class SamTunerMixin(Undoable):
             configs = {name: self.peft_config[name] for name in merged}
             model.register_forward_pre_hook(MaskTokenDefault(None, configs), with_kwargs=True)
         if not merge and find_vision_encoder(model) is not None:
+            restore_windows(model)
             restore_input(model)
             restore_channels(model)
         return model

@@ -90,7 +90,8 @@ class ConvLoraConfig(SamConfigMixin, LoraConfig):
             self.init_weights = False
         self.init_lora_weights = self.init_weights is not False
         if self.faithful:
-            self.router, self.eval_routing, self.num_mask_tokens = "faithful", "argmax", 1
+            self.router, self.eval_routing = "faithful", "argmax"
+            self.num_mask_tokens = self.num_mask_tokens or 1
         self._check()
 
     def _check(self) -> None:

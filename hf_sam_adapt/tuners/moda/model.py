@@ -74,7 +74,8 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
             model.requires_grad_(False)
         for domain in config.domains:
             self._inject_domain(adapter_name, domain, low_cpu_mem_usage)
-        if not config.fingerprint_is_from_file:
+        # A file without one was converted without its base: which model this is shows nothing about that.
+        if not config.fingerprint_is_from_file and not config.inference_mode:
             config.base_fingerprint = compute_fingerprint(model)
         self.moda_router[adapter_name] = self._build_router(config)
         self._open[adapter_name] = config.domains[-1] if config.domains and not config.inference_mode else None

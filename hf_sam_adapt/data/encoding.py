@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,6 +83,33 @@ class MaskEncoding:
             raise UserError(lossy_message(name))
         check_classes(present_values(mask, name), self.num_labels, name)
         return mask
+
+
+def decode_masks(masks: Sequence[tuple[np.ndarray, bool]], mask_values: str = "auto") -> list[np.ndarray]:
+    """Masks that come from Python, by the rule of a data set: those of 0 and 255 alone are pictures of the foreground.
+
+    Args:
+        masks: stored values (H, W) of any real type, and whether they were stored lossily.
+        mask_values: "auto", "binary" (above 0 is foreground) or "index" (as stored, 255 = ignore), which says that
+            255 is no foreground.
+
+    Returns:
+        uint8 (H, W) each, classes and 255 = ignore.
+
+    Raises:
+        UserError: values that are no classes, or two encodings in one batch.
+    """
+    names = [f"masks[{place}]" for place in range(len(masks))]
+    if mask_values == "binary":
+        encoding = resolve_encoding([], mask_values, None, None)[0]
+    else:
+        found = [(name, present_values(stored, name), lossy) for name, (stored, lossy) in zip(names, masks)]
+        if mask_values == "index" and not any(lossy for _, _, lossy in found):
+            return [stored for stored, _ in masks]
+        encoding, notes = resolve_encoding(found, mask_values, IGNORE, None)
+        if encoding.mask_values == "binary":
+            warnings.warn(f"{notes[0]}; pass mask_values='index' where 255 means ignore", stacklevel=4)
+    return [encoding.decode(stored, lossy, name) for name, (stored, lossy) in zip(names, masks)]
 
 
 def parse_label_map(label_map: Mapping | None) -> dict[int, int] | None:

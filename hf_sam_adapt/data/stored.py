@@ -54,6 +54,7 @@ class Values:
         dtype: of the values.
         alpha: whether the last band is opacity.
         lossy: whether the file may have changed the values.
+        format: of the file, as Pillow calls it.
         read: decodes it, (H, W, C) of `dtype`.
     """
 
@@ -61,6 +62,7 @@ class Values:
     dtype: np.dtype
     alpha: bool
     lossy: bool
+    format: str
     read: Callable[[], np.ndarray]
 
 
@@ -104,12 +106,12 @@ def _values_of(image: Image.Image, source: Any, name: str, channels: int | None)
     if tiff and (pages > 1 or _hides_samples(image)):
         if pages == 1 and rawmodes == {"RGBX"} and len(image.tag_v2.get(_BITS)) == 4:
             read = partial(_decoded, source, lambda rawmode: "RGBA", frame, "RGBA")
-            return Values((*size, 4), np.dtype(np.uint8), False, is_lossy(image), read)
+            return Values((*size, 4), np.dtype(np.uint8), False, is_lossy(image), "TIFF", read)
         return _tiff_values(source, name, channels)
     if len(image.getbands()) > 1 and any(";16" in rawmode for rawmode in rawmodes):
         bands = 2 if "LA;16B" in rawmodes else len(image.getbands())
         read = partial(_both_bytes, source, bands, frame)
-        return Values((*size, bands), np.dtype(np.uint16), bands in (2, 4), False, read)
+        return Values((*size, bands), np.dtype(np.uint16), bands in (2, 4), False, str(image.format), read)
     return image
 
 
@@ -133,7 +135,7 @@ def stored_grey(image: Image.Image) -> Callable[[np.ndarray], np.ndarray]:
     rawmode = next(iter(_rawmodes(image)), "")
     if rawmode.startswith(("L;2", "L;4")):
         return lambda array: array // (255 // (2 ** int(rawmode[2]) - 1))
-    if image.format == "PPM" and image.tile and isinstance(image.tile[0][3], tuple) and len(image.getbands()) == 1:
+    if image.format == "PPM" and rawmode and isinstance(image.tile[0][3], tuple) and len(image.getbands()) == 1:
         largest = image.tile[0][3][1]
         own = 255 if image.mode == "L" else 65535
         if image.mode in ("L", "I") and largest not in (0, own):
@@ -143,7 +145,7 @@ def stored_grey(image: Image.Image) -> Callable[[np.ndarray], np.ndarray]:
 
 def narrows(image: Image.Image) -> bool:
     """Whether Pillow scales more than 8 bits of several bands down to 8."""
-    if len(image.getbands()) < 2 or not image.tile:
+    if len(image.getbands()) < 2 or not _rawmodes(image):
         return False
     if image.format == "PPM":
         arguments = image.tile[0][3]
@@ -301,7 +303,7 @@ def _tiff_values(source: Any, name: str, channels: int | None) -> Values:
     if pictures > 1:
         raise UserError(_several(name, pictures, True))
     height, width, bands = array.shape
-    return Values((height, width, bands), array.dtype, alpha, lossy, lambda: read()[0])
+    return Values((height, width, bands), array.dtype, alpha, lossy, "TIFF", lambda: read()[0])
 
 
 def _turned(array: np.ndarray, orientation: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from .data.encoding import decode_masks
 from .data.images import IGNORE, read_mask_file
 from .data.normalization import check_normalization, normalize
 from .errors import UserError
-from .prompts import Prompt
+from .prompts import Prompt, boolean_masks
 
 
 RESIZE_MODES = ("pad", "squash")
@@ -279,7 +279,9 @@ class SamAdaptProcessor(BaseImageProcessor):
             ready.points = _tensor(np.asarray(prompt.points) * scale, torch.float32)
             ready.point_labels = _tensor(prompt.point_labels, torch.int64)
         if prompt.masks is not None:
-            ready.masks = torch.from_numpy(self._resize_mask_prompts(_as_bool(_checked_objects(prompt.masks, size))))
+            ready.masks = torch.from_numpy(
+                self._resize_mask_prompts(boolean_masks(_checked_objects(prompt.masks, size)))
+            )
         if prompt.targets is not None:
             targets = torch.from_numpy(self._resize_labels(_checked_objects(prompt.targets, size)))
             ready.targets = targets if labels is None else targets.masked_fill_(labels == IGNORE, IGNORE)
@@ -393,13 +395,6 @@ def _checked_objects(objects: np.ndarray | torch.Tensor, size: tuple[int, int]) 
         height, width = objects.shape[-2:]
         raise UserError(f"prompt mask of {width}x{height} for an image of {size[1]}x{size[0]} pixels")
     return objects
-
-
-def _as_bool(objects: np.ndarray) -> np.ndarray:
-    """Prompt masks (n, H, W) of 0 and 1, or of 0 and 255, as bool."""
-    if objects.dtype != bool and not any(np.isin(objects, (0, value)).all() for value in (1, 255)):
-        raise UserError("prompt mask: values other than 0 and 1 (or 0 and 255); pass a boolean array")
-    return objects > 0
 
 
 def _tensor(values: Any, dtype: torch.dtype) -> torch.Tensor:

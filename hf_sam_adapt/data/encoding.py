@@ -104,6 +104,8 @@ def decode_masks(masks: Sequence[tuple[np.ndarray, bool]], mask_values: str = "a
         encoding = resolve_encoding([], mask_values, None, None)[0]
     else:
         found = [(name, present_values(stored, name), lossy) for name, (stored, lossy) in zip(names, masks)]
+        if mask_values == "auto" and not any(values[0] for _, values, _ in found):
+            mask_values = "index"  # 255 everywhere is ignored everywhere
         if mask_values == "index" and not any(lossy for _, _, lossy in found):
             return [stored for stored, _ in masks]
         encoding, notes = resolve_encoding(found, mask_values, IGNORE, None)

@@ -236,8 +236,8 @@ def _check_opaque(alpha: np.ndarray, name: str, channels: int) -> None:
     if share:
         as_stored = f", or set channels to {channels} to read alpha as one of them" if channels in (2, 4) else ""
         raise UserError(
-            f"{name}: {share:.3g} of the pixels are transparent, which reading as RGB leaves out; store it without "
-            f"alpha{as_stored}"
+            f"{name}: {100 * share:.3g} % of the pixels are transparent, which reading as RGB leaves out; store it "
+            f"without alpha{as_stored}"
         )
 
 
@@ -276,11 +276,11 @@ def _array_to_mask(array: np.ndarray, name: str, content: MaskContent) -> np.nda
         if content == "alpha":
             return _narrowed(array[..., -1], name)
         alpha = array[..., -1]
-        if (alpha < _opaque(alpha)).any():
+        share = float((alpha < _opaque(alpha)).mean()) if alpha.size else 0.0
+        if share:
             raise UserError(
-                f"{name}: {float((alpha < _opaque(alpha)).mean()):.3g} of the mask is transparent, and its values do "
-                "not say what is drawn; set mask_values to alpha (what is visible is foreground), or store it without "
-                "alpha"
+                f"{name}: {100 * share:.3g} % of the mask is transparent, and its values do not say what is drawn; "
+                "set mask_values to alpha (what is visible is foreground), or store it without alpha"
             )
         array = array[..., :-1]
     elif content == "alpha" and array.ndim == 3 and array.shape[2] != 1:

@@ -286,7 +286,7 @@ def four_bands(root, stem, other):
 
 
 @fault("soft-edges", error=False, keys={"mask_values": "binary"})
-def soft_edges(root, stem, other):
+def soft_edges_read_as_binary(root, stem, other):
     def smooth(mask):
         picture = Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8))
         small = picture.resize((mask.shape[1] // 4, mask.shape[0] // 4), Image.Resampling.BOX)

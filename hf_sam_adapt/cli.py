@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: arguments without the program's name, `sys.argv[1:]` when None.
 
     Returns:
-        Exit status: 0, 1 if `doctor` found an error, 2 after bad input (one line on stderr), 130 after Ctrl-C.
+        Exit status: 0, 1 if `doctor` found an error or `predict` an unreadable image, 2 after bad input (one line on
+        stderr), 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):

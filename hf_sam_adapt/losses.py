@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -91,7 +93,8 @@ def segmentation_loss(
 
     Args:
         logits: `(N, 1, h, w)` or `(N, K, h, w)`, any float dtype; upsampled bilinearly to the labels.
-        labels: `(N, H, W)` integers, 255 ignored; one channel: 0 background, 1 foreground; K channels: 0..K-1.
+        labels: `(N, H, W)` integers, 255 ignored; one channel: 0 background, 1 foreground; K channels: 0..K-1. Labels
+            of 0 and 255 alone, without foreground, give a warning.
         loss: one of the names above, or a sum such as `"ce+dice"`; default `structure`, of K channels `ce+dice`.
         weights: `(N,)` weight of each image, default 1/N.
         class_weights: `(K,)` weight of each class, not negative, default 1; K channels only.
@@ -101,12 +104,26 @@ def segmentation_loss(
         fp32 scalar.
 
     Raises:
-        UserError: `loss` is no loss for this number of channels, or `class_weights` does not fit it.
+        UserError: `loss` is no loss for this number of channels, `class_weights` does not fit it, or a label is no
+            class of the logits.
     """
     if logits.ndim != 4 or labels.ndim != 3 or len(logits) != len(labels):
         raise ValueError(
             f"expected logits (N,K,h,w) and labels (N,H,W), got {tuple(logits.shape)}, {tuple(labels.shape)}"
         )
+    _check_labels(labels, logits.shape[1])
+    return loss_of_labels(logits, labels, loss, weights, class_weights, generator)
+
+
+def loss_of_labels(
+    logits: Tensor,
+    labels: Tensor,
+    loss: str | None = None,
+    weights: Tensor | None = None,
+    class_weights: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`segmentation_loss` of labels that are known to be classes: without a check, for which a GPU would be waited."""
     channels = logits.shape[1]
     if loss is None:
         loss = DEFAULT_LOSS["binary" if channels == 1 else "classes"]
@@ -132,6 +149,24 @@ def segmentation_loss(
         log_probability = F.log_softmax(scores, dim=1)
         losses = [_CLASS_TERMS[term](log_probability, target, pixel_weights) for term in terms]
     return (sum(losses[1:], start=losses[0]) * weights).sum()
+
+
+def _check_labels(labels: Tensor, channels: int) -> None:
+    """Raise `UserError` where labels are no classes; warn of binary ones that look like a picture of 0 and 255."""
+    classes = max(2, channels)
+    if labels.dtype == torch.bool:
+        return
+    wrong = (labels != IGNORE) & ((labels < 0) | (labels >= classes) | (labels % 1 != 0))
+    if wrong.any():
+        held = "one channel takes 0, 1" if channels == 1 else f"{channels} channels take 0..{channels - 1}"
+        raise UserError(
+            f"labels: value {labels[wrong][0].item():g}, but {held} and 255 = ignore; pass labels > 0 for one class, "
+            "or masks through SamAdaptProcessor"
+        )
+    if channels == 1 and (labels == IGNORE).any() and not (labels == 1).any():
+        warnings.warn(
+            "labels: 0 and 255 = ignore, and no foreground; if 255 is the object, pass labels > 0", stacklevel=3
+        )
 
 
 def _pixel_mean(values: Tensor, weight: Tensor) -> Tensor:

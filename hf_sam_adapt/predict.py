@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -57,14 +58,24 @@ class PredictArguments:
     )
 
 
-def predict_command(args: PredictArguments) -> list[dict[str, Any]]:
-    """`predict`, then one line that says where the results are."""
+def predict_command(args: PredictArguments) -> int:
+    """`predict`, then a line for each image that could not be read, and one that says where the results are.
+
+    Returns:
+        Exit status: 1 if an image could not be read, else 0.
+    """
     records = predict(**vars(args))
-    print(f"{len(records)} masks, their overlays and predictions.json are in {args.output_dir}")
+    failed = [record for record in records if "error" in record]
+    for record in failed:
+        print(f"error: {record['error']}", file=sys.stderr)
+    masks = len(records) - len(failed)
+    print(f"{masks} masks, their overlays and predictions.json are in {args.output_dir}")
     if args.instances:
-        count = sum(record["instances"] for record in records)
+        count = sum(record.get("instances", 0) for record in records)
         print(f"{count} instances are in {Path(args.output_dir) / 'instances.json'} (COCO, run lengths)")
-    return records
+    if failed:
+        print(f"{len(failed)} of {len(records)} images could not be read and have no mask", file=sys.stderr)
+    return int(bool(failed))
 
 
 def predict(
@@ -112,11 +123,12 @@ def predict(
         `height`, `width`, `foreground` (fraction of the pixels), `prompt`, `logits` (`min`, `mean`, `max`), and
         `iou_estimate`, SAM's own estimate (None for an adapter that did not train it); of a pool also `domain`. Of a
         model with classes the mask is a palette PNG whose values are the classes, and `classes` (name -> fraction of
-        the pixels) stands for foreground, logits and estimate. With `instances` also `instances`, their number.
+        the pixels) stands for foreground, logits and estimate. With `instances` also `instances`, their number. An
+        image that cannot be read has only `file` and `error`; the others are segmented.
 
     Raises:
-        UserError: no image found, an unreadable one, a prompt outside an image, an output that would replace an input,
-            or a model that cannot be loaded. Every header is read before anything is written.
+        UserError: no image found, none that can be read, a prompt outside an image, an output that would replace an
+            input, or a model that cannot be loaded. Every header is read before anything is written.
     """
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size} is below 1")
@@ -136,28 +148,30 @@ def predict(
     if id2label is not None and instances is not None:
         raise UserError(f"instances: {adapter} segments {len(id2label)} classes, not objects; leave instances out")
     paths = find_images(inputs, arrays=processor.channels is not None)
-    headers = [load_header(str(path), processor.channels) for path in paths]
-    _check_inside(prompt, paths, [(header.height, header.width) for header in headers])
+    sizes, failed = _sizes(paths, processor.channels)
+    _check_inside(prompt, sizes)
     folder = Path(output_dir)
-    names = output_names(paths)
-    _check_outputs(folder, paths, names)
+    names = dict(zip(paths, output_names(paths)))
+    _check_outputs(folder, paths, list(names.values()))
     network.to(PartialState().device)
 
     folder.mkdir(parents=True, exist_ok=True)
-    records: list[dict[str, Any]] = []
-    objects: list[list[Instance]] = []
-    with tqdm(total=len(paths), desc="predict", unit="image", disable=not progress, leave=False) as bar:
-        for start in range(0, len(paths), batch_size):
-            images = [load_image(path, processor.channels) for path in paths[start : start + batch_size]]
+    records: dict[Path, dict[str, Any]] = {}
+    objects: dict[Path, list[Instance]] = {}
+    with tqdm(total=len(sizes), desc="predict", unit="image", disable=not progress, leave=False) as bar:
+        for start in range(0, len(sizes), batch_size):
+            chosen = list(sizes)[start : start + batch_size]
+            images, unread = _read(chosen, processor.channels)
+            failed |= unread
+            bar.update(len(chosen))
+            if not images:
+                continue
             with inference([network], precision):
                 if id2label is not None:
-                    records += _predict_classes(
-                        network, processor, paths[start:], names[start:], images, folder, id2label
-                    )
-                    bar.update(len(images))
+                    records |= _predict_classes(network, processor, images, names, folder, id2label)
                     continue
                 with routed(network, domain):
-                    batch = processor(images, prompts=[prompt] * len(images))
+                    batch = processor(list(images.values()), prompts=[prompt] * len(images))
                     embeddings = encode(network, batch["pixel_values"].to(device_of(network)))
                     results = _segment(network, processor, batch, embeddings)
                     if instances is not None:
@@ -170,24 +184,27 @@ def predict(
                             has_estimate=has_estimate,
                             points_per_side=points_per_side,
                         )
-                        objects += [[one for one in found if one.score >= min_score] for found in per_image]
-            for path, name, image, (logits, estimate, chosen) in zip(paths[start:], names[start:], images, results):
-                record = {"file": str(path), **_write(folder, name, image, logits), **_describe(prompt)}
+                        kept = ([one for one in found if one.score >= min_score] for found in per_image)
+                        objects |= dict(zip(images, kept))
+            for (path, image), (logits, estimate, own_domain) in zip(images.items(), results):
+                record = {"file": str(path), **_write(folder, names[path], image, logits), **_describe(prompt)}
                 record["iou_estimate"] = estimate if has_estimate else None
                 if instances is not None:
-                    picture = draw_instances(displayable(image), objects[len(records)])
-                    Image.fromarray(picture).save(folder / f"{name}_instances.png")
-                    record["instances"] = len(objects[len(records)])
-                records.append(record if chosen is None else record | {"domain": chosen})
-            bar.update(len(images))
+                    picture = draw_instances(displayable(image), objects[path])
+                    Image.fromarray(picture).save(folder / f"{names[path]}_instances.png")
+                    record["instances"] = len(objects[path])
+                records[path] = record if own_domain is None else record | {"domain": own_domain}
+    if not records:
+        raise UserError(next(iter(failed.values())))
     if instances is not None:
-        sizes = [(record["height"], record["width"]) for record in records]
-        names = [path.name for path in paths]
+        measured = [(record["height"], record["width"]) for record in records.values()]
+        files = [path.name for path in records]
         # Images of one name in several folders are told apart by their paths.
-        names = names if len(set(names)) == len(names) else list(map(str, paths))
-        write_json(folder / "instances.json", coco_content(names, objects, sizes))
-    write_json(folder / "predictions.json", {"adapter": adapter, "model": model, "predictions": records})
-    return records
+        files = files if len(set(files)) == len(files) else list(map(str, records))
+        write_json(folder / "instances.json", coco_content(files, list(objects.values()), measured))
+    listed = [records[path] if path in records else {"file": str(path), "error": failed[path]} for path in paths]
+    write_json(folder / "predictions.json", {"adapter": adapter, "model": model, "predictions": listed})
+    return listed
 
 
 def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
@@ -248,12 +265,38 @@ def _prompt(box: Sequence[float] | None, point: Sequence[float] | None) -> Promp
     return Prompt("none")
 
 
-def _check_inside(prompt: Prompt, paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> None:
+def _sizes(paths: Sequence[Path], channels: int | None) -> tuple[dict[Path, tuple[int, int]], dict[Path, str]]:
+    """(height, width) of the images that can be read, and what is wrong with the others; `UserError` if all are."""
+    sizes, failed = {}, {}
+    for path in paths:
+        try:
+            header = load_header(str(path), channels)
+            sizes[path] = header.height, header.width
+        except UserError as error:
+            failed[path] = str(error)
+    if not sizes:
+        count = f" (and so {len(failed) - 1} further images)" if len(failed) > 1 else ""
+        raise UserError(f"{next(iter(failed.values()))}{count}")
+    return sizes, failed
+
+
+def _read(paths: Sequence[Path], channels: int | None) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
+    """The images that can be read, and what is wrong with the others."""
+    images, failed = {}, {}
+    for path in paths:
+        try:
+            images[path] = load_image(path, channels)
+        except UserError as error:
+            failed[path] = str(error)
+    return images, failed
+
+
+def _check_inside(prompt: Prompt, sizes: Mapping[Path, tuple[int, int]]) -> None:
     if prompt.kind == "none":
         return
     # box (1, 4) or point (1, 1, 2) -> (x, y) pairs
     corners = np.asarray(prompt.boxes if prompt.kind == "box" else prompt.points).reshape(-1, 2)
-    for path, (height, width) in zip(paths, sizes):
+    for path, (height, width) in sizes.items():
         if not (np.isfinite(corners).all() and (corners >= 0).all() and (corners < [width, height]).all()):
             raise UserError(f"{prompt.kind}: it reaches outside {path}, which has {width}x{height} pixels")
 
@@ -288,18 +331,17 @@ def _load(
 def _predict_classes(
     network: nn.Module,
     processor: SamAdaptProcessor,
-    paths: Sequence[Path],
-    names: Sequence[str],
-    images: Sequence[np.ndarray],
+    images: Mapping[Path, np.ndarray],
+    names: Mapping[Path, str],
     folder: Path,
     id2label: dict[int, str],
-) -> list[dict[str, Any]]:
+) -> dict[Path, dict[str, Any]]:
     """Writes label maps (8-bit palette PNGs whose values are the classes) and overlays; what is to be said of them."""
     colours = class_colours(len(id2label))
-    samples = [Unlabelled(image) for image in images]
-    records = []
-    for path, name, image, labels in zip(paths, names, images, label_maps(network, processor, samples)):
-        files = {"mask": f"{name}_mask.png", "overlay": f"{name}_overlay.png"}
+    samples = [Unlabelled(image) for image in images.values()]
+    records = {}
+    for (path, image), labels in zip(images.items(), label_maps(network, processor, samples)):
+        files = {"mask": f"{names[path]}_mask.png", "overlay": f"{names[path]}_overlay.png"}
         picture = Image.fromarray(labels)
         picture.putpalette(colours.tobytes())
         picture.save(folder / files["mask"])
@@ -308,7 +350,7 @@ def _predict_classes(
         shares = np.bincount(labels.ravel(), minlength=len(id2label)) / labels.size
         classes = {id2label[label]: float(share) for label, share in enumerate(shares)}
         size = {"height": labels.shape[0], "width": labels.shape[1]}
-        records.append({"file": str(path), **files, **size, "classes": classes, "prompt": {"kind": "none"}})
+        records[path] = {"file": str(path), **files, **size, "classes": classes, "prompt": {"kind": "none"}}
     return records
 
 

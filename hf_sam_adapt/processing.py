@@ -15,10 +15,11 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .data.channels import load_image
-from .data.images import IGNORE, read_mask
+from .data.encoding import decode_masks
+from .data.images import IGNORE, read_mask_file
 from .data.normalization import check_normalization, normalize
 from .errors import UserError
-from .prompts import Prompt
+from .prompts import Prompt, boolean_masks
 from .resampling import RESAMPLING, resampling_name, resized
 
 
@@ -85,8 +86,9 @@ class SamAdaptProcessor(BaseImageProcessor):
         masks: ImageLike | Sequence[ImageLike] | None = None,
         prompts: Prompt | Sequence[Prompt] | None = None,
         return_tensors: str = "pt",
+        mask_values: str = "auto",
     ) -> BatchFeature:
-        return self.preprocess(images, masks, prompts, return_tensors)
+        return self.preprocess(images, masks, prompts, return_tensors, mask_values)
 
     def preprocess(
         self,
@@ -94,6 +96,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         masks: ImageLike | Sequence[ImageLike] | None = None,
         prompts: Prompt | Sequence[Prompt] | None = None,
         return_tensors: str = "pt",
+        mask_values: str = "auto",
     ) -> BatchFeature:
         """Prepare one image or a list of them, of any sizes.
 
@@ -101,9 +104,11 @@ class SamAdaptProcessor(BaseImageProcessor):
             images: PIL images, uint8/uint16 arrays (H, W, 3) or (H, W), or uint8 tensors, channels first or last. With
                 `channels` arrays (H, W, C), or (H, W) for one channel, and tensors of any real type in the units that
                 the normalisation was fitted to.
-            masks: per image uint8 (H, W), classes and 255 = ignore.
+            masks: per image (H, W), classes and 255 = ignore, or read as `mask_values` says.
             prompts: per image a `Prompt` in image coordinates.
             return_tensors: only "pt".
+            mask_values: "auto" reads masks that hold 0 and 255 alone as foreground, with a warning; "binary" whatever
+                is above 0; "index" takes 255 for ignore in any case.
 
         Returns:
             `pixel_values` float32 (B, C, S, S), C = 3 for photographs; `original_sizes` and `reshaped_input_sizes`
@@ -111,11 +116,12 @@ class SamAdaptProcessor(BaseImageProcessor):
             `prompts`, a list of `Prompt` with tensors in input coordinates (see there).
 
         Raises:
-            UserError: a mask or prompt count or size that does not fit its image, or an unsupported array.
+            UserError: a mask or prompt count or size that does not fit its image, an unsupported array, or mask values
+                that are no classes.
         """
         if return_tensors != "pt":
             raise UserError(f"return_tensors: {return_tensors!r} is not supported, only 'pt' is")
-        data = self.pack(images, masks, prompts)
+        data = self.pack(images, masks, prompts, mask_values)
         data["pixel_values"] = self.unpack(data["pixel_values"], data["reshaped_input_sizes"])
         if masks is not None:
             data["labels"] = data["labels"].long()
@@ -126,6 +132,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         images: ImageLike | Sequence[ImageLike],
         masks: ImageLike | Sequence[ImageLike] | None = None,
         prompts: Prompt | Sequence[Prompt] | None = None,
+        mask_values: str = "auto",
     ) -> dict[str, Any]:
         """As `preprocess`, in a quarter of the bytes: what a loader hands to the device.
 
@@ -147,7 +154,8 @@ class SamAdaptProcessor(BaseImageProcessor):
             "reshaped_input_sizes": torch.tensor([image.shape[:2] for image in inputs], dtype=torch.int64),
         }
         if masks is not None:
-            masks = [_checked_mask(mask, size) for mask, size in zip(masks, sizes)]
+            stored = [_checked_mask(mask, size) for mask, size in zip(masks, sizes)]
+            masks = decode_masks(stored, mask_values)
             data["labels"] = torch.from_numpy(np.stack([self._resize_labels(mask) for mask in masks]))
         if prompts is not None:
             data["prompts"] = self.transform_prompts(prompts, sizes, labels=data.get("labels"))
@@ -269,7 +277,9 @@ class SamAdaptProcessor(BaseImageProcessor):
             ready.points = _tensor(np.asarray(prompt.points) * scale, torch.float32)
             ready.point_labels = _tensor(prompt.point_labels, torch.int64)
         if prompt.masks is not None:
-            ready.masks = torch.from_numpy(self._resize_mask_prompts(_checked_objects(prompt.masks, size)))
+            ready.masks = torch.from_numpy(
+                self._resize_mask_prompts(boolean_masks(_checked_objects(prompt.masks, size)))
+            )
         if prompt.targets is not None:
             targets = torch.from_numpy(self._resize_labels(_checked_objects(prompt.targets, size)))
             ready.targets = targets if labels is None else targets.masked_fill_(labels == IGNORE, IGNORE)
@@ -373,12 +383,12 @@ def _to_image_array(image: ImageLike, channels: int | None) -> np.ndarray:
     return load_image(image, channels)
 
 
-def _checked_mask(mask: ImageLike, size: tuple[int, int]) -> np.ndarray:
-    """Any supported mask -> uint8 (H, W) of the image's size."""
-    mask = read_mask(mask.cpu().numpy() if isinstance(mask, torch.Tensor) else mask)
-    if mask.shape != size:
-        raise UserError(f"mask of {mask.shape[1]}x{mask.shape[0]} for an image of {size[1]}x{size[0]} pixels")
-    return mask
+def _checked_mask(mask: ImageLike, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
+    """Any supported mask as stored, (H, W) of the image's size, and whether that was lossy."""
+    values, lossy = read_mask_file(mask.cpu().numpy() if isinstance(mask, torch.Tensor) else mask)
+    if values.shape != size:
+        raise UserError(f"mask of {values.shape[1]}x{values.shape[0]} for an image of {size[1]}x{size[0]} pixels")
+    return values, lossy
 
 
 def _checked_objects(objects: np.ndarray | torch.Tensor, size: tuple[int, int]) -> np.ndarray:

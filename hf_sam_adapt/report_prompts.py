@@ -100,7 +100,7 @@ def save_sensitivity(
         if index is None:
             continue
         sample = split[index]
-        prompt = derive_prompts(sample.mask, part["prompt"], max_objects=2)
+        prompt = derive_prompts(sample.mask, part["prompt"], max_objects=2, mask_values="index")
         with inference([variant.model], precision), variant.active():
             inputs = model_inputs(processor, [sample])
             embeddings = embeddings_of(variant.model, inputs)

@@ -153,8 +153,8 @@ def test_bad_input_writes_nothing(adapter, images, tmp_path):
         ([str(tmp_path / "nowhere.png")], {}, "nowhere.png does not exist"),
         ([str(images / "*.tiff")], {}, "matches no file"),
         ([str(tmp_path / "empty")], {}, "folder without images"),
-        ([good, str(images / "notes.txt")], {}, "notes.txt"),
-        ([good, str(images / "broken.png")], {}, "broken.png"),
+        ([str(images / "notes.txt")], {}, "notes.txt"),
+        ([str(images / "broken.png"), str(images / "notes.txt")], {}, "broken.png.*and so 1 further"),
         ([good], {"box": [10, 10, 70, 20]}, "outside .*a.png, which has 70x40"),
         ([good], {"box": [10, 10, 5, 20]}, "no box"),
         ([good], {"box": [10, 10, 20]}, "no box"),
@@ -174,6 +174,56 @@ def test_bad_input_writes_nothing(adapter, images, tmp_path):
     with pytest.raises(UserError, match="neither"):
         predict([good], str(tmp_path / "empty"), output_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def unreadable(path, kind):
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 50, 3)).astype(np.uint8))
+    if kind == "several pages":
+        image.save(path, "TIFF", save_all=True, append_images=[image] * 7)
+    elif kind == "transparent":
+        image.putalpha(0)
+        image.save(path, "PNG")
+    elif kind == "too large":
+        Image.new("1", (200, 100)).save(path, "PNG")
+    elif kind == "damaged within":  # what the header does not tell
+        image.save(path, "BMP")
+        path.write_bytes(path.read_bytes()[:-3000])
+    else:
+        path.write_bytes(b"" if kind == "empty" else b"no image")
+
+
+KINDS = {
+    "empty": "not a readable image",
+    "text": "not a readable image",
+    "several pages": "8 pages",
+    "transparent": "transparent",
+    "too large": "read at once; cut it into smaller images",
+    "damaged within": "corrupt image",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", [0, 6, 12])
+def test_one_unreadable_image_of_thirteen_costs_no_other(adapter, tmp_path, capsys, monkeypatch, kind, place):
+    if kind == "too large":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8000)
+    folder, names = tmp_path / "images", [f"{number:02d}.png" for number in range(13)]
+    folder.mkdir()
+    for number, name in enumerate(names):
+        Image.fromarray(np.full((30, 40 + number, 3), 9 * number, np.uint8)).save(folder / name)
+    unreadable(folder / names[place], kind)
+    arguments = PredictArguments([str(folder)], str(adapter), output_dir=str(tmp_path / "out"))
+    assert predict_command(arguments) == 1
+    shown = capsys.readouterr()
+    errors = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and f"images/{names[place]}: " in errors[0] and KINDS[kind] in errors[0]
+    assert "12 masks" in shown.out and "1 of 13 images could not be read" in shown.err
+    records = json.loads((tmp_path / "out/predictions.json").read_text())["predictions"]
+    assert [record["file"] for record in records] == [str(folder / name) for name in names]
+    assert [set(record) == {"file", "error"} for record in records] == [number == place for number in range(13)]
+    for number, record in enumerate(records):
+        if number != place:
+            assert Image.open(tmp_path / "out" / record["mask"]).size == (40 + number, 30)
 
 
 def test_an_input_is_never_overwritten(adapter, images):

@@ -23,13 +23,14 @@ class Domain:
 
     Attributes:
         name: of letters, digits, `-` and `_`; also that of its folder and, in a pool, of its adapter.
-        dataset, mask_suffix, mask_values, label_map, group_by: as in `Recipe`.
+        dataset, mask_suffix, mask_values, mask_threshold, label_map, group_by: as in `Recipe`.
     """
 
     name: str
     dataset: str
     mask_suffix: str | None = None
-    mask_values: Literal["auto", "binary", "index"] | None = None
+    mask_values: Literal["auto", "binary", "index", "alpha"] | None = None
+    mask_threshold: float | None = None
     label_map: dict[int, int] | None = None
     group_by: str | None = None
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from ..data.folder import IMAGE_SUFFIXES
+from ..data.images import read_mask
 from ..errors import UserError
 from .regions import (
     UNSPLIT,
@@ -122,10 +122,7 @@ def _shape(shape: dict[str, Any]) -> Any:
         radius = math.dist((x, y), edge)
         return ellipse(x, y, radius, radius) if radius else None
     if kind == "mask":
-        try:
-            bitmap = np.asarray(Image.open(BytesIO(base64.b64decode(shape["mask"])))) > 0
-        except UnidentifiedImageError as error:
-            raise ValueError("its mask is no PNG") from error
+        bitmap = read_mask(BytesIO(base64.b64decode(shape["mask"])), "mask") > 0
         left, top = points[0].round().astype(int).tolist()
         return window(bitmap, left, top)
     return None

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..data.folder import IMAGE_SUFFIXES
-from ..data.images import EXIF_ORIENTATION, IGNORE, open_image, read_header
+from ..data.images import IGNORE, has_alpha, header_of, is_cut_short, read_image
+from ..data.stored import EXIF_ORIENTATION, open_stored
 from ..errors import UserError
 from ..report_classes import class_colours
 from .regions import BACKGROUND_LABELS, IGNORE_LABELS, UNSPLIT, AnnotatedImage, Annotations
@@ -98,11 +99,13 @@ def _store_image(image: AnnotatedImage, folder: Path) -> tuple[int, int]:
     """
     content = image.image.read_bytes() if isinstance(image.image, Path) else image.image()
     shown = str(image.image) if isinstance(image.image, Path) else f"{image.name}, imageData"
-    header = read_header(BytesIO(content), shown)  # also finds a file that is cut short
-    upright = header.height, header.width
-    with open_image(BytesIO(content), shown) as opened:
-        turned = opened.getexif().get(EXIF_ORIENTATION, 1) != 1
-        stored = opened.height, opened.width
+    with open_stored(BytesIO(content), shown) as opened:
+        if is_cut_short(opened):
+            read_image(BytesIO(content), shown)
+        header, known = header_of(opened), isinstance(opened, Image.Image)
+        upright = header.height, header.width
+        turned = known and opened.getexif().get(EXIF_ORIENTATION, 1) != 1
+        stored = (opened.height, opened.width) if known else upright
         size = next((size for size in (upright, stored) if image.size in (None, size)), None)
         if size is None:
             height, width = image.size or (0, 0)
@@ -113,11 +116,14 @@ def _store_image(image: AnnotatedImage, folder: Path) -> tuple[int, int]:
         suffix = (image.image.suffix if isinstance(image.image, Path) else f".{opened.format}").lower()
         if not turned and suffix in IMAGE_SUFFIXES:
             (folder / f"{image.stem}{suffix}").write_bytes(content)
-        else:
-            pixels = ImageOps.exif_transpose(opened) if size == upright else opened
-            # A copy without metadata: the orientation must not turn it again.
-            mode = pixels.mode if pixels.mode in ("L", "RGB", "RGBA", "I;16") else "RGB"
-            Image.fromarray(np.asarray(pixels.convert(mode))).save(folder / f"{image.stem}.png")
+            return size
+        pixels = ImageOps.exif_transpose(opened) if size == upright else opened
+        if pixels.mode in ("I", "F"):
+            raise UserError(f"{shown}: turned by its EXIF orientation, and its values fit no PNG; store it upright")
+        # A copy without metadata: the orientation must not turn it again.
+        kept = pixels.mode in ("1", "L", "LA", "RGB", "RGBA", "I;16")
+        mode = pixels.mode if kept else "RGBA" if has_alpha(pixels) else "RGB"
+        Image.fromarray(np.asarray(pixels.convert(mode))).save(folder / f"{image.stem}.png")
     return size
 
 

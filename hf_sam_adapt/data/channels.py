@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import struct
-import zlib
-from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ..errors import UserError, first_line
-from .images import Header, array_header, load_array, open_image, read_header, read_image, source_name
+from .images import Header, array_header, header_of, is_cut_short, load_array, read_header, read_image
+from .stored import (
+    BROKEN,
+    Encoded,
+    Values,
+    narrows,
+    open_stored,
+    placeholder,
+    rewind,
+    source_name,
+    stored_grey,
+    upright,
+)
 
 
 ARRAY_SUFFIX = ".npy"
 DISPLAY_PERCENTILES = (1.0, 99.0)
-Source = str | os.PathLike | BytesIO | Image.Image | np.ndarray
+Source = Encoded | Image.Image | np.ndarray
 
 _MODES = {"1", "L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _ARRAY_START = b"\x93NUMPY"
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_TIFF_ORIENTATION = 274
-_BROKEN = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    RuntimeError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    zlib.error,
-)
 
 
 def load_image(source: Source, channels: int | None, name: str | None = None) -> np.ndarray:
@@ -44,9 +37,7 @@ def load_image(source: Source, channels: int | None, name: str | None = None) ->
     return read_image(source, name) if channels is None else read_channels(source, channels, name)
 
 
-def load_header(
-    source: str | os.PathLike | BytesIO | np.ndarray, channels: int | None, name: str | None = None
-) -> Header:
+def load_header(source: Encoded | np.ndarray, channels: int | None, name: str | None = None) -> Header:
     """Size of what `load_image` would read, without its pixels where the format allows it."""
     if channels is not None:
         return read_channel_header(source, channels, name)
@@ -115,86 +106,26 @@ def _open_array(source: Source, channels: int, name: str, pixels: bool) -> np.nd
     """(H, W, C); without `pixels` an array of that shape whose values mean nothing."""
     if isinstance(source, np.ndarray):
         return _with_channels(source, name)
-    if isinstance(source, Image.Image):
-        return _from_pillow(source, name)
-    _rewind(source)
-    start = _first_bytes(source, name)
-    if start.startswith(_ARRAY_START):
+    if not isinstance(source, Image.Image) and _first_bytes(source, name).startswith(_ARRAY_START):
+        rewind(source)
         return _with_channels(load_array(source, name), name)
-    if start.startswith(_TIFF_STARTS) and not _pillow_keeps_tiff(source):
-        return _from_tiff(source, channels, name, pixels)
-    with open_image(source, name) as image:
-        _check_mode(image, name)
-        if pixels:
-            return _from_pillow(image, name)
-        bands = len(image.getbands())
-    _rewind(source)
-    header = read_header(source, name)
-    return _placeholder((header.height, header.width, bands), np.uint8)
-
-
-def _from_pillow(image: Image.Image, name: str) -> np.ndarray:
-    _check_mode(image, name)
-    try:
-        return _with_channels(np.asarray(ImageOps.exif_transpose(image)), name)
-    except (*_BROKEN, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: corrupt image ({first_line(error)}); remove or replace the file") from error
-
-
-def _check_mode(image: Image.Image, name: str) -> None:
-    if image.mode not in _MODES:
-        raise UserError(
-            f"{name}: an image of mode {image.mode}; with channels, store values instead of palette indices"
-        )
-    if _loses_bits(image):
-        raise UserError(f"{name}: 16 bits in several channels, of which Pillow keeps 8; store it as TIFF or .npy")
-
-
-def _loses_bits(image: Image.Image) -> bool:
-    """Whether Pillow decodes 16 bits a channel into 8, which it does for every mode of several channels."""
-    return len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-
-
-def _pillow_keeps_tiff(source: str | os.PathLike | BytesIO) -> bool:
-    """Whether Pillow reads all pages and bits of a TIFF; it also knows compressions that tifffile needs help with."""
-    try:
-        with Image.open(source) as image:
-            return getattr(image, "n_frames", 1) == 1 and image.mode in _MODES and not _loses_bits(image)
-    except (UnidentifiedImageError, *_BROKEN):
-        return False
-    finally:
-        _rewind(source)
-
-
-def _from_tiff(source: str | os.PathLike | BytesIO, channels: int, name: str, pixels: bool) -> np.ndarray:
-    try:
-        import tifffile
-    except ImportError as error:
-        raise UserError(f"{name}: this TIFF needs tifffile; pip install tifffile, or hf-sam-adapt[train]") from error
-    try:
-        with tifffile.TiffFile(source) as file:
-            series = file.series[0]
-            orientation = file.pages.first.tags.valueof(_TIFF_ORIENTATION, default=1)
-            array = series.asarray() if pixels else _placeholder(series.shape, series.dtype)
-            axes = series.axes
-    except _BROKEN as error:
-        raise UserError(
-            f"{name}: not a readable TIFF ({first_line(error)}); store it uncompressed or as .npy"
-        ) from error
-    if orientation != 1:
-        raise UserError(f"{name}: a TIFF turned by its orientation tag; store it upright")
-    # tifffile writes an array (H, W, C) as H pages unless told otherwise; their axes then have no meaning.
-    if axes == "QYX" and array.shape[2] == channels != array.shape[0]:
-        axes = "YXS"
-    if "Y" not in axes or "X" not in axes:
-        raise UserError(f"{name}: a TIFF with the axes {axes}; store it as height, width and channels")
-    array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (0, 1))
-    return array.reshape(*array.shape[:2], -1)  # (H, W, …) -> (H, W, C)
-
-
-def _placeholder(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """An array of `shape` that takes no memory."""
-    return np.broadcast_to(np.zeros((), dtype), tuple(shape))
+    with open_stored(source, name, channels) as stored:
+        if isinstance(stored, Values):
+            return stored.read() if pixels else placeholder(stored.shape, stored.dtype)
+        if stored.mode not in _MODES:
+            raise UserError(
+                f"{name}: an image of mode {stored.mode}; with channels, store values instead of palette indices"
+            )
+        if narrows(stored):
+            raise UserError(f"{name}: 16 bits in several channels, of which Pillow keeps 8; store it as TIFF or .npy")
+        if not pixels and not is_cut_short(stored):
+            header = header_of(stored)
+            return placeholder((header.height, header.width, len(stored.getbands())), np.uint8)
+        try:
+            as_stored = stored_grey(stored)
+            return _with_channels(as_stored(np.asarray(upright(stored))), name)
+        except (*BROKEN, Image.DecompressionBombError) as error:
+            raise UserError(f"{name}: corrupt image ({first_line(error)}); remove or replace the file") from error
 
 
 def _with_channels(array: np.ndarray, name: str) -> np.ndarray:
@@ -217,7 +148,7 @@ def _checked(array: np.ndarray, channels: int, name: str) -> np.ndarray:
     return array
 
 
-def _first_bytes(source: str | os.PathLike | BytesIO, name: str) -> bytes:
+def _first_bytes(source: Encoded, name: str) -> bytes:
     if isinstance(source, BytesIO):
         return source.getbuffer()[:8].tobytes()
     try:
@@ -225,8 +156,3 @@ def _first_bytes(source: str | os.PathLike | BytesIO, name: str) -> bytes:
             return file.read(8)
     except OSError as error:
         raise UserError(f"{name}: not a readable image ({first_line(error)}); remove or replace the file") from error
-
-
-def _rewind(source: str | os.PathLike | BytesIO) -> None:
-    if isinstance(source, BytesIO):
-        source.seek(0)

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import UserError, first_line
 from .channels import load_header, load_image
 from .folder import SPLIT_NAMES
-from .images import Header, array_header, is_lossy, open_image, read_header, read_mask
+from .images import Header, MaskContent, array_header, read_mask_file, read_mask_header
 
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ class ColumnReader:
 
     Args:
         channels: of the images; None = RGB photographs.
-        coloured: whether RGB masks are read in their colours.
+        content: what of the masks is read, see `read_mask`.
     """
 
     # A header lies inside the cell's bytes: looking at all of them would read the whole table.
     checked_rows: int | None = 2000
     draws_ignored = False
 
-    def __init__(self, channels: int | None = None, coloured: bool = False) -> None:
-        self.channels, self.coloured = channels, coloured
+    def __init__(self, channels: int | None = None, content: MaskContent = "values") -> None:
+        self.channels, self.content = channels, content
 
     def name(self, row: dict[str, Any]) -> str:
         return f"row {row['id']}, column mask"
@@ -41,18 +41,15 @@ class ColumnReader:
 
     def headers(self, row: dict[str, Any]) -> tuple[Header, Header]:
         mask, name = _cell(row["mask"]), self.name(row)
-        stored = array_header(mask) if isinstance(mask, np.ndarray) else read_header(mask, name)
+        array = isinstance(mask, np.ndarray)
+        stored = array_header(mask) if array else read_mask_header(mask, name, self.content)
         return load_header(_cell(row["image"]), self.channels, _image_name(row)), stored
 
     def read_image(self, row: dict[str, Any]) -> np.ndarray:
         return load_image(_cell(row["image"]), self.channels, _image_name(row))
 
     def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
-        cell, name = _cell(row["mask"]), self.name(row)
-        if isinstance(cell, np.ndarray):
-            return read_mask(cell, name, coloured=self.coloured), False
-        with open_image(cell, name) as image:
-            return read_mask(image, name, coloured=self.coloured), is_lossy(image)
+        return read_mask_file(_cell(row["mask"]), self.name(row), content=self.content)
 
 
 def is_saved_dataset(root: Path) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,7 +14,10 @@ from .images import IGNORE
 from .palettes import Palette, to_labels
 
 
-MASK_VALUES = ("auto", "binary", "index")
+MASK_VALUES = ("auto", "binary", "index", "alpha")
+MaskValues = Literal["auto", "binary", "index", "alpha"]
+LOSSY_THRESHOLD = 127
+SOFT_VALUES = 8  # so many values between 0 and the largest are soft edges rather than classes
 
 
 @dataclass(frozen=True)
@@ -20,9 +25,11 @@ class MaskEncoding:
     """Turns stored mask values into classes.
 
     Attributes:
-        mask_values: "binary" (above 0 is foreground, above 127 in lossy files) or "index" (as stored, 255 = ignore).
+        mask_values: "binary" (above 0 is foreground, above 127 in lossy files), "alpha" (the same of the opacity) or
+            "index" (as stored, 255 = ignore).
         num_labels: number of classes with the background, None = 2.
         label_map: stored value -> value, applied first.
+        threshold: of "binary" and "alpha", in place of 0 and 127.
         exact: accept only 0 and 255 as binary values (they were found, not asked for).
         palette: turns the colours of RGB masks into classes before everything else.
         draws_ignored: 255 is ignored in "binary", too: the masks are drawn so, not stored.
@@ -31,6 +38,7 @@ class MaskEncoding:
     mask_values: str
     num_labels: int | None = None
     label_map: Mapping[int, int] | None = None
+    threshold: float | None = None
     exact: bool = False
     palette: Palette | None = None
     draws_ignored: bool = False
@@ -39,7 +47,7 @@ class MaskEncoding:
         """Stored values to classes.
 
         Args:
-            stored: uint8 (H, W), or in colours (H, W, 3), which takes a palette.
+            stored: (H, W) of any real type, or in colours uint8 (H, W, 3), which takes a palette.
             lossy: whether it was stored lossily.
             name: what an error message calls it.
 
@@ -53,26 +61,61 @@ class MaskEncoding:
             if lossy:
                 raise UserError(lossy_message(name))
             stored = to_labels(stored, self.palette)
-        mask = stored if not self.label_map else _table(self.label_map)[stored]
-        if self.mask_values == "binary":
+        mask = map_values(stored, self.label_map)
+        if self.mask_values in ("binary", "alpha"):
             if self.exact and lossy:
                 raise UserError(lossy_message(name))
             if self.exact and ((mask != 0) & (mask != 255)).any():
-                value = int(mask[(mask != 0) & (mask != 255)][0])
+                value = mask[(mask != 0) & (mask != 255)][0]
                 raise UserError(
-                    f"{name}: mask value {value}, while other masks hold only 0 and 255; set mask_values to binary "
-                    "(above 0 is foreground) or index (255 = ignore)"
+                    f"{name}: mask value {value:g}, while other masks hold only 0 and 255; {_SOFT_HINT}, or to index "
+                    "(255 = ignore)"
                 )
-            found = (mask > (127 if lossy else 0)).astype(np.uint8)
+            if mask.dtype != np.uint8 and mask.min(initial=0) < 0:
+                raise UserError(
+                    f"{name}: mask value {mask.min():g}, below 0; say what it means with label_map, such as "
+                    f"{{{mask.min():g}: 0}}"
+                )
+            threshold = (LOSSY_THRESHOLD if lossy else 0) if self.threshold is None else self.threshold
+            found = (mask > threshold).astype(np.uint8)
             return np.where(stored == IGNORE, np.uint8(IGNORE), found) if self.draws_ignored else found
         if lossy:
             raise UserError(lossy_message(name))
-        check_classes(present_values(mask), self.num_labels, name)
+        check_classes(present_values(mask, name), self.num_labels, name)
         return mask
 
 
+def decode_masks(masks: Sequence[tuple[np.ndarray, bool]], mask_values: str = "auto") -> list[np.ndarray]:
+    """Masks that come from Python, by the rule of a data set: those of 0 and 255 alone are pictures of the foreground.
+
+    Args:
+        masks: stored values (H, W) of any real type, and whether they were stored lossily.
+        mask_values: "auto", "binary" (above 0 is foreground) or "index" (as stored, 255 = ignore), which says that
+            255 is no foreground.
+
+    Returns:
+        uint8 (H, W) each, classes and 255 = ignore.
+
+    Raises:
+        UserError: values that are no classes, or two encodings in one batch.
+    """
+    names = [f"masks[{place}]" for place in range(len(masks))]
+    if mask_values == "binary":
+        encoding = resolve_encoding([], mask_values, None, None)[0]
+    else:
+        found = [(name, present_values(stored, name), lossy) for name, (stored, lossy) in zip(names, masks)]
+        if mask_values == "auto" and not any(values[0] for _, values, _ in found):
+            mask_values = "index"  # 255 everywhere is ignored everywhere
+        if mask_values == "index" and not any(lossy for _, _, lossy in found):
+            return [stored for stored, _ in masks]
+        encoding, notes = resolve_encoding(found, mask_values, IGNORE, None)
+        if encoding.mask_values == "binary":
+            warnings.warn(f"{notes[0]}; pass mask_values='index' where 255 means ignore", stacklevel=4)
+    return [encoding.decode(stored, lossy, name) for name, (stored, lossy) in zip(names, masks)]
+
+
 def parse_label_map(label_map: Mapping | None) -> dict[int, int] | None:
-    """`label_map` with int keys and values in 0..255. Raises `UserError` otherwise."""
+    """`label_map` with int keys, and values in 0..255. Raises `UserError` otherwise."""
     if not label_map:
         return None
     try:
@@ -81,7 +124,7 @@ def parse_label_map(label_map: Mapping | None) -> dict[int, int] | None:
         raise UserError(
             f"label_map: {label_map!r} must map stored values to classes, such as {{1: 0, 2: 1}}"
         ) from error
-    wrong = [value for pair in parsed.items() for value in pair if not 0 <= value <= 255]
+    wrong = [value for value in parsed.values() if not 0 <= value <= 255]
     if wrong:
         raise UserError(f"label_map: {wrong[0]} is outside 0..255")
     return parsed
@@ -94,13 +137,15 @@ def resolve_encoding(
     label_map: Mapping[int, int] | None,
     palette: Palette | None = None,
     draws_ignored: bool = False,
+    threshold: float | None = None,
 ) -> tuple[MaskEncoding, list[str]]:
     """Decide how the masks of a data set are read, and check every one of them.
 
     Args:
-        masks: (name, values as bool (256,): which stored values occur, whether the file is lossy) per mask.
-        mask_values: "auto", "binary" or "index".
-        num_labels, label_map, palette, draws_ignored: see `MaskEncoding`; with a palette the values are its indices.
+        masks: (name, values as bool (256,): which occur after `label_map`, whether the file is lossy) per mask.
+        mask_values: "auto", "binary", "index" or "alpha".
+        num_labels, label_map, palette, draws_ignored, threshold: see `MaskEncoding`; with a palette the values are its
+            indices.
 
     Returns:
         The encoding, and one-line notes on what was found.
@@ -114,13 +159,14 @@ def resolve_encoding(
         if mask_values == "binary":
             raise UserError("mask_values: binary, but a palette gives class indices; leave one of them out")
         mask_values = "index"
-    if mask_values == "binary":
-        return MaskEncoding("binary", num_labels, label_map, draws_ignored=draws_ignored), []
+    mask_values = check_threshold(threshold, mask_values)
+    if mask_values in ("binary", "alpha"):
+        return MaskEncoding(mask_values, num_labels, label_map, threshold, draws_ignored=draws_ignored), []
     found = []
     for name, values, lossy in masks:
         if lossy:
             raise UserError(lossy_message(name))
-        found.append((name, map_present(values, label_map)))
+        found.append((name, values))
     union = np.any([values for _, values in found], axis=0) if found else np.zeros(256, bool)
     # A label_map with the target 255 says itself that 255 means ignore.
     ignore_named = label_map is not None and IGNORE in label_map.values()
@@ -148,6 +194,35 @@ def _notes(found: list[tuple[str, np.ndarray]]) -> list[str]:
     return notes
 
 
+def check_threshold(threshold: float | None, mask_values: str) -> str:
+    """What `mask_values` is with a threshold: that makes "auto" "binary".
+
+    Raises:
+        UserError: a threshold of class indices, or one that is no number of at least 0.
+    """
+    if threshold is None:
+        return mask_values
+    if mask_values == "index":
+        raise UserError("mask_threshold: class indices have none; leave it out, or set mask_values to binary")
+    if not 0 <= threshold < np.inf:
+        raise UserError(f"mask_threshold: {threshold:g} is no number of at least 0")
+    return "binary" if mask_values == "auto" else mask_values
+
+
+def middle_of_edges(mask: np.ndarray) -> float | None:
+    """The threshold that cuts soft edges in the middle; None for a mask (H, W) without them.
+
+    Soft are fractions, and integers with the largest value of their 8 or 16 bits and eight or more below it.
+    """
+    if mask.dtype.kind == "f" and (mask % 1).any():
+        return float(mask.max()) / 2
+    largest = int(mask.max(initial=0))
+    if largest not in (255, 65535) or mask.min() < 0:
+        return None
+    steps = np.count_nonzero(np.bincount(mask.ravel().astype(np.uint16), minlength=largest + 1)[1:largest])
+    return float(largest // 2) if steps >= SOFT_VALUES else None
+
+
 def check_classes(values: np.ndarray, num_labels: int | None, name: str) -> None:
     """Raise `UserError` if `values` (bool (256,)) holds a value that is neither a class nor 255."""
     largest = (num_labels or 2) - 1
@@ -156,31 +231,37 @@ def check_classes(values: np.ndarray, num_labels: int | None, name: str) -> None
         value = largest + 1 + int(wrong[0])
         labels = f"num_labels {num_labels} allows 0..{largest}" if num_labels else "a binary mask holds 0 and 1"
         raise UserError(
-            f"{name}: mask value {value}, but {labels} and 255 = ignore; set mask_values to binary (everything above "
-            f"0 is foreground), or to index with num_labels above {value} or a label_map"
+            f"{name}: mask value {value}, but {labels} and 255 = ignore; {_SOFT_HINT}, or to index with num_labels "
+            f"above {value} or a label_map"
         )
 
 
-def present_values(mask: np.ndarray) -> np.ndarray:
-    """Which of the 256 values occur in a uint8 array: bool (256,)."""
+def present_values(mask: np.ndarray, name: str) -> np.ndarray:
+    """Which of the 256 values occur in a mask: bool (256,). Raises `UserError` if it holds others."""
+    if mask.dtype != np.uint8:
+        wrong = mask[(mask < 0) | (mask > 255) | (mask % 1 != 0)][0]
+        raise UserError(
+            f"{name}: mask value {wrong:g}, class indices are integers in 0..254 and 255 = ignore; {_SOFT_HINT}, or "
+            "say with label_map what it means"
+        )
     return np.bincount(mask.ravel(), minlength=256) > 0
 
 
-def map_present(values: np.ndarray, label_map: Mapping[int, int] | None) -> np.ndarray:
-    """Which values occur after `label_map`, from those that occur before it: bool (256,)."""
+def map_values(mask: np.ndarray, label_map: Mapping[int, int] | None) -> np.ndarray:
+    """The values of a mask after `label_map`; those that it does not name stay. uint8 where all of them fit."""
     if not label_map:
-        return values
-    mapped = np.zeros(256, bool)
-    mapped[_table(label_map)[np.flatnonzero(values)]] = True
-    return mapped
-
-
-def _table(label_map: Mapping[int, int]) -> np.ndarray:
-    """uint8 (256,): the new value of every stored one; values that are not named stay."""
-    table = np.arange(256, dtype=np.uint8)
+        return mask
+    if mask.dtype == np.uint8:
+        table = np.arange(256, dtype=np.uint8)
+        for old, new in label_map.items():
+            if 0 <= old <= 255:
+                table[old] = new
+        return table[mask]
+    mapped = mask.astype(np.float64)
     for old, new in label_map.items():
-        table[old] = new
-    return table
+        mapped[mask == old] = new
+    fits = (mapped >= 0) & (mapped <= 255) & (mapped % 1 == 0)
+    return mapped.astype(np.uint8) if fits.all() else mapped
 
 
 def _check_unmixed(found: list[tuple[str, np.ndarray]]) -> None:
@@ -191,6 +272,9 @@ def _check_unmixed(found: list[tuple[str, np.ndarray]]) -> None:
             f"two mask encodings are mixed: {picture} holds 255 and no class, {classes} holds class indices; set "
             "mask_values to index (255 = ignore) or binary (above 0 is foreground), or mend one of them"
         )
+
+
+_SOFT_HINT = "set mask_values to binary (everything above 0 is foreground; of soft edges what is above mask_threshold)"
 
 
 def lossy_message(name: str) -> str:

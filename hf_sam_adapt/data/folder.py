@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import UserError
 from .channels import ARRAY_SUFFIX, load_header, load_image
-from .images import Header, array_header, is_lossy, load_array, open_image, read_header, read_mask
+from .images import Header, MaskContent, array_header, load_array, read_mask_file, read_mask_header
 
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ class FileReader:
 
     Args:
         channels: of the images; None = RGB photographs.
-        coloured: whether RGB masks are read in their colours.
+        content: what of the masks is read, see `read_mask`.
     """
 
     checked_rows: int | None = None
     draws_ignored = False
 
-    def __init__(self, channels: int | None = None, coloured: bool = False) -> None:
-        self.channels, self.coloured = channels, coloured
+    def __init__(self, channels: int | None = None, content: MaskContent = "values") -> None:
+        self.channels, self.content = channels, content
 
     def name(self, row: dict[str, Any]) -> str:
         return row["mask"]
@@ -46,18 +46,16 @@ class FileReader:
 
     def headers(self, row: dict[str, Any]) -> tuple[Header, Header]:
         mask = row["mask"]
-        stored = array_header(load_array(mask)) if mask.endswith(ARRAY_SUFFIX) else read_header(mask)
-        return load_header(row["image"], self.channels), stored
+        if mask.endswith(ARRAY_SUFFIX):
+            return load_header(row["image"], self.channels), array_header(load_array(mask))
+        return load_header(row["image"], self.channels), read_mask_header(mask, content=self.content)
 
     def read_image(self, row: dict[str, Any]) -> np.ndarray:
         return load_image(row["image"], self.channels)
 
     def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
         mask = row["mask"]
-        if mask.endswith(ARRAY_SUFFIX):
-            return read_mask(load_array(mask), mask, coloured=self.coloured), False
-        with open_image(mask) as image:
-            return read_mask(image, mask, coloured=self.coloured), is_lossy(image)
+        return read_mask_file(load_array(mask) if mask.endswith(ARRAY_SUFFIX) else mask, mask, content=self.content)
 
 
 def has_images(root: Path) -> bool:

@@ -5,32 +5,33 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from ..errors import UserError, first_line
+from ..errors import UserError
+from .stored import (
+    ALPHA_MODES,
+    EXIF_ORIENTATION,
+    WIDE_MODES,
+    Encoded,
+    Values,
+    is_lossy,
+    narrows,
+    open_stored,
+    reason,
+    source_name,
+    stored_grey,
+    upright,
+)
 
 
 IGNORE = 255
-LOSSY_FORMATS = {"JPEG", "MPO", "JPEG2000", "WEBP"}
+MaskContent = Literal["values", "colours", "alpha"]
 END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-EXIF_ORIENTATION = 0x0112  # values 5 to 8 swap height and width
 _COLOUR_MODES = {"RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
-_WIDE_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
-
-
-def open_image(source: str | os.PathLike | BytesIO | Image.Image, name: str | None = None) -> Image.Image:
-    """Open `source` lazily (header only). Raises `UserError` naming it when it is missing or no image."""
-    if isinstance(source, Image.Image):
-        return source
-    try:
-        return Image.open(source)
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{name or source}: not a readable image ({_reason(error)}); remove or replace the file"
-        ) from error
+_AS_STORED = "store it as 8-bit or 16-bit RGB, or set channels to {} to read its values as they are stored"
 
 
 @dataclass(frozen=True)
@@ -49,34 +50,37 @@ class Header:
     coloured: bool = False
 
 
-def read_header(source: str | os.PathLike | BytesIO, name: str | None = None) -> Header:
-    """Header of an encoded image, without decoding it.
+def read_header(source: Encoded, name: str | None = None) -> Header:
+    """Header of an image that `read_image` takes, without decoding it where that is not needed to know.
 
     Raises:
-        UserError: missing, no image, or cut short (the end marker is missing and the pixels cannot be decoded).
+        UserError: missing, no image, cut short (the end marker is missing and the pixels cannot be decoded), or with
+            bands, pages, bits or transparency that reading as RGB would leave out.
     """
-    with open_image(source, name) as image:
-        width, height = image.size
-        # PIL decodes a whole PNG to look for its EXIF (a rotated one is noticed when it is read), and gives the size
-        # of a TIFF after rotation.
-        if image.format in ("JPEG", "MPO", "WEBP") and image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
-            width, height = height, width
-        marker = END_MARKERS.get(image.format)
-        if marker and not _ends_with(image, marker):
+    name = name or source_name(source)
+    with open_stored(source, name) as stored:
+        _check_photograph(stored, name)
+        header, hidden = header_of(stored), stored.alpha if isinstance(stored, Values) else has_alpha(stored)
+        if hidden or is_cut_short(stored):
             read_image(source, name)
-        return Header(height, width, is_lossy(image), image.mode in _COLOUR_MODES)
+    return header
 
 
-def is_lossy(image: Image.Image) -> bool:
-    """Whether the format of an opened file may have changed the pixel values (JPEG and the like)."""
-    return image.format in LOSSY_FORMATS
+def read_mask_header(source: Encoded, name: str | None = None, content: MaskContent = "values") -> Header:
+    """Header of a mask. Raises `UserError` as `read_header` does, of what `read_mask` would leave out."""
+    with open_stored(source, name) as stored:
+        header = header_of(stored)
+        if isinstance(stored, Values) or stored.mode in ALPHA_MODES or content == "alpha" or is_cut_short(stored):
+            read_mask(source, name, content=content)
+    return header
 
 
-def read_image(source: str | os.PathLike | BytesIO | Image.Image | np.ndarray, name: str | None = None) -> np.ndarray:
+def read_image(source: Encoded | Image.Image | np.ndarray, name: str | None = None) -> np.ndarray:
     """Read an image as RGB.
 
     EXIF orientation is applied. 16-bit values are divided by 257, or by 16 when none exceeds 4095 (12-bit sensors
-    stored in 16 bits, which would be nearly black otherwise). Alpha is dropped. Grey becomes three equal channels.
+    stored in 16 bits, which would be nearly black otherwise). Grey becomes three equal channels. Alpha is dropped
+    where it is opaque.
 
     Args:
         source: path, PIL image, or array uint8/uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
@@ -86,84 +90,105 @@ def read_image(source: str | os.PathLike | BytesIO | Image.Image | np.ndarray, n
         uint8 (H, W, 3).
 
     Raises:
-        UserError: the file is missing, corrupt or of an unsupported kind; the message names it.
+        UserError: the file is missing, corrupt or of an unsupported kind, or holds several pages or frames, further
+            bands, floating-point values or transparent pixels, which RGB leaves out; the message names it.
     """
-    if isinstance(source, np.ndarray):
-        return array_to_rgb(source)
     name = name or source_name(source)
-    image = open_image(source, name)
-    try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode in _WIDE_MODES:
-            return array_to_rgb(_wide_to_uint16(np.asarray(image), name))
-        if image.mode == "P" and "transparency" in image.info:
-            # PIL warns when a palette with byte transparency goes straight to RGB.
-            image = image.convert("RGBA")
-        return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{name}: corrupt image ({_reason(error)}); remove or replace the file") from error
+    if isinstance(source, np.ndarray):
+        return array_to_rgb(source, name)
+    with open_stored(source, name) as stored:
+        _check_photograph(stored, name)
+        try:
+            if isinstance(stored, Values):
+                return array_to_rgb(stored.read(), name)
+            image = upright(stored)
+            if image.mode in WIDE_MODES:
+                return array_to_rgb(_wide_to_uint16(np.asarray(image), name), name)
+            if has_alpha(image):
+                image = image.convert("RGBA")  # also where a colour of a palette, or one that is named, is transparent
+                _check_opaque(np.asarray(image.getchannel("A")), name, len(stored.getbands()))
+            return np.array(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{name}: corrupt image ({reason(error)}); remove or replace the file") from error
 
 
 def read_mask(
-    source: str | os.PathLike | BytesIO | Image.Image | np.ndarray, name: str | None = None, *, coloured: bool = False
+    source: Encoded | Image.Image | np.ndarray, name: str | None = None, *, content: MaskContent = "values"
 ) -> np.ndarray:
     """Read a mask as stored: palette indices, grey values, or the common value of three equal channels.
 
     Args:
-        source: path, PIL image, or integer/bool array (H, W), (H, W, 1) or (H, W, 3) with values 0..255.
+        source: path, PIL image, or real array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
         name: what error messages call it; the file's path by default.
-        coloured: give an RGB mask in its colours, whatever they are; other masks are read as ever.
+        content: "values"; "colours" gives an RGB mask in its colours, whatever they are, other masks as ever; "alpha"
+            gives the opacity of what is drawn on a transparent layer.
 
     Returns:
-        uint8 (H, W), or (H, W, 3) for an RGB mask if `coloured`. A 1-bit or bool mask gives {0, 1}.
+        uint8 (H, W), or (H, W, 3) of colours. Values that are no integers in 0..255 come in their own type. A 1-bit or
+        bool mask gives {0, 1}.
 
     Raises:
-        UserError: corrupt, truly coloured, or with values outside 0..255; the message names the file.
+        UserError: corrupt, truly coloured, partly transparent, several pages or frames, or not finite; the message
+            names the file.
     """
+    return read_mask_file(source, name, content=content)[0]
+
+
+def read_mask_file(
+    source: Encoded | Image.Image | np.ndarray, name: str | None = None, *, content: MaskContent = "values"
+) -> tuple[np.ndarray, bool]:
+    """As `read_mask`, and whether the mask is stored lossily."""
     name = name or source_name(source)
-    if not isinstance(source, np.ndarray):
-        image = open_image(source, name)
+    if isinstance(source, np.ndarray):
+        return _array_to_mask(source, name, content), False
+    with open_stored(source, name) as stored:
         try:
-            image = ImageOps.exif_transpose(image)
-            if image.mode == "PA":
-                image = image.getchannel(0)
-            elif image.mode in ("LA", "RGBA", "CMYK", "YCbCr"):
-                image = image.convert("L" if image.mode == "LA" else "RGB")
-            source = np.asarray(image)
+            array = stored.read() if isinstance(stored, Values) else _mask_of_picture(stored, name, content)
         except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise UserError(f"{name}: corrupt mask ({_reason(error)}); remove or replace the file") from error
-    if coloured and source.ndim == 3 and source.shape[2] in (3, 4) and source.dtype == np.uint8:
-        return np.ascontiguousarray(source[..., :3])
-    return _array_to_mask(source, name)
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{name}: corrupt mask ({reason(error)}); remove or replace the file") from error
+        return _array_to_mask(array, name, content), is_lossy(stored)
 
 
-def load_array(source: str | os.PathLike | BytesIO, name: str | None = None) -> np.ndarray:
+def has_alpha(image: Image.Image) -> bool:
+    """Whether an image says of its pixels how transparent they are."""
+    return image.mode in ALPHA_MODES or (image.mode not in WIDE_MODES and "transparency" in image.info)
+
+
+def load_array(source: Encoded, name: str | None = None) -> np.ndarray:
     """The array of a `.npy` file, memory-mapped; of encoded bytes, in memory. Raises `UserError` naming it."""
     try:
         return np.load(source, mmap_mode=None if isinstance(source, BytesIO) else "r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{name or source}: not a readable .npy array ({_reason(error)}); store plain numbers with numpy.save"
+            f"{name or source}: not a readable .npy array ({reason(error)}); store plain numbers with numpy.save"
         ) from error
 
 
-def array_to_rgb(array: np.ndarray) -> np.ndarray:
-    """uint8/uint16/bool array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) -> uint8 (H, W, 3)."""
+def array_to_rgb(array: np.ndarray, name: str = "image array") -> np.ndarray:
+    """uint8/uint16/bool array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) -> uint8 (H, W, 3). Alpha has to be opaque."""
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4):
+        raise UserError(f"{name}: shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4)")
+    if array.dtype not in (bool, np.uint8, np.uint16):
+        raise UserError(
+            f"{name}: values of type {array.dtype}; pass uint8 values 0..255 (or uint16), or set channels to "
+            f"{array.shape[2]} for values as they are stored"
+        )
+    if array.shape[2] in (2, 4):
+        _check_opaque(array[:, :, -1], name, array.shape[2])
+        array = array[:, :, :-1]
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
     if array.dtype == np.uint16:
         array = (array // 16 if array.max(initial=0) <= 4095 else array // 257).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise UserError(f"image array of type {array.dtype}: pass uint8 values 0..255 (or uint16)")
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        raise UserError(f"image array of shape {array.shape}: expected (H, W), (H, W, 3) or (H, W, 4)")
     if array.shape[2] == 1:
         array = np.repeat(array, 3, axis=2)
-    return np.ascontiguousarray(array[:, :, :3])
+    return np.ascontiguousarray(array)
 
 
 def array_header(array: np.ndarray) -> Header:
@@ -171,27 +196,128 @@ def array_header(array: np.ndarray) -> Header:
     return Header(array.shape[0], array.shape[1], lossy=False, coloured=array.ndim == 3 and array.shape[2] >= 3)
 
 
+def header_of(stored: Image.Image | Values) -> Header:
+    """Header of an opened file."""
+    if isinstance(stored, Values):
+        return Header(stored.shape[0], stored.shape[1], stored.lossy, coloured=stored.shape[2] >= 3)
+    width, height = stored.size
+    # PIL decodes a whole PNG to look for its EXIF (a rotated one is noticed when it is read), and gives the size of a
+    # TIFF after rotation.
+    if stored.format in ("JPEG", "MPO", "WEBP") and stored.getexif().get(EXIF_ORIENTATION, 1) >= 5:
+        width, height = height, width
+    return Header(height, width, is_lossy(stored), stored.mode in _COLOUR_MODES)
+
+
+def is_cut_short(stored: Image.Image | Values) -> bool:
+    """Whether the marker that ends such a file is missing."""
+    marker = END_MARKERS.get(stored.format or "") if isinstance(stored, Image.Image) else None
+    return marker is not None and not _ends_with(stored, marker)
+
+
+def _check_photograph(stored: Image.Image | Values, name: str) -> None:
+    """Refuse what reading as RGB of 8 bits would leave out, as far as the head of the file says it."""
+    if isinstance(stored, Image.Image):
+        if stored.mode == "F":
+            raise UserError(f"{name}: floating-point image; {_AS_STORED.format(1)}")
+        if stored.mode == "LAB":
+            raise UserError(f"{name}: colours of mode LAB; store it as RGB")
+        return
+    bands = stored.shape[2]
+    if bands - stored.alpha not in (1, 3):
+        raise UserError(f"{name}: {bands} bands, a photograph has red, green and blue; {_AS_STORED.format(bands)}")
+    if stored.dtype not in (bool, np.uint8, np.uint16):
+        kind = "floating-point image" if stored.dtype.kind == "f" else f"values of type {stored.dtype}"
+        raise UserError(f"{name}: {kind}; {_AS_STORED.format(bands)}")
+
+
+def _check_opaque(alpha: np.ndarray, name: str, channels: int) -> None:
+    """Refuse an image whose transparent pixels RGB would show in colours that are not seen."""
+    share = float((alpha < _opaque(alpha)).mean()) if alpha.size else 0.0
+    if share:
+        as_stored = f", or set channels to {channels} to read alpha as one of them" if channels in (2, 4) else ""
+        raise UserError(
+            f"{name}: {100 * share:.3g} % of the pixels are transparent, which reading as RGB leaves out; store it "
+            f"without alpha{as_stored}"
+        )
+
+
+def _opaque(alpha: np.ndarray) -> Any:
+    """The value of pixels through which nothing is seen."""
+    return np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
+
+
 def _wide_to_uint16(array: np.ndarray, name: str) -> np.ndarray:
-    if array.dtype.kind == "f":
-        raise UserError(f"{name}: floating-point image; store it as 8-bit or 16-bit")
     if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
-        raise UserError(f"{name}: values outside 0..65535; store it as 8-bit or 16-bit")
+        raise UserError(f"{name}: values outside 0..65535; {_AS_STORED.format(1)}")
     return array.astype(np.uint16)
 
 
-def _array_to_mask(array: np.ndarray, name: str) -> np.ndarray:
-    if array.ndim == 3 and array.shape[2] in (1, 3, 4):
-        if array.shape[2] >= 3 and not ((array[..., 0] == array[..., 1]) & (array[..., 0] == array[..., 2])).all():
+def _mask_of_picture(stored: Image.Image, name: str, content: MaskContent) -> np.ndarray:
+    """(H, W) or (H, W, C) of the values that the file stores."""
+    if narrows(stored):
+        raise UserError(f"{name}: more than 8 bits in several channels, of which Pillow keeps 8; store it as PNG")
+    as_stored, image = stored_grey(stored), upright(stored)
+    if content == "alpha":
+        if not has_alpha(image):
+            raise UserError(f"{name}: a mask without an alpha channel; set mask_values to binary or index")
+        return np.asarray(image.convert("RGBA").getchannel("A"))
+    if image.mode == "PA":
+        return np.stack([np.asarray(image.getchannel(band)) for band in (0, 0, 0, 1)], axis=2)
+    if image.mode in ("CMYK", "YCbCr"):
+        image = image.convert("RGB")
+    return as_stored(np.asarray(image))
+
+
+def _array_to_mask(array: np.ndarray, name: str, content: MaskContent) -> np.ndarray:
+    """(H, W) or (H, W, C) of any real type -> what `read_mask` returns."""
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{name}: mask of type {array.dtype}; store class indices as 8-bit, 255 = ignore")
+    if array.ndim == 3 and array.shape[2] in (2, 4):
+        if content == "alpha":
+            return _narrowed(array[..., -1], name)
+        alpha = array[..., -1]
+        share = float((alpha < _opaque(alpha)).mean()) if alpha.size else 0.0
+        if share:
+            raise UserError(
+                f"{name}: {100 * share:.3g} % of the mask is transparent, and its values do not say what is drawn; "
+                "set mask_values to alpha (what is visible is foreground), or store it without alpha"
+            )
+        array = array[..., :-1]
+    elif content == "alpha" and array.ndim == 3 and array.shape[2] != 1:
+        raise UserError(f"{name}: a mask without an alpha channel; set mask_values to binary or index")
+    if array.ndim == 3 and array.shape[2] == 3:
+        if content == "colours":
+            return _colours(array, name)
+        if not ((array[..., 0] == array[..., 1]) & (array[..., 0] == array[..., 2])).all():
             raise UserError(
                 f"{name}: a coloured mask, and no palette is given; set palette to the colours of the classes, or "
                 "store one class index per pixel (grey or palette PNG)"
             )
         array = array[..., 0]
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
     if array.ndim != 2:
         raise UserError(f"{name}: mask of shape {array.shape}; expected one value per pixel (H, W)")
+    return _narrowed(array, name)
+
+
+def _colours(array: np.ndarray, name: str) -> np.ndarray:
+    """uint8 (H, W, 3) of colours of 8 or 16 bits."""
+    if array.dtype == np.uint16 and not (array % 257).any():
+        array = (array // 257).astype(np.uint8)
     if array.dtype != np.uint8:
-        if array.dtype.kind not in "biu" or array.min(initial=0) < 0 or array.max(initial=0) > 255:
-            raise UserError(f"{name}: mask values outside 0..255; store class indices as 8-bit, 255 = ignore")
+        raise UserError(f"{name}: colours of type {array.dtype}, a palette has 8 bits; store it as 8-bit RGB")
+    return np.ascontiguousarray(array)
+
+
+def _narrowed(array: np.ndarray, name: str) -> np.ndarray:
+    """As uint8 where no value is lost by it."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UserError(f"{name}: a mask with values that are NaN or infinite; give them a number, 255 = ignore")
+    if array.dtype != np.uint8:
+        fits = array.min(initial=0) >= 0 and array.max(initial=0) <= 255
+        if not fits or (array.dtype.kind == "f" and (array % 1).any()):
+            return np.ascontiguousarray(array)
         array = array.astype(np.uint8)
     return np.ascontiguousarray(array)
 
@@ -204,16 +330,3 @@ def _ends_with(image: Image.Image, marker: bytes) -> bool:
     found = marker in image.fp.read(64)
     image.fp.seek(position)
     return found
-
-
-def source_name(source: str | os.PathLike | BytesIO | Image.Image | np.ndarray) -> str:
-    """What an error message calls an image."""
-    if isinstance(source, (str, Path)):
-        return str(source)
-    return getattr(source, "filename", "") or "image in memory"
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "of no known format"
-    return first_line(error)

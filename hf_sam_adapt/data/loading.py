@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ..class_names import check_id2label, read_id2label
 from ..errors import UserError
 from . import coco, columns, folder, generated
 from .dataset import Reader, SegmentationData, SegmentationSplit, size_message
-from .encoding import lossy_message, parse_label_map, present_values, resolve_encoding
-from .palettes import Colour, Palette, resolve_palette, to_labels, unknown_colours
+from .encoding import check_threshold, lossy_message, parse_label_map, resolve_encoding
+from .images import MaskContent
+from .palettes import Palette, resolve_palette
+from .scan import in_threads, palette_notes, sample_rows, scan_masks, soft_notes
 from .splits import split_indices
 
 
@@ -26,12 +24,11 @@ if TYPE_CHECKING:
     import datasets
 
 
-SCANNED = 2000  # masks whose values are read before training
-SCANNED_PIXELS = 256_000_000  # their images are decoded too, as long as they have no more pixels together
 # What decides, beside the data set itself, how it is read and split: arguments here, keys of a recipe.
 READ_KEYS = (
     "mask_suffix",
     "mask_values",
+    "mask_threshold",
     "label_map",
     "num_labels",
     "id2label",
@@ -40,8 +37,6 @@ READ_KEYS = (
     "palette",
     "seed",
 )
-THREADS = 4
-CHUNK = 64
 
 
 def load_segmentation_dataset(
@@ -49,6 +44,7 @@ def load_segmentation_dataset(
     *,
     mask_suffix: str | None = None,
     mask_values: str = "auto",
+    mask_threshold: float | None = None,
     label_map: Mapping[int, int] | None = None,
     num_labels: int | None = None,
     id2label: Mapping[int, str] | None = None,
@@ -68,7 +64,9 @@ def load_segmentation_dataset(
             `save_to_disk`, `synthetic:<domain>` (`synthetic:landcover@looks=1` sets the speckle), a Hub id, or a
             `datasets.Dataset` or `DatasetDict` with the columns image and mask.
         mask_suffix: what the masks' names have at their end: `_mask` for `x.jpg` and `x_mask.png`.
-        mask_values: "auto", "binary" (above 0, lossy files above 127) or "index" (as stored, 255 = ignore).
+        mask_values: "auto", "binary" (above 0, lossy files above 127), "index" (as stored, 255 = ignore) or "alpha"
+            (what is drawn on a transparent layer is foreground).
+        mask_threshold: "binary" and "alpha" take values above it for foreground, in place of 0 and 127.
         label_map: stored value -> value, applied before everything else.
         num_labels: number of classes with the background, None = binary.
         id2label: class to name.
@@ -86,6 +84,7 @@ def load_segmentation_dataset(
         dataset,
         mask_suffix=mask_suffix,
         mask_values=mask_values,
+        mask_threshold=mask_threshold,
         label_map=label_map,
         num_labels=num_labels,
         id2label=id2label,
@@ -101,11 +100,12 @@ def load_segmentation_dataset(
     if palette is not None:
         _check_colours(headers)
     seen = [tables[name] for name in ("train", "val") if name in tables]
-    scanned = _scan(seen, reader, palette, seed)
+    binary = palette is None and source.mask_values in ("binary", "alpha")
+    scanned = scan_masks(seen, reader, palette, source.label_map, binary, seed)
     stored = [(mask.name, mask.values, mask.lossy) for mask in scanned]
-    colours = [] if palette is None else _palette_notes(scanned)
+    colours = [] if palette is None else palette_notes(scanned)
     choice = source.mask_values, source.num_labels, source.label_map, palette, reader.draws_ignored
-    encoding, found_notes = resolve_encoding(stored, *choice)
+    encoding, found_notes = resolve_encoding(stored, *choice, source.mask_threshold)
     parts = {name: SegmentationSplit(table, reader, encoding) for name, table in tables.items()}
     return SegmentationData(
         train=parts["train"],
@@ -115,7 +115,7 @@ def load_segmentation_dataset(
         id2label=source.id2label,
         mask_values=encoding.mask_values,
         name=os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__,
-        notes=colours + found_notes + source.notes,
+        notes=colours + (soft_notes(scanned) if mask_threshold is None else []) + found_notes + source.notes,
         splits=source.splits,
         palette=palette,
     )
@@ -127,7 +127,8 @@ class Source:
 
     Attributes:
         tables: per split, what `reader` takes, with the column "id".
-        mask_values, label_map, num_labels, id2label, palette: as given, completed by what the source itself says.
+        mask_values, mask_threshold, label_map, num_labels, id2label, palette: as given, completed by what the source
+            itself says.
         splits: ids per split where they were drawn by seed, else None.
         notes: sentences about the splits.
     """
@@ -135,6 +136,7 @@ class Source:
     tables: dict[str, datasets.Dataset]
     reader: Reader
     mask_values: str
+    mask_threshold: float | None
     label_map: dict[int, int] | None
     num_labels: int | None
     id2label: dict[int, str]
@@ -148,6 +150,7 @@ def open_source(
     *,
     mask_suffix: str | None = None,
     mask_values: str = "auto",
+    mask_threshold: float | None = None,
     label_map: Mapping[int, int] | None = None,
     num_labels: int | None = None,
     id2label: Mapping[int, str] | None = None,
@@ -166,6 +169,7 @@ def open_source(
         UserError: no such data set, keys that contradict each other or it, or no training images.
     """
     label_map = parse_label_map(label_map)
+    mask_values = check_threshold(mask_threshold, mask_values)
     if num_labels is not None and not 2 <= num_labels <= 255:
         raise UserError(
             f"num_labels: {num_labels} is not in 2..255; it counts the background, leave it out for binary masks"
@@ -175,9 +179,11 @@ def open_source(
     palette = resolve_palette(palette)
     if palette is not None and label_map is None:
         num_labels, id2label = _labels_of(palette, num_labels, id2label)
-    tables, reader, found_labels = _open(dataset, mask_suffix, channels, palette is not None, problem)
-    if found_labels is not None and palette is not None:
-        raise UserError(f"palette: {dataset} says its classes itself; leave palette out")
+    content: MaskContent = "colours" if palette is not None else "alpha" if mask_values == "alpha" else "values"
+    tables, reader, found_labels = _open(dataset, mask_suffix, channels, content, problem)
+    for key, given in (("palette", palette is not None), ("mask_values: alpha", mask_values == "alpha")):
+        if found_labels is not None and given:
+            raise UserError(f"{key}: {dataset} says its classes itself; leave it out")
     if found_labels is not None and mask_values != "binary":
         mask_values = "index"
         # With a label_map the values are classes of the user's own.
@@ -187,17 +193,16 @@ def open_source(
     tables, splits, notes = _split(tables, group_by, seed)
     if "train" not in tables or not len(tables["train"]):
         raise UserError(f"dataset: {dataset} has no training images")
-    return Source(
-        tables, reader, mask_values, label_map, num_labels, _id2label(id2label, num_labels), palette, splits, notes
-    )
+    names = _id2label(id2label, num_labels)
+    return Source(tables, reader, mask_values, mask_threshold, label_map, num_labels, names, palette, splits, notes)
 
 
 def _open(
-    dataset: Any, mask_suffix: str | None, channels: int | None, coloured: bool, problem: folder.Problem
+    dataset: Any, mask_suffix: str | None, channels: int | None, content: MaskContent, problem: folder.Problem
 ) -> tuple[dict[str, datasets.Dataset], Reader, dict[int, str] | None]:
     """Tables per split (or "all"), their reader, and the class names where the source says them."""
     if not isinstance(dataset, (str, os.PathLike)):
-        return columns.column_tables(dataset), columns.ColumnReader(channels, coloured), None
+        return columns.column_tables(dataset), columns.ColumnReader(channels, content), None
     name = os.fspath(dataset)
     if name.startswith(generated.PREFIX):
         return generated.generated_tables(name, channels)
@@ -207,16 +212,16 @@ def _open(
         if root.exists() or root.parent.is_dir() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
             kind = "is not a folder" if root.exists() else "missing folder"
             raise UserError(f"dataset: {name}: {kind}; give a folder, a Hub id owner/name, or synthetic:<domain>")
-        return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(channels, coloured), None
+        return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(channels, content), None
     if columns.is_saved_dataset(root):
-        return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(channels, coloured), None
+        return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(channels, content), None
     files = coco.find_annotations(root)
     if files and not folder.has_masks(root):
         tables, id2label = coco.coco_tables(root, files)
         return tables, coco.CocoReader(channels), id2label
     if folder.has_images(root):
         tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)
-        return tables, folder.FileReader(channels, coloured), None
+        return tables, folder.FileReader(channels, content), None
     raise UserError(
         f"dataset: {name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
         "annotations.json"
@@ -262,7 +267,7 @@ def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, se
     def check(row: dict[str, Any]) -> tuple[str, bool]:
         image, mask = reader.headers(row)
         name = reader.name(row)
-        if mask.lossy and mask_values != "binary":
+        if mask.lossy and mask_values not in ("binary", "alpha"):
             raise UserError(lossy_message(name))
         sizes = (mask.height, mask.width), (image.height, image.width)
         if sizes[0] != sizes[1]:
@@ -287,61 +292,6 @@ def _check_colours(masks: list[tuple[str, bool]]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Scanned:
-    """What a mask holds: which of the 256 values (with a palette, of its indices), and which unknown colours."""
-
-    name: str
-    values: np.ndarray
-    lossy: bool
-    unknown: Counter[Colour]
-    pixels: int
-
-
-def _scan(tables: list[datasets.Dataset], reader: Reader, palette: Palette | None, seed: int) -> list[_Scanned]:
-    """Up to 2,000 masks; decodes small images on the way."""
-    if reader.checked_rows == 0:
-        return []
-    total = sum(len(table) for table in tables)
-    budget = SCANNED_PIXELS / min(total, SCANNED)
-
-    def scan(row: dict[str, Any]) -> _Scanned:
-        stored, lossy = reader.read_mask(row)
-        pixels = stored.shape[0] * stored.shape[1]
-        if pixels <= budget:
-            reader.read_image(row)
-        unknown: Counter[Colour] = Counter()
-        if stored.ndim == 3 and palette is not None:
-            unknown = unknown_colours(stored, palette)
-            stored = to_labels(stored, palette)
-        return _Scanned(reader.name(row), present_values(stored), lossy, unknown, pixels)
-
-    counts = [max(1, SCANNED * len(table) // max(total, SCANNED)) for table in tables]
-    return [
-        found for table, count in zip(tables, counts) for found in in_threads(scan, sample_rows(table, count, seed))
-    ]
-
-
-def _palette_notes(scanned: list[_Scanned]) -> list[str]:
-    """What to say of colours that are in no class; `UserError` where there are no others."""
-    unknown: Counter[Colour] = Counter()
-    for mask in scanned:
-        unknown.update(mask.unknown)
-    if not unknown:
-        return []
-    (most, count), total = unknown.most_common(1)[0], unknown.total()
-    if total == sum(mask.pixels for mask in scanned):
-        raise UserError(
-            f"palette: it holds none of the colours of the masks, whose most frequent one is {most}; name that of "
-            "each class"
-        )
-    masks = sum(bool(mask.unknown) for mask in scanned)
-    return [
-        f"{total} pixels of unknown colours in {masks} of {len(scanned)} masks read as ignore, the most frequent "
-        f"{most} ({count} pixels)"
-    ]
-
-
 def _labels_of(
     palette: Palette, num_labels: int | None, id2label: Mapping[int, str] | None
 ) -> tuple[int | None, Mapping[int, str]]:
@@ -349,25 +299,6 @@ def _labels_of(
     if num_labels not in (None, len(palette)):
         raise UserError(f"num_labels: {num_labels}, but the palette holds {len(palette)} classes; leave it out")
     return num_labels or (len(palette) if len(palette) > 2 else None), id2label or palette.id2label
-
-
-def sample_rows(table: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
-    """A seeded sample of at most `count` rows, in their order."""
-    if len(table) <= count:
-        return table
-    chosen = np.random.default_rng(seed).choice(len(table), count, replace=False)
-    return table.select(sorted(chosen.tolist()))
-
-
-def in_threads(function: Callable[[dict[str, Any]], Any], table: datasets.Dataset) -> list:
-    """`function` of every row, in threads: files are waited for and decoded without the interpreter's lock."""
-
-    def chunk(start: int) -> list:
-        batch = table[start : start + CHUNK]
-        return [function(dict(zip(batch, values))) for values in zip(*batch.values())]
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return [result for results in pool.map(chunk, range(0, len(table), CHUNK)) for result in results]
 
 
 def _id2label(id2label: Mapping | None, num_labels: int | None) -> dict[int, str]:

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.images import IGNORE, is_lossy, open_image, read_image, read_mask
+from ..data.encoding import LOSSY_THRESHOLD, middle_of_edges
+from ..data.images import IGNORE, read_image, read_mask_file
+from ..data.stored import Values, open_stored
 from ..errors import UserError
 
 
@@ -42,7 +44,7 @@ class Picture:
 
 
 def read_picture(path: str | Path | None, max_pixels: int, name: str | None = None) -> Picture:
-    """Read an upload as `predict` reads a file: EXIF rotation applied, alpha dropped, grey and 16 bits made RGB.
+    """Read an upload as `predict` reads a file: EXIF rotation applied, grey and 16 bits made RGB.
 
     Args:
         path: any image file.
@@ -50,7 +52,7 @@ def read_picture(path: str | Path | None, max_pixels: int, name: str | None = No
         name: the file's own name, where `path` is a temporary one.
 
     Raises:
-        UserError: no image, damaged, or too large.
+        UserError: no image, damaged, partly transparent, of several frames, or too large.
     """
     if path is None:
         raise UserError("no image: upload one, paste one, or take an example")
@@ -61,7 +63,7 @@ def read_picture(path: str | Path | None, max_pixels: int, name: str | None = No
 
 
 def read_binary_mask(path: str | Path, max_pixels: int, name: str | None = None) -> np.ndarray:
-    """Read an uploaded mask, foreground above 0 (of lossy files above 127).
+    """Read an uploaded mask, foreground above 0 (of lossy files above 127, of soft edges above their middle).
 
     Returns:
         uint8 (H, W) in {0, 1}, and 255 where an index mask says ignore.
@@ -71,10 +73,10 @@ def read_binary_mask(path: str | Path, max_pixels: int, name: str | None = None)
     """
     name = name or Path(path).name
     check_pixels(path, max_pixels, name)
-    with open_image(path, name) as image:
-        values, lossy = read_mask(image, name), is_lossy(image)
-    if lossy:
-        return (values > 127).astype(np.uint8)
+    values, lossy = read_mask_file(path, name)
+    middle = LOSSY_THRESHOLD if lossy else middle_of_edges(values)
+    if middle is not None:
+        return (values > middle).astype(np.uint8)
     if set(np.unique(values)) - {0, IGNORE} == {1}:  # indices, whose 255 is to be ignored
         return values
     return (values > 0).astype(np.uint8)
@@ -86,8 +88,8 @@ def check_pixels(path: str | Path, max_pixels: int, name: str) -> None:
     Raises:
         UserError: no image, or more than `max_pixels`.
     """
-    with open_image(path, name) as image:
-        width, height = image.size
+    with open_stored(path, name) as stored:
+        height, width = stored.shape[:2] if isinstance(stored, Values) else (stored.height, stored.width)
     if width * height > max_pixels:
         raise UserError(
             f"{name}: {width}x{height} pixels are {width * height / 1e6:.1f} million, more than the "

@@ -54,7 +54,7 @@ def save_contact_sheet(
         sample = split[index]
         # What a training draws for this image in its first epoch.
         image, mask = augment(sample.image, sample.mask, np.random.default_rng([seed, 0, index]), augmentations)
-        inputs = processor([image], masks=[mask])
+        inputs = processor([image], masks=[mask], mask_values="index")
         tile = _tile(inputs["pixel_values"][0].numpy(), inputs["labels"][0].numpy(), processor, num_labels)
         left, top = TILE * (place % COLUMNS), (TILE + CAPTION) * (place // COLUMNS)
         sheet.paste(tile, (left, top + CAPTION))

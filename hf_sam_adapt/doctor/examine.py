@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..data.channels import ARRAY_SUFFIX
-from ..data.encoding import MaskEncoding, map_present, present_values, resolve_encoding
+from ..data.encoding import MaskEncoding, map_values, present_values, resolve_encoding
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.images import IGNORE
-from ..data.loading import SCANNED, Source, in_threads, open_source, sample_rows
+from ..data.loading import Source, open_source
 from ..data.palettes import to_labels
+from ..data.scan import SCANNED, in_threads, sample_rows
 from ..data.splits import group_keys
 from ..errors import UserError
 from .checks import SplitFacts, check_classes, check_objects, check_pixels, check_splits
@@ -68,6 +69,7 @@ def examine_dataset(
     *,
     mask_suffix: str | None = None,
     mask_values: str = "auto",
+    mask_threshold: float | None = None,
     label_map: dict[int, int] | None = None,
     num_labels: int | None = None,
     id2label: dict[int, str] | None = None,
@@ -85,8 +87,8 @@ def examine_dataset(
     Memory: under 2 KB an image, most of it for the list of files.
 
     Args:
-        dataset, mask_suffix, mask_values, label_map, num_labels, id2label, group_by, channels, palette, seed: see
-            `load_segmentation_dataset`.
+        dataset, mask_suffix, mask_values, mask_threshold, label_map, num_labels, id2label, group_by, channels,
+            palette, seed: see `load_segmentation_dataset`.
         normalization: see `fit_normalization`; None = that of SAM, with channels "percentile".
         mask_size: side of the mask that the decoder predicts, in pixels; SAM's is 256.
         limit: findings kept of each severity and code, 0 = all.
@@ -99,6 +101,7 @@ def examine_dataset(
     keys: dict[str, Any] = {
         "mask_suffix": mask_suffix,
         "mask_values": mask_values,
+        "mask_threshold": mask_threshold,
         "label_map": label_map,
         "num_labels": num_labels,
         "id2label": id2label,
@@ -191,18 +194,21 @@ def choose_encoding(source: Source, seed: int) -> tuple[MaskEncoding, str | None
         UserError: keys that contradict each other.
     """
     choice = source.mask_values, source.num_labels, source.label_map, source.palette, source.reader.draws_ignored
+    choice += (source.mask_threshold,)
     by_keys = resolve_encoding([], *choice)[0]
     if source.reader.checked_rows == 0:
         return by_keys, None
 
     def look(row: dict[str, Any]) -> tuple[str, np.ndarray, bool] | None:
         try:
-            stored, lossy = source.reader.read_mask(row)
+            (stored, lossy), name = source.reader.read_mask(row), source.reader.name(row)
+            if stored.ndim == 3 and source.palette is not None:
+                stored = to_labels(stored, source.palette)
+            if lossy or stored.ndim == 3:
+                return None
+            return name, present_values(map_values(stored, source.label_map), name), lossy
         except Exception:  # is found again, and said, when all files are examined
             return None
-        if stored.ndim == 3 and source.palette is not None:
-            stored = to_labels(stored, source.palette)
-        return None if lossy or stored.ndim == 3 else (source.reader.name(row), present_values(stored), lossy)
 
     seen = [source.tables[name] for name in ("train", "val") if name in source.tables]
     total = sum(len(table) for table in seen)
@@ -211,7 +217,7 @@ def choose_encoding(source: Source, seed: int) -> tuple[MaskEncoding, str | None
     try:
         return resolve_encoding(masks, *choice)[0], None
     except UserError as error:
-        values = [map_present(present, source.label_map) for _, present, _ in masks]
+        values = [present for _, present, _ in masks]
         pictures = sum(bool(present[IGNORE] and not present[1:IGNORE].any()) for present in values)
         indices = sum(bool(present[1 : source.num_labels or 2].any()) for present in values)
         # Soft edges of 0/255 pictures hold values between.

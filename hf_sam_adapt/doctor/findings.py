@@ -19,7 +19,13 @@ _CODES = (
     ("coloured mask", "palette"),
     ("mask value", "mask-values"),
     ("floating-point image", "bit-depth"),
-    ("16 bits in several channels", "bit-depth"),
+    ("values of type", "bit-depth"),
+    ("values outside 0..65535", "bit-depth"),
+    ("bits in several channels", "bit-depth"),
+    ("bands, a photograph has", "channels"),
+    ("of which only one would be read", "frames"),
+    ("transparent", "alpha"),
+    ("alpha channel", "alpha"),
 )
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 
 from ..data.channels import ARRAY_SUFFIX, displayable
 from ..data.dataset import Reader, size_message
-from ..data.encoding import MaskEncoding, map_present, present_values
-from ..data.images import EXIF_ORIENTATION, IGNORE
+from ..data.encoding import MaskEncoding, map_values, middle_of_edges, present_values
+from ..data.images import IGNORE
 from ..data.palettes import to_labels, unknown_colours
+from ..data.stored import EXIF_ORIENTATION, WIDE_MODES, Values, open_stored
 from ..errors import UserError, first_line
 from .findings import ERROR, WARNING, Finding, from_message
 from .hashes import THUMBNAIL, digest, perceptual
@@ -131,17 +132,22 @@ class Examiner:
         """What reading as RGB of 8 bits hides."""
         if path is None or path.endswith(ARRAY_SUFFIX):
             return
-        with Image.open(path) as image:
-            if image.format in ("JPEG", "MPO", "TIFF", "WEBP"):
-                turned = image.getexif().get(EXIF_ORIENTATION, 1)
-                if turned in TURNS_UNSEEN or (turned > 4 and image.width == image.height):
-                    value = f"EXIF orientation {turned}, and the size does not tell whether the mask is turned, too"
-                    mend = "store image and mask upright, without orientation"
-                    facts.warn("orientation", path, value, mend)
-            if image.mode in ("RGBA", "LA", "PA") and np.asarray(image.getchannel("A")).min() < 255:
-                facts.warn("alpha", path, "transparent pixels, which are read as opaque", "store it without alpha")
-            if image.mode.startswith("I"):
-                facts.record["depth"] = 12 if np.asarray(image).max() <= 4095 else 16
+        with open_stored(path) as image:
+            if isinstance(image, Values):
+                wide = image.read() if image.dtype == np.uint16 else None
+            else:
+                self._orientation(image, path, facts)
+                wide = np.asarray(image) if image.mode in WIDE_MODES else None
+        if wide is not None:
+            facts.record["depth"] = 12 if wide.max() <= 4095 else 16
+
+    def _orientation(self, image: Image.Image, path: str, facts: SampleFacts) -> None:
+        if image.format in ("JPEG", "MPO", "TIFF", "WEBP"):
+            turned = image.getexif().get(EXIF_ORIENTATION, 1)
+            if turned in TURNS_UNSEEN or (turned > 4 and image.width == image.height):
+                value = f"EXIF orientation {turned}, and the size does not tell whether the mask is turned, too"
+                mend = "store image and mask upright, without orientation"
+                facts.warn("orientation", path, value, mend)
 
     def _mask(self, row: dict[str, Any], facts: SampleFacts) -> tuple[np.ndarray | None, bool]:
         """Stored values (of colours, classes) and whether they are stored lossily; None where that is refused."""
@@ -164,8 +170,9 @@ class Examiner:
 
     def _decoded(self, stored: np.ndarray, lossy: bool, name: str, facts: SampleFacts) -> np.ndarray | None:
         """Classes, or None where a training refuses the mask."""
-        values = map_present(present_values(stored), self.encoding.label_map)
-        if self.mixed and not lossy:
+        mapped = map_values(stored, self.encoding.label_map)
+        if self.mixed and not lossy and mapped.dtype == np.uint8:
+            values = present_values(mapped, name)
             binary, classes = self.encoding.mask_values == "binary", (self.encoding.num_labels or 2) - 1
             index_mask = values[1 : classes + 1].any() and not values[classes + 1 :].any()
             if index_mask if binary else values[IGNORE] and not values[1:IGNORE].any():
@@ -173,6 +180,11 @@ class Examiner:
                 mend = "set mask_values to index (255 = ignore) or binary (above 0 is foreground), or mend it"
                 facts.refuse(f"{value}; {mend}", name, "mixed-encoding")
                 return None
+        soft = None if lossy or self.encoding.mask_values == "index" else middle_of_edges(mapped)
+        if soft is not None and self.encoding.threshold is None and not self.encoding.exact:
+            above, inside = np.count_nonzero(mapped > 0), np.count_nonzero(mapped > soft)
+            value = f"soft edges: {above} pixels above 0 are foreground, {inside} lie above {soft:g}"
+            facts.warn("soft-edges", name, value, f"set mask_threshold to {soft:g}")
         try:
             return self.encoding.decode(stored, lossy, name)
         except UserError as error:

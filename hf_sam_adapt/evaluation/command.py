@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..data import SegmentationData, SegmentationSplit
 
 
-DATA_KEYS = ("dataset", "group_by", "mask_suffix", "mask_values", "label_map", "palette", "seed")
+DATA_KEYS = ("dataset", "group_by", "mask_suffix", "mask_values", "mask_threshold", "label_map", "palette", "seed")
 
 
 @dataclass
@@ -42,7 +42,10 @@ class EvaluateArguments:
     dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.")
     group_by: str | None = option(None, "Regular expression; images whose match is equal stay in one split.")
     mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
-    mask_values: Literal["auto", "binary", "index"] | None = option(None, "How mask values are read; unset = auto.")
+    mask_values: Literal["auto", "binary", "index", "alpha"] | None = option(
+        None, "How mask values are read; unset = auto."
+    )
+    mask_threshold: float | None = option(None, "Mask values above it are foreground; unset = 0, of JPEG 127.")
     label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
     palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.")
     seed: int | None = option(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")

@@ -74,7 +74,8 @@ class _Prompted(Dataset):
 
 def prompts_of(mask: np.ndarray, kinds: Sequence[str], index: int, seed: int = 0) -> dict[str, Prompt]:
     """Prompts of every kind for image `index`; equal at every call, in any process."""
-    return {kind: derive_prompts(mask, kind, rng=np.random.default_rng([seed, index])) for kind in kinds}
+    draws = {kind: np.random.default_rng([seed, index]) for kind in kinds}
+    return {kind: derive_prompts(mask, kind, rng=draws[kind], mask_values="index") for kind in kinds}
 
 
 def evaluate(

@@ -75,7 +75,9 @@ def prompt_sensitivity(
     answers: dict[str, list[Answer]] = {variant.name: [] for variant in variants}
     with inference([variant.model for variant in variants], precision):
         for samples in own_batches(split, batch_size, num_workers, title="sensitivity", progress=progress):
-            prompts = [derive_prompts(sample.mask, kind, max_objects=MAX_OBJECTS) for sample in samples]
+            prompts = [
+                derive_prompts(sample.mask, kind, max_objects=MAX_OBJECTS, mask_values="index") for sample in samples
+            ]
             inputs = model_inputs(processor, samples)
             for variant in variants:
                 with variant.active():

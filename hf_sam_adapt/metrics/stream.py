@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -30,6 +31,7 @@ class StreamingMetric(ABC):
 
     def __init__(self) -> None:
         self.totals = np.zeros(self._size())
+        self._ignored = self._foreground = False  # seen in a mask
 
     def update(self, prediction: np.ndarray, mask: np.ndarray) -> None:
         """Adds one image.
@@ -44,6 +46,8 @@ class StreamingMetric(ABC):
         prediction, mask = np.asarray(prediction), np.asarray(mask)
         if prediction.shape != mask.shape or prediction.ndim != 2:
             raise ValueError(f"prediction {prediction.shape} and mask {mask.shape} must both be (H, W), of one size")
+        self._ignored |= bool((mask == IGNORE).any())
+        self._foreground |= bool(((mask != 0) & (mask != IGNORE)).any())
         if self.counts_unknown or (mask != IGNORE).any():
             self.totals[:-1] += self._measure(prediction, mask)
             self.totals[-1] += 1
@@ -52,6 +56,7 @@ class StreamingMetric(ABC):
         """Adds the images of metrics with the same settings."""
         for other in others:
             self.totals = self.totals + other.totals
+            self._ignored, self._foreground = self._ignored | other._ignored, self._foreground | other._foreground
 
     def compute(self) -> dict[str, Any]:
         """Scores over all images, fractions 0..1.
@@ -61,6 +66,10 @@ class StreamingMetric(ABC):
         """
         if not self.totals[-1]:
             raise ValueError("no image with a known pixel was added, there is no mean to compute")
+        if self._ignored and not self._foreground:
+            warnings.warn(
+                "masks of 0 and 255 = ignore, without foreground; if 255 is the object, pass mask > 0", stacklevel=2
+            )
         return self._scores(self.totals)
 
     def _size(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..data.encoding import decode_masks
 from ..data.images import IGNORE
 from ..errors import UserError
 from .prompt import PROMPT_KINDS, Prompt
@@ -19,6 +20,7 @@ def derive_prompts(
     num_labels: int | None = None,
     rng: np.random.Generator | None = None,
     max_objects: int = 32,
+    mask_values: str = "auto",
 ) -> Prompt:
     """Prompts that an annotator with the truth at hand would give.
 
@@ -32,6 +34,7 @@ def derive_prompts(
         num_labels: number of classes with the background, None = binary (every value in 1..254 is foreground).
         rng: draws the degradation of "mask"; a fixed seed when None.
         max_objects: most objects per image.
+        mask_values: "auto" reads a mask that holds 0 and 255 alone as foreground, with a warning; "index" does not.
 
     Returns:
         `Prompt` in image coordinates, with `targets` and `labels` set; n = 0 when no component is large enough.
@@ -40,6 +43,7 @@ def derive_prompts(
         raise UserError(f"prompts: unknown kind {kind!r}; choose from {', '.join(PROMPT_KINDS)}")
     if kind == "none":
         return Prompt("none")
+    (mask,) = decode_masks([(mask, False)], mask_values)
     targets, labels = components(mask, num_labels=num_labels, max_objects=max_objects)
     prompt = Prompt(kind, targets=targets, labels=labels)
     if kind == "box":

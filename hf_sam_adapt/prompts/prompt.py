@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import UserError
+
 
 if TYPE_CHECKING:
     import torch
@@ -77,3 +79,10 @@ class Prompt:
         names = ("boxes", "points", "point_labels", "masks", "targets", "labels", "draws")
         chosen = {name: getattr(self, name)[indices] for name in names if getattr(self, name) is not None}
         return dataclasses.replace(self, **chosen)
+
+
+def boolean_masks(masks: np.ndarray) -> np.ndarray:
+    """Masks of objects (n, H, W), of 0 and 1 or of 0 and 255, as bool. Raises `UserError` for other values."""
+    if masks.dtype != bool and not any(np.isin(masks, (0, value)).all() for value in (1, 255)):
+        raise UserError("prompt mask: values other than 0 and 1 (or 0 and 255); pass a boolean array")
+    return masks > 0

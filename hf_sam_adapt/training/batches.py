@@ -117,7 +117,7 @@ class TrainingSamples(Dataset):
             _, instances = augment(instances[..., None], instances, copy.deepcopy(rng), places)
         image, mask = augment(sample.image, sample.mask, rng, self.augmentations)
         prompt, weight = self._draw_prompt(mask, instances, rng)
-        inputs = self.processor.pack([image], masks=[mask], prompts=[prompt])
+        inputs = self.processor.pack([image], masks=[mask], prompts=[prompt], mask_values="index")
         wanted = ("pixel_values", "reshaped_input_sizes", "labels", "prompts")
         return {**{name: inputs[name] for name in wanted}, "weight": torch.tensor([weight])}
 

@@ -23,7 +23,7 @@ from ..evaluation.inference import AUTOCAST_DTYPES
 from ..forward import PromptedSam
 from ..frozen import cast_frozen_matrices
 from ..image_size import find_vision_encoder
-from ..losses import segmentation_loss
+from ..losses import loss_of_labels
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
 from .batches import BatchStream, TrainingSamples, prompt_shares, seed_micro_step, to_device, training_loader
@@ -289,7 +289,7 @@ def batch_loss(
     """
     if batch["prompts"][0].kind == "none" and len(logits[0]) > 1:
         maps, weights = torch.stack(logits), batch["weight"] / len(logits)  # (B, K, h, w)
-        value = segmentation_loss(maps, batch["labels"], loss, weights, class_weights)
+        value = loss_of_labels(maps, batch["labels"], loss, weights, class_weights)
         with torch.no_grad():
             return value, _mean_class_iou(maps, batch["labels"])
     targets, weights = [], []
@@ -301,7 +301,7 @@ def batch_loss(
         weights.append(weight.expand(len(image_logits)) / len(image_logits))
     objects, targets = torch.cat(logits)[:, None], torch.cat(targets)  # (R, 1, h, w), (R, S, S)
     weights = torch.cat(weights)
-    value = segmentation_loss(objects, targets, loss, weights / len(logits))
+    value = loss_of_labels(objects, targets, loss, weights / len(logits))
     with torch.no_grad():
         ious = _ious(objects[:, 0], targets)
         mean_iou = (ious * weights).sum() / weights.sum().clamp(min=1e-6)

@@ -93,23 +93,23 @@ def test_sixteen_bit_colours_of_a_tiff(tmp_path):
 
 
 def png16(path, array: np.ndarray) -> None:
-    """A 16-bit RGB PNG, which Pillow cannot write."""
-    height, width, _ = array.shape
+    """A PNG of 16 bits and 2 to 4 channels, which Pillow cannot write."""
+    height, width, channels = array.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     content = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
 
 
-def test_sixteen_bit_colours_of_a_png_are_refused(tmp_path):
-    png16(tmp_path / "x.png", array_of("uint16", channels=3))
-    for read in (read_channels, read_channel_header):
-        with pytest.raises(UserError, match=r"x\.png: 16 bits in several channels"):
-            read(tmp_path / "x.png", 3)
+def test_sixteen_bit_colours_of_a_png(tmp_path):
+    for channels in (2, 3, 4):
+        array = array_of("uint16", channels=channels)
+        png16(tmp_path / "x.png", array)
+        check(tmp_path / "x.png", array, channels)
 
 
 def test_exif_rotation_applies(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_sam_adapt.data.encoding import MaskEncoding, parse_label_map, present_values, resolve_encoding
+from hf_sam_adapt.data.encoding import MaskEncoding, map_values, parse_label_map, present_values, resolve_encoding
 from hf_sam_adapt.errors import UserError
 
 
@@ -11,7 +11,8 @@ def resolve(*masks, mask_values="auto", num_labels=None, label_map=None, lossy=(
     """`masks` are lists of values; they are called a, b, …"""
     items = []
     for name, values in zip("abcdef", masks):
-        items.append((name, present_values(np.array(values, np.uint8)), name in lossy))
+        stored = map_values(np.array(values, np.uint8), label_map)
+        items.append((name, present_values(stored, name), name in lossy))
     return resolve_encoding(items, mask_values, num_labels, label_map)
 
 
@@ -79,7 +80,7 @@ def test_label_map_comes_first():
     assert resolve([0, 128, 255], label_map={128: 0})[0].mask_values == "binary"
 
 
-@pytest.mark.parametrize("label_map", [{"a": 1}, {1: 300}, {-1: 0}, [1, 2], {1: None}])
+@pytest.mark.parametrize("label_map", [{"a": 1}, {1: 300}, {1: -1}, [1, 2], {1: None}])
 def test_label_maps_that_are_none(label_map):
     with pytest.raises(UserError, match=r"^label_map: "):
         parse_label_map(label_map)
@@ -87,6 +88,7 @@ def test_label_maps_that_are_none(label_map):
 
 def test_label_map_of_yaml_and_flags():
     assert parse_label_map({"0": "255", 1: 0}) == {0: 255, 1: 0}
+    assert parse_label_map({"-1": 255, 26001: 1}) == {-1: 255, 26001: 1}
     assert parse_label_map({}) is None and parse_label_map(None) is None
 
 

@@ -36,12 +36,13 @@ def test_grey_and_bilevel_become_three_channels(rgb, tmp_path):
     assert np.array_equal(read_image(save(bilevel, tmp_path / "one.png"))[..., 1], (grey > 100) * 255)
 
 
-def test_alpha_is_dropped(rgb, tmp_path):
-    alpha = np.random.default_rng(1).integers(0, 256, (20, 30, 1), dtype=np.uint8)
+def test_opaque_alpha_is_dropped(rgb, tmp_path):
+    alpha = np.full((20, 30, 1), 255, np.uint8)
     got = read_image(save(np.concatenate([rgb, alpha], axis=2), tmp_path / "alpha.png"))
     assert np.array_equal(got, rgb)
     got = read_image(save(np.concatenate([rgb[..., :1], alpha], axis=2), tmp_path / "la.png"))
     assert np.array_equal(got[..., 2], rgb[..., 0])
+    assert np.array_equal(read_image(np.concatenate([rgb, alpha], axis=2)), rgb)
 
 
 def test_palette_image_shows_its_colours(tmp_path):
@@ -52,7 +53,7 @@ def test_palette_image_shows_its_colours(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.array_equal(read_image(save(image, tmp_path / "p.png")), palette[indices])
-        path = save(image, tmp_path / "t.png", transparency=bytes([0, 128, 255]))
+        path = save(image, tmp_path / "t.png", transparency=bytes([255, 255, 255]))
         assert np.array_equal(read_image(path), palette[indices])
 
 
@@ -112,7 +113,8 @@ def test_masks_as_stored(tmp_path):
         "three.png": np.repeat(mask[..., None], 3, axis=2),
         "wide.png": mask.astype(np.uint16),
         "x.tif": mask.astype(np.int32),
-        "la.png": np.stack([mask, 255 - mask], axis=2),
+        "la.png": np.stack([mask, np.full_like(mask, 255)], axis=2),
+        "float.tif": mask.astype(np.float32),
     }.items():
         got = read_mask(save(stored, tmp_path / name))
         assert got.dtype == np.uint8 and np.array_equal(got, mask), name
@@ -128,8 +130,8 @@ def test_masks_as_stored(tmp_path):
     "stored, message",
     [
         (np.full((4, 4, 3), [1, 2, 3], np.uint8), "coloured mask"),
-        (np.full((4, 4), 300, np.uint16), "outside 0..255"),
-        (np.full((4, 4), 0.5, np.float32), "outside 0..255"),
+        (np.full((4, 4), np.nan, np.float32), "NaN"),
+        (np.full((4, 4, 4), [1, 1, 1, 128], np.uint8), "transparent"),
     ],
 )
 def test_masks_that_are_none(tmp_path, stored, message):

@@ -245,7 +245,7 @@ def thin_image(root, stem, other):
     return f"images/{stem}.png"
 
 
-@fault("alpha", error=False)
+@fault("alpha")
 def transparent_image(root, stem, other):
     def with_alpha(image):
         alpha = np.full(image.shape[:2], 255, np.uint8)
@@ -253,6 +253,48 @@ def transparent_image(root, stem, other):
         return np.dstack([image, alpha])
 
     return "images/" + change(image_of(root, stem), with_alpha)
+
+
+@fault("alpha")
+def mask_drawn_on_a_layer(root, stem, other):
+    def drawn(mask):
+        white = np.full((*mask.shape, 3), 255, np.uint8)
+        return np.dstack([white, np.where(mask > 0, 255, 0).astype(np.uint8)])
+
+    return "masks/" + change(mask_of(root, stem), drawn)
+
+
+@fault("frames")
+def image_of_several_pages(root, stem, other):
+    path = image_of(root, stem)
+    page = Image.open(path).convert("L")
+    page.save(path.with_suffix(".tif"), save_all=True, append_images=[page, page])
+    path.unlink()
+    return f"images/{stem}.tif"
+
+
+@fault("channels")
+def four_bands(root, stem, other):
+    import tifffile
+
+    path = image_of(root, stem)
+    image = np.array(Image.open(path))
+    bands = np.dstack([image, image[..., :1]])
+    tifffile.imwrite(path.with_suffix(".tif"), bands, photometric="rgb", extrasamples=["unspecified"])
+    path.unlink()
+    return f"images/{stem}.tif"
+
+
+@fault("soft-edges", error=False, keys={"mask_values": "binary"})
+def soft_edges_read_as_binary(root, stem, other):
+    def smooth(mask):
+        picture = Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8))
+        small = picture.resize((mask.shape[1] // 4, mask.shape[0] // 4), Image.Resampling.BOX)
+        soft = np.array(small.resize(picture.size, Image.Resampling.BILINEAR))
+        soft[mask.shape[0] // 2, mask.shape[1] // 2] = 255
+        return soft
+
+    return "masks/" + change(mask_of(root, stem), smooth)
 
 
 @fault("duplicate", error=False)

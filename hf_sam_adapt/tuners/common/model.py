@@ -164,19 +164,18 @@ class SamTunerMixin(Undoable):
             )
         inflate_channels(model, wanted)
 
-    def _set_windows(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> bool:
-        """Take the encoder's windows away if the adapter wants global attention; whether that changed the base."""
+    def _set_windows(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> None:
+        """Take the encoder's windows away if the adapter wants global attention."""
         encoder = find_vision_encoder(model)
         removed = encoder is not None and windows_removed(encoder)
         if config.global_attention == removed:
-            return False
+            return
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise UserError(
                 f"adapter {adapter_name!r} has global_attention={config.global_attention}, this model's adapters have "
                 f"{removed}; load it on another copy of the base model"
             )
         remove_windows(model)
-        return True
 
     def _install_mask_token_default(self, model: nn.Module) -> None:
         if find_mask_decoder(model) is None:

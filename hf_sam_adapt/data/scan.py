@@ -1,0 +1,131 @@
+"""The masks of a data set before training: which values they hold, found by reading up to 2,000 of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UserError
+from .dataset import Reader
+from .encoding import MaskEncoding, map_values, middle_of_edges, present_values
+from .palettes import Colour, Palette, to_labels, unknown_colours
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+SCANNED = 2000  # masks whose values are read before training
+SCANNED_PIXELS = 256_000_000  # their images are decoded too, as long as they have no more pixels together
+THREADS = 4
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class ScannedMask:
+    """What a mask holds: which of the 256 values (with a palette, of its indices), and which unknown colours."""
+
+    name: str
+    values: np.ndarray
+    lossy: bool
+    unknown: Counter[Colour]
+    pixels: int
+    soft: float | None
+
+
+def scan_masks(
+    tables: list[datasets.Dataset],
+    reader: Reader,
+    palette: Palette | None,
+    label_map: Mapping[int, int] | None,
+    binary: bool,
+    seed: int,
+) -> list[ScannedMask]:
+    """Up to 2,000 masks; decodes small images on the way.
+
+    Args:
+        tables: of the splits, of which each gives its share.
+        binary: foreground is what is above a threshold, so any value will do.
+
+    Raises:
+        UserError: an unreadable file, or values that the masks of a data set cannot hold.
+    """
+    if reader.checked_rows == 0:
+        return []
+    total = sum(len(table) for table in tables)
+    budget = SCANNED_PIXELS / min(total, SCANNED)
+
+    def scan(row: dict[str, Any]) -> ScannedMask:
+        (stored, lossy), name = reader.read_mask(row), reader.name(row)
+        pixels = stored.shape[0] * stored.shape[1]
+        if pixels <= budget:
+            reader.read_image(row)
+        unknown: Counter[Colour] = Counter()
+        if stored.ndim == 3 and palette is not None:
+            unknown = unknown_colours(stored, palette)
+            stored = to_labels(stored, palette)
+        soft = middle_of_edges(stored) if binary and not lossy else None
+        if binary and stored.dtype != np.uint8:
+            stored = MaskEncoding("binary", None, label_map).decode(stored, lossy, name)
+        values = present_values(map_values(stored, None if binary else label_map), name)
+        return ScannedMask(name, values, lossy, unknown, pixels, soft)
+
+    counts = [max(1, SCANNED * len(table) // max(total, SCANNED)) for table in tables]
+    return [
+        found for table, count in zip(tables, counts) for found in in_threads(scan, sample_rows(table, count, seed))
+    ]
+
+
+def soft_notes(scanned: list[ScannedMask]) -> list[str]:
+    """What to say of soft edges that are foreground as a whole."""
+    soft = [mask for mask in scanned if mask.soft is not None]
+    if not soft:
+        return []
+    return [
+        f"{len(soft)} of {len(scanned)} masks have soft edges, such as {soft[0].name}, and all of an edge is "
+        f"foreground; mask_threshold: {soft[0].soft:g} cuts it in the middle"
+    ]
+
+
+def palette_notes(scanned: list[ScannedMask]) -> list[str]:
+    """What to say of colours that are in no class; `UserError` where there are no others."""
+    unknown: Counter[Colour] = Counter()
+    for mask in scanned:
+        unknown.update(mask.unknown)
+    if not unknown:
+        return []
+    (most, count), total = unknown.most_common(1)[0], unknown.total()
+    if total == sum(mask.pixels for mask in scanned):
+        raise UserError(
+            f"palette: it holds none of the colours of the masks, whose most frequent one is {most}; name that of "
+            "each class"
+        )
+    masks = sum(bool(mask.unknown) for mask in scanned)
+    return [
+        f"{total} pixels of unknown colours in {masks} of {len(scanned)} masks read as ignore, the most frequent "
+        f"{most} ({count} pixels)"
+    ]
+
+
+def sample_rows(table: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
+    """A seeded sample of at most `count` rows, in their order."""
+    if len(table) <= count:
+        return table
+    chosen = np.random.default_rng(seed).choice(len(table), count, replace=False)
+    return table.select(sorted(chosen.tolist()))
+
+
+def in_threads(function: Callable[[dict[str, Any]], Any], table: datasets.Dataset) -> list:
+    """`function` of every row, in threads: files are waited for and decoded without the interpreter's lock."""
+
+    def chunk(start: int) -> list:
+        batch = table[start : start + CHUNK]
+        return [function(dict(zip(batch, values))) for values in zip(*batch.values())]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [result for results in pool.map(chunk, range(0, len(table), CHUNK)) for result in results]

@@ -47,8 +47,9 @@ def test_an_image_keeps_its_side_when_others_come_and_go(naming, seed):
     for part in (ids[:22], ids[38:], ids[10:32], ids[::-1], sorted(ids)[20:42]):
         own = sides_of(part, seed=seed)
         lent = [name for name in part if own[name] != whole[name]]
-        # Only a side that would be empty is lent an image, which goes back to be trained on.
-        assert all(whole[name] == "train" and list(own.values()).count(own[name]) == 1 for name in lent)
+        # A side that would be empty is lent one image; what is trained on is never held out later.
+        assert len(lent) <= 2 and all(list(own.values()).count(own[name]) == 1 for name in lent)
+        assert all(whole[name] == "train" for name in part if own[name] == "train")
     shares = [list(whole.values()).count(name) / 60 for name in NAMES]
     assert shares[0] >= 0.5 and 0.03 <= shares[1] <= 0.3 and 0.03 <= shares[2] <= 0.3
 

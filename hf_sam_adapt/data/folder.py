@@ -161,7 +161,9 @@ def _by_stem(folder: Path, suffixes: set[str], problem: Problem) -> dict[str, st
     for path in map(str, files_below(folder, suffixes)):
         stem = one_form(os.path.splitext(path[below:])[0]).replace(os.sep, "/")
         if stem in files:
-            message = f"{folder}: {files[stem][below:]} and {path[below:]} have the same stem; remove or rename one of them"
+            message = (
+                f"{folder}: {files[stem][below:]} and {path[below:]} have the same stem; remove or rename one of them"
+            )
             problem("same-stem", [path], message)
             continue
         files[stem] = path

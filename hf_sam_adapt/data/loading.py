@@ -210,9 +210,7 @@ def open_source(
     if "train" not in tables or not len(tables["train"]):
         raise UserError(f"dataset: {dataset} has no training images")
     names = _id2label(id2label, num_labels)
-    return Source(
-        tables, reader, mask_values, label_map, num_labels, names, palette, splits, left_out + notes
-    )
+    return Source(tables, reader, mask_values, label_map, num_labels, names, palette, splits, left_out + notes)
 
 
 def _open(

@@ -198,11 +198,9 @@ def _load(path: Path) -> dict:
                 if field in fields:
                     item[field] = _same_id(item[field])
     for part, field in (("images", "id"), ("images", "file_name"), ("categories", "id")):
-        twice, count = (
-            Counter(str(item[field]) for item in content[part]).most_common(1)[0] if content[part] else ("", 1)
-        )
-        if count > 1:
-            raise UserError(f"{path}: the {field} {twice} is there {count} times under {part}; each needs its own")
+        for value, count in Counter(str(item[field]) for item in content[part]).most_common(1):
+            if count > 1:
+                raise UserError(f"{path}: the {field} {value} is there {count} times under {part}; each needs its own")
     return content
 
 

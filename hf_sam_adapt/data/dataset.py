@@ -151,12 +151,10 @@ class SegmentationData:
     @property
     def keys(self) -> dict[str, list[str]] | None:
         """What the images of each split are known by; None for drawn images, and for those of several data sets."""
-        splits = {name: getattr(self, name) for name in ("train", "val", "test") if getattr(self, name) is not None}
-        if any(
-            not isinstance(split, SegmentationSplit) or split.reader.checked_rows == 0 for split in splits.values()
-        ):
-            return None
-        return {name: split.keys for name, split in splits.items()}
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        splits = {name: split for name, split in named.items() if split is not None}
+        stored = [isinstance(split, SegmentationSplit) and split.reader.checked_rows != 0 for split in splits.values()]
+        return {name: split.keys for name, split in splits.items()} if all(stored) else None
 
     @property
     def measured(self) -> tuple[str, SegmentationSplit]:

@@ -88,13 +88,13 @@ def find_pairs(
         problem: told of "missing-mask", "missing-image" and "same-stem"; if it returns, these files are left out.
 
     Returns:
-        "train" and what there is of "val" and "test"; or "all" when `root` has no split folders, neither at its top nor
-        in `images`.
+        "train" and what there is of "val" and "test"; or "all" when `root` has no split folders, neither at its top
+        nor in `images`.
 
     Raises:
         UserError: images without masks or the reverse, two files of one stem, or an empty folder.
     """
-    if (root / "images").is_dir():
+    if (root / "images").is_dir() and ((root / "masks").is_dir() or not (root / "train" / "images").is_dir()):
         table = _pair_folder(root, mask_suffix, arrays, problem)
         tops = [name.partition("/")[0].lower() if "/" in name else "" for name in table["id"]]
         splits = {top: split for split, names in SPLIT_NAMES.items() for top in names if top in tops}

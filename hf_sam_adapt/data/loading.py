@@ -63,8 +63,8 @@ def load_segmentation_dataset(
 
     The headers of all files are read. The mask values of the training and validation data are read up to 2,000
     images, beyond that of a seeded sample of 2,000; each mask is checked again when it is used. No pixel of the test
-    split is read. Where splits are drawn, the name of an image (or of its group) and the seed alone decide its side, so
-    it stays when others come or go. Validation images that hold no foreground choose nothing and are left out.
+    split is read. Where splits are drawn, the name of an image (or of its group) and the seed alone decide its side,
+    so it stays when others come or go. Validation images that hold no foreground choose nothing and are left out.
 
     Args:
         dataset: a folder `{train,val?,test?}/{images,masks}` or `{images,masks}`, a COCO folder, a folder written by

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UserError
+from .walk import one_form
 
 
 SLOTS, HELD_OUT = 20, 3  # 3 of 20 are 15 %
@@ -88,7 +89,7 @@ def _place(group: str, seed: int, first: int) -> tuple[int, str]:
 def group_keys(ids: Sequence[str], group_by: str) -> list[str]:
     """The group of each image. Raises `UserError` where `group_by` does not match."""
     try:
-        pattern = re.compile(group_by)
+        pattern = re.compile(one_form(group_by))
     except re.error as error:
         raise UserError(f"group_by: {group_by!r} is no regular expression ({error})") from error
     if pattern.groups != 1:

@@ -107,7 +107,8 @@ def examine_dataset(
         "palette": palette,
         "seed": seed,
     }
-    group_keys([], group_by)  # raises where it is no regular expression
+    if group_by is not None:
+        group_keys([], group_by)  # raises where it is no regular expression
     told: set[str] = set()
     source = _open(dataset, keys, findings, told)
     if source is None:
@@ -174,11 +175,11 @@ def _odd_files(root: Path, source: Source, told: set[str]) -> Iterator[Finding]:
     for path in (path for path in unread_files(root, source.tables) if str(path) not in told):
         value = f"a file of type {path.suffix.lower() or 'none'}, which nothing reads"
         yield Finding(WARNING, "odd-file", str(path), value, "remove it, or convert it")
-    for part in sorted(path for part in ("images", "masks") for path in (root / part, *root.glob(f"*/{part}"))):
-        for entry in sorted(os.listdir(part)) if part.is_dir() else ():
-            if is_leftover(entry):
+    for folder in sorted(path for part in ("images", "masks") for path in (root / part, *root.glob(f"*/{part}"))):
+        for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+            if is_leftover(name):
                 value = "left there by a system or a tool, which nothing reads"
-                yield Finding(WARNING, "odd-file", str(part / entry), value, "remove it")
+                yield Finding(WARNING, "odd-file", str(folder / name), value, "remove it")
 
 
 def choose_encoding(source: Source, seed: int) -> tuple[MaskEncoding, str | None]:

@@ -219,8 +219,8 @@ def load_for_inference(
 def _chosen_data(args: EvaluateArguments, earlier: EarlierRun | None) -> dict[str, Any]:
     """Arguments of `load_segmentation_dataset`, `prompts` and `metrics`.
 
-    What is unset comes from the run; of another data set only the seed: a split drawn by another one would score images
-    that the adapter was trained on, were it a copy.
+    What is unset comes from the run; for another data set only the seed: were it a copy that has grown, a split drawn
+    by another seed would score images that the adapter was trained on.
     """
     run: dict[str, Any] = {} if earlier is None else earlier.recipe
     if earlier is not None and args.dataset is not None and not earlier.is_of(args.dataset):

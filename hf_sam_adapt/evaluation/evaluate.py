@@ -153,8 +153,8 @@ def evaluate(
 def no_foreground(images: int) -> str:
     """The error for a split on which a model that finds nothing would be right."""
     return (
-        f"none of the {images} masks that are scored holds any foreground, so that finding nothing would be right: add "
-        "images with objects, or check the masks, mask_values and label_map"
+        f"none of the {images} masks that are scored holds any foreground, so that finding nothing would be right: "
+        "add images with objects, or check the masks, mask_values and label_map"
     )
 
 

@@ -28,15 +28,14 @@ def read_coco(source: Path, images: Path | None = None) -> Annotations:
     files = {UNSPLIT: source} if source.is_file() else find_annotations(source)
     if not files:
         raise UserError(f"{source}: no annotations.json or annotations/instances_*.json in it; name the file itself")
-    tables, id2label = coco_tables(images or (source.parent if source.is_file() else source), files)
-    annotations = Annotations(classes=[name for label, name in sorted(id2label.items()) if label])
+    tables, id2label, left_out = coco_tables(images or (source.parent if source.is_file() else source), files)
+    annotations = Annotations(classes=[name for label, name in sorted(id2label.items()) if label], left_out=left_out)
     namer = CocoReader()
     for split, table in tables.items():
         for row in table:
             regions, name = [], namer.name(row)
             for item in json.loads(row["objects"]):
                 if not item["segmentation"]:
-                    annotations.left_out["object with a box only"] += 1
                     continue
                 label = IGNORE_LABELS[0] if item["crowd"] else id2label[item["class"]]
                 regions.append(Region(label, partial(_draw, item["segmentation"], name)))

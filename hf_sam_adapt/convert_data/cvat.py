@@ -13,6 +13,7 @@ from ..data.dataset import size_message
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.images import IGNORE, read_image
 from ..data.palettes import Palette, resolve_palette, to_labels
+from ..data.walk import files_below, find_named, one_form
 from ..errors import UserError
 from .regions import (
     BACKGROUND_LABELS,
@@ -140,22 +141,22 @@ def _read_masks(source: Path, palette: Palette, images: Path) -> Annotations:
     special = (*BACKGROUND_LABELS, *IGNORE_LABELS)
     annotations = Annotations(classes=[name for name in palette.classes if name not in special])
     subsets = {}
-    for file in sorted((source / "ImageSets").rglob("*.txt")):
+    for file in files_below(source / "ImageSets", {".txt"}) if (source / "ImageSets").is_dir() else ():
         for line in file.read_text(encoding="utf-8").splitlines():
-            subsets[line.strip()] = split_of(file.stem)
+            subsets[one_form(line.strip())] = split_of(file.stem)
     folder = source / "SegmentationClass"
     # Each class of a mask is asked for in turn: it is read once.
     read = lru_cache(maxsize=1)(partial(_labels, palette=palette))
-    for mask in sorted(folder.rglob("*.png")):
+    for mask in sorted(files_below(folder, {".png"})) if folder.is_dir() else ():
         stem = mask.relative_to(folder).with_suffix("")
-        candidates = [images / stem.with_suffix(suffix) for suffix in sorted(IMAGE_SUFFIXES)]
-        image = next((path for path in candidates if path.is_file()), None)
+        candidates = (find_named(images, str(stem.with_suffix(suffix))) for suffix in sorted(IMAGE_SUFFIXES))
+        image = next(filter(None, candidates), None)
         if image is None:
             hint = "export with 'Save images', or name its folder by --images"
             raise UserError(f"{mask}: no image {stem} in {images}; {hint}")
         names = [*enumerate(palette.classes), (IGNORE, IGNORE_LABELS[0])]
         regions = [Region(name, partial(_class_of, read, mask, index)) for index, name in names]
-        split = subsets.get(stem.as_posix(), UNSPLIT)
+        split = subsets.get(one_form(stem.as_posix()), UNSPLIT)
         annotations.images.append(AnnotatedImage(split, "_".join(stem.parts), image, None, regions, str(mask)))
     return annotations
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.images import read_mask
+from ..data.walk import files_below
 from ..errors import UserError
 from .regions import (
     UNSPLIT,
@@ -44,7 +45,7 @@ def read_labelme(source: Path, images: Path | None = None) -> Annotations:
     Raises:
         UserError: no such files, or one that is damaged.
     """
-    files = sorted(path for path in source.rglob("*.json"))
+    files = sorted(files_below(source, {".json"}))
     annotations, annotated = Annotations(), set()
     for file in files:
         content = _load(file)
@@ -71,7 +72,7 @@ def read_labelme(source: Path, images: Path | None = None) -> Annotations:
         annotations.images.append(AnnotatedImage(split, stem, image, size, regions, str(file)))
     if not annotations.images:
         raise UserError(f"{source}: no JSON file of labelme in it; name the folder that labelme saved to")
-    alone = [path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path not in annotated]
+    alone = [path for path in files_below(source, IMAGE_SUFFIXES) if path not in annotated]
     if alone:
         annotations.left_out["image without a JSON file"] += len(alone)
     return annotations

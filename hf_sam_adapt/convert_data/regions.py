@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data.coco import fill_polygon
 from ..data.folder import SPLIT_NAMES
+from ..data.walk import find_named, one_form
 from ..errors import UserError
 from ..files import plain_name
 
@@ -115,15 +116,15 @@ def split_of(name: str) -> str:
 
 def stem_of(path: str | Path) -> str:
     """`a/b/x.jpg` -> `a_b_x`."""
-    return "_".join(part for part in Path(path).with_suffix("").parts if part not in ("..", ".", "/"))
+    return one_form("_".join(part for part in Path(path).with_suffix("").parts if part not in ("..", ".", "/")))
 
 
 def find_image(name: str, folders: Sequence[Path], source: str) -> Path:
     """The first of `folders` that has the file `name`, with or without its own folders. Raises `UserError`."""
     # Written on Windows, a path has other separators.
     parts = [part for part in Path(name.replace("\\", "/")).parts if part not in ("..", ".", "/")]
-    places = [folder.joinpath(*tail) for folder in folders for tail in (parts, parts[-1:])]
-    found = next((place for place in places if place.is_file()), None)
+    places = (find_named(folder, str(Path(*tail))) for folder in folders for tail in (parts, parts[-1:]))
+    found = next(filter(None, places), None)
     if found is None:
         hint = "put it there, or name its folder by --images"
         raise UserError(f"{source}: the image {name} is not in {folders[0]}; {hint}")

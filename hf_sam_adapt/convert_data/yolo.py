@@ -10,6 +10,7 @@ import yaml
 
 from ..data.coco import fill_polygon
 from ..data.folder import IMAGE_SUFFIXES
+from ..data.walk import files_below
 from ..errors import UserError
 from .regions import UNSPLIT, AnnotatedImage, Annotations, Region
 
@@ -81,7 +82,7 @@ def _images(place: str, file: Path, content: dict[str, Any], images: Path | None
         if missing is not None:
             raise UserError(f"{found}: the image {missing} is missing; mend the list")
         return listed
-    return sorted(path for path in found.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(files_below(found, IMAGE_SUFFIXES))
 
 
 def _label_file(image: Path) -> Path:

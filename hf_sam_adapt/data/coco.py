@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ..errors import UserError, first_line
 from .channels import load_header, load_image
 from .folder import SPLIT_NAMES
 from .images import IGNORE, Header
+from .walk import find_named, one_form
 
 
 if TYPE_CHECKING:
@@ -144,8 +146,10 @@ def find_annotations(root: Path) -> dict[str, Path]:
     return found
 
 
-def coco_tables(root: Path, files: dict[str, Path]) -> tuple[dict[str, datasets.Dataset], dict[int, str]]:
-    """Tables for `CocoReader`, and class to name: 0 is the background, categories follow by id."""
+def coco_tables(
+    root: Path, files: dict[str, Path]
+) -> tuple[dict[str, datasets.Dataset], dict[int, str], Counter[str]]:
+    """Tables for `CocoReader`; class to name: 0 is the background, categories follow by id; what is left out."""
     contents = {split: _load(path) for split, path in files.items()}
     categories = {item["id"]: item["name"] for content in contents.values() for item in content["categories"]}
     used = {item["category_id"] for content in contents.values() for item in content["annotations"]}
@@ -153,12 +157,28 @@ def coco_tables(root: Path, files: dict[str, Path]) -> tuple[dict[str, datasets.
         raise UserError(f"{root}: the COCO files hold no annotations")
     unknown = used - set(categories)
     if unknown:
-        raise UserError(f"{root}: category {sorted(unknown)[0]} is annotated but not listed under categories")
+        raise UserError(f"{root}: category {min(unknown, key=str)} is annotated but not listed under categories")
     # Roboflow lists a super-category that nothing is annotated with.
-    classes = {category: index for index, category in enumerate(sorted(used), start=1)}
+    classes = {category: index for index, category in enumerate(sorted(used, key=_by_number), start=1)}
     id2label = {0: "background"} | {index: categories[category] for category, index in classes.items()}
+    left_out: Counter[str] = sum((_left_out(files[split], content) for split, content in contents.items()), Counter())
     tables = {split: _table(root, files[split], split, content, classes) for split, content in contents.items()}
-    return tables, id2label
+    return tables, id2label, left_out
+
+
+def _by_number(key: int | str) -> tuple[bool, int | str]:
+    return isinstance(key, str), key
+
+
+def _left_out(file: Path, content: dict) -> Counter[str]:
+    """What of the annotations is not drawn, and how often. Raises `UserError` where none of them is."""
+    annotations, images = content["annotations"], {item["id"] for item in content["images"]}
+    strays = [item["image_id"] for item in annotations if item["image_id"] not in images]
+    if len(strays) == len(annotations):
+        why = f"image_id {strays[0]!r}, for example, is no image's" if strays else "there are none"
+        raise UserError(f"{file}: no annotation belongs to one of its {len(images)} images ({why}); mend the file")
+    boxes = sum(not item.get("segmentation") for item in annotations)
+    return Counter({"annotation that names no image": len(strays), "object with a box only": boxes})
 
 
 def _load(path: Path) -> dict:
@@ -174,7 +194,22 @@ def _load(path: Path) -> dict:
             absent = [field for field in fields if not isinstance(item, dict) or field not in item]
             if absent:
                 raise UserError(f"{path}: number {place + 1} of {part} has no {absent[0]!r}; mend the file")
+            for field in ("id", "image_id", "category_id"):
+                if field in fields:
+                    item[field] = _same_id(item[field])
+    for part, field in (("images", "id"), ("images", "file_name"), ("categories", "id")):
+        for value, count in Counter(str(item[field]) for item in content[part]).most_common(1):
+            if count > 1:
+                raise UserError(f"{path}: the {field} {value} is there {count} times under {part}; each needs its own")
     return content
+
+
+def _same_id(value: Any) -> int | str:
+    """An id as it is compared: tools write 7, "7" and 7.0 for the same one."""
+    try:
+        return int(value) if isinstance(value, str) or float(value) == int(value) else str(value)
+    except (TypeError, ValueError, OverflowError):
+        return str(value)
 
 
 def _table(root: Path, file: Path, split: str, content: dict, classes: dict[int, int]) -> datasets.Dataset:
@@ -194,7 +229,7 @@ def _table(root: Path, file: Path, split: str, content: dict, classes: dict[int,
     images = sorted(content["images"], key=lambda item: item["file_name"])
     return datasets.Dataset.from_dict(
         {
-            "id": [str(Path(item["file_name"]).with_suffix("")).replace("/", "_") for item in images],
+            "id": [one_form(str(Path(item["file_name"]).with_suffix("")).replace("/", "_")) for item in images],
             "image": [_locate(item["file_name"], folders, file) for item in images],
             "height": [item["height"] for item in images],
             "width": [item["width"] for item in images],
@@ -205,6 +240,7 @@ def _table(root: Path, file: Path, split: str, content: dict, classes: dict[int,
 
 def _locate(name: str, folders: list[Path], file: Path) -> str:
     for folder in folders:
-        if (folder / name).is_file():
-            return str(folder / name)
+        found = find_named(folder, name)
+        if found is not None:
+            return str(found)
     raise UserError(f"{file}: the image {name} is not in {folders[0]} nor beside it; put the images there")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,11 @@ class MaskEncoding:
             raise UserError(lossy_message(name))
         check_classes(present_values(mask, name), self.num_labels, name)
         return mask
+
+    def classes(self, values: np.ndarray, lossy: bool, name: str) -> np.ndarray:
+        """Which classes the values that occur after `label_map` become, bool (256,) -> bool (256,)."""
+        mapped = np.flatnonzero(values).astype(np.uint8)[None]
+        return present_values(dataclasses.replace(self, label_map=None).decode(mapped, lossy, name), name)
 
 
 def decode_masks(masks: Sequence[tuple[np.ndarray, bool]], mask_values: str = "auto") -> list[np.ndarray]:
@@ -189,8 +195,6 @@ def _notes(found: list[tuple[str, np.ndarray]]) -> list[str]:
     if unlabelled:
         some = f"{len(unlabelled)} of {len(found)} masks are 255 = ignore everywhere, such as {unlabelled[0]}"
         notes.append(f"{some}: nothing is learned or measured there")
-    if found and not any(values[1:IGNORE].any() for _, values in found):
-        notes.append("no mask of the training data holds any foreground")
     return notes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,12 @@ from ..class_names import check_id2label, read_id2label
 from ..errors import UserError
 from . import coco, columns, folder, generated
 from .dataset import Reader, SegmentationData, SegmentationSplit, size_message
+from .degenerate import degenerate, unused_map_notes
 from .encoding import check_threshold, lossy_message, parse_label_map, resolve_encoding
 from .images import MaskContent
 from .palettes import Palette, resolve_palette
-from .scan import in_threads, palette_notes, sample_rows, scan_masks, soft_notes
-from .splits import split_indices
+from .scan import ScannedMask, in_threads, palette_notes, sample_rows, scan_masks, soft_notes
+from .splits import draw_splits
 
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ READ_KEYS = (
     "palette",
     "seed",
 )
+_HINT = "the masks, mask_values and label_map"
 
 
 def load_segmentation_dataset(
@@ -52,12 +54,14 @@ def load_segmentation_dataset(
     channels: int | None = None,
     palette: str | Mapping[str, Any] | Palette | None = None,
     seed: int = 0,
+    known: Mapping[str, Sequence[str]] | None = None,
 ) -> SegmentationData:
     """Load, check and split a segmentation data set.
 
     The headers of all files are read. The mask values of the training and validation data are read up to 2,000
     images, beyond that of a seeded sample of 2,000; each mask is checked again when it is used. No pixel of the test
-    split is read.
+    split is read. Where splits are drawn, the name of an image (or of its group) and the seed alone decide its side,
+    so it stays when others come or go. Validation images that hold no foreground choose nothing and are left out.
 
     Args:
         dataset: a folder `{train,val?,test?}/{images,masks}` or `{images,masks}`, a COCO folder, a folder written by
@@ -76,9 +80,11 @@ def load_segmentation_dataset(
         palette: colours of the classes of RGB masks, see `resolve_palette`. Other colours become 255 = ignore and are
             counted in the notes; masks of one value a pixel are read as indices.
         seed: of the split and of the sample that is scanned.
+        known: ids per split of an earlier run on this data set, its `splits.json`; where splits are drawn these images
+            keep their sides.
 
     Raises:
-        UserError: whatever would end a training later, in one line.
+        UserError: whatever would end a training later, or teach it nothing, in one line.
     """
     source = open_source(
         dataset,
@@ -92,6 +98,7 @@ def load_segmentation_dataset(
         channels=channels,
         palette=palette,
         seed=seed,
+        known=known,
     )
     tables, reader, palette = source.tables, source.reader, source.palette
     headers = [
@@ -99,23 +106,45 @@ def load_segmentation_dataset(
     ]
     if palette is not None:
         _check_colours(headers)
-    seen = [tables[name] for name in ("train", "val") if name in tables]
-    binary = palette is None and source.mask_values in ("binary", "alpha")
-    scanned = scan_masks(seen, reader, palette, source.label_map, binary, seed)
-    stored = [(mask.name, mask.values, mask.lossy) for mask in scanned]
-    colours = [] if palette is None else palette_notes(scanned)
+    parts = {name: tables[name] for name in ("train", "val") if name in tables}
     choice = source.mask_values, source.num_labels, source.label_map, palette, reader.draws_ignored
-    encoding, found_notes = resolve_encoding(stored, *choice, source.mask_threshold)
-    parts = {name: SegmentationSplit(table, reader, encoding) for name, table in tables.items()}
+    asked = resolve_encoding([], *choice, source.mask_threshold)[0]
+    known = asked if palette is None and source.mask_values in ("binary", "alpha") else None
+    scanned = scan_masks(parts, reader, palette, source.label_map, known, seed)
+    masks = [mask for found in scanned.values() for mask in found]
+    stored = [(mask.name, mask.values, mask.lossy) for mask in masks]
+    colours = [] if palette is None else palette_notes(masks)
+    encoding, notes = resolve_encoding(stored, *choice, source.mask_threshold)
+    notes += unused_map_notes(source.label_map, [mask.mapped for mask in masks])
+    if mask_threshold is None:
+        notes = soft_notes(masks) + notes
+
+    def trouble(found: list[ScannedMask]) -> str | None:
+        classes = [mask.values if known else encoding.classes(mask.values, mask.lossy, mask.name) for mask in found]
+        return degenerate(classes, encoding)
+
+    for name, found in scanned.items():
+        problem = trouble(found)
+        if problem and len(found) < len(tables[name]):  # the sample may have missed the others
+            every = {name: tables[name]}
+            problem = trouble(
+                scan_masks(every, reader, palette, source.label_map, known, seed, limit=len(tables[name]))[name]
+            )
+        if problem and name == "train":
+            raise UserError(f"dataset: {dataset}: {problem} in {len(tables[name])} training masks; check {_HINT}")
+        if problem:
+            del tables[name]
+            notes.append(f"{problem} in the validation masks: they choose no checkpoint, the last one is kept")
+    splits = {name: SegmentationSplit(table, reader, encoding) for name, table in tables.items()}
     return SegmentationData(
-        train=parts["train"],
-        val=parts.get("val"),
-        test=parts.get("test"),
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
         num_labels=source.num_labels,
         id2label=source.id2label,
         mask_values=encoding.mask_values,
         name=os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__,
-        notes=colours + (soft_notes(scanned) if mask_threshold is None else []) + found_notes + source.notes,
+        notes=colours + notes + source.notes,
         splits=source.splits,
         palette=palette,
     )
@@ -129,8 +158,8 @@ class Source:
         tables: per split, what `reader` takes, with the column "id".
         mask_values, mask_threshold, label_map, num_labels, id2label, palette: as given, completed by what the source
             itself says.
-        splits: ids per split where they were drawn by seed, else None.
-        notes: sentences about the splits.
+        splits: keys per split where they were drawn by seed, else None.
+        notes: sentences about the splits and what is left out.
     """
 
     tables: dict[str, datasets.Dataset]
@@ -158,6 +187,7 @@ def open_source(
     channels: int | None = None,
     palette: str | Mapping[str, Any] | Palette | None = None,
     seed: int = 0,
+    known: Mapping[str, Sequence[str]] | None = None,
     problem: folder.Problem = folder.refuse,
 ) -> Source:
     """Find and split what `load_segmentation_dataset` then checks; the arguments are the same.
@@ -180,7 +210,7 @@ def open_source(
     if palette is not None and label_map is None:
         num_labels, id2label = _labels_of(palette, num_labels, id2label)
     content: MaskContent = "colours" if palette is not None else "alpha" if mask_values == "alpha" else "values"
-    tables, reader, found_labels = _open(dataset, mask_suffix, channels, content, problem)
+    tables, reader, found_labels, left_out = _open(dataset, mask_suffix, channels, content, problem)
     for key, given in (("palette", palette is not None), ("mask_values: alpha", mask_values == "alpha")):
         if found_labels is not None and given:
             raise UserError(f"{key}: {dataset} says its classes itself; leave it out")
@@ -190,71 +220,50 @@ def open_source(
         if label_map is None:
             id2label = id2label or found_labels
             num_labels = num_labels or (len(found_labels) if len(found_labels) > 2 else None)
-    tables, splits, notes = _split(tables, group_by, seed)
+    empty = next((name for name in ("val", "test") if name in tables and not len(tables[name])), None)
+    if empty is not None:
+        raise UserError(f"dataset: {dataset}: no images in its split {empty}; add some, or remove the split")
+    tables, splits, notes = draw_splits(tables, group_by, seed, known)
     if "train" not in tables or not len(tables["train"]):
         raise UserError(f"dataset: {dataset} has no training images")
     names = _id2label(id2label, num_labels)
+    notes = left_out + notes
     return Source(tables, reader, mask_values, mask_threshold, label_map, num_labels, names, palette, splits, notes)
 
 
 def _open(
     dataset: Any, mask_suffix: str | None, channels: int | None, content: MaskContent, problem: folder.Problem
-) -> tuple[dict[str, datasets.Dataset], Reader, dict[int, str] | None]:
-    """Tables per split (or "all"), their reader, and the class names where the source says them."""
+) -> tuple[dict[str, datasets.Dataset], Reader, dict[int, str] | None, list[str]]:
+    """Tables per split (or "all"), their reader, class names where the source says them, and what is left out."""
     if not isinstance(dataset, (str, os.PathLike)):
-        return columns.column_tables(dataset), columns.ColumnReader(channels, content), None
+        return columns.column_tables(dataset), columns.ColumnReader(channels, content), None, []
     name = os.fspath(dataset)
     if name.startswith(generated.PREFIX):
-        return generated.generated_tables(name, channels)
+        return *generated.generated_tables(name, channels), []
     root = Path(name).expanduser()
     if not root.is_dir():
         # A path into an existing folder is a misspelt path rather than a Hub id.
         if root.exists() or root.parent.is_dir() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
             kind = "is not a folder" if root.exists() else "missing folder"
             raise UserError(f"dataset: {name}: {kind}; give a folder, a Hub id owner/name, or synthetic:<domain>")
-        return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(channels, content), None
+        return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(channels, content), None, []
     if columns.is_saved_dataset(root):
-        return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(channels, content), None
+        return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(channels, content), None, []
     files = coco.find_annotations(root)
     if files and not folder.has_masks(root):
-        tables, id2label = coco.coco_tables(root, files)
-        return tables, coco.CocoReader(channels), id2label
+        tables, id2label, left_out = coco.coco_tables(root, files)
+        notes = [f"left out: {count} x {what}" for what, count in left_out.items()]
+        return tables, coco.CocoReader(channels), id2label, notes
     if folder.has_images(root):
         tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)
-        return tables, folder.FileReader(channels, content), None
+        unread = folder.unread_files(root, tables)
+        named = f", such as {unread[0].relative_to(root)}" if unread else ""
+        left_out = [f"{len(unread)} files of the folder are not read{named}"] if unread else []
+        return tables, folder.FileReader(channels, content), None, left_out
     raise UserError(
         f"dataset: {name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
         "annotations.json"
     )
-
-
-def _split(
-    tables: dict[str, datasets.Dataset], group_by: str | None, seed: int
-) -> tuple[dict[str, datasets.Dataset], dict[str, list[str]] | None, list[str]]:
-    """Draw the splits that the source does not name; (tables, ids per drawn split or None, notes)."""
-    source = "all" if "all" in tables else "train"
-    names = ("train", "val", "test") if source == "all" else ("train", "val")
-    if source not in tables or (source == "train" and "val" in tables):
-        return tables, None, [] if "test" in tables else [_no_test(tables)]
-    table = tables[source]
-    ids = list(table["id"])
-    drawn = {name: part for name, part in split_indices(ids, names, group_by=group_by, seed=seed).items() if part}
-    splits = {name: [ids[index] for index in part] for name, part in drawn.items()}
-    result = {name: part for name, part in tables.items() if name != source}
-    result |= {name: table.select(part) for name, part in drawn.items()}
-    counts = ", ".join(f"{len(part)} {name}" for name, part in drawn.items())
-    if "val" in drawn:
-        notes = [f"images dealt by seed {seed}: {counts}"]
-    else:
-        notes = ["one image: nothing is held out" if len(ids) == 1 else "one group of images: nothing is held out"]
-    if "test" not in result:
-        notes.append(_no_test(result))
-    return result, splits, notes
-
-
-def _no_test(tables: dict[str, Any]) -> str:
-    instead = "validation images, which also choose the checkpoint" if "val" in tables else "training images"
-    return f"no test split: the final evaluation uses the {instead}"
 
 
 def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, seed: int) -> list[tuple[str, bool]]:

@@ -28,10 +28,22 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class ScannedMask:
-    """What a mask holds: which of the 256 values (with a palette, of its indices), and which unknown colours."""
+    """What a mask holds.
+
+    Attributes:
+        name: what an error message calls it.
+        values: bool (256,), which values occur after `label_map`; with a palette its indices, and where the encoding
+            is known the classes.
+        mapped: the stored values that `label_map` names and the mask holds.
+        lossy: whether it was stored lossily.
+        unknown: pixels of each colour that is not in the palette.
+        pixels: their number.
+        soft: a threshold in the middle of soft edges that are foreground as a whole; None without such edges.
+    """
 
     name: str
     values: np.ndarray
+    mapped: frozenset[int]
     lossy: bool
     unknown: Counter[Colour]
     pixels: int
@@ -39,26 +51,26 @@ class ScannedMask:
 
 
 def scan_masks(
-    tables: list[datasets.Dataset],
+    tables: Mapping[str, datasets.Dataset],
     reader: Reader,
     palette: Palette | None,
     label_map: Mapping[int, int] | None,
-    binary: bool,
+    known: MaskEncoding | None,
     seed: int,
-) -> list[ScannedMask]:
-    """Up to 2,000 masks; decodes small images on the way.
+    limit: int = SCANNED,
+) -> dict[str, list[ScannedMask]]:
+    """Up to `limit` masks of the splits together; decodes small images on the way. Empty for drawn data.
 
     Args:
-        tables: of the splits, of which each gives its share.
-        binary: foreground is what is above a threshold, so any value will do.
+        known: how the masks are read, where that does not depend on them: foreground is what is above a threshold.
 
     Raises:
         UserError: an unreadable file, or values that the masks of a data set cannot hold.
     """
     if reader.checked_rows == 0:
-        return []
-    total = sum(len(table) for table in tables)
-    budget = SCANNED_PIXELS / min(total, SCANNED)
+        return {}
+    total = sum(len(table) for table in tables.values())
+    budget = SCANNED_PIXELS / min(total, limit)
 
     def scan(row: dict[str, Any]) -> ScannedMask:
         (stored, lossy), name = reader.read_mask(row), reader.name(row)
@@ -69,16 +81,13 @@ def scan_masks(
         if stored.ndim == 3 and palette is not None:
             unknown = unknown_colours(stored, palette)
             stored = to_labels(stored, palette)
-        soft = middle_of_edges(stored) if binary and not lossy else None
-        if binary and stored.dtype != np.uint8:
-            stored = MaskEncoding("binary", None, label_map).decode(stored, lossy, name)
-        values = present_values(map_values(stored, None if binary else label_map), name)
-        return ScannedMask(name, values, lossy, unknown, pixels, soft)
+        soft = middle_of_edges(stored) if known and not lossy else None
+        mapped = frozenset(value for value in label_map or () if (stored == value).any())
+        classes = map_values(stored, label_map) if known is None else known.decode(stored, lossy, name)
+        return ScannedMask(name, present_values(classes, name), mapped, lossy, unknown, pixels, soft)
 
-    counts = [max(1, SCANNED * len(table) // max(total, SCANNED)) for table in tables]
-    return [
-        found for table, count in zip(tables, counts) for found in in_threads(scan, sample_rows(table, count, seed))
-    ]
+    counts = {name: max(1, limit * len(table) // max(total, limit)) for name, table in tables.items()}
+    return {name: in_threads(scan, sample_rows(table, counts[name], seed)) for name, table in tables.items()}
 
 
 def soft_notes(scanned: list[ScannedMask]) -> list[str]:

@@ -175,7 +175,7 @@ def test_bad_annotations(tmp_path):
         ("here.png", "mask of 9x5"),
     ):
         Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / "here.png")
-        images = [{"id": 100 + i, "file_name": name, "height": 5, "width": 9} for i in range(2)]
+        images = [{"id": 101, "file_name": name, "height": 5, "width": 9}]
         write_coco(file, tmp_path, 2, {1: "x"}, images=images)
         with pytest.raises(UserError, match=message):
             load_segmentation_dataset(tmp_path)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -14,7 +14,11 @@ from .arguments import option, parse_arguments
 from .errors import UserError
 from .losses import parse_loss
 from .metrics.stream import PROMPTLESS_METRICS, check_metrics
+from .paths import DATASET, FILE, MODEL, NAME, Change, change_paths, stored_in
 from .presets import with_preset
+
+
+R = TypeVar("R", bound="Recipe")
 
 
 @dataclass
@@ -28,17 +32,18 @@ class Recipe:
     model: str | None = option(
         None,
         "The SAM to adapt: tiny, a folder, or a Hub id such as facebook/sam-vit-base; unset = the adapter's, or tiny.",
+        path=MODEL,
     )
     method: Literal["sam_adapter", "conv_lora", "cwsam", "decoder", "l2p", "lora", "full"] = option(
         "sam_adapter", "How SAM is adapted."
     )
     method_args: dict = option({}, "Fields of the method's PEFT config, e.g. --method_args.scale_factor 16.")
-    adapter: str | None = option(None, "Adapter folder or Hub id to start from instead of a fresh one.")
+    adapter: str | None = option(None, "Adapter folder or Hub id to start from instead of a fresh one.", path=MODEL)
     preset: Literal["cpu", "8gb", "12gb", "24gb", "80gb"] | None = option(
         None, "Model, precision, batch size and checkpointing for a GPU of that memory, where no key says otherwise."
     )
 
-    dataset: str | None = option(None, "Folder with images/ and masks/, Hub id, or synthetic:<domain>.")
+    dataset: str | None = option(None, "Folder with images/ and masks/, Hub id, or synthetic:<domain>.", path=DATASET)
     group_by: str | None = option(None, "Regular expression; images whose match is equal stay in one split.")
     mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
     mask_values: Literal["auto", "binary", "index"] = option("auto", "How mask values are read.")
@@ -46,7 +51,7 @@ class Recipe:
     num_labels: int | None = option(None, "Number of classes with the background; unset = one foreground class.")
     id2label: dict[int, str] | None = option(None, "Class id -> name.")
     palette: str | dict[str, list[int]] | None = option(
-        None, "Colours of the classes of RGB masks: FUSAR_MAP_1, FUSAR_MAP_2, a .yaml file, or name -> [r, g, b]."
+        None, "Colours of the classes of RGB masks: FUSAR_MAP_1, FUSAR_MAP_2, a .yaml file, or name -> [r, g, b].", path=NAME
     )
     channels: int | None = option(None, "Channels of images read as they are stored; unset = RGB photographs.")
     normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"] | None = option(
@@ -109,8 +114,8 @@ class Recipe:
     )
     seed: int = option(0, "Seed of everything random.")
 
-    output_dir: str = option("runs/hf-sam-adapt", "The run folder.")
-    resume_from_checkpoint: str | None = option(None, "`latest`, or a checkpoint folder of this output_dir.")
+    output_dir: str = option("runs/hf-sam-adapt", "The run folder.", path=FILE)
+    resume_from_checkpoint: str | None = option(None, "`latest`, or a checkpoint folder of this output_dir.", path=FILE)
     report_to: list[str] = option([], "Trackers: trackio tensorboard wandb.")
     push_to_hub: bool = option(False, "Publish the finished run on the Hub, in a private repository.")
     hub_model_id: str | None = option(None, "Repository, owner/name; unset = output_dir's name, in your account.")
@@ -164,9 +169,18 @@ class Recipe:
         """Where `push_to_hub` publishes."""
         return self.hub_model_id or Path(self.output_dir).resolve().name
 
-    def to_yaml(self) -> str:
-        """YAML with every key, which `--config` reads back to an equal recipe."""
-        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+    def with_paths(self: R, change: Change) -> R:
+        """A copy with another form of its paths."""
+        return dataclasses.replace(self, **change_paths(type(self), vars(self), change))
+
+    def to_yaml(self, folder: str | Path | None = None) -> str:
+        """YAML with every key, which `--config` reads back to an equal recipe.
+
+        Args:
+            folder: where the file will lie, at which its relative paths start; None: paths are written as they are.
+        """
+        recipe = self if folder is None else self.with_paths(stored_in(folder))
+        return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
 
 
 def parse_recipe(argv: list[str] | None = None, prog: str | None = None) -> Recipe:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..arguments import from_values, option, parse_arguments
 from ..data.generated import PREFIX
 from ..errors import UserError
+from ..paths import DATASET
 from ..recipe import Recipe
 from ..tuners.moda.config import check_domain_name
 
@@ -72,8 +73,8 @@ class ContinualRecipe(Recipe):
         UserError: a value outside its range, naming key and value.
     """
 
-    domains: list[dict | str] = option([], "Domains in order, each `name: dataset`, synthetic:<domain>, or a mapping.")
-    natural: dict | str | None = option(None, "A data set that is evaluated after each task and never trained on.")
+    domains: list[dict | str] = option([], "Domains in order, each `name: dataset`, synthetic:<domain>, or a mapping.", path=DATASET)
+    natural: dict | str | None = option(None, "A data set that is evaluated after each task and never trained on.", path=DATASET)
     protocol: Literal["moda", "naive", "joint", "er", "lwf", "ewc", "l2p", "olora"] = option(
         "moda", "How earlier domains are kept while the next one is learned."
     )

@@ -77,7 +77,7 @@ def convert_annotations(
             paired.mkdir(exist_ok=True)
             names = write_folder(annotations, paired, classes)
             for folder in {paired, part}:
-                write_recipe(folder, str(out), names)
+                write_recipe(folder, ".", names)
             if layout == "datasets":
                 save_dataset(paired, part, group_by)
         if push is not None:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from ..arguments import option
+from ..arguments import option, read_yaml
 from ..attention import Kind
 from ..errors import UserError
 from ..metrics.stream import PROMPTLESS_METRICS, check_metrics
+from ..paths import DATASET, FILE, MODEL, NAME, absolute, change_paths, found_from
 from ..processing import SamAdaptProcessor
+from ..recipe import Recipe
 from ..repository import find_file
 from .classes import ClassResult, constant_labels, evaluate_classes
 from .evaluate import EvalResult, evaluate
@@ -35,16 +37,20 @@ class EvaluateArguments:
     """
 
     adapter: str | None = option(
-        None, "Adapter to evaluate, a run folder or Hub id; unset = the plain SAM of --model."
+        None, "Adapter to evaluate, a run folder or Hub id; unset = the plain SAM of --model.", path=MODEL
     )
-    model: str | None = option(None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.")
+    model: str | None = option(
+        None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.", path=MODEL
+    )
     domain: str | None = option(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
-    dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.")
+    dataset: str | None = option(
+        None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.", path=DATASET
+    )
     group_by: str | None = option(None, "Regular expression; images whose match is equal stay in one split.")
     mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
     mask_values: Literal["auto", "binary", "index"] | None = option(None, "How mask values are read; unset = auto.")
     label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
-    palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.")
+    palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.", path=NAME)
     seed: int | None = option(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
     prompts: list[Literal["none", "box", "point", "mask"]] | None = option(
         None, "Kinds to measure; unset = no prompt."
@@ -66,7 +72,7 @@ class EvaluateArguments:
         "auto", "How the encoder computes attention."
     )
     output_dir: str | None = option(
-        None, "Folder for metrics.json and samples.png; unset = the table is printed only."
+        None, "Folder for metrics.json and samples.png; unset = the table is printed only.", path=FILE
     )
 
 
@@ -214,10 +220,11 @@ def load_for_inference(
 
 def _recipe_of(adapter: str | None) -> dict[str, Any]:
     """The recipe of a run folder or a published run, empty where there is none."""
-    import yaml
-
     path = find_file(adapter, "recipe.yaml") if adapter else None
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path is not None else {}
+    if path is None:
+        return {}
+    values = read_yaml(path)
+    return values | change_paths(Recipe, values, found_from(path))
 
 
 def _chosen_data(args: EvaluateArguments) -> dict[str, Any]:
@@ -226,8 +233,9 @@ def _chosen_data(args: EvaluateArguments) -> dict[str, Any]:
     What is unset comes from the run: a split drawn by another seed would score images that the adapter was trained on.
     """
     run = _recipe_of(args.adapter)
-    if args.dataset not in (None, run.get("dataset")):
-        run = {}
+    if args.dataset is not None:
+        own, other = (change_paths(Recipe, {"dataset": one}, absolute) for one in (run.get("dataset"), args.dataset))
+        run = run if own == other else {}
     chosen: dict[str, Any] = {"mask_values": "auto", "seed": 0, "prompts": ["none"], "metrics": []}
     for source in (run, vars(args)):
         chosen |= {key: source[key] for key in (*DATA_KEYS, "prompts", "metrics") if source.get(key) is not None}

@@ -65,7 +65,8 @@ def run_card(
         columns="image, truth, adapted" if classes else "image, truth, zero-shot SAM, adapted SAM",
         facts=[*training_facts(metrics, data), *input_facts(folder)],
         notes=data["notes"],
-        command="train",
+        command="train --config recipe.yaml --output_dir ../again",
+        local_data="dataset" if data["source"] == "folder" else None,
         limits=limits(metrics, data, recipe, config),
         citations=[text for text in (method.citation, SAM_CITATION) if text],
     )

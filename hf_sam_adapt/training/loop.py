@@ -88,6 +88,7 @@ class TrainingLoop:
         self.class_weights = None if class_weights is None else class_weights.to(accelerator.device)
         self.schedule = Schedule.of(recipe, len(data.train), accelerator.num_processes)
         self.warmup = warmup_steps(recipe.warmup, self.schedule.total)
+        self.cost = CostMeter(accelerator.device, self.schedule.images_per_step)
         # Sharded parameters have to be of one dtype.
         sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if recipe.precision in AUTOCAST_DTYPES and not sharded:
@@ -114,7 +115,7 @@ class TrainingLoop:
 
     def run(self) -> None:
         """Train to the end and leave the best validated weights in the model."""
-        with CostMeter(self.accelerator.device, self.schedule.images_per_step) as cost, self._progress() as bar:
+        with self.cost as cost, self._progress() as bar:
             batches, experts = iter(self._loader()), ExpertMeter(self.state.experts, self.schedule.total)
             running_iou = None
             for step in range(self.state.step, self.schedule.total):

@@ -64,11 +64,23 @@ class Recipe:
         None, "How often each of the prompts is trained, e.g. --prompt_weights.box 2; unset = 1."
     )
     box_jitter: float = option(0.1, "Deviation of a training box's sides, in their lengths; 0 = tight boxes.")
+    points_per_object: int = option(
+        1, "Points on each object that a training point prompt has, drawn anew each time; CoSAM's code has 10."
+    )
     correction_rounds: int = option(
         0, "Clicks on wrong pixels that follow a box, point or mask in training, each with the mask so far."
     )
     metrics: list[str] = option(
         [], f"Further metrics of the test images without prompts: {' '.join(PROMPTLESS_METRICS)}."
+    )
+    beta2: float | None = option(
+        None, "Weight β² of precision in f_measure and weighted_f; unset = 0.3 and 1, as most publications have it."
+    )
+    ber_threshold: float | None = option(
+        None, "Probability above which a pixel is foreground for ber; unset = 0.5, SAM-Adapter's code 125/255."
+    )
+    ignore_background: bool | Literal["official"] = option(
+        False, "Classes: leave the background out of the scores; official = CWSAM's way, which hides confusions with it."
     )
     image_size: int | None = option(
         None, "Side of the network's input, a multiple of the patch size; unset = the model's."
@@ -86,8 +98,11 @@ class Recipe:
     lr_scheduler: Literal["cosine", "linear", "step"] = option(
         "cosine", "How the learning rate falls after the warm-up; step: to a tenth after 10/24 of it, and after 20/24."
     )
+    lr_min: float | None = option(
+        None, "Learning rate below which the fall does not go; unset = 5e-4 of the highest, with step none."
+    )
     warmup: float = option(0.05, "Warm-up: optimizer steps, or below 1 a fraction of all steps.")
-    weight_decay: float = option(0.01, "AdamW's weight decay.")
+    weight_decay: float = option(0.01, "AdamW's weight decay, of all but biases, norms and other vectors.")
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0 = never.")
     loss: str | None = option(
         None,
@@ -97,8 +112,13 @@ class Recipe:
     class_weights: str | list[float] | None = option(
         None, "Weight of each class in the loss: numbers, or inverse_sqrt, inverse of its share; unset = equal."
     )
-    eval_every: int | None = option(None, "Optimizer steps between validations; unset = each epoch.")
-    checkpoint_every: int | None = option(None, "Optimizer steps between checkpoints; unset = each epoch.")
+    eval_every: int | None = option(
+        None, "Optimizer steps between validations; unset = each epoch, of few images as many as make 10 steps."
+    )
+    checkpoint_every: int | None = option(None, "Optimizer steps between checkpoints; unset = as eval_every's default.")
+    early_stopping: int | None = option(
+        None, "Validations in a row without a better IoU after which the training ends; unset = never."
+    )
     precision: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision.")
     gradient_checkpointing: bool | Literal["selective"] = option(
         False, "Recompute the encoder's blocks in backward to save memory; selective = all but their attention."
@@ -131,12 +151,18 @@ class Recipe:
             _at_least(self, name, 0)
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every", "checkpoint_every"):
             _at_least(self, name, 1)
+        _at_least(self, "early_stopping", 1)
+        _at_least(self, "points_per_object", 1)
         if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
             raise UserError(f"learning_rate: {self.learning_rate} is no finite number of at least 0.")
+        if self.lr_min is not None and not 0 <= self.lr_min <= (self.learning_rate or math.inf):
+            raise UserError(f"lr_min: {self.lr_min} is not between 0 and the learning_rate {self.learning_rate}.")
         _at_least(self, "channels", 1)
         _at_least(self, "correction_rounds", 0)
         _known_names(self, "prompts", ("none", "box", "point", "mask"))
-        check_metrics(self.metrics, self.prompts, self.num_labels)
+        check_metrics(
+            self.metrics, self.prompts, self.num_labels, beta2=self.beta2, ber_threshold=self.ber_threshold
+        )
         _known_names(self, "augment", ("flip", "scale", "crop", "colour", "jitter", "none"))
         _known_names(self, "report_to", ("trackio", "tensorboard", "wandb", "none"))
         if not self.prompts:
@@ -156,6 +182,8 @@ class Recipe:
                 raise UserError(f"prompt_weights: '{kind}' is not among the prompts {' '.join(self.prompts)}.")
             if not (weight > 0 and math.isfinite(weight)):
                 raise UserError(f"prompt_weights: {weight} for {kind} is not above 0; leave {kind} out of prompts.")
+        if self.points_per_object > 1 and "point" not in self.prompts:
+            raise UserError("points_per_object: of point prompts; add point to prompts.")
         if self.correction_rounds and set(self.prompts) == {"none"}:
             raise UserError("correction_rounds: they follow a box, point or mask; add one of them to prompts.")
 

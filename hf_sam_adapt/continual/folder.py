@@ -72,6 +72,9 @@ def _check_continues(before: ContinualRecipe, recipe: ContinualRecipe, path: Pat
                 f"domains: number {number + 1} is {'missing' if new is None else new}, the run in {path} has {old}; "
                 "add domains at the end, or name another output_dir."
             )
+    rates = before.learning_rates
+    if rates is not None and (recipe.learning_rates or [])[: len(rates)] == rates:
+        before = dataclasses.replace(before, domains=recipe.domains, learning_rates=recipe.learning_rates)
     if recipe.natural != before.natural and before.natural is not None:
         raise UserError(f"natural: {recipe.natural}, the run in {path} has {before.natural}; keep it.")
     for field in dataclasses.fields(ContinualRecipe):

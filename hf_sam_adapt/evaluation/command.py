@@ -11,7 +11,7 @@ from torch import nn
 from ..arguments import option, read_yaml
 from ..attention import Kind
 from ..errors import UserError
-from ..metrics.stream import PROMPTLESS_METRICS, check_metrics
+from ..metrics.stream import PROMPTLESS_METRICS, check_ignore_background, check_metrics
 from ..paths import DATASET, FILE, MODEL, NAME, absolute, change_paths, found_from
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 DATA_KEYS = ("dataset", "group_by", "mask_suffix", "mask_values", "label_map", "palette", "seed")
+_SCORE_KEYS = ("prompts", "metrics", "beta2", "ber_threshold", "ignore_background")
 
 
 @dataclass
@@ -57,6 +58,13 @@ class EvaluateArguments:
     )
     metrics: list[str] | None = option(
         None, f"Further metrics without prompts: {' '.join(PROMPTLESS_METRICS)}; unset = the run's."
+    )
+    beta2: float | None = option(None, "Weight β² of precision in f_measure and weighted_f; unset = the run's.")
+    ber_threshold: float | None = option(
+        None, "Probability above which a pixel is foreground for ber; unset = the run's."
+    )
+    ignore_background: bool | Literal["official"] | None = option(
+        None, "Classes: leave the background out of the scores; unset = the run's."
     )
     clicks: int = option(0, "Also let a simulated user click on each object, at most so often; 20 is usual; 0 = not.")
     prompt_sensitivity: Literal["box", "point"] | None = option(
@@ -96,6 +104,8 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     chosen = _chosen_data(args)
     output_dir = _checked(args, chosen)
     prompts, further, seed = chosen.pop("prompts"), chosen.pop("metrics"), chosen["seed"]
+    ignore_background = chosen.pop("ignore_background", False)
+    settings = {key: chosen.pop(key, None) for key in ("beta2", "ber_threshold")}
     state = PartialState()
     model, processor, choice = load_for_inference(args.adapter, args.model, args.attention)
     routed(model, args.domain)  # a wrong one is said before anything is measured
@@ -109,7 +119,8 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
             f"dataset: {data.name} has {data.num_labels or 'no'} classes, the model segments {num_labels or 'one'}; "
             "make them agree with label_map, palette or mask_values"
         )
-    check_metrics(further, prompts, num_labels)
+    check_metrics(further, prompts, num_labels, **settings)
+    check_ignore_background(ignore_background, num_labels)
     measured_on, split = data.measured
     for network in (model, choice.get("zero_shot_model")):
         if network is not None:
@@ -127,14 +138,24 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
         if prompts != ["none"]:
             raise UserError(f"prompts: {' '.join(prompts)}, but classes are segmented without prompts; leave it unset")
         constant_map = constant_labels(data.train, num_labels)
-        classes_found = evaluate_classes(model, processor, split, num_labels, constant=constant_map, **how)
+        how |= {"constant": constant_map, "ignore_background": ignore_background}
+        classes_found = evaluate_classes(model, processor, split, num_labels, **how)
         if state.is_main_process:
             _report_classes(args, model, processor, data, measured_on, classes_found, output_dir)
         return classes_found
     constant = constant_mask(data.train) if "none" in prompts else None
     with routed(model, args.domain):
         result = evaluate(
-            model, processor, split, prompts, constant=constant, metrics=further, seed=seed, **how, **choice
+            model,
+            processor,
+            split,
+            prompts,
+            constant=constant,
+            metrics=further,
+            seed=seed,
+            **settings,
+            **how,
+            **choice,
         )
         answers = _of_prompts(args, model, processor, split, how | choice)
     if state.is_main_process:
@@ -228,7 +249,7 @@ def _recipe_of(adapter: str | None) -> dict[str, Any]:
 
 
 def _chosen_data(args: EvaluateArguments) -> dict[str, Any]:
-    """Arguments of `load_segmentation_dataset`, `prompts` and `metrics`.
+    """Arguments of `load_segmentation_dataset`, and the keys of `_SCORE_KEYS`.
 
     What is unset comes from the run: a split drawn by another seed would score images that the adapter was trained on.
     """
@@ -238,9 +259,12 @@ def _chosen_data(args: EvaluateArguments) -> dict[str, Any]:
         run = run if own == other else {}
     chosen: dict[str, Any] = {"mask_values": "auto", "seed": 0, "prompts": ["none"], "metrics": []}
     for source in (run, vars(args)):
-        chosen |= {key: source[key] for key in (*DATA_KEYS, "prompts", "metrics") if source.get(key) is not None}
+        keys = (*DATA_KEYS, *_SCORE_KEYS)
+        chosen |= {key: source[key] for key in keys if source.get(key) is not None}
     if args.metrics is None and "none" not in chosen["prompts"]:
         chosen["metrics"] = []
+    if args.metrics is None and not chosen["metrics"] or args.metrics is not None:
+        chosen |= {key: getattr(args, key) for key in ("beta2", "ber_threshold")}  # the run's are of its metrics
     return chosen | {key: list(dict.fromkeys(chosen[key])) for key in ("prompts", "metrics")}
 
 

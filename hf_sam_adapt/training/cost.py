@@ -8,6 +8,7 @@ import statistics
 import sys
 import threading
 import time
+from typing import ClassVar
 
 import psutil
 import torch
@@ -20,9 +21,10 @@ class CostMeter:
     """Measures the steps of a training between `with` and its end.
 
     `peak_memory_bytes` is CUDA's `max_memory_allocated` less what others held when the meter was made; on a CPU the
-    highest resident memory seen while training less that before it. What earlier work of this process has freed is
-    given back to the system first: a training that used it anew would seem to need nothing. `images_per_second` comes
-    from the median time of a step, the first tenth and at least the first step left out, if there are more.
+    highest resident memory seen while training less that before it. A later training in the same process costs what it
+    would in one of its own: what was freed is given back to the system first, and pages of libraries that an earlier
+    training has read in count as new. `images_per_second` comes from the median time of a step, the first tenth and at
+    least the first step left out, if there are more.
 
     Make it before the model is on its device.
 
@@ -30,6 +32,8 @@ class CostMeter:
         device: where the model is.
         images_per_step: images of one optimizer step, all processes together.
     """
+
+    _first_pages: ClassVar[int | None] = None  # bytes before the first training of this process
 
     def __init__(self, device: torch.device, images_per_step: int) -> None:
         self.device, self.images_per_step = device, images_per_step
@@ -45,7 +49,10 @@ class CostMeter:
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             release_free_memory()
-            self._before = self._highest = psutil.Process().memory_info().rss
+            memory = psutil.Process().memory_info()
+            pages = getattr(memory, "shared", 0)  # of files, above all libraries; Linux alone counts them
+            CostMeter._first_pages = pages if CostMeter._first_pages is None else CostMeter._first_pages
+            self._before, self._highest = memory.rss - max(0, pages - CostMeter._first_pages), memory.rss
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         self.restart()

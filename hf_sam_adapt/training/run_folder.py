@@ -44,6 +44,7 @@ _MAY_CHANGE = {
     "compile",
     "epochs",
     "max_steps",
+    "early_stopping",
     "eval_every",
     "checkpoint_every",
     "output_dir",

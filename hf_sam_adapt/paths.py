@@ -66,9 +66,11 @@ def found_from(file: str | Path) -> Change:
 
 
 def stored_in(folder: str | Path) -> Change:
-    """Paths from the working directory -> as a file in `folder` holds them; absolute ones stay."""
+    """Paths from the working directory -> as a file in `folder` holds them; absolute ones stay, but for `folder`."""
 
     def change(key: str, value: str, names: str) -> str:
+        if names == FILE and os.path.abspath(value) == os.path.abspath(folder):
+            return os.curdir
         kept = os.path.isabs(os.path.expanduser(value)) or _is_name(value, names)
         return value if kept else _from_folder(value, folder)
 

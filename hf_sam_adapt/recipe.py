@@ -51,7 +51,9 @@ class Recipe:
     num_labels: int | None = option(None, "Number of classes with the background; unset = one foreground class.")
     id2label: dict[int, str] | None = option(None, "Class id -> name.")
     palette: str | dict[str, list[int]] | None = option(
-        None, "Colours of the classes of RGB masks: FUSAR_MAP_1, FUSAR_MAP_2, a .yaml file, or name -> [r, g, b].", path=NAME
+        None,
+        "Colours of the classes of RGB masks: FUSAR_MAP_1, FUSAR_MAP_2, a .yaml file, or name -> [r, g, b].",
+        path=NAME,
     )
     channels: int | None = option(None, "Channels of images read as they are stored; unset = RGB photographs.")
     normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"] | None = option(
@@ -80,7 +82,8 @@ class Recipe:
         None, "Probability above which a pixel is foreground for ber; unset = 0.5, SAM-Adapter's code 125/255."
     )
     ignore_background: bool | Literal["official"] = option(
-        False, "Classes: leave the background out of the scores; official = CWSAM's way, which hides confusions with it."
+        False,
+        "Classes: leave the background out of the scores; official = CWSAM's way, which hides confusions with it.",
     )
     image_size: int | None = option(
         None, "Side of the network's input, a multiple of the patch size; unset = the model's."
@@ -115,7 +118,9 @@ class Recipe:
     eval_every: int | None = option(
         None, "Optimizer steps between validations; unset = each epoch, of few images as many as make 10 steps."
     )
-    checkpoint_every: int | None = option(None, "Optimizer steps between checkpoints; unset = as eval_every's default.")
+    checkpoint_every: int | None = option(
+        None, "Optimizer steps between checkpoints; unset = as eval_every's default."
+    )
     early_stopping: int | None = option(
         None, "Validations in a row without a better IoU after which the training ends; unset = never."
     )
@@ -135,7 +140,9 @@ class Recipe:
     seed: int = option(0, "Seed of everything random.")
 
     output_dir: str = option("runs/hf-sam-adapt", "The run folder.", path=FILE)
-    resume_from_checkpoint: str | None = option(None, "`latest`, or a checkpoint folder of this output_dir.", path=FILE)
+    resume_from_checkpoint: str | None = option(
+        None, "`latest`, or a checkpoint folder of this output_dir.", path=FILE
+    )
     report_to: list[str] = option([], "Trackers: trackio tensorboard wandb.")
     push_to_hub: bool = option(False, "Publish the finished run on the Hub, in a private repository.")
     hub_model_id: str | None = option(None, "Repository, owner/name; unset = output_dir's name, in your account.")
@@ -160,9 +167,7 @@ class Recipe:
         _at_least(self, "channels", 1)
         _at_least(self, "correction_rounds", 0)
         _known_names(self, "prompts", ("none", "box", "point", "mask"))
-        check_metrics(
-            self.metrics, self.prompts, self.num_labels, beta2=self.beta2, ber_threshold=self.ber_threshold
-        )
+        check_metrics(self.metrics, self.prompts, self.num_labels, beta2=self.beta2, ber_threshold=self.ber_threshold)
         _known_names(self, "augment", ("flip", "scale", "crop", "colour", "jitter", "none"))
         _known_names(self, "report_to", ("trackio", "tensorboard", "wandb", "none"))
         if not self.prompts:

@@ -20,7 +20,7 @@ ARGUMENTS = {name: _imported(command.arguments) for name, command in _COMMANDS.i
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """`project/` with data, a model, an adapter and a palette beside `recipes/`; the working directory is elsewhere."""
+    """`project/` with data, a model, an adapter and a palette beside `recipes/`; runs from another folder."""
     for folder in ("project/recipes", "project/data/polyp", "project/sam", "project/polyp/adapter", "elsewhere"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "project/colours.yaml").write_text("a: [0, 0, 0]")
@@ -85,12 +85,16 @@ def test_a_flag_starts_at_the_working_directory(project, monkeypatch):
 @pytest.mark.parametrize(("key", "value"), [("dataset", "data/polyp"), ("model", "sam"), ("adapter", "polyp/adapter")])
 def test_what_lies_in_the_working_directory_alone_is_refused_with_the_right_path(project, monkeypatch, key, value):
     monkeypatch.chdir(project)
-    with pytest.raises(UserError, match=rf"^{key}: {value}: paths in .*recipe.yaml start at .* write \.\./{value} there"):
+    with pytest.raises(
+        UserError, match=rf"^{key}: {value}: paths in .*recipe.yaml start at .* write \.\./{value} there"
+    ):
         parse_recipe(["--config", str(write(project, **{key: value}))])
     assert getattr(parse_recipe(["--config", str(write(project, **{key: f"../{value}"}))]), key).endswith(value)
 
 
-@pytest.mark.parametrize("value", ["../data/polyp", {"one": "../data/polyp"}, {"name": "one", "dataset": "../data/polyp"}])
+@pytest.mark.parametrize(
+    "value", ["../data/polyp", {"one": "../data/polyp"}, {"name": "one", "dataset": "../data/polyp"}]
+)
 def test_domains_and_natural(project, value):
     recipe = from_file(ContinualRecipe, write(project, domains=[value], natural=value))
     for found in (recipe.read_domains()[0], recipe.read_natural()):
@@ -117,9 +121,9 @@ def test_a_stored_recipe_reads_back_from_anywhere_and_after_a_move(project, monk
 
 
 def test_a_stored_recipe_keeps_names_and_absolute_paths(project):
-    keys = {"dataset": "owner/name", "model": "facebook/sam-vit-base", "output_dir": str(project / "runs/one")}
-    stored = yaml.safe_load(Recipe(**keys).to_yaml(project))
-    assert {key: stored[key] for key in keys} == keys
+    keys = {"dataset": "owner/name", "model": "facebook/sam-vit-base", "adapter": str(project / "polyp/adapter")}
+    stored = yaml.safe_load(Recipe(**keys, output_dir=str(project / "runs/one")).to_yaml(project / "runs/one"))
+    assert {key: stored[key] for key in keys} == keys and stored["output_dir"] == "."
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -73,8 +74,12 @@ class ContinualRecipe(Recipe):
         UserError: a value outside its range, naming key and value.
     """
 
-    domains: list[dict | str] = option([], "Domains in order, each `name: dataset`, synthetic:<domain>, or a mapping.", path=DATASET)
-    natural: dict | str | None = option(None, "A data set that is evaluated after each task and never trained on.", path=DATASET)
+    domains: list[dict | str] = option(
+        [], "Domains in order, each `name: dataset`, synthetic:<domain>, or a mapping.", path=DATASET
+    )
+    natural: dict | str | None = option(
+        None, "A data set that is evaluated after each task and never trained on.", path=DATASET
+    )
     protocol: Literal["moda", "naive", "joint", "er", "lwf", "ewc", "l2p", "olora"] = option(
         "moda", "How earlier domains are kept while the next one is learned."
     )
@@ -104,6 +109,9 @@ class ContinualRecipe(Recipe):
                 f"learning_rates: {len(self.learning_rates)} for {tasks} task(s) of protocol {self.protocol}; give one "
                 "a domain, for joint learning_rate alone."
             )
+        for rate in self.learning_rates or ():
+            if not 0 <= rate < math.inf:
+                raise UserError(f"learning_rates: {rate} is no finite number of at least 0.")
         repeated = [name for index, name in enumerate(names) if name in names[:index]]
         if repeated:
             raise UserError(f"domains: {repeated[0]} is there twice; give each domain a name of its own.")

@@ -21,7 +21,8 @@ class ConvertArguments:
     """Arguments of `hf-sam-adapt convert`: of a checkpoint, or of the annotations of a data set."""
 
     source: str | None = option(
-        None, "The official checkpoint (only its tensors are read), or the annotations: a folder, zip archive or file.",
+        None,
+        "The official checkpoint (only its tensors are read), or the annotations: a folder, zip archive or file.",
         path=FILE,
     )
     format: (
@@ -34,7 +35,8 @@ class ConvertArguments:
     out: str | None = option(None, "Folder to create for the adapter or the data set.", path=FILE)
     decoder: Literal["full", "none"] = option("full", "Convert the checkpoint's mask decoder, or leave it out.")
     base: str | None = option(
-        None, "The SAM that was adapted: tiny, folder or Hub id; the frozen weights are compared with it.",
+        None,
+        "The SAM that was adapted: tiny, folder or Hub id; the frozen weights are compared with it.",
         path=MODEL,
     )
     lora_alpha: int | float | None = option(None, "Of conv-lora: scaling times r; unset = the official 32.")

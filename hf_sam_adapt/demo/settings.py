@@ -23,7 +23,9 @@ class DemoArguments:
     """
 
     adapters: list[str] = option(
-        [], f"Adapters to offer, run folders, folders of runs, or Hub ids; unset = those in ${ADAPTERS_VARIABLE}.", path=MODEL
+        [],
+        f"Adapters to offer, run folders, folders of runs, or Hub ids; unset = those in ${ADAPTERS_VARIABLE}.",
+        path=MODEL,
     )
     model: str | None = option(
         None, f"Plain SAM to start from, tiny, a folder, or a Hub id; unset = ${MODEL_VARIABLE}, or tiny.", path=MODEL

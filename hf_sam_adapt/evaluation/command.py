@@ -44,9 +44,7 @@ class EvaluateArguments:
         None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.", path=MODEL
     )
     domain: str | None = option(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
-    dataset: str | None = option(
-        None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.", path=DATASET
-    )
+    dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.", path=DATASET)
     group_by: str | None = option(None, "Regular expression; images whose match is equal stay in one split.")
     mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
     mask_values: Literal["auto", "binary", "index"] | None = option(None, "How mask values are read; unset = auto.")
@@ -263,7 +261,7 @@ def _chosen_data(args: EvaluateArguments) -> dict[str, Any]:
         chosen |= {key: source[key] for key in keys if source.get(key) is not None}
     if args.metrics is None and "none" not in chosen["prompts"]:
         chosen["metrics"] = []
-    if args.metrics is None and not chosen["metrics"] or args.metrics is not None:
+    if args.metrics is not None or not chosen["metrics"]:
         chosen |= {key: getattr(args, key) for key in ("beta2", "ber_threshold")}  # the run's are of its metrics
     return chosen | {key: list(dict.fromkeys(chosen[key])) for key in ("prompts", "metrics")}
 

@@ -352,7 +352,7 @@ TITLES = {
 
 
 def make_metric(name: str, **settings: float | None) -> StreamingMetric:
-    """The metric `name` of `PROMPTLESS_METRICS`, with those of `beta2` and `ber_threshold` that are its and not None."""
+    """The metric `name` of `PROMPTLESS_METRICS`; of `beta2` and `ber_threshold` it takes its own, unless None."""
     known = ((_SETTINGS[key].get(name), value) for key, value in settings.items())
     own: dict[str, Any] = {argument: value for argument, value in known if argument is not None and value is not None}
     return PROMPTLESS_METRICS[name](**own)
@@ -367,9 +367,13 @@ def check_metrics(
         raise UserError(f"metrics: unknown '{unknown[0]}'; choose from {', '.join(PROMPTLESS_METRICS)}.")
     for key, value in settings.items():
         if value is not None and not _SETTINGS[key].keys() & set(metrics):
-            raise UserError(f"{key}: of {' and '.join(_SETTINGS[key])}, which metrics does not name; add one, or leave it.")
+            raise UserError(
+                f"{key}: of {' and '.join(_SETTINGS[key])}, which metrics does not name; add one, or leave it."
+            )
         if value is not None and not (0 < value < (1 if key == "ber_threshold" else math.inf)):
-            raise UserError(f"{key}: {value} is out of range; give {'0 to 1' if key == 'ber_threshold' else 'above 0'}.")
+            raise UserError(
+                f"{key}: {value} is out of range; give {'0 to 1' if key == 'ber_threshold' else 'above 0'}."
+            )
     if metrics and "none" not in prompts:
         raise UserError(f"metrics: {' '.join(metrics)} are computed without prompts; add none to prompts.")
     if metrics and num_labels is not None:

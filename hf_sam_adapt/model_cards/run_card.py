@@ -104,7 +104,11 @@ def what_sentence(recipe: Recipe, data: dict[str, Any]) -> str:
     else:
         target = f"segments {_object(recipe)}"
     images = data["images"].get("train")
-    learned = "" if images is None else f", learned from {images} {_images(images)} with {'a mask' if images == 1 else 'masks'}"
+    learned = (
+        ""
+        if images is None
+        else f", learned from {images} {_images(images)} with {'a mask' if images == 1 else 'masks'}"
+    )
     start = "" if recipe.adapter is None else f" It started from the adapter `{public_recipe(recipe).adapter}`."
     text = f"{kind} the Segment Anything Model {base} that {target} in images like those of {_dataset(data)}{learned}."
     return text + start
@@ -118,7 +122,9 @@ def result_sentence(metrics: dict[str, Any], data: dict[str, Any]) -> str:
     count = data["images"].get(metrics.get("measured_on", "test"))
     where = f"{'' if count is None else f'{count} '}{SPLITS[metrics.get('measured_on', 'test')]} {_images(count)}"
     if found["adapted"][key] is None:
-        return f"The {where} {'holds' if count == 1 else 'hold'} no labelled pixel, so nothing is known of its quality."
+        return (
+            f"The {where} {'holds' if count == 1 else 'hold'} no labelled pixel, so nothing is known of its quality."
+        )
     metric = "mean IoU of the classes" if classes else "mean IoU"
     text = f"{HOW[kind].capitalize()} it reaches a {metric} of **{fraction(found['adapted'][key])}** on {where}"
     beside = []

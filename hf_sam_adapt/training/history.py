@@ -51,10 +51,11 @@ def save_curve(
     figure = Figure(figsize=(8, 2.8), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
     at = [row["step"] for row in steps]
-    for axis, key, name in ((left, "loss", "loss"), (right, "train_iou", "training batches, augmented")):
+    for axis, key, name in ((left, "loss", "loss"), (right, "train_iou", "training, augmented")):
         values = [row[key] for row in steps]
         axis.plot(at, values, color="tab:gray", alpha=0.35, linewidth=0.8)
-        axis.plot(at, smoothed(values), color="tab:gray", label=f"{name}, smoothed")
+        marker = "." if len(values) < 10 else ""
+        axis.plot(at, smoothed(values), color="tab:gray", marker=marker, label=f"{name}, smoothed")
     losses = [row["loss"] for row in steps]
     top = loss_limit(losses)
     hidden = sum(loss > top for loss in losses)
@@ -78,11 +79,9 @@ def save_curve(
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """A running mean over a twentieth of the rows on either side, narrower at the ends, of rows clipped at the limit."""
-    reach = len(values) // 20
-    shown = np.minimum(values, loss_limit(values))
-    windows = ((index, min(reach, index, len(values) - 1 - index)) for index in range(len(values)))
-    return [float(shown[index - wide : index + wide + 1].mean()) for index, wide in windows]
+    """A running mean over a twentieth of the rows on either side, of values clipped at `loss_limit`."""
+    reach, shown = len(values) // 20, np.minimum(values, loss_limit(values))
+    return [float(shown[max(0, index - reach) : index + reach + 1].mean()) for index in range(len(values))]
 
 
 def loss_limit(values: Sequence[float]) -> float:

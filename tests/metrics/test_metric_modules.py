@@ -25,8 +25,8 @@ from hf_sam_adapt.metrics.stream import PROMPTLESS_METRICS
 
 evaluate = pytest.importorskip("evaluate")
 ROOT = Path(__file__).parents[2]
-NAMES = ("iou_dice", "boundary_iou", "s_measure", "e_measure", "weighted_f", "mae", "ber", "semantic")
-MAPS = ("s_measure", "e_measure", "weighted_f", "mae")
+MAPS = ("s_measure", "e_measure", "f_measure", "weighted_f", "mae", "auc")
+NAMES = ("iou_dice", "boundary_iou", *MAPS, "ber", "semantic")
 SETTINGS = {"semantic": {"num_labels": 4}, "weighted_f": {"beta2": 0.3}}
 
 

@@ -184,7 +184,8 @@ def _public_texts(folder: Path, files: dict[str, Path], name: str, stage: Path) 
             shutil.copy(path, copy / inside)
     card, recipe_file = copy / "README.md", copy / "recipe.yaml"
     for source, target in ((folder.resolve().parent, stage), (folder, copy)):
-        if (source / recipe_file.name).is_file():  # its paths start at its folder
+        needed = source == folder or (source / FILES[0]).is_file()
+        if needed and (source / recipe_file.name).is_file():  # its paths start at its folder
             text = read_recipe(source / recipe_file.name).to_yaml(target)
             (target / recipe_file.name).write_text(text, encoding="utf-8")
     try:

@@ -97,6 +97,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     from ..data import load_segmentation_dataset
     from ..metrics import constant_mask
     from ..report import print_table, save_samples, write_json
+    from ..report_curves import save_threshold_curves
     from ..report_prompts import print_prompt_tables, save_sensitivity
 
     chosen = _chosen_data(args)
@@ -163,6 +164,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
             write_json(output_dir / "metrics.json", metrics)
+            save_threshold_curves(output_dir / "f_measure.png", result.test.get("none") or {})
             path = output_dir / "samples.png"
             with routed(model, args.domain):
                 save_samples(path, model, processor, split, result, precision=args.precision, seed=seed, **choice)

@@ -38,7 +38,7 @@ def pool_card(folder: Path, name: str) -> ModelCard:
     for file in FILES:
         if (folder.parent / file).is_file():
             shutil.copyfile(folder.parent / file, folder / file)
-    if (folder.parent / "recipe.yaml").is_file():  # whose paths start at its folder
+    if (folder.parent / FILES[0]).is_file():  # the paths in a recipe start at its folder
         recipe = from_file(ContinualRecipe, folder.parent / "recipe.yaml")
         (folder / "recipe.yaml").write_text(recipe.to_yaml(folder), encoding="utf-8")
     for file in ("continual.json", "recipe.yaml"):

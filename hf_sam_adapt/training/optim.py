@@ -31,8 +31,8 @@ def learning_rate_at(
 ) -> float:
     """Learning rate of optimizer step `step` (from 0): a linear rise over `warmup` steps, then the fall.
 
-    `cosine` and `linear` fall to `lowest`, None: 5e-4 of the highest. `step` divides it by ten after 10/24 and 20/24 of
-    the training, HQ-SAM's and MoDA's schedule (StepLR(10, 0.1) over 24 epochs), down to `lowest`.
+    `cosine` and `linear` fall to `lowest`, None: 5e-4 of the highest. `step` divides it by ten after 10/24 and 20/24
+    of the training, HQ-SAM's and MoDA's schedule (StepLR(10, 0.1) over 24 epochs), down to `lowest`.
     """
     if step < warmup:
         return highest * (step + 1) / warmup

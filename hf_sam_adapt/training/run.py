@@ -34,6 +34,7 @@ from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
 from ..report import print_table, save_samples, write_json
 from ..report_classes import class_names, print_class_table, save_class_pictures
+from ..report_curves import save_threshold_curves
 from .experts import save_expert_plot
 from .facts import data_facts, environment_facts
 from .history import save_curve
@@ -297,6 +298,7 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
         }
         write_json(target / "metrics.json", metrics)
         draw(loop, split, result, target, zero_shot)
+        save_threshold_curves(target / "f_measure.png", result.test.get("none") or {})
         beaten = next(iter(result.test.values()))
         references = {
             f"{title}, {measured_on}": (beaten.get(key) or {}).get("iou")

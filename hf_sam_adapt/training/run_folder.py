@@ -29,6 +29,7 @@ _OWN = (
     "samples.png",
     "curve.png",
     "experts.png",
+    "f_measure.png",
     "confusion.png",
     "README.md",
     "checkpoints",

@@ -4,13 +4,16 @@ import warnings
 
 import numpy as np
 import pytest
+from PIL import Image
 from py_sod_metrics import Fmeasure
 from test_saliency import predictions, truths
 
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.metrics import AucMetric, BerMetric, FMeasureMetric, SemanticMetric, make_metric
 from hf_sam_adapt.metrics.stream import check_metrics
+from hf_sam_adapt.model_cards.tables import class_table
 from hf_sam_adapt.recipe import Recipe
+from hf_sam_adapt.report_curves import save_threshold_curves
 
 
 def compute(metric, pairs):
@@ -113,3 +116,22 @@ def test_classes_without_the_background():
     assert scores[True]["miou"] == pytest.approx((1 / 2 + 1) / 2)
     assert scores["official"]["miou"] == pytest.approx(1)
     assert set(scores[True]["per_class"]) == {1, 2}
+
+
+def test_curves_are_drawn_where_they_were_measured(tmp_path):
+    scores = {"adapted": {"iou": 0.5}, "zero_shot": None, "constant": {"iou": 0.4}}
+    save_threshold_curves(tmp_path / "none.png", scores)
+    assert not (tmp_path / "none.png").exists()
+    rng = np.random.default_rng(3)
+    truth = rng.random((30, 30)) > 0.5
+    for name, noise in (("adapted", 0.4), ("zero_shot", 0.9)):
+        prediction = np.clip((1 - noise) * truth + noise * rng.random(truth.shape), 0, 1)
+        scores[name] = compute(FMeasureMetric(), [(prediction, truth)])
+    save_threshold_curves(tmp_path / "both.png", scores)
+    assert Image.open(tmp_path / "both.png").size == (800, 340)
+
+
+def test_a_class_table_without_the_background():
+    one = {"iou": 0.5, "precision": 0.6, "recall": 0.7, "pixels": 9}
+    text = class_table({"adapted": {"per_class": {"1": one, "2": one}}, "constant": None}, ["ground", "soil", "crop"])
+    assert "soil" in text and "crop" in text and "ground" not in text

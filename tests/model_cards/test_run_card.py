@@ -258,7 +258,7 @@ def test_a_fully_trained_model_says_that_it_is_one(binary_run, page, tmp_path):
     assert "ordinary SamModel" in card.text.replace("`", "") and "KeyError" not in card.text
 
 
-@pytest.mark.parametrize(("count", "expected"), [(1, "1 image is few: another one"), (2, "2 images are few: another 2")])
+@pytest.mark.parametrize(("count", "expected"), [(1, "1 image is few: another one"), (2, "2 images are few: another")])
 def test_one_image_is_no_plural(binary_run, tmp_path, count, expected):
     copy = shutil.copytree(binary_run, tmp_path / "run")
     metrics = json.loads((copy / "metrics.json").read_text())

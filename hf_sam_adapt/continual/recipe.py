@@ -106,8 +106,8 @@ class ContinualRecipe(Recipe):
         if self.learning_rates is not None and (self.protocol == "joint" or len(self.learning_rates) != len(names)):
             tasks = 1 if self.protocol == "joint" else len(names)
             raise UserError(
-                f"learning_rates: {len(self.learning_rates)} for {tasks} tasks of protocol {self.protocol}; give one a "
-                "domain, for joint learning_rate alone."
+                f"learning_rates: {len(self.learning_rates)} for {tasks} tasks of protocol {self.protocol}; give "
+                "one a domain, for joint learning_rate alone."
             )
         for rate in self.learning_rates or ():
             if not 0 <= rate < math.inf:

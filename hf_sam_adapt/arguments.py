@@ -16,16 +16,22 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from .errors import UserError
+from .paths import change_paths, found_from
 
 
 T = TypeVar("T")
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of such a dataclass with its help; a list or dictionary is copied for each object."""
+def option(default: Any, help: str, path: str | None = None) -> Any:
+    """A field of such a dataclass with its help; a list or dictionary is copied for each object.
+
+    Args:
+        path: of a field that takes paths, what else it may name: `FILE`, `MODEL`, `DATASET` or `NAME` of `paths`.
+    """
+    metadata = {"help": help, "path": path}
     if isinstance(default, (list, dict)):
-        return dataclasses.field(default_factory=default.copy, metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def parse_arguments(
@@ -39,7 +45,8 @@ def parse_arguments(
 ) -> T:
     """Build the dataclass `cls` from `--config file.yaml` and `--key value` flags; flags win.
 
-    Lists are space-separated (`--prompts none box`), nested keys dotted (`--method_args.r 8`).
+    Lists are space-separated (`--prompts none box`), nested keys dotted (`--method_args.r 8`). Relative paths in the
+    file start at its folder, those of flags at the working directory.
 
     Args:
         cls: dataclass whose fields carry `metadata={"help": ...}`.
@@ -64,6 +71,8 @@ def parse_arguments(
             elsewhere = {field.name for field in dataclasses.fields(also_in_config)} - hints.keys()
             values = {key: value for key, value in values.items() if key not in elsewhere}
         _check_keys(values, hints, path)
+        flags = {key.partition(".")[0] for key in given}
+        values |= change_paths(cls, {k: v for k, v in values.items() if k not in flags}, found_from(path))
     for key, strings in given.items():
         name, _, inner = key.partition(".")
         if inner:
@@ -84,6 +93,12 @@ def from_values(cls: type[T], values: dict[str, Any], source: str = "arguments")
     complete = getattr(cls, "complete", None)
     values = values if complete is None else complete(values)
     return cls(**{name: coerce(name, value, hints[name]) for name, value in values.items()})
+
+
+def from_file(cls: type[T], path: str | Path) -> T:
+    """The dataclass `cls` out of a YAML file of its keys, with paths as `parse_arguments` reads them."""
+    values = read_yaml(path)
+    return from_values(cls, values | change_paths(cls, values, found_from(path)), str(path))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

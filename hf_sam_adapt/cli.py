@@ -11,6 +11,7 @@ from typing import Any
 
 from .arguments import option, parse_arguments
 from .errors import UserError
+from .paths import FILE
 from .recipe import Recipe
 
 
@@ -21,7 +22,7 @@ PROG = "hf-sam-adapt"
 class ExportTinyArguments:
     """Arguments of `export-tiny`."""
 
-    folder: str | None = option(None, "Folder to create.")
+    folder: str | None = option(None, "Folder to create.", path=FILE)
 
 
 def main(argv: list[str] | None = None) -> int:

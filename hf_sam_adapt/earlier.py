@@ -11,6 +11,8 @@ from .arguments import read_yaml
 from .data import SegmentationData
 from .data.splits import changes, read_splits
 from .errors import UserError
+from .paths import change_paths, found_from
+from .recipe import Recipe
 from .repository import find_file
 
 
@@ -20,7 +22,7 @@ class EarlierRun:
 
     Attributes:
         name: the user's, a folder or a Hub id.
-        recipe: its keys; empty where there is none.
+        recipe: its keys, with paths from the working directory; empty where there is none.
         trouble: why the recipe could not be read from the Hub, else None.
         splits: the keys of its images per split; None where they are not known, as on the Hub.
     """
@@ -39,7 +41,10 @@ class EarlierRun:
             return cls(name, {}, None, str(error))
         files = (Path(name) / place / "splits.json" for place in ("", "logs"))
         known = next((read_splits(file) for file in files if file.is_file()), None)
-        return cls(name, {} if recipe is None else read_yaml(recipe), known)
+        if recipe is None:
+            return cls(name, {}, known)
+        values = read_yaml(recipe)
+        return cls(name, values | change_paths(Recipe, values, found_from(recipe)), known)
 
     def is_of(self, dataset: Any) -> bool:
         """Whether `dataset` is the run's."""

@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from .arguments import option
 from .data.walk import is_leftover
 from .errors import UserError
+from .paths import FILE
 from .tiny import TINY
 
 
@@ -47,7 +48,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 class PushArguments:
     """Arguments of `push`."""
 
-    folder: str | None = option(None, "Run, adapter, pool or model folder to publish.")
+    folder: str | None = option(None, "Run, adapter, pool or model folder to publish.", path=FILE)
     repo: str | None = option(None, "Repository, owner/name; unset = the folder's name, in your account.")
     public: bool = option(False, "Create a public repository; otherwise it is private.")
     revision: str | None = option(None, "Branch, created if needed; unset = main.")
@@ -164,7 +165,7 @@ def _public_texts(folder: Path, files: dict[str, Path], name: str, stage: Path) 
     Returns:
         Path in the repository -> file, to be put in place of the originals.
     """
-    from .arguments import from_values, read_yaml
+    from .arguments import from_file, read_yaml
     from .continual.recipe import ContinualRecipe
     from .model_cards import public_recipe, write_card
     from .model_cards.pool_card import FILES
@@ -174,11 +175,20 @@ def _public_texts(folder: Path, files: dict[str, Path], name: str, stage: Path) 
     for path in (folder.resolve().parent / file for file in FILES):
         if path.is_file():  # a pool's card is made of these
             shutil.copy(path, stage)
+
+    def read_recipe(file: Path) -> Recipe:
+        return from_file(ContinualRecipe if "domains" in read_yaml(file) else Recipe, file)
+
     for inside, path in files.items():
         if path.suffix != ".safetensors":
             (copy / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy / inside)
     card, recipe_file = copy / "README.md", copy / "recipe.yaml"
+    for source, target in ((folder.resolve().parent, stage), (folder, copy)):
+        needed = source == folder or (source / FILES[0]).is_file()
+        if needed and (source / recipe_file.name).is_file():  # its paths start at its folder
+            text = read_recipe(source / recipe_file.name).to_yaml(target)
+            (target / recipe_file.name).write_text(text, encoding="utf-8")
     try:
         written = card.read_bytes() if card.is_file() else None
         if written in (None, write_card(copy).read_bytes()):
@@ -189,9 +199,7 @@ def _public_texts(folder: Path, files: dict[str, Path], name: str, stage: Path) 
         if written is None:
             print(f"note: {folder} has no README.md, and is no finished run to make one of", file=sys.stderr)
     if recipe_file.is_file():
-        values = read_yaml(recipe_file)
-        cls = ContinualRecipe if "domains" in values else Recipe
-        recipe_file.write_text(public_recipe(from_values(cls, values, str(recipe_file))).to_yaml(), encoding="utf-8")
+        recipe_file.write_text(public_recipe(read_recipe(recipe_file)).to_yaml(), encoding="utf-8")
     staged = {path.relative_to(copy).as_posix(): path for path in sorted(copy.rglob("*")) if path.is_file()}
     return {inside: path for inside, path in staged.items() if path.suffix in PUSHED_SUFFIXES}
 

@@ -29,6 +29,7 @@ from .evaluation.inference import device_of, inference, merge_objects, routed
 from .forward import ImageEmbeddings, encode, pool_of, segment_scored
 from .instances import Instance, InstanceSource, coco_content, find_instances
 from .loading import load_adapted, load_base
+from .paths import FILE, MODEL
 from .processing import SamAdaptProcessor
 from .prompts import Prompt
 from .report import MASK_COLOURS, overlay, write_json
@@ -40,11 +41,15 @@ from .report_prompts import draw_instances
 class PredictArguments:
     """Arguments of `hf-sam-adapt predict`."""
 
-    inputs: list[str] = option([], "Image files, folders of images, or glob patterns.")
-    adapter: str | None = option(None, "Adapter to predict with, a run folder or Hub id; unset = the SAM of --model.")
-    model: str | None = option(None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.")
+    inputs: list[str] = option([], "Image files, folders of images, or glob patterns.", path=FILE)
+    adapter: str | None = option(
+        None, "Adapter to predict with, a run folder or Hub id; unset = the SAM of --model.", path=MODEL
+    )
+    model: str | None = option(
+        None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.", path=MODEL
+    )
     domain: str | None = option(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
-    output_dir: str = option("predictions", "Folder for the masks, overlays and predictions.json.")
+    output_dir: str = option("predictions", "Folder for the masks, overlays and predictions.json.", path=FILE)
     box: list[float] | None = option(None, "Box prompt x0 y0 x1 y1 in pixels, the same for every image.")
     point: list[float] | None = option(None, "Point prompt x y in pixels, the same for every image.")
     instances: Literal["grid", "components"] | None = option(

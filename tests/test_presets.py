@@ -19,7 +19,7 @@ def test_a_preset_is_a_valid_recipe_and_is_resolved_in_its_yaml(name, tmp_path):
         assert getattr(recipe, key) == ([] if value == ["none"] else value)
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe.to_yaml())
-    assert parse_recipe(["--config", str(file)]) == recipe
+    assert parse_recipe(["--config", str(file), "--output_dir", recipe.output_dir]) == recipe
 
 
 def test_what_is_given_wins_by_flag_and_by_file(tmp_path):

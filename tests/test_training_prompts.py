@@ -168,3 +168,19 @@ def test_recipe_keys(tmp_path):
     ):
         with pytest.raises(UserError, match=text):
             parse_recipe(flags)
+
+
+@pytest.mark.parametrize("points", [1, 2, 5, 10])
+def test_several_points_on_each_object(points):
+    mask = np.zeros((40, 50), np.uint8)
+    mask[2:20, 3:20] = mask[25:38, 30:48] = 1
+    prompt = training_prompt(mask, "point", np.random.default_rng(4), points=points)
+    assert prompt.points.shape == (2, points, 2) and prompt.point_labels.shape == (2, points)
+    assert (prompt.point_labels == 1).all()
+    for target, places in zip(prompt.targets, prompt.points.astype(int)):
+        assert target[places[:, 1], places[:, 0]].all()
+        assert points == 1 or len({tuple(place) for place in places}) > 1
+    drawn = training_prompt(mask, "point", np.random.default_rng(4))
+    assert points > 1 or (drawn.points == prompt.points).all()
+    none = training_prompt(np.zeros_like(mask), "point", np.random.default_rng(4), points=points)
+    assert none.points.shape == (0, points, 2) and len(none) == 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ..arguments import from_values, read_yaml
+from ..arguments import from_file, read_yaml
 from ..errors import UserError
+from ..paths import absolute
 from ..training.files import write_text
 from .recipe import ContinualRecipe
 
@@ -47,23 +48,23 @@ class ContinualFolder:
             raise UserError(f"output_dir: {self.path} is a file; name a folder.")
         before = self.path / "recipe.yaml"
         if before.exists():
-            values = read_yaml(before)
-            if "domains" not in values:
+            if "domains" not in read_yaml(before):
                 raise UserError(f"output_dir: {self.path} holds a run on one data set; name another folder.")
-            _check_continues(from_values(ContinualRecipe, values, str(before)), recipe, self.path)
+            _check_continues(from_file(ContinualRecipe, before), recipe, self.path)
         elif self.tasks.exists():
             raise UserError(f"output_dir: {self.path} holds tasks but no recipe.yaml; name another folder.")
 
     def begin(self, recipe: ContinualRecipe) -> None:
         """Create the folder with `recipe.yaml`."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+        write_text(self.path / "recipe.yaml", recipe.to_yaml(self.path))
         self.tasks.mkdir(exist_ok=True)
         self.evaluations.mkdir(exist_ok=True)
 
 
 def _check_continues(before: ContinualRecipe, recipe: ContinualRecipe, path: Path) -> None:
     """Domains may be added at the end, everything else that decides a result must be as it was."""
+    before, recipe = before.with_paths(absolute), recipe.with_paths(absolute)
     for number, old in enumerate(before.domains):
         new = recipe.domains[number] if number < len(recipe.domains) else None
         if new != old:
@@ -71,6 +72,9 @@ def _check_continues(before: ContinualRecipe, recipe: ContinualRecipe, path: Pat
                 f"domains: number {number + 1} is {'missing' if new is None else new}, the run in {path} has {old}; "
                 "add domains at the end, or name another output_dir."
             )
+    rates = before.learning_rates
+    if rates is not None and (recipe.learning_rates or [])[: len(rates)] == rates:
+        before = dataclasses.replace(before, domains=recipe.domains, learning_rates=recipe.learning_rates)
     if recipe.natural != before.natural and before.natural is not None:
         raise UserError(f"natural: {recipe.natural}, the run in {path} has {before.natural}; keep it.")
     for field in dataclasses.fields(ContinualRecipe):

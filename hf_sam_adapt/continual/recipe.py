@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from ..arguments import from_values, option, parse_arguments
 from ..data.generated import PREFIX
 from ..errors import UserError
+from ..paths import DATASET
 from ..recipe import Recipe
 from ..tuners.moda.config import check_domain_name
 
@@ -73,10 +75,17 @@ class ContinualRecipe(Recipe):
         UserError: a value outside its range, naming key and value.
     """
 
-    domains: list[dict | str] = option([], "Domains in order, each `name: dataset`, synthetic:<domain>, or a mapping.")
-    natural: dict | str | None = option(None, "A data set that is evaluated after each task and never trained on.")
+    domains: list[dict | str] = option(
+        [], "Domains in order, each `name: dataset`, synthetic:<domain>, or a mapping.", path=DATASET
+    )
+    natural: dict | str | None = option(
+        None, "A data set that is evaluated after each task and never trained on.", path=DATASET
+    )
     protocol: Literal["moda", "naive", "joint", "er", "lwf", "ewc", "l2p", "olora"] = option(
         "moda", "How earlier domains are kept while the next one is learned."
+    )
+    learning_rates: list[float] | None = option(
+        None, "Highest learning rate of each task, one a domain; unset = learning_rate for all."
     )
     protocol_args: dict = option({}, "Settings of the protocol, e.g. --protocol_args.weight 3.")
 
@@ -95,6 +104,15 @@ class ContinualRecipe(Recipe):
         names = [domain.name for domain in domains]
         if self.natural is not None:
             self.natural = Domain.read(self.natural, "natural").plain()
+        if self.learning_rates is not None and (self.protocol == "joint" or len(self.learning_rates) != len(names)):
+            tasks = 1 if self.protocol == "joint" else len(names)
+            raise UserError(
+                f"learning_rates: {len(self.learning_rates)} for {tasks} tasks of protocol {self.protocol}; give "
+                "one a domain, for joint learning_rate alone."
+            )
+        for rate in self.learning_rates or ():
+            if not 0 <= rate < math.inf:
+                raise UserError(f"learning_rates: {rate} is no finite number of at least 0.")
         repeated = [name for index, name in enumerate(names) if name in names[:index]]
         if repeated:
             raise UserError(f"domains: {repeated[0]} is there twice; give each domain a name of its own.")
@@ -120,6 +138,9 @@ class ContinualRecipe(Recipe):
         resume = "latest" if (folder / "recipe.yaml").exists() else None
         own = {key: value for key, value in domain.plain().items() if key != "name"}
         own |= {"push_to_hub": False}
+        names = [one.name for one in self.read_domains()]
+        if self.learning_rates is not None and domain.name in names:
+            own["learning_rate"] = self.learning_rates[names.index(domain.name)]
         return Recipe(**(keys | own | {"output_dir": str(folder), "resume_from_checkpoint": resume} | changes))
 
 

@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# What the metrics of `continual.json` are called, beside the names that CoSAM gives them.
+METRIC_TITLES = {
+    "last": "after all tasks (Last)",
+    "avg": "mean over the tasks of all seen so far (Avg)",
+    "ff": "forgetting: lost since a domain's own task (FF)",
+    "ff_max": "forgetting: lost since a domain's best task",
+    "forward": "on the next domain, before it is learned",
+    "natural": "natural images",
+}
+
+
 def print_continual(results: dict[str, Any]) -> None:
     """Prints the content of a `continual.json`: IoU by task and test set, then the metrics."""
     from rich.table import Table
@@ -32,16 +43,16 @@ def print_continual(results: dict[str, Any]) -> None:
     console.print(table)
     metrics = Table(title="Over all test sets")
     metrics.add_column("")
-    for title in ("Last", "Avg", "FF", "FF of the best", "next domain", "natural"):
+    shown = {key: title for key, title in METRIC_TITLES.items() if f"{key}_iou" in results}
+    for title in ("IoU", "boundary IoU"):
         metrics.add_column(title, justify="right")
-    for name in ("iou", "biou"):
-        keys = (f"{key}_{name}" for key in ("last", "avg", "ff", "ff_max", "forward", "natural"))
-        metrics.add_row({"iou": "IoU", "biou": "boundary IoU"}[name], *(fraction(results.get(key)) for key in keys))
+    for key, title in shown.items():
+        metrics.add_row(title, *(fraction(results[f"{key}_{name}"]) for name in ("iou", "biou")))
     console.print(metrics)
     if "routing_accuracy" in results:
         console.print(
-            f"Routing accuracy {results['routing_accuracy']:.3f}; with the true domains Last "
-            f"{results['oracle_last_iou']:.3f}, FF {fraction(results['oracle_ff_iou'])}.",
+            f"Routing accuracy {results['routing_accuracy']:.3f}; with the true domains the IoU after all tasks is "
+            f"{results['oracle_last_iou']:.3f}, forgetting {fraction(results['oracle_ff_iou'])}.",
             highlight=False,
         )
 

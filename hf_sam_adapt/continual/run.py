@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import from_values, read_yaml
+from ..arguments import from_file, from_values
 from ..data import SegmentationData
 from ..errors import UserError
 from ..hub import check_can_push, push_folder
 from ..loading import is_pool, load_plain
 from ..model_cards import write_card
 from ..processing import SamAdaptProcessor
+from ..recipe import Recipe
 from ..report import write_json
 from ..training.run import leave_processes, load_data, start_processes
 from .folder import ContinualFolder
@@ -75,7 +76,7 @@ def continual(recipe: ContinualRecipe) -> Path:
         scores.append({name: _score(run, protocol, task, name) for name in tests})
     zero_shot = _zero_shot(run, protocol, names + natural)
     results = collect(recipe, names, scores, zero_shot, protocol.earlier)
-    results |= {"method": protocol.method, "model": read_yaml(protocol.folder(0) / "recipe.yaml")["model"]}
+    results |= {"method": protocol.method, "model": from_file(Recipe, protocol.folder(0) / "recipe.yaml").model}
     if recipe.protocol == "moda":
         results["tasks"] = {name: _about(protocol.folder(task)) for task, name in enumerate(names)}
     if state.is_main_process:
@@ -144,7 +145,7 @@ def _zero_shot(run: ContinualRun, protocol: Naive, names: list[str]) -> dict[str
 
     def compute(name: str) -> Scores:
         processor = SamAdaptProcessor.from_pretrained(folder)
-        base = load_plain(read_yaml(folder / "recipe.yaml")["model"], processor).to(start_processes().device)
+        base = load_plain(str(from_file(Recipe, folder / "recipe.yaml").model), processor).to(start_processes().device)
         return score(base, processor, run.tests.for_model(name, base, processor), run.recipe, adapted=False)
 
     path = run.folder.evaluations / "zero_shot"

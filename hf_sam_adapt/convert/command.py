@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..arguments import option
 from ..errors import UserError
+from ..paths import FILE, MODEL
 from . import convert_official_checkpoint
 
 
@@ -20,7 +21,9 @@ class ConvertArguments:
     """Arguments of `hf-sam-adapt convert`: of a checkpoint, or of the annotations of a data set."""
 
     source: str | None = option(
-        None, "The official checkpoint (only its tensors are read), or the annotations: a folder, zip archive or file."
+        None,
+        "The official checkpoint (only its tensors are read), or the annotations: a folder, zip archive or file.",
+        path=FILE,
     )
     format: (
         Literal["sam-adapter", "conv-lora", "cwsam", "cosam", "labelme", "coco", "yolo", "cvat", "folder"] | None
@@ -29,10 +32,12 @@ class ConvertArguments:
         "What wrote it, also spelled --from: conv-lora is AutoGluon's model.ckpt or its folder, cosam also a folder; "
         "folder is the package's own images/ and masks/, to be pushed.",
     )
-    out: str | None = option(None, "Folder to create for the adapter or the data set.")
+    out: str | None = option(None, "Folder to create for the adapter or the data set.", path=FILE)
     decoder: Literal["full", "none"] = option("full", "Convert the checkpoint's mask decoder, or leave it out.")
     base: str | None = option(
-        None, "The SAM that was adapted: tiny, folder or Hub id; the frozen weights are compared with it."
+        None,
+        "The SAM that was adapted: tiny, folder or Hub id; the frozen weights are compared with it.",
+        path=MODEL,
     )
     lora_alpha: int | float | None = option(None, "Of conv-lora: scaling times r; unset = the official 32.")
     image_size: int | None = option(
@@ -49,7 +54,9 @@ class ConvertArguments:
         "Of a checkpoint: fields of the adapter's config that no tensor tells, e.g. --method_args.features embedding "
         "high; unset = as published.",
     )
-    images: str | None = option(None, "Of annotations: folder of the images, where they are not beside them.")
+    images: str | None = option(
+        None, "Of annotations: folder of the images, where they are not beside them.", path=FILE
+    )
     classes: list[str] | None = option(
         None,
         "Names of the classes 1, 2, ... (of a checkpoint also 0, 1, ...); unset = the annotations' order, or by name.",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..arguments import option
 from ..errors import UserError
+from ..paths import MODEL
 
 
 MODEL_VARIABLE = "HF_SAM_ADAPT_DEMO_MODEL"
@@ -22,10 +23,12 @@ class DemoArguments:
     """
 
     adapters: list[str] = option(
-        [], f"Adapters to offer, run folders, folders of runs, or Hub ids; unset = those in ${ADAPTERS_VARIABLE}."
+        [],
+        f"Adapters to offer, run folders, folders of runs, or Hub ids; unset = those in ${ADAPTERS_VARIABLE}.",
+        path=MODEL,
     )
     model: str | None = option(
-        None, f"Plain SAM to start from, tiny, a folder, or a Hub id; unset = ${MODEL_VARIABLE}, or tiny."
+        None, f"Plain SAM to start from, tiny, a folder, or a Hub id; unset = ${MODEL_VARIABLE}, or tiny.", path=MODEL
     )
     server_name: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 = every one of this machine.")
     server_port: int | None = option(None, "Port to listen on; unset = the first free one from 7860.")

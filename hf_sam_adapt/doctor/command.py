@@ -11,6 +11,7 @@ from ..arguments import option
 from ..data.dataset import SegmentationSplit
 from ..data.loading import READ_KEYS
 from ..errors import UserError
+from ..paths import DATASET, FILE, NAME
 from .examine import Diagnosis, examine_dataset
 from .findings import ERROR, WARNING
 
@@ -22,7 +23,7 @@ IMAGE_SIZE, PATCH, TINY_IMAGE_SIZE = 1024, 16, 256
 class DoctorArguments:
     """Arguments of `hf-sam-adapt doctor`: a data set with the keys of the recipe that say how it is read."""
 
-    dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>.")
+    dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>.", path=DATASET)
     group_by: str | None = option(None, "Regular expression; images whose match is equal must be on one side.")
     mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
     mask_values: Literal["auto", "binary", "index", "alpha"] = option("auto", "How mask values are read.")
@@ -30,7 +31,7 @@ class DoctorArguments:
     label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
     num_labels: int | None = option(None, "Number of classes with the background; unset = one foreground class.")
     id2label: dict[int, str] | list[str] | None = option(None, "Class id -> name, or all names in order.")
-    palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.")
+    palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.", path=NAME)
     channels: int | None = option(None, "Channels of images read as they are stored; unset = RGB photographs.")
     normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"] | None = option(
         None, "Unset = imagenet, with channels percentile."
@@ -42,8 +43,10 @@ class DoctorArguments:
     seed: int = option(0, "Seed of the splits.")
     limit: int = option(20, "Findings shown of each severity and code; 0 = all.")
     processes: int | None = option(None, "Processes that read; unset = one per CPU, 0 = the main process itself.")
-    json: str | None = option(None, "File for all findings and the numbers of each split.")
-    contact_sheet: str | None = option(None, "PNG of what a batch will look like, after augmentation and processor.")
+    json: str | None = option(None, "File for all findings and the numbers of each split.", path=FILE)
+    contact_sheet: str | None = option(
+        None, "PNG of what a batch will look like, after augmentation and processor.", path=FILE
+    )
 
 
 def doctor_command(args: DoctorArguments) -> int:

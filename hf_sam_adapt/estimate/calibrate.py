@@ -18,7 +18,6 @@ from accelerate.utils import set_seed
 
 from ..data import SegmentationData, SegmentationSplit
 from ..recipe import Recipe
-from ..training.cost import CostMeter
 from ..training.loop import TrainingLoop
 from ..training.run import build_accelerator, embed, load_data, load_model
 from ..training.run_folder import RunFolder
@@ -53,7 +52,7 @@ def calibrate(recipe: Recipe) -> dict:
     if recipe.cache_embeddings:
         embed(loop)
     objects = [1]
-    with CostMeter(accelerator.device, recipe.batch_size) as cost:
+    with loop.cost as cost:
         batches = counted(loop._loader(), objects)
         for step in range(STEPS):
             loop._optimizer_step(step, batches)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..arguments import option
+from ..paths import FILE
 from ..recipe import Recipe
 from ..report import size_text, write_json
 from .estimate import Estimate, estimate
@@ -19,7 +20,7 @@ CARDS = (8, 12, 24, 40, 80)  # gigabytes
 class EstimateArguments(Recipe):
     """A recipe's keys, and where to write the numbers."""
 
-    json: str | None = option(None, "File to write the numbers to, in bytes and seconds.")
+    json: str | None = option(None, "File to write the numbers to, in bytes and seconds.", path=FILE)
 
 
 def estimate_command(args: EstimateArguments) -> None:

@@ -16,6 +16,7 @@ from ..data.dataset import mask_of
 from ..errors import UserError
 from ..forward import segment
 from ..metrics import ConfusionMatrix
+from ..metrics.classes import IgnoreBackground
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt
 from .evaluate import no_foreground
@@ -84,6 +85,7 @@ def evaluate_classes(
     *,
     batch_size: int = 4,
     constant: ConstantLabels | None = None,
+    ignore_background: IgnoreBackground = False,
     precision: str = "no",
     num_workers: int = 0,
     progress: bool = True,
@@ -97,6 +99,7 @@ def evaluate_classes(
         split: images with masks, or their embeddings.
         num_labels: K, background included.
         constant: scored beside the model.
+        ignore_background: see `ConfusionMatrix.compute`; the background is class 0.
 
     Raises:
         UserError: no mask holds another class than the background.
@@ -112,7 +115,7 @@ def evaluate_classes(
                 one = ConfusionMatrix(num_labels)
                 one.update(found, sample.mask)
                 matrices["adapted"] = matrices["adapted"].merge([one])
-                records.append((sample.index, one.compute()["miou"]))
+                records.append((sample.index, one.compute(ignore_background)["miou"]))
                 if constant is not None:
                     matrices["constant"].update(constant.at(*sample.mask.shape), sample.mask)
     parts = of_all_ranks((matrices, records))
@@ -120,15 +123,15 @@ def evaluate_classes(
     if not matrices["adapted"].counts[1:].any():
         raise UserError(no_foreground(len(split)))
     records = [record for part in parts for record in part[1]]
-    test: dict[str, Any] = {"zero_shot": None, "adapted": class_scores(matrices["adapted"])}
+    test: dict[str, Any] = {"zero_shot": None, "adapted": class_scores(matrices["adapted"], ignore_background)}
     if constant is not None:
-        test["constant"] = class_scores(matrices["constant"])
+        test["constant"] = class_scores(matrices["constant"], ignore_background)
     return ClassResult({"none": test}, matrices["adapted"], sorted(records))
 
 
-def class_scores(matrix: ConfusionMatrix) -> dict[str, Any]:
+def class_scores(matrix: ConfusionMatrix, ignore_background: IgnoreBackground = False) -> dict[str, Any]:
     """The scores of `metrics.json`: of the matrix, with `iou` and `dice` as means over the classes."""
-    scores = matrix.compute()
+    scores = matrix.compute(ignore_background)
     dice = [one["dice"] for one in scores["per_class"].values() if one["dice"] is not None]
     means = {"iou": scores["miou"], "dice": sum(dice) / len(dice) if dice else None}
     return means | scores | {"per_class": {str(index): one for index, one in scores["per_class"].items()}}

@@ -12,7 +12,8 @@ from ..arguments import option
 from ..attention import Kind
 from ..earlier import EarlierRun
 from ..errors import UserError
-from ..metrics.stream import PROMPTLESS_METRICS, check_metrics
+from ..metrics.stream import PROMPTLESS_METRICS, check_ignore_background, check_metrics
+from ..paths import DATASET, FILE, MODEL, NAME
 from ..processing import SamAdaptProcessor
 from .classes import ClassResult, constant_labels, evaluate_classes
 from .evaluate import EvalResult, evaluate
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 DATA_KEYS = ("dataset", "group_by", "mask_suffix", "mask_values", "mask_threshold", "label_map", "palette", "seed")
+_SCORE_KEYS = ("prompts", "metrics", "beta2", "ber_threshold", "ignore_background")
 
 
 @dataclass
@@ -35,11 +37,13 @@ class EvaluateArguments:
     """
 
     adapter: str | None = option(
-        None, "Adapter to evaluate, a run folder or Hub id; unset = the plain SAM of --model."
+        None, "Adapter to evaluate, a run folder or Hub id; unset = the plain SAM of --model.", path=MODEL
     )
-    model: str | None = option(None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.")
+    model: str | None = option(
+        None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.", path=MODEL
+    )
     domain: str | None = option(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
-    dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.")
+    dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.", path=DATASET)
     group_by: str | None = option(None, "Regular expression; images whose match is equal stay in one split.")
     mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
     mask_values: Literal["auto", "binary", "index", "alpha"] | None = option(
@@ -47,13 +51,20 @@ class EvaluateArguments:
     )
     mask_threshold: float | None = option(None, "Mask values above it are foreground; unset = 0, of JPEG 127.")
     label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
-    palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.")
+    palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.", path=NAME)
     seed: int | None = option(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
     prompts: list[Literal["none", "box", "point", "mask"]] | None = option(
         None, "Kinds to measure; unset = no prompt."
     )
     metrics: list[str] | None = option(
         None, f"Further metrics without prompts: {' '.join(PROMPTLESS_METRICS)}; unset = the run's."
+    )
+    beta2: float | None = option(None, "Weight β² of precision in f_measure and weighted_f; unset = the run's.")
+    ber_threshold: float | None = option(
+        None, "Probability above which a pixel is foreground for ber; unset = the run's."
+    )
+    ignore_background: bool | Literal["official"] | None = option(
+        None, "Classes: leave the background out of the scores; unset = the run's."
     )
     clicks: int = option(0, "Also let a simulated user click on each object, at most so often; 20 is usual; 0 = not.")
     prompt_sensitivity: Literal["box", "point"] | None = option(
@@ -69,7 +80,7 @@ class EvaluateArguments:
         "auto", "How the encoder computes attention."
     )
     output_dir: str | None = option(
-        None, "Folder for metrics.json and samples.png; unset = the table is printed only."
+        None, "Folder for metrics.json and samples.png; unset = the table is printed only.", path=FILE
     )
 
 
@@ -89,12 +100,15 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     from ..metrics import constant_mask
     from ..report import print_table, save_samples, write_json
     from ..report_classes import class_names
+    from ..report_curves import save_threshold_curves
     from ..report_prompts import print_prompt_tables, save_sensitivity
 
     earlier = None if args.adapter is None else EarlierRun.read(args.adapter)
     chosen = _chosen_data(args, earlier)
     output_dir = _checked(args, chosen)
     prompts, further, seed = chosen.pop("prompts"), chosen.pop("metrics"), chosen["seed"]
+    ignore_background = chosen.pop("ignore_background", False)
+    settings = {key: chosen.pop(key, None) for key in ("beta2", "ber_threshold")}
     state = PartialState()
     model, processor, choice = load_for_inference(args.adapter, args.model, args.attention)
     routed(model, args.domain)  # a wrong one is said before anything is measured
@@ -111,7 +125,8 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
             f"dataset: {data.name} has {data.num_labels or 'no'} classes, the model segments {num_labels or 'one'}; "
             "make them agree with label_map, palette or mask_values"
         )
-    check_metrics(further, prompts, num_labels)
+    check_metrics(further, prompts, num_labels, **settings)
+    check_ignore_background(ignore_background, num_labels)
     for note in data.notes + ([] if earlier is None else earlier.notes(data, chosen["dataset"], seed)):
         state.print(note)
     measured_on, split = data.measured
@@ -131,14 +146,24 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
         if prompts != ["none"]:
             raise UserError(f"prompts: {' '.join(prompts)}, but classes are segmented without prompts; leave it unset")
         constant_map = constant_labels(data.train, num_labels)
-        classes_found = evaluate_classes(model, processor, split, num_labels, constant=constant_map, **how)
+        how |= {"constant": constant_map, "ignore_background": ignore_background}
+        classes_found = evaluate_classes(model, processor, split, num_labels, **how)
         if state.is_main_process:
             _report_classes(args, model, processor, data, measured_on, classes_found, output_dir)
         return classes_found
     constant = constant_mask(data.train) if "none" in prompts else None
     with routed(model, args.domain):
         result = evaluate(
-            model, processor, split, prompts, constant=constant, metrics=further, seed=seed, **how, **choice
+            model,
+            processor,
+            split,
+            prompts,
+            constant=constant,
+            metrics=further,
+            seed=seed,
+            **settings,
+            **how,
+            **choice,
         )
         answers = _of_prompts(args, model, processor, split, how | choice)
     if state.is_main_process:
@@ -148,6 +173,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
             write_json(output_dir / "metrics.json", metrics)
+            save_threshold_curves(output_dir / "f_measure.png", result.test.get("none") or {})
             path = output_dir / "samples.png"
             with routed(model, args.domain):
                 save_samples(path, model, processor, split, result, precision=args.precision, seed=seed, **choice)
@@ -223,7 +249,7 @@ def load_for_inference(
 
 
 def _chosen_data(args: EvaluateArguments, earlier: EarlierRun | None) -> dict[str, Any]:
-    """Arguments of `load_segmentation_dataset`, `prompts` and `metrics`.
+    """Arguments of `load_segmentation_dataset`, and the keys of `_SCORE_KEYS`.
 
     What is unset comes from the run; for another data set only the seed: were it a copy that has grown, a split drawn
     by another seed would score images that the adapter was trained on.
@@ -233,9 +259,12 @@ def _chosen_data(args: EvaluateArguments, earlier: EarlierRun | None) -> dict[st
         run = {"seed": run.get("seed")}
     chosen: dict[str, Any] = {"mask_values": "auto", "seed": 0, "prompts": ["none"], "metrics": []}
     for source in (run, vars(args)):
-        chosen |= {key: source[key] for key in (*DATA_KEYS, "prompts", "metrics") if source.get(key) is not None}
+        keys = (*DATA_KEYS, *_SCORE_KEYS)
+        chosen |= {key: source[key] for key in keys if source.get(key) is not None}
     if args.metrics is None and "none" not in chosen["prompts"]:
         chosen["metrics"] = []
+    if args.metrics is not None or not chosen["metrics"]:
+        chosen |= {key: getattr(args, key) for key in ("beta2", "ber_threshold")}  # the run's are of its metrics
     return chosen | {key: list(dict.fromkeys(chosen[key])) for key in ("prompts", "metrics")}
 
 

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from ..data.images import IGNORE
 from ..errors import UserError
-from ..metrics import PROMPTLESS_METRICS, ConstantMask, IouDice, Overlap, boundary_overlap, gathered, overlap
-from ..metrics.stream import SaliencyMetric, StreamingMetric, check_metrics
+from ..metrics import ConstantMask, IouDice, Overlap, boundary_overlap, gathered, make_metric, overlap
+from ..metrics.stream import StreamingMetric, check_metrics
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt, derive_prompts
 from .inference import Variant, inference, predicted_logits, variants_of
@@ -96,6 +96,8 @@ def evaluate(
     constant: ConstantMask | None = None,
     boundary: bool = False,
     metrics: Sequence[str] = (),
+    beta2: float | None = None,
+    ber_threshold: float | None = None,
     precision: str = "no",
     num_workers: int = 0,
     seed: int = 0,
@@ -118,6 +120,8 @@ def evaluate(
         boundary: also score the boundaries of the masks, as `biou`.
         metrics: names in `PROMPTLESS_METRICS` to compute for the prompt kind `none` besides: of the logits' sigmoid,
             `ber` of the masks.
+        beta2: weight β² of precision in the F-measures; None = 0.3, of `weighted_f` 1.
+        ber_threshold: probability above which a pixel is foreground for `ber`; None = that of the masks, 0.5.
         precision: "no", "bf16" or "fp16" autocast.
         num_workers: processes that read images and derive prompts.
         seed: of the degradation of `mask` prompts.
@@ -127,14 +131,15 @@ def evaluate(
         UserError: metrics that are unknown, or without `none` among the prompts; no mask holds any foreground.
         ValueError: the split is empty, or zero-shot SAM is wanted and not there, or embeddings and two encoders.
     """
-    check_metrics(metrics, prompts, None)
+    settings = {"beta2": beta2, "ber_threshold": ber_threshold}
+    check_metrics(metrics, prompts, None, **settings)
     if len(split) == 0:
         raise ValueError("the split holds no image to evaluate on")
     if zero_shot_model is not None and hasattr(split, "store"):
         raise ValueError("zero_shot_model has an encoder of its own: pass a split of images instead of embeddings")
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
     names = [variant.name for variant in variants] + (["constant"] if constant is not None else [])
-    streams = {name: {metric: PROMPTLESS_METRICS[metric]() for metric in metrics} for name in names}
+    streams = {name: {metric: make_metric(metric, **settings) for metric in metrics} for name in names}
     records: list[ImageRecord] = []
     prompted = _Prompted(split, prompts, seed)
     with inference([variant.model for variant in variants], precision):
@@ -183,7 +188,7 @@ def _score_batch(
         if not labelled[position]:
             return
         for metric in streams[name].values():
-            prediction = probabilities if isinstance(metric, SaliencyMetric) else mask
+            prediction = probabilities if metric.takes_probabilities else mask
             metric.update(prediction, samples[position].mask)
 
     for kind, name, position, logits in predicted_logits(variants, processor, samples, prompts, best_of_three=True):

@@ -8,9 +8,11 @@ from .constant import ConstantMask, constant_mask
 from .overlap import IouDice, Overlap, overlap
 from .stream import (
     PROMPTLESS_METRICS,
+    AucMetric,
     BerMetric,
     BoundaryMetric,
     EMeasureMetric,
+    FMeasureMetric,
     MaeMetric,
     OverlapMetric,
     SemanticMetric,
@@ -18,6 +20,7 @@ from .stream import (
     StreamingMetric,
     WeightedFMetric,
     gathered,
+    make_metric,
 )
 
 
@@ -27,11 +30,13 @@ MODULES = Path(__file__).parents[1] / "metric_modules"  # one folder a metric, f
 __all__ = [
     "MODULES",
     "PROMPTLESS_METRICS",
+    "AucMetric",
     "BerMetric",
     "BoundaryMetric",
     "ConfusionMatrix",
     "ConstantMask",
     "EMeasureMetric",
+    "FMeasureMetric",
     "IouDice",
     "MaeMetric",
     "Overlap",
@@ -43,6 +48,7 @@ __all__ = [
     "boundary_overlap",
     "constant_mask",
     "gathered",
+    "make_metric",
     "overlap",
     "plot_confusion",
 ]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_PRINTED = 20
+IgnoreBackground = bool | Literal["official"]
 
 
 class ConfusionMatrix:
@@ -71,7 +72,7 @@ class ConfusionMatrix:
             merged.counts += matrix.counts
         return merged
 
-    def compute(self, ignore_background: bool | Literal["official"] = False, background: int = 0) -> dict[str, Any]:
+    def compute(self, ignore_background: IgnoreBackground = False, background: int = 0) -> dict[str, Any]:
         """Scores over all pixels, ready for JSON.
 
         Three readings, of which the result names the one it is in `ignore_background`:

@@ -61,6 +61,37 @@ def _similarity(x: np.ndarray, y: np.ndarray) -> float:
     return 1.0 if total == 0 else 0.0
 
 
+def threshold_counts(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """True and false positives at the thresholds 255, 254, …, 0 of 255, and at twice the mean; int64 (257,) each.
+
+    Args:
+        prediction: float64 (pixels,), 0..1.
+        truth: bool (pixels,).
+    """
+    levels = (prediction * 255).astype(np.uint8)
+    adaptive = prediction >= min(2 * prediction.mean(), 1)
+    counts = [np.bincount(levels[part], minlength=256)[::-1].cumsum() for part in (truth, ~truth)]
+    hits, alarms = (np.append(count, (adaptive & part).sum()) for count, part in zip(counts, (truth, ~truth)))
+    return hits, alarms
+
+
+def f_measure(prediction: np.ndarray, truth: np.ndarray, beta2: float = 0.3) -> np.ndarray:
+    """Precision, recall and F-measure (Achanta et al. 2009) at the thresholds of `threshold_counts`.
+
+    Args:
+        prediction: float64 (pixels,), 0..1.
+        truth: bool (pixels,).
+        beta2: weight β² of precision.
+
+    Returns:
+        float64 (3, 257); 0 where there is nothing to divide by.
+    """
+    hits, alarms = threshold_counts(prediction, truth)
+    precision, recall = hits / np.maximum(hits + alarms, 1), hits / max(truth.sum(), 1)
+    weighted = beta2 * precision + recall
+    return np.stack([precision, recall, (1 + beta2) * precision * recall / np.where(hits > 0, weighted, 1)])
+
+
 def e_measure(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Enhanced alignment measure (Fan et al. 2018) at the thresholds 255, 254, …, 0 of 255, and at twice the mean.
 
@@ -71,10 +102,7 @@ def e_measure(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Returns:
         float64 (257,).
     """
-    levels = (prediction * 255).astype(np.uint8)
-    counts = [np.bincount(levels[part], minlength=256)[::-1].cumsum() for part in (truth, ~truth)]
-    adaptive = prediction >= min(2 * prediction.mean(), 1)
-    hits, alarms = (np.append(count, (adaptive & part).sum()) for count, part in zip(counts, (truth, ~truth)))
+    hits, alarms = threshold_counts(prediction, truth)
     size, foreground = truth.size, int(truth.sum())
     predicted = hits + alarms
     if foreground == 0:

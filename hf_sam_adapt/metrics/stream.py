@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -13,9 +14,9 @@ import torch.distributed as dist
 from ..data.images import IGNORE
 from ..errors import UserError
 from .boundary import boundary_overlap
-from .classes import ConfusionMatrix
+from .classes import ConfusionMatrix, IgnoreBackground
 from .overlap import overlap
-from .saliency import e_measure, mean_absolute_error, s_measure, weighted_f
+from .saliency import e_measure, f_measure, mean_absolute_error, s_measure, threshold_counts, weighted_f
 
 
 class StreamingMetric(ABC):
@@ -28,6 +29,7 @@ class StreamingMetric(ABC):
     """
 
     counts_unknown: ClassVar[bool] = False
+    takes_probabilities: bool = False
 
     def __init__(self) -> None:
         self.totals = np.zeros(self._size())
@@ -118,13 +120,20 @@ class BerMetric(StreamingMetric):
     `ber` is the mean over images, `ber_pooled` that of all pixels as of one image, with its two parts
     `foreground_error` and `background_error`. Predictions: masks. An image without foreground has the error of its
     background alone, and the reverse; a part of which there is no pixel at all is None.
+
+    Args:
+        threshold: predictions are probabilities, foreground above it; SAM-Adapter's code has 125/255. None: masks.
     """
+
+    def __init__(self, threshold: float | None = None) -> None:
+        super().__init__()
+        self.threshold, self.takes_probabilities = threshold, threshold is not None
 
     def _size(self) -> int:
         return 6
 
     def _measure(self, prediction: np.ndarray, mask: np.ndarray) -> list[float]:
-        counts = overlap(as_mask(prediction), mask)
+        counts = overlap(as_mask(prediction) if self.threshold is None else prediction > self.threshold, mask)
         known = int(np.count_nonzero(mask != IGNORE))
         wrong = counts.truth - counts.intersection, counts.prediction - counts.intersection
         pixels = counts.truth, known - counts.truth
@@ -148,6 +157,8 @@ class SaliencyMetric(StreamingMetric):
         normalize: stretch each map to 0..1 before, as PySODMetrics and the publications do. A map of one value is
             left as it is.
     """
+
+    takes_probabilities = True
 
     def __init__(self, normalize: bool = True) -> None:
         super().__init__()
@@ -205,6 +216,61 @@ class EMeasureMetric(SaliencyMetric):
         return {name: float(score) for name, score in scores.items()}
 
 
+class FMeasureMetric(SaliencyMetric):
+    """F-measure at 256 thresholds: `f_measure` is the mean over them, `f_measure_max` that of the best one for all
+    images, `f_measure_adaptive` is at twice each map's mean. Predictions: probabilities 0..1.
+
+    `f_curve`, `precision_curve` and `recall_curve` are the means over the images at 255/255, 254/255, …, 0. With an
+    empty truth all are 0.
+
+    Args:
+        beta2: weight β² of precision.
+        normalize: see `SaliencyMetric`.
+    """
+
+    def __init__(self, beta2: float = 0.3, normalize: bool = True) -> None:
+        super().__init__(normalize)
+        self.beta2 = beta2
+
+    def _size(self) -> int:
+        return 3 * 257 + 1
+
+    def _measure_map(self, prediction: np.ndarray, truth: np.ndarray, known: np.ndarray) -> np.ndarray:
+        return f_measure(prediction[known], truth[known], self.beta2).ravel()
+
+    def _scores(self, totals: np.ndarray) -> dict[str, Any]:
+        precision, recall, f = (totals[:-1] / totals[-1]).reshape(3, 257)  # (3 * 257,) -> (3, 257)
+        return {
+            "f_measure": float(f[:256].mean()),
+            "f_measure_max": float(f[:256].max()),
+            "f_measure_adaptive": float(f[256]),
+            "f_curve": f[:256].tolist(),
+            "precision_curve": precision[:256].tolist(),
+            "recall_curve": recall[:256].tolist(),
+        }
+
+
+class AucMetric(SaliencyMetric):
+    """Area under the ROC curve, of the true and false positive rates at 256 thresholds, each a mean over the images.
+    Predictions: probabilities 0..1. Images without foreground or without background are left out; None if all are.
+    """
+
+    def _size(self) -> int:
+        return 2 * 256 + 2
+
+    def _measure_map(self, prediction: np.ndarray, truth: np.ndarray, known: np.ndarray) -> np.ndarray:
+        hits, alarms = (counts[:256] for counts in threshold_counts(prediction[known], truth[known]))
+        if not hits[-1] or not alarms[-1]:
+            return np.zeros(2 * 256 + 1)
+        return np.concatenate([hits / hits[-1], alarms / alarms[-1], [1]])
+
+    def _scores(self, totals: np.ndarray) -> dict[str, Any]:
+        if not totals[-2]:
+            return {"auc": None}
+        hits, alarms = np.pad((totals[:-2] / totals[-2]).reshape(2, 256), ((0, 0), (1, 0)))  # from (0, 0)
+        return {"auc": float(((hits[1:] + hits[:-1]) / 2 * np.diff(alarms)).sum())}
+
+
 class WeightedFMetric(SaliencyMetric):
     """Mean weighted F-measure (`weighted_f`). Predictions: probabilities 0..1. With an empty truth it is 0.
 
@@ -241,10 +307,11 @@ class SemanticMetric(StreamingMetric):
 
     Args:
         num_labels: K >= 2, background included.
+        ignore_background: see `ConfusionMatrix.compute`.
     """
 
-    def __init__(self, num_labels: int) -> None:
-        self.matrix = ConfusionMatrix(num_labels)
+    def __init__(self, num_labels: int, ignore_background: IgnoreBackground = False) -> None:
+        self.matrix, self.ignore_background = ConfusionMatrix(num_labels), ignore_background
         super().__init__()
 
     def _size(self) -> int:
@@ -258,23 +325,32 @@ class SemanticMetric(StreamingMetric):
     def _scores(self, totals: np.ndarray) -> dict[str, Any]:
         # float64 holds counts up to 2^53 exactly.
         self.matrix.counts = totals[:-1].astype(np.int64).reshape(self.matrix.counts.shape)  # (K K,) -> (K, K)
-        return {name: score for name, score in self.matrix.compute().items() if name != "ignore_background"}
+        scores = self.matrix.compute(self.ignore_background)
+        return {name: score for name, score in scores.items() if name != "ignore_background"}
 
 
 # What `metrics` of a recipe or of `evaluate` takes, for images without prompts.
 PROMPTLESS_METRICS: dict[str, type[StreamingMetric]] = {
     "s_measure": SMeasureMetric,
     "e_measure": EMeasureMetric,
+    "f_measure": FMeasureMetric,
     "weighted_f": WeightedFMetric,
     "mae": MaeMetric,
+    "auc": AucMetric,
     "ber": BerMetric,
 }
+# The settings that are keys, and the arguments that they are, by metric.
+_SETTINGS = {"beta2": {"f_measure": "beta2", "weighted_f": "beta2"}, "ber_threshold": {"ber": "threshold"}}
 # How tables name their scores.
 TITLES = {
     "s_measure": "S-measure",
     "e_measure": "E-measure",
     "e_measure_max": "E-measure, best threshold",
     "e_measure_adaptive": "E-measure, adaptive threshold",
+    "f_measure": "F-measure",
+    "f_measure_max": "F-measure, best threshold",
+    "f_measure_adaptive": "F-measure, adaptive threshold",
+    "auc": "area under the ROC curve",
     "weighted_f": "weighted F",
     "mae": "MAE",
     "ber": "BER",
@@ -284,17 +360,41 @@ TITLES = {
 }
 
 
-def check_metrics(metrics: Sequence[str], prompts: Sequence[str], num_labels: int | None) -> None:
-    """Raise `UserError` unless `metrics` are known, and can be computed for such prompts and masks."""
+def make_metric(name: str, **settings: float | None) -> StreamingMetric:
+    """The metric `name` of `PROMPTLESS_METRICS`; of `beta2` and `ber_threshold` it takes its own, unless None."""
+    known = ((_SETTINGS[key].get(name), value) for key, value in settings.items())
+    own: dict[str, Any] = {argument: value for argument, value in known if argument is not None and value is not None}
+    return PROMPTLESS_METRICS[name](**own)
+
+
+def check_metrics(
+    metrics: Sequence[str], prompts: Sequence[str], num_labels: int | None, **settings: float | None
+) -> None:
+    """Raise `UserError` unless `metrics` are known, and can be computed for such prompts, masks and settings."""
     unknown = [name for name in metrics if name not in PROMPTLESS_METRICS]
     if unknown:
         raise UserError(f"metrics: unknown '{unknown[0]}'; choose from {', '.join(PROMPTLESS_METRICS)}.")
+    for key, value in settings.items():
+        if value is not None and not _SETTINGS[key].keys() & set(metrics):
+            raise UserError(
+                f"{key}: of {' and '.join(_SETTINGS[key])}, which metrics does not name; add one, or leave it."
+            )
+        if value is not None and not (0 < value < (1 if key == "ber_threshold" else math.inf)):
+            raise UserError(
+                f"{key}: {value} is out of range; give {'0 to 1' if key == 'ber_threshold' else 'above 0'}."
+            )
     if metrics and "none" not in prompts:
         raise UserError(f"metrics: {' '.join(metrics)} are computed without prompts; add none to prompts.")
     if metrics and num_labels is not None:
         raise UserError(
             f"metrics: {' '.join(metrics)} are of binary masks, and this data set has classes; leave it out."
         )
+
+
+def check_ignore_background(value: IgnoreBackground, num_labels: int | None) -> None:
+    """Raise `UserError` where there are no classes that it could be of."""
+    if value and num_labels is None:
+        raise UserError("ignore_background: of scores of classes, and the masks have one; leave it out.")
 
 
 def gathered(metric: StreamingMetric) -> StreamingMetric:

@@ -25,7 +25,7 @@ HOW = {
 }
 TINY_LIMIT = "`tiny` is small and was itself trained on drawn images; real work wants a real SAM."
 _PROMPT_FLAGS = {"box": " --box 40 60 200 180", "point": " --point 120 130"}
-_PICTURES = ("samples", "curve", "confusion", "experts", "matrix", "curves")
+_PICTURES = ("samples", "curve", "confusion", "experts", "f_measure", "matrix", "curves")
 _NOT_SHOWN = ("output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id")
 
 

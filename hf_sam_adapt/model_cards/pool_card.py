@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ..arguments import from_values, read_yaml
+from ..arguments import from_file
 from ..continual.recipe import ContinualRecipe
 from ..errors import UserError
 from ..report import size_text
@@ -22,7 +22,7 @@ from .public import public_recipe
 from .tables import METRICS, fraction, marked, table
 
 
-FILES = ("continual.json", "recipe.yaml", "matrix.png", "curves.png")
+FILES = ("continual.json", "matrix.png", "curves.png")
 
 
 def pool_card(folder: Path, name: str) -> ModelCard:
@@ -38,11 +38,14 @@ def pool_card(folder: Path, name: str) -> ModelCard:
     for file in FILES:
         if (folder.parent / file).is_file():
             shutil.copyfile(folder.parent / file, folder / file)
+    if (folder.parent / FILES[0]).is_file():  # the paths in a recipe start at its folder
+        recipe = from_file(ContinualRecipe, folder.parent / "recipe.yaml")
+        (folder / "recipe.yaml").write_text(recipe.to_yaml(folder), encoding="utf-8")
     for file in ("continual.json", "recipe.yaml"):
         if not (folder / file).is_file():
             raise UserError(f"{folder}: no {file} here or in the folder above; a pool's card needs a finished run.")
     results = json.loads((folder / "continual.json").read_text(encoding="utf-8"))
-    recipe = from_values(ContinualRecipe, read_yaml(folder / "recipe.yaml"), str(folder / "recipe.yaml"))
+    recipe = from_file(ContinualRecipe, folder / "recipe.yaml")
     inner = METHODS[results.get("method", recipe.method)]
     task, model = task_of(recipe.prompts), results.get("model") or base_of(recipe)
     domains, known = results["domains"], [*results.get("earlier", []), *results["domains"]]
@@ -73,7 +76,8 @@ def pool_card(folder: Path, name: str) -> ModelCard:
         routing=routing_table(results),
         accuracy=fraction(results.get("routing_accuracy")),
         facts=[*task_facts(results.get("tasks", {})), *input_facts(folder)],
-        command="continual",
+        command="continual --config recipe.yaml --output_dir ../../again",
+        local_data="domains" if any(one.get("source") == "folder" for one in found) else None,
         limits=limits(results, recipe, model),
         citations=[text for text in (METHODS["moda"].citation, inner.citation, SAM_CITATION) if text],
     )

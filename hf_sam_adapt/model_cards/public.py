@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from ..paths import FILE
 from ..recipe import Recipe
 
 
@@ -22,17 +23,8 @@ def is_local(name: str) -> bool:
 def public_recipe(recipe: R) -> R:
     """The recipe with the bare names of local folders and files: where they lie is nobody else's concern."""
     # Who repeats the run does not publish it.
-    changes: dict[str, Any] = {"output_dir": Path(recipe.output_dir).name, "push_to_hub": False, "hub_model_id": None}
-    for key in ("model", "adapter", "dataset", "palette", "natural"):
-        value = getattr(recipe, key, None)
-        if value is not None:
-            changes[key] = _bare(value)
-    if hasattr(recipe, "domains"):
-        changes["domains"] = [_bare(domain) for domain in recipe.domains]
-    return dataclasses.replace(recipe, **changes)
+    return dataclasses.replace(recipe.with_paths(_bare), push_to_hub=False, hub_model_id=None)
 
 
-def _bare(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _bare(one) if key == "dataset" else one for key, one in value.items()}
-    return Path(value).expanduser().name if isinstance(value, str) and "/" in value and is_local(value) else value
+def _bare(key: str, value: str, names: str) -> str:
+    return Path(value).expanduser().resolve().name if names == FILE or is_local(value) else value

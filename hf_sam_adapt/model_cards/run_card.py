@@ -66,7 +66,8 @@ def run_card(
         columns="image, truth, adapted" if classes else "image, truth, zero-shot SAM, adapted SAM",
         facts=[*training_facts(metrics, data), *input_facts(folder)],
         notes=data["notes"],
-        command="train",
+        command="train --config recipe.yaml --output_dir ../again",
+        local_data="dataset" if data["source"] == "folder" else None,
         limits=limits(metrics, data, recipe, config),
         citations=[text for text in (method.citation, SAM_CITATION) if text],
     )
@@ -104,7 +105,11 @@ def what_sentence(recipe: Recipe, data: dict[str, Any]) -> str:
     else:
         target = f"segments {_object(recipe)}"
     images = data["images"].get("train")
-    learned = "" if images is None else f", learned from {images} images with masks"
+    learned = (
+        ""
+        if images is None
+        else f", learned from {images} {_images(images)} with {'a mask' if images == 1 else 'masks'}"
+    )
     start = "" if recipe.adapter is None else f" It started from the adapter `{public_recipe(recipe).adapter}`."
     text = f"{kind} the Segment Anything Model {base} that {target} in images like those of {_dataset(data)}{learned}."
     return text + start
@@ -116,9 +121,11 @@ def result_sentence(metrics: dict[str, Any], data: dict[str, Any]) -> str:
     classes = "miou" in found["adapted"]
     key = "miou" if classes else "iou"
     count = data["images"].get(metrics.get("measured_on", "test"))
-    where = f"{'' if count is None else f'{count} '}{SPLITS[metrics.get('measured_on', 'test')]} images"
+    where = f"{'' if count is None else f'{count} '}{SPLITS[metrics.get('measured_on', 'test')]} {_images(count)}"
     if found["adapted"][key] is None:
-        return f"The {where} hold no labelled pixel, so nothing is known of its quality."
+        return (
+            f"The {where} {'holds' if count == 1 else 'hold'} no labelled pixel, so nothing is known of its quality."
+        )
     metric = "mean IoU of the classes" if classes else "mean IoU"
     text = f"{HOW[kind].capitalize()} it reaches a {metric} of **{fraction(found['adapted'][key])}** on {where}"
     beside = []
@@ -195,7 +202,8 @@ def limits(metrics: dict[str, Any], data: dict[str, Any], recipe: Recipe, config
     count = data["images"].get(measured_on)
     found = [f"Measured on images of {data['linked']} alone; other cameras, places or subjects are untested."]
     if count is not None and count < FEW:
-        found.append(f"{count} images are few: another {count} could give a mean that differs by several hundredths.")
+        few, other = ("image is", "one") if count == 1 else ("images are", str(count))
+        found.append(f"{count} {few} few: another {other} could give a mean that differs by several hundredths.")
     if measured_on == "val":
         found.append("There were no test images: those measured also chose the checkpoint, which flatters the result.")
     if measured_on == "train":
@@ -216,6 +224,10 @@ def limits(metrics: dict[str, Any], data: dict[str, Any], recipe: Recipe, config
     if not (config or {}).get("train_iou_head"):
         found.append("`iou_scores` of the output are SAM's own head on adapted features: do not rank masks by them.")
     return [*found, f"One run with seed {recipe.seed}; the spread over seeds was not measured."]
+
+
+def _images(count: int | None) -> str:
+    return "image" if count == 1 else "images"
 
 
 def _score_limits(metrics: dict[str, Any], classes: list[str] | None) -> list[str]:

@@ -75,7 +75,9 @@ def class_table(scores: dict[str, Any], classes: Sequence[str]) -> str:
     constant = (scores.get("constant") or {}).get("per_class") or {}
     rows = []
     for label, name in enumerate(classes):
-        one, other = adapted.get(str(label), {}), constant.get(str(label), {})
+        if str(label) not in adapted:  # the background, left out
+            continue
+        one, other = adapted[str(label)], constant.get(str(label), {})
         parts = [fraction(one.get(key)) for key in ("precision", "recall")]
         rows.append([name, *marked([one.get("iou"), other.get("iou")]), *parts, f"{one['pixels']:,}"])
     return table(["class", "IoU", "IoU, best constant map", "precision", "recall", "test pixels"], rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from ..arguments import from_values, read_yaml
+from ..arguments import from_file
 from ..errors import UserError
 from ..recipe import Recipe
 from .metadata import write_eval_results
@@ -41,8 +41,7 @@ def write_card(folder: str | Path, repo_id: str | None = None, recipe: Recipe | 
     if metrics is None or "train" not in metrics:
         raise UserError(f"{folder}: no metrics.json of a training, so no run folder that a card could be made of.")
     if recipe is None:
-        path = folder / "recipe.yaml"
-        recipe, name = from_values(Recipe, read_yaml(path), str(path)), name_of(folder, repo_id)
+        recipe, name = from_file(Recipe, folder / "recipe.yaml"), name_of(folder, repo_id)
     else:
         name = repo_id or Path(recipe.output_dir).name
     write_eval_results(folder, metrics)

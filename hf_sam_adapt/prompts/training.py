@@ -19,6 +19,7 @@ def training_prompt(
     rng: np.random.Generator,
     *,
     jitter: float = BOX_JITTER,
+    points: int = 1,
     rounds: int = 0,
     max_objects: int = 8,
     instances: np.ndarray | None = None,
@@ -27,10 +28,11 @@ def training_prompt(
 
     Args:
         mask: uint8 (H, W), 0 = background, 255 = ignore.
-        kind: "box" (tight, then moved, see `jittered`), "point" (any pixel of the object) or "mask" (the object after
+        kind: "box" (tight, then moved, see `jittered`), "point" (any pixels of the object) or "mask" (the object after
             a random dilation or erosion).
         rng: everything is drawn from it.
         jitter: standard deviation of a box's sides, in their lengths.
+        points: of each object, for kind "point".
         rounds: corrections that follow, each with a draw of its own.
         max_objects: of more, a random choice.
         instances: uint8 (H, W), the number of the object that a pixel belongs to, 0 and 255 = none; None = the objects
@@ -50,9 +52,9 @@ def training_prompt(
         boxes = [jittered(tight_box(target), target.shape, rng, jitter) for target in targets]
         prompt.boxes = np.stack(boxes) if boxes else np.zeros((0, 4), np.float32)
     elif kind == "point":
-        points = [any_point(target, rng) for target in targets]
-        prompt.points = np.stack(points)[:, None] if points else np.zeros((0, 1, 2), np.float32)  # (n, 1, 2)
-        prompt.point_labels = np.ones((len(targets), 1), np.int64)
+        drawn = [any_point(target, rng) for target in targets for _ in range(points)]
+        prompt.points = np.array(drawn, np.float32).reshape(len(targets), points, 2)  # (n points, 2) -> (n, points, 2)
+        prompt.point_labels = np.ones((len(targets), points), np.int64)
     else:
         prompt.masks = np.stack([degrade(target, rng) for target in targets]) if len(targets) else targets
     return prompt

@@ -81,7 +81,7 @@ class TrainingSamples(Dataset):
         kinds: prompt kinds; one is drawn per sample.
         augmentations: names for `augment`.
         weights: how often a kind is drawn, relative to the others; 1 for a kind that is not named.
-        jitter, rounds: of boxes, and corrections per prompt; see `training_prompt`.
+        jitter, points, rounds: of boxes, of point prompts, and corrections per prompt; see `training_prompt`.
     """
 
     def __init__(
@@ -94,12 +94,13 @@ class TrainingSamples(Dataset):
         *,
         weights: Mapping[str, float] | None = None,
         jitter: float = BOX_JITTER,
+        points: int = 1,
         rounds: int = 0,
     ) -> None:
         self.split, self.processor, self.seed = split, processor, seed
         self.kinds, self.augmentations = list(kinds), list(augmentations)
         self.shares = prompt_shares(kinds, weights)
-        self.jitter, self.rounds = jitter, rounds
+        self.jitter, self.points, self.rounds = jitter, points, rounds
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         """What the processor packs of one image, and `weight` float32 (1,): 0 for an image with nothing to learn.
@@ -152,6 +153,7 @@ class TrainingSamples(Dataset):
             kind,
             rng,
             jitter=self.jitter,
+            points=self.points,
             rounds=self.rounds,
             max_objects=MAX_OBJECTS,
             instances=instances,

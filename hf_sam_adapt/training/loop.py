@@ -37,6 +37,9 @@ from .optim import build_optimizer, learning_rate_at, warmup_steps
 # Weight of a new step in the running train IoU.
 _RUNNING = 0.1
 
+# Validations of a small data set are not closer than so many optimizer steps, unless the recipe says so.
+_FEWEST_STEPS = 10
+
 # A further loss term of a micro-batch: of the batch, as `batch_loss` takes it, and its logits; a scalar.
 Regularizer = Callable[[dict[str, Any], list[torch.Tensor]], torch.Tensor]
 
@@ -55,7 +58,8 @@ class Schedule:
         images_per_step = recipe.batch_size * recipe.gradient_accumulation_steps * world
         epoch = math.ceil(num_images / images_per_step)
         total = recipe.max_steps or recipe.epochs * epoch
-        return cls(total, recipe.eval_every or epoch, recipe.checkpoint_every or epoch, images_per_step)
+        usual = epoch * math.ceil(_FEWEST_STEPS / epoch)
+        return cls(total, recipe.eval_every or usual, recipe.checkpoint_every or usual, images_per_step)
 
 
 class TrainingLoop:
@@ -88,6 +92,7 @@ class TrainingLoop:
         self.class_weights = None if class_weights is None else class_weights.to(accelerator.device)
         self.schedule = Schedule.of(recipe, len(data.train), accelerator.num_processes)
         self.warmup = warmup_steps(recipe.warmup, self.schedule.total)
+        self.cost = CostMeter(accelerator.device, self.schedule.images_per_step)
         # Sharded parameters have to be of one dtype.
         sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if recipe.precision in AUTOCAST_DTYPES and not sharded:
@@ -114,10 +119,12 @@ class TrainingLoop:
 
     def run(self) -> None:
         """Train to the end and leave the best validated weights in the model."""
-        with CostMeter(self.accelerator.device, self.schedule.images_per_step) as cost, self._progress() as bar:
+        with self.cost as cost, self._progress() as bar:
             batches, experts = iter(self._loader()), ExpertMeter(self.state.experts, self.schedule.total)
             running_iou = None
             for step in range(self.state.step, self.schedule.total):
+                if self._is_stopped():
+                    break
                 rate = self._set_learning_rate(step)
                 loss, iou = self._optimizer_step(step, batches)
                 cost.step()
@@ -144,6 +151,7 @@ class TrainingLoop:
             recipe.seed,
             weights=recipe.prompt_weights,
             jitter=recipe.box_jitter,
+            points=recipe.points_per_object,
             rounds=recipe.correction_rounds,
         )
         stream = BatchStream(
@@ -193,6 +201,7 @@ class TrainingLoop:
             total_steps=self.schedule.total,
             warmup=self.warmup,
             scheduler=self.recipe.lr_scheduler,
+            lowest=self.recipe.lr_min,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -204,10 +213,20 @@ class TrainingLoop:
         validated = self.data.val is not None and (last or step % self.schedule.eval_every == 0)
         if validated:
             self._validate()
-        saved = last or step % self.schedule.checkpoint_every == 0 or self.state.best_step == step
+        stopped = validated and self._is_stopped()
+        saved = last or stopped or step % self.schedule.checkpoint_every == 0 or self.state.best_step == step
         if saved:
             self.checkpoints.save(self.state)
+        if stopped:
+            patience = f"{self.recipe.early_stopping} validations without a better one"
+            self.accelerator.print(f"early_stopping: ended at step {step} of {self.schedule.total}, after {patience}.")
         return validated or saved
+
+    def _is_stopped(self) -> bool:
+        """Whether as many validations as `early_stopping` says have followed the best one."""
+        found = [row["val_iou"] for row in self.state.validations]
+        wanted = self.recipe.early_stopping
+        return wanted is not None and bool(found) and len(found) - 1 - found.index(max(found)) >= wanted
 
     def _validate(self) -> None:
         """IoU over all validation images, a mean over the prompt kinds; remembers the step if it is the best."""
@@ -240,6 +259,7 @@ class TrainingLoop:
             self.data.val,
             self.data.num_labels,
             batch_size=recipe.batch_size,
+            ignore_background=recipe.ignore_background,
             precision=recipe.precision,
             num_workers=recipe.num_workers,
             progress=False,

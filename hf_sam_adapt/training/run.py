@@ -29,12 +29,13 @@ from ..image_size import find_vision_encoder
 from ..input_channels import inflate_channels
 from ..loading import base_revision, build_model, load_adapted, load_base, load_plain, method_of, save_adapter
 from ..metrics import constant_mask
-from ..metrics.stream import check_metrics
+from ..metrics.stream import check_ignore_background, check_metrics
 from ..model_cards import write_card
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
 from ..report import print_table, save_samples, write_json
 from ..report_classes import class_names, print_class_table, save_class_pictures
+from ..report_curves import save_threshold_curves
 from ..tuners.common.decoder import lacks_gradients
 from ..windows import windows_removed
 from .experts import save_expert_plot
@@ -84,6 +85,9 @@ def train(
         if (earlier := _earlier_run(recipe)) is not None:
             data.notes += earlier.notes(data, recipe.dataset, recipe.seed)
     check_metrics(recipe.metrics, recipe.prompts, data.num_labels)
+    check_ignore_background(recipe.ignore_background, data.num_labels)
+    if recipe.early_stopping is not None and data.val is None:
+        raise UserError("early_stopping: there are no validation images; add some, or leave it out.")
     recipe, model, processor = load_model(recipe, data)
     if recipe.cache_embeddings:
         check_cacheable(model)
@@ -316,7 +320,13 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
         }
         write_json(target / "metrics.json", metrics)
         draw(loop, split, result, target, zero_shot)
-        save_curve(loop.state.history, loop.state.validations, target / "curve.png")
+        save_threshold_curves(target / "f_measure.png", result.test.get("none") or {})
+        beaten = next(iter(result.test.values()))
+        references = {
+            f"{title}, {measured_on}": (beaten.get(key) or {}).get("iou")
+            for key, title in (("zero_shot", "zero-shot"), ("constant", "best constant"))
+        }
+        save_curve(loop.state.history, loop.state.validations, target / "curve.png", references)
         if loop.state.experts:
             save_expert_plot(loop.state.experts, target / "experts.png")
         write_card(target, recipe=recipe)
@@ -341,10 +351,11 @@ def measure(
         "num_workers": recipe.num_workers,
     }
     if data.num_labels is not None:
+        choice |= {"ignore_background": recipe.ignore_background}
         constant = constant_labels(data.train, data.num_labels)
         return evaluate_classes(loop.model, loop.processor, split, data.num_labels, constant=constant, **choice)
     constant = constant_mask(data.train) if "none" in recipe.prompts else None
-    choice |= {"metrics": recipe.metrics, "seed": recipe.seed}
+    choice |= {key: getattr(recipe, key) for key in ("metrics", "beta2", "ber_threshold", "seed")}
     return evaluate(loop.model, loop.processor, split, recipe.prompts, constant=constant, **choice, **zero_shot)
 
 

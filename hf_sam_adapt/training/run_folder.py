@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..arguments import from_values, read_yaml
+from ..arguments import from_file
 from ..data import SegmentationData
 from ..errors import UserError
+from ..paths import absolute
 from ..recipe import Recipe
 from .files import publish, write_text
 
@@ -28,6 +29,7 @@ _OWN = (
     "samples.png",
     "curve.png",
     "experts.png",
+    "f_measure.png",
     "confusion.png",
     "README.md",
     "checkpoints",
@@ -43,6 +45,7 @@ _MAY_CHANGE = {
     "compile",
     "epochs",
     "max_steps",
+    "early_stopping",
     "eval_every",
     "checkpoint_every",
     "output_dir",
@@ -95,7 +98,7 @@ class RunFolder:
         path = self.path / "recipe.yaml"
         if not path.exists():
             return
-        before = from_values(Recipe, read_yaml(path), str(path))
+        before, recipe = (one.with_paths(absolute) for one in (from_file(Recipe, path), recipe))
         for field in dataclasses.fields(Recipe):
             old, new = getattr(before, field.name), getattr(recipe, field.name)
             if field.name not in _MAY_CHANGE and old != new:
@@ -116,7 +119,7 @@ class RunFolder:
             write_text(folder / "splits.json", json.dumps(data.keys, indent=2))
         # Rerunning the file shall give the whole run, not its end.
         whole = dataclasses.replace(recipe, resume_from_checkpoint=None)
-        write_text(self.path / "recipe.yaml", whole.to_yaml())
+        write_text(self.path / "recipe.yaml", whole.to_yaml(self.path))
 
     def finish(self, write: Callable[[Path], None]) -> None:
         """Let `write` fill an empty folder and move its files into the run folder."""

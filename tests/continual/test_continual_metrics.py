@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hf_sam_adapt.continual.metrics import average, forgetting, forward, last, summary
+from hf_sam_adapt.continual.report import print_continual
 
 
 # Rows: after each of eight tasks; columns: eight test sets, and natural images.
@@ -64,3 +65,28 @@ def test_one_task_has_nothing_to_forget():
 def test_isolated_tasks_forget_exactly_nothing():
     row = np.random.default_rng(0).random(5)
     assert forgetting(np.tile(row, (5, 1))) == 0 == forgetting(np.tile(row, (5, 1)), best=True)
+
+
+@pytest.mark.parametrize("protocol", ["naive", "joint", "moda"])
+@pytest.mark.parametrize("natural", [True, False])
+def test_the_table_says_its_metrics_in_words(capsys, protocol, natural):
+    rows = [[0.5, 0.6]] if protocol == "joint" else [[0.7, 0.1], [0.5, 0.6]]
+    results = {"protocol": protocol, "method": "decoder", "prompt": "none", "domains": ["one", "two"]}
+    for name in ("iou", "biou"):
+        results |= {"last_" + name: 0.55} if protocol == "joint" else summary(np.array(rows), name)
+        results |= {f"matrix_{name}": rows, f"zero_shot_{name}": [0.2, 0.3]}
+        if natural:
+            results |= {f"natural_{name}": 0.4, f"natural_curve_{name}": [0.4] * len(rows)}
+            results |= {f"natural_zero_shot_{name}": 0.45}
+    if protocol == "moda":
+        results |= {"routing_accuracy": 0.9, "oracle_last_iou": 0.56, "oracle_ff_iou": 0.01}
+    print_continual(results)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "after all tasks (Last)" in shown and "0.550" in shown
+    assert ("natural images" in shown) == natural
+    if protocol == "joint":
+        assert "forgetting" not in shown
+    else:
+        assert "forgetting: lost since a domain's own task (FF) │ 0.200" in shown
+        assert "on the next domain, before it is learned" in shown
+    assert ("forgetting 0.010" in shown) == (protocol == "moda")

@@ -25,8 +25,8 @@ from hf_sam_adapt.metrics.stream import PROMPTLESS_METRICS
 
 evaluate = pytest.importorskip("evaluate")
 ROOT = Path(__file__).parents[2]
-NAMES = ("iou_dice", "boundary_iou", "s_measure", "e_measure", "weighted_f", "mae", "ber", "semantic")
-MAPS = ("s_measure", "e_measure", "weighted_f", "mae")
+MAPS = ("s_measure", "e_measure", "f_measure", "weighted_f", "mae", "auc")
+NAMES = ("iou_dice", "boundary_iou", *MAPS, "ber", "semantic")
 SETTINGS = {"semantic": {"num_labels": 4}, "weighted_f": {"beta2": 0.3}}
 
 
@@ -185,4 +185,5 @@ def test_two_processes_equal_one(tmp_path):
         if name == "semantic":
             assert first[name] == one
         else:
-            assert first[name] == pytest.approx(one, abs=1e-12)
+            assert first[name].keys() == one.keys()
+            assert all(first[name][key] == pytest.approx(one[key], abs=1e-12) for key in one)

@@ -256,3 +256,16 @@ def test_a_fully_trained_model_says_that_it_is_one(binary_run, page, tmp_path):
     card = page(folder)
     assert card.data["base_model_relation"] == "finetune" and "peft" not in card.data["tags"]
     assert "ordinary SamModel" in card.text.replace("`", "") and "KeyError" not in card.text
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, "1 image is few: another one"), (2, "2 images are few: another")])
+def test_one_image_is_no_plural(binary_run, tmp_path, count, expected):
+    copy = shutil.copytree(binary_run, tmp_path / "run")
+    metrics = json.loads((copy / "metrics.json").read_text())
+    metrics["data"]["images"] = {"train": count, "val": count, "test": count}
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    text = write_card(copy).read_text()
+    assert expected in text
+    assert ("1 images" in text, "on 1 test image" in text, "from 1 image with a mask" in text) == (
+        (False, True, True) if count == 1 else (False, False, False)
+    )

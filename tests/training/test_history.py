@@ -3,13 +3,14 @@
 import json
 import random
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import hf_sam_adapt.training.loop
 from hf_sam_adapt.recipe import parse_recipe
 from hf_sam_adapt.training import train
-from hf_sam_adapt.training.history import record_step, save_curve
+from hf_sam_adapt.training.history import loss_limit, record_step, save_curve, smoothed
 
 
 class Stopped(Exception):
@@ -57,3 +58,46 @@ def test_a_resumed_run_has_the_history_of_a_straight_one(short_recipe, monkeypat
 def test_a_curve_without_validations(tmp_path):
     save_curve([{"first": 1, "step": 1, "loss": 0.5, "train_iou": 0.1}], [], tmp_path / "curve.png")
     assert Image.open(tmp_path / "curve.png").width == 800
+
+
+def pixels_of(path, colour, tolerance=40):
+    picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    rows, columns = np.nonzero((np.abs(picture - colour) < tolerance).all(axis=-1))
+    return rows, columns
+
+
+RED, ORANGE, BLUE = (214, 39, 40), (255, 127, 14), (31, 119, 180)
+ROWS = [{"first": n, "step": n, "loss": 1 / n + 0.2, "train_iou": 1 - 1 / n} for n in range(1, 101)]
+
+
+@pytest.mark.parametrize("spikes", [(1,), (2, 3), (50,), (1, 99)])
+@pytest.mark.parametrize("height", [1e2, 1e6])
+def test_spikes_do_not_flatten_the_curve(tmp_path, spikes, height):
+    usual = [row["loss"] for row in ROWS]
+    losses = [height if row["step"] in spikes else row["loss"] for row in ROWS]
+    assert loss_limit(losses) < 2 * max(usual)
+    assert max(smoothed(losses)) < 2 * max(usual)
+    save_curve([{**row, "loss": loss} for row, loss in zip(ROWS, losses)], [], tmp_path / "curve.png")
+
+
+def test_an_even_curve_is_shown_whole_and_smoothed():
+    losses = [1.0, 0.5] * 50
+    assert loss_limit(losses) >= 1
+    inner = smoothed(losses)
+    assert min(inner) > 0.6 and max(inner) < 0.9 and len(inner) == 100
+
+
+def test_best_step_zero_shot_and_constant_are_marked(tmp_path):
+    validations = [{"step": 30, "val_iou": 0.8}, {"step": 60, "val_iou": 0.9}, {"step": 90, "val_iou": 0.4}]
+    paths = {name: tmp_path / f"{name}.png" for name in ("plain", "marked", "later")}
+    save_curve(ROWS, [], paths["plain"])
+    save_curve(ROWS, validations, paths["marked"], {"zero-shot": 0.3, "constant": 0.2})
+    later = [{**row, "step": row["step"] + 5} for row in validations]
+    save_curve(ROWS, later, paths["later"], {"zero-shot": None, "constant": 0.2})
+    assert not len(pixels_of(paths["plain"], RED)[0]) and not len(pixels_of(paths["plain"], ORANGE)[0])
+    star, moved = pixels_of(paths["marked"], RED), pixels_of(paths["later"], RED)
+    assert len(star[0]) and len(pixels_of(paths["marked"], BLUE)[0])
+    assert set(star[1]) != set(moved[1])  # the mark follows the step
+    lines, one = (pixels_of(paths[name], ORANGE)[0] for name in ("marked", "later"))
+    counts = [sorted({row for row in rows if (rows == row).sum() > 60}) for rows in (lines, one)]
+    assert len(counts[0]) == 2 and len(counts[1]) == 1

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from hf_sam_adapt.loading import build_model, load_base
 from hf_sam_adapt.recipe import Recipe
 from hf_sam_adapt.training.optim import build_optimizer, learning_rate_at, warmup_steps
 
@@ -58,8 +59,9 @@ def test_warmup_is_a_fraction_or_steps():
 
 
 def test_one_optimizer_step_is_adamw_of_the_trainable_parameters():
-    trained, frozen = torch.nn.Parameter(torch.randn(5)), torch.nn.Parameter(torch.randn(5), requires_grad=False)
-    start, gradient = trained.detach().double().clone(), torch.randn(5)
+    trained = torch.nn.Parameter(torch.randn(5, 2))
+    frozen = torch.nn.Parameter(torch.randn(5, 2), requires_grad=False)
+    start, gradient = trained.detach().double().clone(), torch.randn(5, 2)
     recipe = Recipe(model="x/y")
     optimizer = build_optimizer([trained, frozen], recipe, torch.device("cpu"))
     assert [p for group in optimizer.param_groups for p in group["params"]] == [trained]
@@ -68,3 +70,46 @@ def test_one_optimizer_step_is_adamw_of_the_trainable_parameters():
     # First step of AdamW: decay by lr * 0.01, then lr along the sign of the gradient.
     expected = start * (1 - 2e-4 * 0.01) - 2e-4 * gradient.double() / (gradient.double().abs() + 1e-8)
     assert torch.allclose(trained.detach().double(), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (5, 3), (2, 3, 4), (2, 3, 4, 4)])
+def test_vectors_do_not_decay(shape):
+    parameter = torch.nn.Parameter(torch.ones(shape))
+    optimizer = build_optimizer([parameter], Recipe(model="x/y", weight_decay=0.5), torch.device("cpu"))
+    parameter.grad = torch.zeros(shape)
+    optimizer.step()
+    expected = 1 - 2e-4 * 0.5 if len(shape) > 1 else 1.0
+    assert torch.allclose(parameter.detach(), torch.full(shape, expected), rtol=0, atol=1e-7)
+
+
+def test_every_norm_and_bias_of_an_adapted_model_keeps_its_size(sam_folder):
+    model = build_model("decoder", {}, load_base(str(sam_folder))[0])
+    recipe = Recipe(model="x/y", weight_decay=0.5)
+    still, decaying = [], []
+    for group in build_optimizer(model.parameters(), recipe, torch.device("cpu")).param_groups:
+        (decaying if group["weight_decay"] else still).extend(map(id, group["params"]))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert id(parameter) in (still if "norm" in name or name.endswith("bias") else decaying), name
+    assert still and decaying
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "linear", "step"])
+@pytest.mark.parametrize("lowest", [0.0, 1e-5, 1e-4, 1e-3])
+def test_the_rate_falls_to_lr_min(scheduler, lowest):
+    rates = [
+        learning_rate_at(s, highest=1e-3, total_steps=2400, warmup=9, scheduler=scheduler, lowest=lowest)
+        for s in range(2401)
+    ]
+    assert rates[9] == pytest.approx(1e-3) and min(rates[9:]) == rates[-1]
+    assert rates[-1] == pytest.approx(max(lowest, 1e-5) if scheduler == "step" else lowest, abs=1e-9)
+
+
+def test_lr_min_equals_torch():
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=37, eta_min=3e-5)
+    for step in range(37):
+        found = learning_rate_at(step, highest=2e-4, total_steps=37, lowest=3e-5)
+        assert found == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        schedule.step()

@@ -100,6 +100,7 @@ def fisher_information(loop: TrainingLoop, split: SegmentationSplit | EmbeddedSp
         recipe.seed,
         weights=recipe.prompt_weights,
         jitter=recipe.box_jitter,
+        points=recipe.points_per_object,
     )
     parameters = _trained(loop)
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}

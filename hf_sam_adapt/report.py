@@ -246,8 +246,8 @@ def save_panels(path: Path, figure: Figure, axes: Sequence[Sequence[Axes]], name
     for (axis, *_), name in zip(axes, names, strict=True):
         bottom = height - round(axis.get_position().y1 * height)
         text = name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH // 2]}…{name[1 - NAME_LENGTH // 2 :]}"
-        figure.text(60 / (PANEL * len(axes[0])), 1 - (bottom - 8) / height, text, fontsize=8, parse_math=False)
-        boxes.append([58, bottom - BAND, PANEL - 1, bottom - 1])
+        figure.text(66 / (PANEL * len(axes[0])), 1 - (bottom - 8) / height, text, fontsize=8, parse_math=False)
+        boxes.append([62, bottom - BAND, PANEL - 1, bottom - 1])
     canvas.print_png(path, metadata={NAMES_KEY: json.dumps(boxes)})
 
 

@@ -157,8 +157,8 @@ def test_samples_have_no_gaps_and_names_that_can_be_hidden(tmp_path):
         hide_names(tmp_path / "samples.png")
         hidden = np.asarray(Image.open(tmp_path / "samples.png").convert("RGB"))
         bands = np.flatnonzero((named != hidden).any(axis=(1, 2)))
-        assert len(bands) <= 3 * 22 and (hidden[bands, 60:320] == 255).all()
-        assert np.array_equal(named[:, 320:], hidden[:, 320:]) and (hidden[:22, :58] < 255).any()  # "best" stays
+        assert len(bands) <= 3 * 22 and (hidden[bands, 62:320] == 255).all()
+        assert np.array_equal(named[:, 320:], hidden[:, 320:]) and (hidden[:22, :62] < 255).any()  # "best" stays
         again = (tmp_path / "samples.png").read_bytes()
         hide_names(tmp_path / "samples.png")
         assert (tmp_path / "samples.png").read_bytes() == again

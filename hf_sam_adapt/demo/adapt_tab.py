@@ -42,7 +42,7 @@ class AdaptTab:
 
     def _inputs(self) -> None:
         with gr.Row():
-            files: dict[str, Any] = {"file_count": "multiple", "type": "filepath", "height": 120, "min_width": 130}
+            files: dict[str, Any] = {"file_count": "multiple", "type": "filepath", "height": 120}
             self.images = gr.File(label="Images", elem_id="adapt_images", **files)
             self.masks = gr.File(label="Masks", elem_id="adapt_masks", **files)
         self.drawn = gr.Button("Take five drawn images", size="sm", variant="primary", elem_id="take_drawn")
@@ -102,7 +102,7 @@ class AdaptTab:
         private: dict[str, Any] = {"api_visibility": "private"}
         quick = private | {
             "concurrency_limit": 4,
-            "outputs": [self.gallery, self.gathered, self.images, self.masks],
+            "outputs": [self.gallery, self.gathered, self.images, self.masks, self.message],
             "show_progress_on": self.gallery,
         }
         watched = [self.message, self.facts, self.slider, self.caption, self.curve, self.download, self.push_box]
@@ -182,7 +182,8 @@ class AdaptTab:
         self.app.warm()
         held_out = len(found) - 1
         items = [(p.shown(), "held out" if i == held_out else f"{i + 1}") for i, p in enumerate(found)]
-        return {self.gallery: items, self.gathered: _gathered(found)}
+        update = {self.gallery: items, self.gathered: _gathered(found)}
+        return update | ({self.message: EMPTY} if session.job is None else {})
 
     def wait(self) -> str:
         """Adapt was pressed: said before the queue lets the training begin."""
@@ -223,8 +224,8 @@ class AdaptTab:
     def _begin(self, session: Session, method: str, steps: int) -> AdaptJob:
         with session.lock:
             check_pairs(session.pairs)
-            self.app.leave(session)  # the last training's adapter makes room
             job = self.app.job(session.pairs, method, steps)
+            self.app.leave(session)  # the last training's adapter makes room
             session.with_job(job)
         return job
 

@@ -100,11 +100,14 @@ class DemoApp:
         Raises:
             UserError: see `AdaptJob`.
         """
-        with self._starting:
-            spare, self._spare = self._spare, None
-        ready = spare if spare is not None and spare.poll() is None else None
+
+        def worker() -> subprocess.Popen:
+            with self._starting:
+                spare, self._spare = self._spare, None
+            return spare if spare is not None and spare.poll() is None else start_worker()
+
         model = self.args.model or "tiny"
-        return AdaptJob(pairs, model, method, int(steps), self.folder, self.args.max_seconds, ready)
+        return AdaptJob(pairs, model, method, int(steps), self.folder, self.args.max_seconds, worker)
 
     def files(self, session: Session) -> Path:
         """A visitor's folder for downloads."""

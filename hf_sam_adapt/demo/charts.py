@@ -27,8 +27,8 @@ def gauge(title: str, value: float, limit: float) -> str:
     bar = f'<i{kind} style="width: {width:.1f}%"></i><u style="left: {mark:.1f}%"></u>'
     return (
         f'<div class="chart"><p>{html.escape(title)}</p>'
-        f'<div class="bars"><span>distance</span><div>{bar}</div><b>{value:.2f}</b></div>'
-        f"<p>threshold {limit:.2f}</p></div>"
+        f'<div class="bars"><span>distance</span><div>{bar}</div><b>{value:.3f}</b></div>'
+        f"<p>threshold {limit:.3f}</p></div>"
     )
 
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class AdaptJob:
         steps: optimizer steps of up to four images.
         root: folder in which the job makes its own, for nobody else to read.
         max_seconds: the training ends itself after that.
-        worker: a process of `start_worker`; None = a new one.
+        worker: gives a process of `start_worker`.
 
     Raises:
         UserError: too few pairs, or a method or number of steps that is not offered.
@@ -106,7 +106,7 @@ class AdaptJob:
         steps: int,
         root: Path,
         max_seconds: int = 600,
-        worker: subprocess.Popen | None = None,
+        worker: Callable[[], subprocess.Popen] = start_worker,
     ) -> None:
         check_pairs(pairs)
         if method not in METHODS:
@@ -130,7 +130,7 @@ class AdaptJob:
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
         self._start, self._cancelled = time.monotonic(), False
         self._end: float | None = None
-        self._process = worker or start_worker()
+        self._process = worker()
         pipe = self._process.stdin
         assert pipe is not None
         with contextlib.suppress(BrokenPipeError), pipe:  # a process that has ended is seen by `progress`

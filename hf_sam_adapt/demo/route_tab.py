@@ -186,7 +186,10 @@ class RouteTab:
         variant = "zero_shot" if domain == BASE else "adapted"
         left = with_mask(image.picture.shown, segment_image(image, entry.base, prompt), "zero_shot")
         right = with_mask(image.picture.shown, segment_image(image, entry, prompt, domain), variant)
-        sides = ("zero-shot SAM", MASK_COLOURS["zero_shot"]), (f"as {_said(domain)}", MASK_COLOURS[variant])
+        sides = (
+            ("zero-shot SAM", MASK_COLOURS["zero_shot"]),
+            ("plain SAM" if domain == BASE else f"as {domain}", MASK_COLOURS[variant]),
+        )
         return {self.slider: gr.ImageSlider((left, right), visible=True), self.caption: caption(*sides)}
 
     def _sentence(self, session: Session, entry: Entry, number: int, domain: str) -> str:
@@ -197,9 +200,7 @@ class RouteTab:
         if domain != routed:
             return f"{image.picture.name}: the router says {_said(routed)}; you chose {_said(domain)}."
         if routed == BASE:
-            return (
-                f"{image.picture.name}: {UNKNOWN}. It is too far from the training images of {nearest}, the nearest."
-            )
+            return f"{image.picture.name}: {UNKNOWN}. Even {nearest}, the most probable domain, is too far away."
         return f"{image.picture.name}: {routed}, with a probability of {score:.2f}."
 
     def _wrong(self, error: UserError) -> Update:

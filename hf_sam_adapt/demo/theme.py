@@ -8,7 +8,9 @@ import gradio as gr
 
 
 CSS = """
-.gradio-container {max-width: 1240px !important; margin: 0 auto !important;}
+/* The full width: otherwise the page is as wide as its longest text, and jumps with it. */
+.gradio-container {width: 100% !important; min-width: 0 !important; max-width: 1240px !important;
+  margin: 0 auto !important;}
 #title h1 {font-size: 1.75rem; font-weight: 700; letter-spacing: -0.02em; margin-bottom: 0.15rem;}
 #title p {color: var(--body-text-color-subdued); margin: 0 0 0.5rem 0;}
 .facts {display: flex; flex-wrap: wrap; gap: 8px;}
@@ -19,10 +21,11 @@ CSS = """
 .note {padding: 9px 13px; border-radius: 10px; border-left: 4px solid var(--color-accent); min-height: 60px;
   display: flex; align-items: center; background: var(--color-accent-soft); font-size: 0.9rem;}
 .note.bad {border-left-color: #dc2626; background: rgba(220, 38, 38, 0.09);}
+.wide {white-space: nowrap; overflow: hidden;}
 .hint {color: var(--body-text-color-subdued); font-size: 0.87rem;}
 #examples img {border-radius: 8px; width: 100%; height: 64px; object-fit: cover;}
 #examples .gallery {display: grid; grid-template-columns: repeat(6, 1fr); gap: 6px;}
-#examples .gallery > button {width: auto; min-width: 0;}
+#examples .gallery > button, #examples .gallery > button > div {width: 100%; min-width: 0;}
 .caption {display: flex; flex-wrap: wrap; justify-content: space-between; gap: 2px 14px; font-size: 0.86rem;
   margin: -6px 2px 0 2px;}
 .caption i {display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px;}
@@ -45,13 +48,13 @@ CSS = """
 #routed .caption-label, #pairs .caption-label {font-size: 0.72rem; max-width: 100%; padding: 2px 5px;}
 #pairs .grid-container {grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)) !important;}
 footer {opacity: 0.75;}
+@media (max-width: 1000px) {.note {min-height: 80px;}}
 /* Narrow: one column, in which a result stands beside what is tapped for it. */
 @media (max-width: 720px) {
   .gradio-container {padding: 8px !important;}
   #title h1 {font-size: 1.35rem;}
   #segment_row > .column, #route_row > .column {display: contents;}
   #segment_row > .column > *, #route_row > .column > * {order: 5; width: 100%; min-width: 0 !important;}
-  .note {min-height: 80px;}
   #segment_row .wide, #route_row .wide {display: none;}
   #segment_row #examples {order: 1;}
   #segment_row #image {order: 2; height: 300px !important;}

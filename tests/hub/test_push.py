@@ -77,7 +77,7 @@ def test_names_of_images_stay_at_home(connected, folder, capsys):
     pushed = connected.files("me/polyp")["samples.png"]
     assert (folder / "samples.png").read_bytes() == named
     one, other = (np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for content in (named, pushed))
-    assert (one[:22, 58:320] < 100).any() and (other[:22, 58:320] == 255).all()
+    assert (one[:22, 62:320] < 100).any() and (other[:22, 62:320] == 255).all()
     assert np.array_equal(one[22:], other[22:])
 
 

@@ -54,7 +54,7 @@ def test_adapters_have_the_names_of_the_list(client, served, drawn):
     for choice in served.app.choices:
         found = []
         for name in (choice.value, choice.label, choice.label.split(" · ")[0]):
-            mask, _, about = client.predict(image, name, [], None, "", api_name="/segment")
+            mask, *_ = client.predict(image, name, [], None, "", api_name="/segment")
             found.append(np.asarray(Image.open(mask)))
         assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
 

@@ -97,10 +97,10 @@ def test_whatever_the_page_lists_can_be_named_so(several, monkeypatch, place):
 
 
 def test_names_that_mean_two_or_none(several):
-    root, app = several
-    with pytest.raises(UserError, match="polyp: several adapters are called so; name one of .*first/polyp, .*second"):
+    _, app = several
+    with pytest.raises(UserError, match=r"polyp: several adapters are called so; name one of .*first/polyp, .*second"):
         app.entry("polyp")
-    with pytest.raises(UserError, match="rust: no such adapter here; use one of .*land-cover.*leaf.*or a Hub id"):
+    with pytest.raises(UserError, match=r"rust: no such adapter here; use one of .*land-cover.*leaf.*or a Hub id"):
         app.entry("rust")
     assert app.entry("leaf").method == "decoder"
 

@@ -156,7 +156,9 @@ def pushed_files(folder: Path) -> dict[str, Path]:
 
 
 def _public_texts(folder: Path, files: dict[str, Path], name: str, stage: Path) -> dict[str, Path]:
-    """The recipe without the user's paths, and the run's card (unless it was edited) as one of the repository `name`.
+    """The recipe without the user's paths, pictures without the names of images, and the run's card as one of `name`.
+
+    A card that was edited stays as it is.
 
     Args:
         folder, files: what is published; left as it is.
@@ -170,6 +172,7 @@ def _public_texts(folder: Path, files: dict[str, Path], name: str, stage: Path) 
     from .model_cards import public_recipe, write_card
     from .model_cards.pool_card import FILES
     from .recipe import Recipe
+    from .report import hide_names
 
     copy = stage / folder.resolve().name  # which a card names
     for path in (folder.resolve().parent / file for file in FILES):
@@ -183,6 +186,8 @@ def _public_texts(folder: Path, files: dict[str, Path], name: str, stage: Path) 
         if path.suffix != ".safetensors":
             (copy / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy / inside)
+    for picture in copy.rglob("*.png"):
+        hide_names(picture)
     card, recipe_file = copy / "README.md", copy / "recipe.yaml"
     for source, target in ((folder.resolve().parent, stage), (folder, copy)):
         needed = source == folder or (source / FILES[0]).is_file()

@@ -33,7 +33,7 @@ from .paths import FILE, MODEL
 from .processing import SamAdaptProcessor
 from .prompts import Prompt
 from .report import MASK_COLOURS, overlay, write_json
-from .report_classes import class_colours, class_names
+from .report_classes import class_colours, class_legend, class_names, class_overlay, with_legend
 from .report_prompts import draw_instances
 
 
@@ -368,8 +368,9 @@ def _predict_classes(
         picture = Image.fromarray(labels)
         picture.putpalette(colours.tobytes())
         picture.save(folder / files["mask"])
-        tinted = 0.55 * displayable(image) + 0.45 * colours[labels]
-        Image.fromarray(tinted.astype(np.uint8)).save(folder / files["overlay"])
+        tinted = class_overlay(displayable(image), labels, len(id2label))
+        legend = class_legend(labels, [*id2label.values()])
+        Image.fromarray(with_legend(tinted, legend)).save(folder / files["overlay"])
         shares = np.bincount(labels.ravel(), minlength=len(id2label)) / labels.size
         classes = {id2label[label]: float(share) for label, share in enumerate(shares)}
         size = {"height": labels.shape[0], "width": labels.shape[1]}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 from torch import nn
 
 from .data.channels import displayable
@@ -24,15 +25,18 @@ from .prompts import Prompt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from rich.console import Console
 
     from .data import Sample, SegmentationSplit
 
 ABSENT = "\N{EN DASH}"
-TRUTH_COLOUR = (40, 170, 60)
+TRUTH_COLOURS = ((40, 170, 60), (235, 40, 200), (250, 220, 30), (30, 215, 225))  # the first that the image lacks
 IGNORED_COLOUR = (128, 128, 128)
 MASK_COLOURS = {"zero_shot": (230, 120, 20), "adapted": (30, 110, 230)}
 TITLES = {"zero_shot": "zero-shot", "adapted": "adapted"}
+PANEL, GAP, BAND = 320, 4, 22  # pixels of a picture: width of a panel, space between two, height for titles
+NAME_LENGTH, NAMES_KEY = 44, "image_names"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -103,23 +107,42 @@ def cost_line(train: dict[str, Any]) -> str:
     )
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, colour: Sequence[int]) -> np.ndarray:
-    """Tints a mask and draws its outline.
+def overlay(image: np.ndarray, mask: np.ndarray, colour: Sequence[int], *, tint: bool = True) -> np.ndarray:
+    """Tints a mask and draws its outline, which grows with the image so that it is seen when that is shown small.
 
     Args:
         image: uint8 (H, W, 3).
         mask: bool (H, W).
         colour: RGB, 0..255.
+        tint: False = the outline alone.
 
     Returns:
         uint8 (H, W, 3), a new array.
     """
-    result = image.copy()
-    result[mask] = (0.55 * image[mask] + 0.45 * np.asarray(colour)).astype(np.uint8)
-    padded = np.pad(mask, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    result, inner = image.copy(), mask
+    for _ in range(min(4, max(1, round(max(mask.shape) / 320)))):
+        padded = np.pad(inner, 1)
+        inner = inner & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    if tint:
+        result[inner] = (0.55 * image[inner] + 0.45 * np.asarray(colour)).astype(np.uint8)
     result[mask & ~inner] = colour
     return result
+
+
+def truth_colour(image: np.ndarray) -> tuple[int, int, int]:
+    """The first of `TRUTH_COLOURS` that an image uint8 (H, W, 3) lacks, or else the one that it has least of."""
+    step = max(1, round((image.shape[0] * image.shape[1] / 20_000) ** 0.5))
+    pixels = _opponent(image[::step, ::step].reshape(-1, 3))
+    distances = np.stack([np.linalg.norm(pixels - _opponent(colour), axis=1) for colour in TRUTH_COLOURS])
+    # A few pixels of a colour do not hide an outline.
+    clear = np.flatnonzero(np.quantile(distances, 0.02, axis=1) > 100)
+    return TRUTH_COLOURS[clear[0] if len(clear) else distances.mean(axis=1).argmax()]
+
+
+def _opponent(colours: Any) -> np.ndarray:
+    """RGB (..., 3) -> red against green, yellow against blue, and half the lightness: hue counts, shade hardly."""
+    red, green, blue = np.moveaxis(np.asarray(colours, np.float32), -1, 0)
+    return np.stack([red - green, (red + green) / 2 - blue, (red + green + blue) / 6], axis=-1)
 
 
 def save_samples(
@@ -156,7 +179,6 @@ def save_samples(
         iou = {name: overlap(mask, sample.mask).iou for name, mask in masks.items()}
         rows.append(_Row(rank, sample, prompt, masks, iou))
     _draw_samples(Path(path), rows, names)
-    print_sample_names(Path(path), [(row.rank, row.sample) for row in rows])
 
 
 @dataclass(frozen=True)
@@ -171,31 +193,75 @@ class _Row:
 
 
 def _draw_samples(path: Path, rows: Sequence[_Row], names: Sequence[str]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = 2 + len(names)
-    figure = Figure(figsize=(3.2 * columns, 3.4 * len(rows)), dpi=100, layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    figure, axes = panels([row.sample.mask.shape for row in rows], 2 + len(names))
     for row, line in zip(rows, axes, strict=True):
         image, mask = displayable(row.sample.image), row.sample.mask
         line[0].imshow(image)
         draw_prompt(line[0], row.prompt)
-        line[0].set_title(row.rank)
-        truth = overlay(image, (mask != 0) & (mask != IGNORE), TRUTH_COLOUR)
+        panel_title(line[0], row.rank)
+        truth = overlay(image, (mask != 0) & (mask != IGNORE), truth_colour(image))
         line[1].imshow(overlay(truth, mask == IGNORE, IGNORED_COLOUR))
-        line[1].set_title("truth")
+        panel_title(line[1], "truth")
         for axis, name in zip(line[2:], names, strict=True):
             axis.imshow(overlay(image, row.masks[name], MASK_COLOURS[name]))
-            axis.set_title(f"{TITLES[name]}, IoU {row.iou[name]:.2f}")
-        for axis in line:
+            panel_title(axis, f"{TITLES[name]}, IoU {row.iou[name]:.2f}")
+    save_panels(path, figure, axes, [row.sample.id for row in rows])
+
+
+def panels(shapes: Sequence[tuple[int, ...]], columns: int, below: int = 0) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of one row an image, whose panels have the image's shape, so that nothing but titles is between them.
+
+    Args:
+        shapes: (height, width) of the images.
+        below: pixels to leave under the rows.
+    """
+    from matplotlib.figure import Figure
+
+    heights = [max(1, round((PANEL - GAP) * min(height / width, 3))) for height, width in shapes]
+    width, total = PANEL * columns, sum(heights) + BAND * len(heights) + below
+    figure, top, axes = Figure(figsize=(width / 100, total / 100), dpi=100), total, []
+    for height in heights:
+        top -= BAND + height
+        boxes = [((PANEL * place + GAP / 2) / width, top / total) for place in range(columns)]
+        axes.append([figure.add_axes((*box, (PANEL - GAP) / width, height / total)) for box in boxes])
+        for axis in axes[-1]:
             axis.set_axis_off()
-    FigureCanvasAgg(figure).print_png(path)
+    return figure, axes
 
 
-def print_sample_names(path: Path, rows: Sequence[tuple[str, Sample]]) -> None:
-    """Says which images a picture shows; the picture does not, for it is published and names may be patients'."""
-    print(f"{path.name} shows {', '.join(f'{sample.id} ({rank})' for rank, sample in rows)}.")
+def panel_title(axis: Axes, text: str) -> None:
+    """Writes over a panel."""
+    axis.set_title(text, fontsize=10, loc="left", pad=6)
+
+
+def save_panels(path: Path, figure: Figure, axes: Sequence[Sequence[Axes]], names: Sequence[str]) -> None:
+    """Writes the image's name over the first panel of each row, behind its title, and the picture as a PNG.
+
+    The PNG notes where the names are, for `hide_names`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    height, boxes = canvas.get_width_height()[1], []
+    for (axis, *_), name in zip(axes, names, strict=True):
+        bottom = height - round(axis.get_position().y1 * height)
+        text = name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH // 2]}…{name[1 - NAME_LENGTH // 2 :]}"
+        figure.text(66 / (PANEL * len(axes[0])), 1 - (bottom - 8) / height, text, fontsize=8, parse_math=False)
+        boxes.append([62, bottom - BAND, PANEL - 1, bottom - 1])
+    canvas.print_png(path, metadata={NAMES_KEY: json.dumps(boxes)})
+
+
+def hide_names(path: Path) -> None:
+    """Paints over the image names in a picture of `save_panels`, in place: names may be patients'."""
+    if NAMES_KEY.encode() not in path.read_bytes():
+        return
+    with Image.open(path) as picture:
+        boxes = json.loads(picture.info[NAMES_KEY])
+        shown = picture.convert("RGB")
+    draw = ImageDraw.Draw(shown)
+    for box in boxes:
+        draw.rectangle(box, fill="white")
+    shown.save(path, format="PNG")
 
 
 def draw_prompt(axis: Axes, prompt: Prompt) -> None:

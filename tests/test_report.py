@@ -12,7 +12,18 @@ from sams import perturb, random_sam
 from hf_sam_adapt.evaluation import evaluate
 from hf_sam_adapt.loading import build_model
 from hf_sam_adapt.processing import SamAdaptProcessor
-from hf_sam_adapt.report import ABSENT, MASK_COLOURS, cost_line, overlay, print_table, save_samples, write_json
+from hf_sam_adapt.report import (
+    ABSENT,
+    MASK_COLOURS,
+    TRUTH_COLOURS,
+    cost_line,
+    hide_names,
+    overlay,
+    print_table,
+    save_samples,
+    truth_colour,
+    write_json,
+)
 
 
 @dataclass
@@ -89,6 +100,70 @@ def test_overlay_tints_inside_and_nothing_outside():
     assert np.array_equal(overlay(image, np.zeros_like(mask), colour), image)
 
 
+def test_outlines_grow_with_the_image():
+    image, mask = np.zeros((1280, 1000, 3), np.uint8), np.zeros((1280, 1000), bool)
+    mask[100:400, 100:400] = True
+    full = (overlay(image, mask, (10, 200, 30)) == (10, 200, 30)).all(axis=-1)
+    assert full[250, 100:400].tolist() == [True] * 4 + [False] * 292 + [True] * 4
+    alone = overlay(image, mask, (10, 200, 30), tint=False)
+    assert (alone[250, 104:396] == 0).all() and (alone[full] == (10, 200, 30)).all()
+
+
+@pytest.mark.parametrize(
+    ("colour", "expected"),
+    [
+        ((70, 140, 50), 1),  # leaves
+        ((150, 190, 110), 1),  # pale leaves
+        ((20, 60, 15), 1),  # a dark wood
+        ((120, 120, 120), 0),
+        ((205, 80, 120), 0),  # tissue
+        ((30, 90, 200), 0),  # sea
+    ],
+)
+def test_the_truth_has_a_colour_that_the_image_lacks(colour, expected):
+    noise = np.random.default_rng(0).normal(0, 12, (90, 120, 3))
+    image = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    assert truth_colour(image) == TRUTH_COLOURS[expected]
+
+
+def test_without_a_free_colour_the_truth_has_the_rarest():
+    image = np.zeros((40, 100, 3), np.uint8)
+    for place, colour in enumerate(TRUTH_COLOURS):
+        image[:, 10 * place : 10 * place + 10] = colour
+    image[:, 40:] = TRUTH_COLOURS[0]
+    assert truth_colour(image) != TRUTH_COLOURS[0]
+
+
+def sorted_by_iou(result, kind):
+    """Best, median and worst of five."""
+    return sorted(result.records, key=lambda record: -record.scores[kind]["adapted"].iou)[::2]
+
+
+def test_samples_have_no_gaps_and_names_that_can_be_hidden(tmp_path):
+    base, processor = random_sam(seed=5), SamAdaptProcessor(image_size=64, patch_size=8)
+    split = make_split(3)
+    for sample, (height, width) in zip(split, ((40, 200), (64, 64), (200, 90))):
+        sample.image = np.random.default_rng(0).integers(0, 250, (height, width, 3)).astype(np.uint8)
+        sample.mask = np.zeros((height, width), np.uint8)
+        sample.mask[5:20, 5:30] = 1
+    for name in ("s", "patient_7" * 30, "$x_{1$"):
+        split[0].id = name
+        result = evaluate(base, processor, split, ["none"], adapted=False, progress=False)
+        save_samples(tmp_path / "samples.png", base, processor, split, result, adapted=False)
+        named = np.asarray(Image.open(tmp_path / "samples.png").convert("RGB"))
+        white = (named == 255).all(axis=-1)
+        titles = 3 * 22 / len(named)
+        assert white.mean() < titles + (1 - titles) * 4 / 320 + 0.01
+        hide_names(tmp_path / "samples.png")
+        hidden = np.asarray(Image.open(tmp_path / "samples.png").convert("RGB"))
+        bands = np.flatnonzero((named != hidden).any(axis=(1, 2)))
+        assert len(bands) <= 3 * 22 and (hidden[bands, 62:320] == 255).all()
+        assert np.array_equal(named[:, 320:], hidden[:, 320:]) and (hidden[:22, :62] < 255).any()  # "best" stays
+        again = (tmp_path / "samples.png").read_bytes()
+        hide_names(tmp_path / "samples.png")
+        assert (tmp_path / "samples.png").read_bytes() == again
+
+
 @pytest.mark.parametrize("kind", ["none", "box", "point", "mask"])
 def test_samples_of_best_median_and_worst(tmp_path, kind):
     base = random_sam(seed=5)
@@ -97,12 +172,15 @@ def test_samples_of_best_median_and_worst(tmp_path, kind):
     result = evaluate(adapted, processor, split, [kind, "none"][: 2 - (kind == "none")], progress=False)
     save_samples(tmp_path / "samples.png", adapted, processor, split, result)
     picture = np.asarray(Image.open(tmp_path / "samples.png").convert("RGB"))
-    assert picture.shape == (1020, 1280, 3)
+    shapes = [split[record.index].mask.shape for record in sorted_by_iou(result, kind)]
+    heights = [22 + round(316 * height / width) for height, width in shapes]
+    assert picture.shape == (sum(heights), 1280, 3)
     # Each column of each row holds a picture, and only the third and fourth one may hold the colours of the masks.
-    panels = picture.reshape(3, 340, 4, 320, 3).swapaxes(1, 2)  # (row, column, y, x, channel)
-    assert (panels.std(axis=(2, 3)).min(axis=-1) > 20).all()
-    for row, record in enumerate(sorted(result.records, key=lambda r: -r.scores[kind]["adapted"].iou)[::2]):
-        shown = (panels[row, 3] == MASK_COLOURS["adapted"]).all(axis=-1).any()
+    rows = np.split(picture, np.cumsum(heights)[:-1])
+    panels = [np.split(row, 4, axis=1) for row in rows]
+    assert all(panel.std(axis=(0, 1)).min() > 20 for line in panels for panel in line)
+    for line, record in zip(panels, sorted_by_iou(result, kind), strict=True):
+        shown = (line[3] == MASK_COLOURS["adapted"]).all(axis=-1).any()
         assert shown == (record.scores[kind]["adapted"].prediction > 0)
 
 
@@ -110,11 +188,12 @@ def test_samples_of_fewer_images_and_columns(tmp_path):
     base = random_sam(seed=5)
     full = perturb(build_model("full", {}, copy.deepcopy(base))).eval()
     processor = SamAdaptProcessor(image_size=64, patch_size=8)
-    for count, rows in ((1, 1), (2, 2), (3, 3)):
+    heights = [22 + round(316 * (60 + index) / 80) for index in range(3)]
+    for count in (1, 2, 3):
         split = make_split(count)
         result = evaluate(base, processor, split, ["none"], adapted=False, progress=False)
         save_samples(tmp_path / "samples.png", base, processor, split, result, adapted=False)
-        assert Image.open(tmp_path / "samples.png").size == (3 * 320, rows * 340)
+        assert Image.open(tmp_path / "samples.png").size == (3 * 320, sum(heights[:count]))
     result = evaluate(full, processor, split, ["none"], zero_shot_model=base, progress=False)
     save_samples(tmp_path / "samples.png", full, processor, split, result, zero_shot_model=base)
-    assert Image.open(tmp_path / "samples.png").size == (4 * 320, 3 * 340)
+    assert Image.open(tmp_path / "samples.png").size == (4 * 320, sum(heights))

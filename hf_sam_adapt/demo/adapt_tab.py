@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 import numpy as np
-import pandas as pd
 
 from ..errors import UserError
 from ..hub import push_folder
 from ..report import MASK_COLOURS, overlay
 from .app import DemoApp
+from .charts import curve
 from .images import resize_mask
 from .job import METHOD_LABELS, MOST_STEPS, AdaptJob, Progress
-from .pairs import MOST_PAIRS, Pair, check_pairs, painted_pair, read_pairs
+from .pairs import FEWEST_PAIRS, MOST_PAIRS, Pair, check_pairs, painted_pair, read_pairs
 from .session import Session, kept
 from .theme import caption, complaint, facts, note
 
 
-EMPTY = note(
-    "Give a few images with masks, or take the five drawn ones. The last one is held out: it shows what is learned."
-)
+EMPTY = note("The held-out image shows here what is learned.")
+NONE_YET = note(f"Upload {FEWEST_PAIRS} to {MOST_PAIRS} images and a mask for each, or take the five drawn ones.")
 PUSH_TITLE = "Push to the Hub"
 _POLL = 0.5  # seconds between two looks at a training
 Update = dict[Any, Any]
@@ -32,8 +31,8 @@ Update = dict[Any, Any]
 class AdaptTab:
     """Builds the tab inside the current Blocks; `session` is the visitor's state."""
 
-    def __init__(self, app: DemoApp, session: gr.State, adapter: gr.Dropdown) -> None:
-        self.app, self.session, self.adapter = app, session, adapter
+    def __init__(self, app: DemoApp, session: gr.State, adapter: gr.Dropdown, tab: gr.Tab) -> None:
+        self.app, self.session, self.adapter, self.tab = app, session, adapter, tab
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 self._inputs()
@@ -43,15 +42,10 @@ class AdaptTab:
 
     def _inputs(self) -> None:
         with gr.Row():
-            self.images = gr.File(
-                label="Images", file_count="multiple", type="filepath", height=120, elem_id="adapt_images"
-            )
-            self.masks = gr.File(
-                label="Masks", file_count="multiple", type="filepath", height=120, elem_id="adapt_masks"
-            )
-        with gr.Row():
-            self.add = gr.Button("Add these files", size="sm", elem_id="add_files")
-            self.drawn = gr.Button("Take five drawn images", size="sm", variant="primary", elem_id="take_drawn")
+            files: dict[str, Any] = {"file_count": "multiple", "type": "filepath", "height": 120}
+            self.images = gr.File(label="Images", elem_id="adapt_images", **files)
+            self.masks = gr.File(label="Masks", elem_id="adapt_masks", **files)
+        self.drawn = gr.Button("Take five drawn images", size="sm", variant="primary", elem_id="take_drawn")
         with gr.Accordion("No masks? Paint one", open=False, elem_id="paint"):
             self.editor = gr.ImageEditor(
                 label="Open an image, paint over the object, add it",
@@ -63,7 +57,7 @@ class AdaptTab:
                 elem_id="editor",
             )
             self.add_painted = gr.Button("Add the painted image", size="sm", elem_id="add_painted")
-        gr.HTML('<span class="hint">What is learned from; the last image is held out</span>', padding=False)
+        self.gathered = gr.HTML(NONE_YET, padding=False, elem_id="gathered")
         self.gallery = gr.Gallery(
             show_label=False,
             columns=5,
@@ -96,15 +90,7 @@ class AdaptTab:
             elem_id="adapt_slider",
         )
         self.caption = gr.HTML(padding=False, elem_id="adapt_caption")
-        self.curve = gr.LinePlot(
-            x="step",
-            y="IoU",
-            title="IoU of the held-out image",
-            y_lim=[0, 1],
-            height=190,
-            visible=False,
-            elem_id="curve",
-        )
+        self.curve = gr.HTML(padding=False, elem_id="curve")
         self.download = gr.DownloadButton("Download the adapter (zip)", visible=False, elem_id="download")
         with gr.Accordion(PUSH_TITLE, open=False, visible=False, elem_id="push") as self.push_box:
             gr.Markdown("A token with write access is used for this push alone: not stored, not shown.")
@@ -116,16 +102,19 @@ class AdaptTab:
         private: dict[str, Any] = {"api_visibility": "private"}
         quick = private | {
             "concurrency_limit": 4,
-            "outputs": [self.gallery, self.message],
+            "outputs": [self.gallery, self.gathered, self.images, self.masks, self.message],
             "show_progress_on": self.gallery,
         }
         watched = [self.message, self.facts, self.slider, self.caption, self.curve, self.download, self.push_box]
+        self.tab.select(self.app.warm, None, None, queue=False, show_progress="hidden", **private)
+        started = self.start.click(self.wait, None, self.message, queue=False, show_progress="hidden", **private)
+        chosen = [event for files in (self.images, self.masks) for event in (files.upload, files.delete)]
         events = [
-            self.add.click(self.add_files, [self.images, self.masks, self.session], **quick),
+            gr.on(chosen, self.add_files, [self.images, self.masks, self.session], **quick),
             self.drawn.click(self.take_drawn, [self.session], **quick),
             self.add_painted.click(self.take_painted, [self.editor, self.session], **quick),
             self.clear.click(self.remove_all, [self.session], **quick),
-            self.start.click(
+            started.then(
                 self.run,
                 [self.session, self.method, self.steps],
                 [*watched, self.adapter, self.start, self.cancel],
@@ -147,8 +136,15 @@ class AdaptTab:
             event.then(kept, self.session, self.session, show_progress="hidden", **private)
 
     def add_files(self, images: list[str] | None, masks: list[str] | None, session: Session) -> Update:
-        """Uploaded images and masks are to be learned from."""
-        return self._added(session, lambda: read_pairs(images or [], masks or [], self.app.max_pixels))
+        """Uploaded images and masks are to be learned from as soon as each image has its mask."""
+        images, masks = images or [], masks or []
+        if not images and not masks:
+            return {self.gathered: _gathered(session.pairs)}
+        if len(images) != len(masks):
+            missing = "masks" if len(masks) < len(images) else "images"
+            return {self.gathered: note(f"{len(images)} images and {len(masks)} masks: choose the {missing} too.")}
+        added = self._added(session, lambda: read_pairs(images, masks, self.app.max_pixels))
+        return added | ({self.images: None, self.masks: None} if self.gallery in added else {})
 
     def take_drawn(self, session: Session) -> Update:
         """The drawn images are to be learned from."""
@@ -172,7 +168,7 @@ class AdaptTab:
         """Nothing is to be learned from."""
         with session.lock:
             session.pairs = []
-        return {self.gallery: None, self.message: EMPTY}
+        return {self.gallery: None, self.gathered: NONE_YET, self.images: None, self.masks: None}
 
     def _added(self, session: Session, pairs: Any, replace: bool = False) -> Update:
         with session.lock:
@@ -182,28 +178,27 @@ class AdaptTab:
                     raise UserError(f"{len(found)} images are more than {MOST_PAIRS}; remove some")
                 session.pairs = found
             except UserError as error:
-                return {self.message: complaint(str(error))}
+                return {self.gathered: complaint(str(error))}
+        self.app.warm()
         held_out = len(found) - 1
-        items = [(p.shown(), "test" if i == held_out else f"{i + 1}") for i, p in enumerate(found)]
-        return {
-            self.gallery: items,
-            self.message: note(f"{len(found)} images with masks. Choose a method, then Adapt."),
-        }
+        items = [(p.shown(), "held out" if i == held_out else f"{i + 1}") for i, p in enumerate(found)]
+        update = {self.gallery: items, self.gathered: _gathered(found)}
+        return update | ({self.message: EMPTY} if session.job is None else {})
+
+    def wait(self) -> str:
+        """Adapt was pressed: said before the queue lets the training begin."""
+        return note("Starting; if somebody else's training is running, this one waits for its end.")
 
     def run(self, session: Session, method: str, steps: int) -> Iterator[Update]:
-        """Train, and show it until it is over."""
-        with session.lock:
-            try:
-                check_pairs(session.pairs)
-                args = self.app.args
-                self.app.leave(session)  # the last training's adapter makes room
-                job = AdaptJob(
-                    session.pairs, args.model or "tiny", method, int(steps), self.app.folder, args.max_seconds
-                )
-                session.with_job(job)
-            except UserError as error:
-                yield {self.message: complaint(str(error))}
-                return
+        """Train, and show it until it is over.
+
+        A generator is resumed by any thread, so it must not hold the session's lock while it yields.
+        """
+        try:
+            job = self._begin(session, method, steps)
+        except UserError as error:
+            yield {self.message: complaint(str(error))}
+            return
         running = {self.start: gr.Button(interactive=False), self.cancel: gr.Button(interactive=True)}
         over = {self.start: gr.Button(interactive=True), self.cancel: gr.Button(interactive=False)}
         fresh = {
@@ -213,17 +208,26 @@ class AdaptTab:
             self.slider: gr.ImageSlider(None, visible=False),
             self.caption: "",
         }
-        yield running | fresh | {self.message: note("Starting the training…"), self.facts: ""}
-        shown: tuple[str, int] | None = None
-        while True:
-            now = job.progress()
-            if now.is_over:
-                break
-            if (now.state, now.step) != shown:
-                shown = now.state, now.step
+        yield running | fresh | {self.facts: "", self.curve: ""}
+        shown: tuple[str, int, int] | None = None
+        while not (now := job.progress()).is_over:
+            if (looks := (now.state, now.step, 0 if now.scores else int(now.seconds))) != shown:
+                shown = looks
                 yield self._watched(job, now)
             time.sleep(_POLL)
-        yield over | self._watched(job, now) | self._end(session, job, now)
+        try:
+            yield over | self._watched(job, now) | self._end(session, job, now)
+        except UserError as error:
+            yield over | {self.message: complaint(str(error))}
+        self.app.warm()
+
+    def _begin(self, session: Session, method: str, steps: int) -> AdaptJob:
+        with session.lock:
+            check_pairs(session.pairs)
+            job = self.app.job(session.pairs, method, steps)
+            self.app.leave(session)  # the last training's adapter makes room
+            session.with_job(job)
+        return job
 
     def stop(self, session: Session) -> Update:
         """End the training."""
@@ -248,7 +252,8 @@ class AdaptTab:
 
     def _watched(self, job: AdaptJob, now: Progress) -> Update:
         said = {
-            "starting": "Starting the training…",
+            "starting": f"Starting: Python loads its libraries, {now.seconds:.0f} s.",
+            "preparing": f"Preparing: SAM is loaded and looks at the images, {now.seconds:.0f} s.",
             "training": f"Training, step {now.step} of {now.total}.",
             "measuring": "Measuring the adapter…",
         }
@@ -263,7 +268,7 @@ class AdaptTab:
                 ("held-out image, now", MASK_COLOURS["adapted"]),
             )
             update[self.caption] = caption(*sides)
-            update[self.curve] = gr.LinePlot(pd.DataFrame(now.scores, columns=["step", "IoU"]), visible=True)
+            update[self.curve] = curve("IoU of the held-out image", now.scores, now.total)
         return update
 
     def _end(self, session: Session, job: AdaptJob, now: Progress) -> Update:
@@ -284,6 +289,14 @@ class AdaptTab:
             self.push_box: gr.Accordion(visible=True),
             self.adapter: gr.Dropdown(self.app.listed(session)),
         }
+
+
+def _gathered(pairs: Sequence[Pair]) -> str:
+    if not pairs:
+        return NONE_YET
+    if len(pairs) < FEWEST_PAIRS:
+        return note("1 image with its mask. Give at least one more: the last one is held out.")
+    return note(f"{len(pairs)} images with masks; the last one is held out. Choose a method, then Adapt.")
 
 
 def _pictures(pair: Pair, now: Progress) -> tuple[np.ndarray, np.ndarray]:

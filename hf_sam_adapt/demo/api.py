@@ -14,7 +14,6 @@ from ..errors import UserError
 from .app import DemoApp
 from .engine import route_image, segment_image
 from .images import read_picture
-from .job import AdaptJob
 from .pairs import read_pairs
 from .pictures import save_results
 from .route_tab import MOST_IMAGES
@@ -64,7 +63,7 @@ class Api:
 
         Args:
             image: an image file.
-            adapter: a value of the page's list, or a Hub id; empty for plain SAM.
+            adapter: as the page's list names it, with or without method and size, or a Hub id; empty for plain SAM.
             points: `[[x, y, label], …]` in pixels, label 1 on the object, 0 off it; empty for none.
             box: `[x0, y0, x1, y1]` in pixels, instead of points; null for none.
             domain: of a pool, or `base`; empty: its router chooses.
@@ -74,8 +73,9 @@ class Api:
         """
         try:
             state = ImageState(read_picture(image, self.app.max_pixels))
-            result = segment_image(state, self.app.entry(adapter), _clicks(points, box).prompt(), domain or None)
-            variant = "adapted" if adapter else "zero_shot"
+            entry = self.app.entry(adapter, session)
+            result = segment_image(state, entry, _clicks(points, box).prompt(), domain or None)
+            variant = "zero_shot" if entry.is_plain else "adapted"
             paths = save_results(Path(tempfile.mkdtemp(dir=self.app.files(session))), state.picture, result, variant)
         except UserError as error:
             raise gr.Error(str(error)) from error
@@ -94,7 +94,8 @@ class Api:
             adapter: a pool, as in `/segment`; empty for the first of the page's list.
 
         Returns:
-            Per image `{"file", "domain", "scores": {domain: score}}`; the domain `base` is unknown, plain SAM.
+            Per image `{"file", "domain", "scores": {domain: score}, "distance", "threshold"}`; the domain `base` is
+            unknown, plain SAM: the distance to the training images is above the threshold (both null without one).
         """
         try:
             if len(images or ()) > MOST_IMAGES:
@@ -105,7 +106,9 @@ class Api:
             for file in images or ():
                 routing = route_image(ImageState(read_picture(file, self.app.max_pixels)), entry)
                 scores = dict(zip(entry.pool.domains, routing.scores[0].tolist()))  # type: ignore[union-attr]
-                found.append({"file": Path(file).name, "domain": routing.domains[0], "scores": scores})
+                distance = None if routing.distances is None else routing.distances[0].item()
+                record = {"file": Path(file).name, "domain": routing.domains[0], "scores": scores}
+                found.append(record | {"distance": distance, "threshold": routing.threshold})
             return found
         except UserError as error:
             raise gr.Error(str(error)) from error
@@ -125,8 +128,7 @@ class Api:
         """
         try:
             pairs = read_pairs(images or [], masks or [], self.app.max_pixels)
-            args = self.app.args
-            job = AdaptJob(pairs, args.model or "tiny", method, int(steps), self.app.folder, args.max_seconds)
+            job = self.app.job(pairs, method, steps)
             with session.lock:
                 session.with_job(job)
             while not (now := job.progress()).is_over:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
 from . import catalog, examples
+from .job import AdaptJob, start_worker
+from .pairs import Pair
 from .session import Session
 from .settings import DemoArguments, on_a_space
 from .shelf import Entry, Shelf
@@ -34,6 +39,8 @@ class DemoApp:
         self.choices = catalog.choices(args.adapters, args.model or "tiny")
         self.shelf = Shelf(args.model or "tiny")
         self.shelf.get(catalog.PLAIN)
+        self._spare: subprocess.Popen | None = None
+        self._starting = threading.Lock()
         self._temporary = tempfile.TemporaryDirectory(prefix="hf_sam_adapt_demo_")
         self.folder = Path(self._temporary.name)
         drawn = self.folder / "examples"
@@ -43,9 +50,10 @@ class DemoApp:
         self.taught = examples.save_taught(drawn)
 
     def listed(self, session: Session | None = None) -> list[tuple[str, str]]:
-        """(label, value) of the adapters for one visitor, those that they trained last."""
+        """(label, value) of the adapters for one visitor: after plain SAM those that they trained, then the others."""
         own = [] if session is None else [(label, value) for value, label in session.own.items()]
-        return [(choice.label, choice.value) for choice in self.choices] + own
+        plain, *others = [(choice.label, choice.value) for choice in self.choices]
+        return [plain, *own, *others]
 
     def pools(self) -> list[tuple[str, str]]:
         """(label, value) of the adapters known to be pools."""
@@ -54,15 +62,52 @@ class DemoApp:
     def entry(self, name: str | None, session: Session | None = None) -> Entry:
         """The model of an adapter that is listed, or whose Hub id (on one's own machine also folder) was typed.
 
+        Args:
+            name: value or label in the list, a name by which it is known there (`Choice.names`), or what was typed.
+
         Raises:
-            UserError: it cannot be loaded, or is a folder that is not this visitor's to read.
+            UserError: it cannot be loaded, two are called so, or a folder that is not this visitor's to read.
         """
         name = (name or catalog.PLAIN).strip()
-        known = {value for _, value in self.listed(session)}
+        known = dict(self.listed(session))
+        if name not in known.values():
+            name = known.get(name) or self._called(name)
         # A typed folder would let visitors of a Space look into its disk, and into each other's trainings.
-        if name not in known and (on_a_space() or self.folder in Path(name).resolve().parents) and Path(name).exists():
+        private = on_a_space() or self.folder in Path(name).resolve().parents
+        if name not in known.values() and private and Path(name).exists():
             raise UserError(f"{name}: folders cannot be named here; type a Hub id, owner/name")
         return self.shelf.get(next((choice.source for choice in self.choices if choice.value == name), name))
+
+    def _called(self, name: str) -> str:
+        """The value of the one listed adapter that has this name; of none, the name."""
+        found = [choice.value for choice in self.choices if name in choice.names]
+        if len(found) > 1:
+            raise UserError(f"{name}: several adapters are called so; name one of {', '.join(found)}")
+        if not found and "/" not in name and not Path(name).exists():
+            offered = ", ".join(sorted(Path(choice.value).name or choice.label for choice in self.choices))
+            raise UserError(f"{name}: no such adapter here; use one of {offered}, or a Hub id, owner/name")
+        return found[0] if found else name
+
+    def warm(self) -> None:
+        """Have a process ready for the next training: its start takes longer than a small training."""
+        with self._starting:
+            if self._spare is None or self._spare.poll() is not None:
+                self._spare = start_worker()
+
+    def job(self, pairs: Sequence[Pair], method: str, steps: float) -> AdaptJob:
+        """Start a training, in the process that is ready or else in a new one.
+
+        Raises:
+            UserError: see `AdaptJob`.
+        """
+
+        def worker() -> subprocess.Popen:
+            with self._starting:
+                spare, self._spare = self._spare, None
+            return spare if spare is not None and spare.poll() is None else start_worker()
+
+        model = self.args.model or "tiny"
+        return AdaptJob(pairs, model, method, int(steps), self.folder, self.args.max_seconds, worker)
 
     def files(self, session: Session) -> Path:
         """A visitor's folder for downloads."""

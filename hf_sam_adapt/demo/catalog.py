@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..data.walk import files_below, is_leftover
@@ -18,6 +18,7 @@ _TITLES = {
     "land-cover": "Land cover, five classes",
     "three-domains": "Radar, polyps, shadows",
 }
+_GENERIC = ("pool", "adapter", "run", "best", "final", "output", "model")  # names that need their folder's
 _METHODS = {
     "SAM_ADAPTER": "SAM-Adapter",
     "CONV_LORA": "Conv-LoRA",
@@ -45,6 +46,11 @@ class Choice:
     source: str
     pool: bool = False
 
+    @property
+    def names(self) -> set[str]:
+        """What it may be called by: its value, its label, the label without method and size, its last name."""
+        return {self.value, self.label, self.label.split(" · ")[0], Path(self.value).name} - {""}
+
 
 def built_in_folder() -> Path:
     """Where the adapters that come with the package are."""
@@ -52,7 +58,7 @@ def built_in_folder() -> Path:
 
 
 def choices(adapters: list[str], model: str) -> list[Choice]:
-    """What the page offers: plain SAM, what comes with the package, what was named.
+    """What the page offers: plain SAM, what was named, what comes with the package.
 
     Args:
         adapters: run folders, pools, folders that hold such, or Hub ids.
@@ -62,7 +68,6 @@ def choices(adapters: list[str], model: str) -> list[Choice]:
         UserError: a folder with nothing to load in it.
     """
     found = [Choice(f"Plain SAM, zero-shot ({model})", PLAIN, PLAIN)]
-    found += [_describe(folder) for folder in sorted(built_in_folder().iterdir()) if _is_adapter(folder)]
     for name in adapters:
         folder = Path(name).expanduser()
         if not folder.is_dir():
@@ -74,7 +79,14 @@ def choices(adapters: list[str], model: str) -> list[Choice]:
         if not folders:
             raise UserError(f"adapters: {name} holds neither an adapter nor folders of adapters; name run folders")
         found += [_describe(one) for one in folders]
-    return found
+    found += [_describe(folder) for folder in sorted(built_in_folder().iterdir()) if _is_adapter(folder)]
+    labels = [choice.label for choice in found]
+    return [
+        replace(choice, label=f"{Path(choice.source).parent.name}/{choice.label}")
+        if labels.count(choice.label) > 1 and Path(choice.source).is_dir()
+        else choice
+        for choice in found
+    ]
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -87,9 +99,13 @@ def _describe(folder: Path) -> Choice:
     weights = [path for path in files_below(folder, {".safetensors"}) if "checkpoints" not in path.parts]
     size = size_text(sum(path.stat().st_size for path in weights))
     own = folder.parent == built_in_folder()
-    title = _TITLES.get(folder.name, folder.name) if own else folder.name
+    # A continual run's pool is in its folder `pool`, which says nothing.
+    name = f"{folder.resolve().parent.name}/{folder.name}" if folder.name in _GENERIC else folder.name
+    title = _TITLES.get(folder.name, folder.name) if own else name
     file = folder / ADAPTER_CONFIG
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     method = _METHODS.get(str(config.get("peft_type")), "whole model")
+    if config.get("pool"):
+        method = f"{method} pool of {len(config.get('domains', ()))} domains"
     value = folder.name if own else str(folder)
     return Choice(f"{title} · {method} · {size}", value, str(folder), bool(config.get("pool")))

@@ -6,6 +6,7 @@ same recipe trains on the command line.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class Progress:
     """What a training has come to.
 
     Attributes:
-        state: "starting", "training", "measuring", "finished", "cancelled" or "failed".
+        state: "starting", "preparing", "training", "measuring", "finished", "cancelled" or "failed".
         step, total: optimizer steps.
         scores: (step, IoU of the held-out image without a prompt); step 0 is zero-shot SAM.
         masks: step -> bool (H, W), of the first and the latest of them.
@@ -73,6 +74,15 @@ class Progress:
         return self.state in ("finished", "cancelled", "failed")
 
 
+def start_worker() -> subprocess.Popen:
+    """A process that gets ready to train, and ends with this one or when it has waited for long."""
+    command = [sys.executable, "-m", "hf_sam_adapt.demo.worker"]
+    # A session of its own, so that Ctrl-C ends the page, and the page's end the process.
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, text=True
+    )
+
+
 class AdaptJob:
     """Starts a training on `pairs`, of which the last is held out.
 
@@ -82,13 +92,21 @@ class AdaptJob:
         steps: optimizer steps of up to four images.
         root: folder in which the job makes its own, for nobody else to read.
         max_seconds: the training ends itself after that.
+        worker: gives a process of `start_worker`.
 
     Raises:
         UserError: too few pairs, or a method or number of steps that is not offered.
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], model: str, method: str, steps: int, root: Path, max_seconds: int = 600
+        self,
+        pairs: Sequence[Pair],
+        model: str,
+        method: str,
+        steps: int,
+        root: Path,
+        max_seconds: int = 600,
+        worker: Callable[[], subprocess.Popen] = start_worker,
     ) -> None:
         check_pairs(pairs)
         if method not in METHODS:
@@ -112,9 +130,11 @@ class AdaptJob:
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
         self._start, self._cancelled = time.monotonic(), False
         self._end: float | None = None
-        with open(self.folder / "log.txt", "wb") as log:
-            command = [sys.executable, "-m", "hf_sam_adapt.demo.worker", str(self.folder), str(max_seconds)]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._process = worker()
+        pipe = self._process.stdin
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError), pipe:  # a process that has ended is seen by `progress`
+            pipe.write(json.dumps([str(self.folder), max_seconds]) + "\n")
 
     @property
     def adapter(self) -> Path:
@@ -183,6 +203,7 @@ class AdaptJob:
     def _reason(self, status: int) -> str:
         if status == OVER_TIME:
             return f"the training took longer than {self.max_seconds} seconds; take fewer steps or smaller images"
-        lines = (self.folder / "log.txt").read_text(errors="replace").splitlines()
+        log = self.folder / "log.txt"
+        lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         return errors[-1] if errors else "the training stopped unexpectedly; try fewer or smaller images"

@@ -41,8 +41,8 @@ def build_page(app: DemoApp) -> gr.Blocks:
                 segment = SegmentTab(app, page, session)
             with gr.Tab("Route", id="route"):
                 RouteTab(app, session)
-            with gr.Tab("Adapt", id="adapt"):
-                AdaptTab(app, session, segment.adapter)
+            with gr.Tab("Adapt", id="adapt") as tab:
+                AdaptTab(app, session, segment.adapter, tab)
     page.queue(max_size=_QUEUE)
     return page
 

@@ -12,7 +12,7 @@ from PIL import Image
 from ..data.images import IGNORE
 from ..data.walk import is_leftover, one_form
 from ..errors import UserError
-from ..report import TRUTH_COLOUR, overlay
+from ..report import overlay, truth_colour
 from .images import Picture, for_page, read_binary_mask, read_picture, resize_mask
 
 
@@ -30,7 +30,7 @@ class Pair:
     def shown(self) -> np.ndarray:
         """The picture with its mask over it, uint8 (h, w, 3)."""
         mask = resize_mask(self.mask, self.picture.shown.shape[:2])
-        return overlay(self.picture.shown, mask == 1, TRUTH_COLOUR)
+        return overlay(self.picture.shown, mask == 1, truth_colour(self.picture.shown))
 
 
 def read_pairs(images: Sequence[str], masks: Sequence[str], max_pixels: int) -> list[Pair]:

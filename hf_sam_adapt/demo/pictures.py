@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..report import MASK_COLOURS, overlay
-from ..report_classes import class_colours
+from ..report_classes import Legend, class_colours, class_legend, class_overlay, with_legend
 from .engine import Segmentation
 from .images import Picture, resize_mask
 from .session import Clicks
@@ -18,9 +18,16 @@ _POINTS = {1: (34, 197, 94), 0: (239, 68, 68)}
 _BOX = (250, 204, 21)
 
 
-def with_prompt(picture: Picture, clicks: Clicks) -> np.ndarray:
-    """The shown picture with points (green on, red off the object) and box, uint8 (h, w, 3)."""
-    canvas = Image.fromarray(picture.shown)
+def with_prompt(picture: Picture, clicks: Clicks, result: Segmentation | None, variant: str) -> np.ndarray:
+    """The shown picture, uint8 (h, w, 3), with points (green on, red off the object) and box.
+
+    The outline of the object that was found is there too, so that a click shows its result where it was made.
+    """
+    shown = picture.shown
+    if result is not None and result.classes is None:
+        mask = resize_mask(result.mask, shown.shape[:2])
+        shown = overlay(shown, mask, MASK_COLOURS[variant], tint=False)
+    canvas = Image.fromarray(shown)
     draw = ImageDraw.Draw(canvas)
     radius = max(2.5, 0.011 * max(canvas.size))
     for x, y, label in clicks.points:
@@ -48,35 +55,14 @@ def with_mask(picture: np.ndarray, result: Segmentation, variant: str) -> np.nda
     mask = resize_mask(result.mask, picture.shape[:2])
     if result.classes is None:
         return overlay(picture, mask, MASK_COLOURS[variant])
-    colours = class_colours(len(result.classes))
-    return (0.55 * picture + 0.45 * colours[mask]).astype(np.uint8)
+    return class_overlay(picture, mask, len(result.classes))
 
 
-def legend_masks(picture: np.ndarray, result: Segmentation, variant: str) -> list[tuple[np.ndarray, str]]:
-    """(mask uint8 (h, w) in {0, 1}, name with its share of the image) per class that is there, for a legend."""
-    mask = resize_mask(result.mask, picture.shape[:2])
-    if result.classes is None:
-        return [(mask.astype(np.uint8), _named({"zero_shot": "zero-shot mask"}.get(variant, "mask"), result.mask))]
-    return [
-        ((mask == label).astype(np.uint8), _named(name, result.mask == label))
-        for label, name in enumerate(result.classes)
-        if (result.mask == label).any()
-    ]
-
-
-def legend_colours(result: Segmentation, variant: str) -> dict[str, str]:
-    """Name with share, as in `legend_masks` -> colour, `#rrggbb`."""
-    if result.classes is None:
-        colours = [MASK_COLOURS[variant]]
-    else:
-        palette = class_colours(len(result.classes))
-        colours = [palette[label] for label in range(len(result.classes)) if (result.mask == label).any()]
-    names = [name for _, name in legend_masks(np.zeros((1, 1, 3), np.uint8), result, variant)]
-    return {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in zip(names, colours)}
-
-
-def _named(name: str, mask: np.ndarray) -> str:
-    return f"{name} {100 * mask.mean():.1f} %"
+def legend(result: Segmentation) -> Legend:
+    """(name with its share of the image, colour) of each class that is there."""
+    named = class_legend(result.mask, result.classes or [])
+    shares = [100 * (result.mask == label).mean() for label in np.unique(result.mask)]
+    return [(f"{name} {share:.1f} %", colour) for (name, colour), share in zip(named, shares, strict=True)]
 
 
 def save_results(folder: Path, picture: Picture, result: Segmentation, variant: str) -> tuple[Path, Path]:
@@ -89,5 +75,8 @@ def save_results(folder: Path, picture: Picture, result: Segmentation, variant: 
         labels = Image.fromarray(result.mask)
         labels.putpalette(class_colours(len(result.classes)).tobytes())
         labels.save(mask_file)
-    Image.fromarray(with_mask(picture.image, result, variant)).save(overlay_file)
+    tinted = with_mask(picture.image, result, variant)
+    if result.classes is not None:
+        tinted = with_legend(tinted, class_legend(result.mask, result.classes))
+    Image.fromarray(tinted).save(overlay_file)
     return mask_file, overlay_file

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
-import pandas as pd
 
 from ..errors import UserError
 from ..report import MASK_COLOURS
 from ..tuners.moda.config import BASE
+from ..tuners.moda.pool import Routing
 from .app import DemoApp
+from .charts import bars, gauge
 from .engine import route_image, segment_image
 from .images import read_picture
 from .pictures import with_mask
 from .session import Clicks, ImageState, Session, kept
 from .shelf import Entry
-from .theme import caption, complaint, note
+from .theme import caption, complaint, hint, note
 
 
 MOST_IMAGES = 12
@@ -31,7 +32,7 @@ class RouteTab:
     def __init__(self, app: DemoApp, session: gr.State) -> None:
         self.app, self.session = app, session
         self.chosen = gr.State(0)
-        with gr.Row(equal_height=False):
+        with gr.Row(equal_height=False, elem_id="route_row"):
             with gr.Column(scale=5, min_width=320):
                 self._inputs()
             with gr.Column(scale=6, min_width=320):
@@ -56,7 +57,7 @@ class RouteTab:
             elem_id="route_files",
         )
         self.mixed = gr.Button("Route a mixed set of drawn images", variant="primary", elem_id="mixed")
-        gr.HTML('<span class="hint">Where each image went: click on one for its scores</span>', padding=False)
+        hint("Where each image went: click on one for its scores")
         self.gallery = gr.Gallery(
             show_label=False,
             columns=3,
@@ -71,17 +72,7 @@ class RouteTab:
 
     def _outputs(self) -> None:
         self.message = gr.HTML(EMPTY, padding=False, elem_id="route_message")
-        self.scores = gr.BarPlot(
-            x="domain",
-            y="score",
-            title="Score of each domain",
-            y_lim=[0, 1],
-            x_title=" ",
-            y_title="probability",
-            height=230,
-            visible=False,
-            elem_id="scores",
-        )
+        self.scores = gr.HTML(padding=False, elem_id="scores")
         self.override = gr.Radio([], label="Segment it as", visible=False, elem_id="override")
         self.slider = gr.ImageSlider(
             show_label=False,
@@ -182,11 +173,10 @@ class RouteTab:
             raise UserError("this image is gone; choose another")
         routing = route_image(session.routed[number], entry)
         domain, names = routing.domains[0], entry.pool.domains  # type: ignore[union-attr]
-        scores = pd.DataFrame({"domain": names, "score": routing.scores[0].tolist()})
         choices = [*((name, name) for name in names), ("plain SAM", BASE)]
         return {
             self.message: note(self._sentence(session, entry, number, domain)),
-            self.scores: gr.BarPlot(scores, sort=names, visible=True),
+            self.scores: _chart(routing, names),
             self.override: gr.Radio(choices, value=domain, visible=True),
             self.chosen: number,
         } | self._compared(session, entry, number, domain)
@@ -196,21 +186,38 @@ class RouteTab:
         variant = "zero_shot" if domain == BASE else "adapted"
         left = with_mask(image.picture.shown, segment_image(image, entry.base, prompt), "zero_shot")
         right = with_mask(image.picture.shown, segment_image(image, entry, prompt, domain), variant)
-        sides = ("zero-shot SAM", MASK_COLOURS["zero_shot"]), (f"as {_said(domain)}", MASK_COLOURS[variant])
+        sides = (
+            ("zero-shot SAM", MASK_COLOURS["zero_shot"]),
+            ("plain SAM" if domain == BASE else f"as {domain}", MASK_COLOURS[variant]),
+        )
         return {self.slider: gr.ImageSlider((left, right), visible=True), self.caption: caption(*sides)}
 
     def _sentence(self, session: Session, entry: Entry, number: int, domain: str) -> str:
         image = session.routed[number]
         routing = route_image(image, entry)
         routed, score = routing.domains[0], routing.scores[0].max().item()
+        nearest = entry.pool.domains[int(routing.scores[0].argmax())]  # type: ignore[union-attr]
         if domain != routed:
             return f"{image.picture.name}: the router says {_said(routed)}; you chose {_said(domain)}."
         if routed == BASE:
-            return f"{image.picture.name}: {UNKNOWN}. It is unlike all that the pool was trained on."
-        return f"{image.picture.name}: {routed}, with a score of {score:.2f}."
+            return f"{image.picture.name}: {UNKNOWN}. Even {nearest}, the most probable domain, is too far away."
+        return f"{image.picture.name}: {routed}, with a probability of {score:.2f}."
 
     def _wrong(self, error: UserError) -> Update:
         return {self.message: complaint(str(error))}
+
+
+def _chart(routing: Routing, names: list[str]) -> str:
+    """Probability of each domain, and the distance by which an image is known or not."""
+    unknown = routing.domains[0] == BASE
+    scores = list(zip(names, routing.scores[0].tolist()))
+    title = "Which domain it would be, were it one of them" if unknown else "Probability of each domain"
+    chart = bars(title, scores, faint=unknown)
+    if routing.distances is None or routing.threshold is None:
+        return chart
+    nearest = max(scores, key=lambda one: one[1])[0]
+    sentence = f"How far it is from the nearest training image of {nearest}; beyond the threshold it is unknown"
+    return gauge(sentence, routing.distances[0].item(), routing.threshold) + chart
 
 
 def _said(domain: str) -> str:

@@ -16,9 +16,9 @@ from .app import DemoApp
 from .catalog import PLAIN
 from .engine import Segmentation, segment_image
 from .images import Picture, read_picture
-from .pictures import legend_colours, legend_masks, save_results, with_mask, with_prompt
+from .pictures import legend, save_results, with_mask, with_prompt
 from .session import Session
-from .theme import caption, complaint, facts, note
+from .theme import caption, complaint, facts, hint, note
 
 
 MODES = {"On the object": "positive", "Not the object": "negative", "Box: two corners": "box"}
@@ -31,24 +31,16 @@ class SegmentTab:
 
     def __init__(self, app: DemoApp, page: gr.Blocks, session: gr.State) -> None:
         self.app, self.page, self.session = app, page, session
-        with gr.Row(equal_height=False):
+        with gr.Row(equal_height=False, elem_id="segment_row"):
             with gr.Column(scale=5, min_width=320):
                 self._inputs()
             with gr.Column(scale=6, min_width=320):
                 self._outputs()
-        self.dataset = gr.Dataset(
-            components=[gr.Image(render=False)],
-            samples=[[str(path)] for path in app.examples],
-            type="index",
-            layout="gallery",
-            label="Examples, drawn by this project",
-            elem_id="examples",
-        )
         self._connect()
 
     def _inputs(self) -> None:
         app = self.app
-        gr.HTML('<span class="hint">Your image: drop, upload or paste it, then click on it</span>', padding=False)
+        hint("Your image: drop, upload or paste it, then click on it")
         self.image = gr.Image(
             show_label=False,
             sources=["upload", "clipboard"],
@@ -57,6 +49,14 @@ class SegmentTab:
             format="jpeg",
             height=400,
             elem_id="image",
+        )
+        self.dataset = gr.Dataset(
+            components=[gr.Image(render=False)],
+            samples=[[str(path)] for path in app.examples],
+            type="index",
+            layout="gallery",
+            label="Examples, drawn by this project",
+            elem_id="examples",
         )
         self.mode = gr.Radio(list(MODES), value=next(iter(MODES)), label="A click means", elem_id="mode")
         with gr.Row():
@@ -79,20 +79,17 @@ class SegmentTab:
         )
 
     def _outputs(self) -> None:
+        hint("Before and after: drag the handle")
+        self.slider = gr.ImageSlider(
+            show_label=False,
+            type="filepath",
+            format="jpeg",
+            interactive=False,
+            max_height=420,
+            elem_id="slider",
+        )
+        self.caption = gr.HTML(padding=False, elem_id="caption")
         self.message = gr.HTML(EMPTY, padding=False, elem_id="message")
-        with gr.Tabs():
-            with gr.Tab("Before and after"):
-                self.slider = gr.ImageSlider(
-                    show_label=False,
-                    type="filepath",
-                    format="jpeg",
-                    interactive=False,
-                    max_height=420,
-                    elem_id="slider",
-                )
-                self.caption = gr.HTML(padding=False, elem_id="caption")
-            with gr.Tab("Mask and legend"):
-                self.legend = gr.AnnotatedImage(label="Mask", format="png", height=420, elem_id="legend")
         self.facts = gr.HTML(padding=False, elem_id="facts")
         with gr.Row():
             self.mask_file = gr.DownloadButton("Mask (PNG)", interactive=False, size="sm", elem_id="mask_file")
@@ -103,7 +100,7 @@ class SegmentTab:
     @property
     def results(self) -> list[gr.components.Component]:
         """What a new mask changes."""
-        return [self.image, self.message, self.slider, self.caption, self.legend, self.facts]
+        return [self.image, self.message, self.slider, self.caption, self.facts]
 
     def _connect(self) -> None:
         options: dict[str, Any] = {"outputs": self.results, "concurrency_limit": 4, "api_visibility": "private"}
@@ -220,22 +217,25 @@ class SegmentTab:
         session.result = result, variant
         left = picture.shown if entry.is_plain else with_mask(picture.shown, zero_shot, "zero_shot")
         zero_shot_side = "zero-shot SAM", MASK_COLOURS["zero_shot"]
-        adapted_side = "adapted", None if result.classes else MASK_COLOURS["adapted"]
-        sides = (("image", None), zero_shot_side) if entry.is_plain else (zero_shot_side, adapted_side)
-        legend: Any = picture.shown, legend_masks(picture.shown, result, variant)
+        if result.classes:  # whose colours may be like that of zero-shot SAM
+            zero_shot_side = "left: zero-shot SAM", MASK_COLOURS["zero_shot"]
+        adapted_sides = legend(result) if result.classes else [("adapted", MASK_COLOURS["adapted"])]
+        sides = [("image", None), zero_shot_side] if entry.is_plain else [zero_shot_side, *adapted_sides]
         return self._canvas(session) | {
             self.message: note(_remark(session, result)),
             self.slider: (left, with_mask(picture.shown, result, variant)),
             self.caption: caption(*sides),
-            self.legend: gr.AnnotatedImage(legend, color_map=legend_colours(result, variant)),
             self.facts: _facts(zero_shot, result, entry.is_plain),
         }
 
     def _canvas(self, session: Session) -> Update:
-        return {self.image: session.image and with_prompt(session.image.picture, session.clicks)}
+        if session.image is None:
+            return {self.image: None}
+        result, variant = session.result or (None, "zero_shot")
+        return {self.image: with_prompt(session.image.picture, session.clicks, result, variant)}
 
     def _empty(self) -> Update:
-        empty = {self.caption: "", self.facts: "", self.slider: None, self.legend: None, self.image: None}
+        empty = {self.caption: "", self.facts: "", self.slider: None, self.image: None}
         return empty | {self.message: EMPTY}
 
     def _domains(self, session: Session, adapter: str) -> gr.Dropdown:
@@ -251,8 +251,12 @@ def _remark(session: Session, result: Segmentation) -> str:
         return f"The domain of this image {chosen}."
     if result.classes is not None:
         return "This adapter names the class of every pixel; a prompt acts on zero-shot SAM alone."
-    if session.clicks.points or session.clicks.box:
-        return ""
+    clicks = session.clicks
+    if clicks.box:
+        return "Both models segment what is in your box."
+    if clicks.points:
+        on, off = (sum(label == wanted for *_, label in clicks.points) for wanted in (1, 0))
+        return f"Both models segment what you point at: {on} on the object, {off} beside it."
     return "No prompt: both models look for their object by themselves. Click on the image to point at yours."
 
 

@@ -1,7 +1,8 @@
-"""The process of an `AdaptJob`: `python -m hf_sam_adapt.demo.worker FOLDER SECONDS`."""
+"""The process of an `AdaptJob`: `python -m hf_sam_adapt.demo.worker`, told by a line of its input what to train."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -21,6 +22,9 @@ from ..report import write_json
 from ..training import train
 from ..training.loop import TrainingLoop
 from .job import OVER_TIME
+
+
+_PATIENCE = 900  # seconds to wait for something to train
 
 
 class Watcher:
@@ -65,13 +69,29 @@ class Watcher:
         """Accelerate ends its trackers so."""
 
 
-def main(folder: Path, max_seconds: float) -> int:
-    """Train by `recipe.yaml` in `folder`; the exit status."""
+def main() -> int:
+    """Wait for the line `[folder, seconds]`, and train by `recipe.yaml` in that folder; the exit status."""
+    waiting = threading.Timer(_PATIENCE, os._exit, (0,))
+    waiting.daemon = True
+    waiting.start()
+    line = sys.stdin.readline()
+    waiting.cancel()
+    if not line:  # the page is gone
+        return 0
+    folder, seconds = json.loads(line)
+    os.chdir(folder)
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    return _train(Path(folder), seconds)
+
+
+def _train(folder: Path, max_seconds: float) -> int:
     timer = threading.Timer(max_seconds, os._exit, (OVER_TIME,))
     timer.daemon = True
     timer.start()
     os.environ["HF_SAM_ADAPT_CACHE"] = str(folder / "cache")  # goes with the job
-    os.chdir(folder)
+    write_json(folder / "progress.json", {"state": "preparing", "step": 0, "scores": []})
 
     def watch(loop: TrainingLoop) -> None:
         watcher = Watcher(loop, folder)
@@ -83,4 +103,4 @@ def main(folder: Path, max_seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).resolve(), float(sys.argv[2])))
+    sys.exit(main())

@@ -89,17 +89,19 @@ def doctor_command(args: DoctorArguments) -> int:
 
 def _draw(args: DoctorArguments, diagnosis: Diagnosis, image_size: int) -> None:
     """The contact sheet of the training images that can be read."""
+    from ..report_classes import class_names
     from .contact_sheet import save_contact_sheet
 
     usable = diagnosis.readable["train"].nonzero()[0].tolist() if diagnosis.source is not None else []
     if diagnosis.source is None or diagnosis.encoding is None or not usable:
         print(f"no {args.contact_sheet}: no training image can be read")
         return
+    count = diagnosis.encoding.num_labels
     split = SegmentationSplit(diagnosis.source.tables["train"], diagnosis.source.reader, diagnosis.encoding)
     save_contact_sheet(
         Path(str(args.contact_sheet)),
         split if len(usable) == len(split) else split.select(usable),
-        num_labels=diagnosis.encoding.num_labels,
+        names=None if count is None else class_names(count, diagnosis.source.id2label),
         augmentations=args.augment,
         normalization=args.normalization,
         channels=args.channels,

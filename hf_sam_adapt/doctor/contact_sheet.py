@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from ..data.dataset import SegmentationSplit
 from ..data.images import IGNORE
 from ..data.normalization import fit_normalization
 from ..processing import SamAdaptProcessor
-from ..report import IGNORED_COLOUR, TRUTH_COLOUR, overlay
-from ..report_classes import class_colours
+from ..report import IGNORED_COLOUR, overlay, truth_colour
+from ..report_classes import Legend, class_legend, class_overlay, with_legend
 
 
 TILE, CAPTION, COLUMNS, SHOWN = 256, 14, 4, 12
@@ -25,7 +26,7 @@ def save_contact_sheet(
     path: Path,
     split: SegmentationSplit,
     *,
-    num_labels: int | None,
+    names: Sequence[str] | None,
     augmentations: list[str],
     normalization: str | None,
     channels: int | None,
@@ -38,7 +39,7 @@ def save_contact_sheet(
     Args:
         path: PNG to write.
         split: the training images.
-        num_labels: classes, None = binary.
+        names: of the classes, None = binary.
         augmentations, normalization, channels, image_size, resize, seed: as in a recipe, resolved.
     """
     rng = np.random.default_rng(seed)
@@ -47,24 +48,38 @@ def save_contact_sheet(
     if channels is not None or normalization not in (None, "imagenet"):
         fitted = fit_normalization(split, normalization or "percentile", seed)
     processor = SamAdaptProcessor(image_size=image_size, resize=resize, channels=channels, normalization=fitted)
-    rows = -(-len(chosen) // COLUMNS)
-    sheet = Image.new("RGB", (TILE * min(COLUMNS, len(chosen)), (TILE + CAPTION) * rows), "white")
-    draw = ImageDraw.Draw(sheet)
-    for place, index in enumerate(chosen):
+    tiles, labels, captions = [], [], []
+    for index in chosen:
         sample = split[index]
         # What a training draws for this image in its first epoch.
         image, mask = augment(sample.image, sample.mask, np.random.default_rng([seed, 0, index]), augmentations)
         inputs = processor([image], masks=[mask], mask_values="index")
-        tile = _tile(inputs["pixel_values"][0].numpy(), inputs["labels"][0].numpy(), processor, num_labels)
-        left, top = TILE * (place % COLUMNS), (TILE + CAPTION) * (place // COLUMNS)
-        sheet.paste(tile, (left, top + CAPTION))
+        picture, small = _tile(inputs["pixel_values"][0].numpy(), inputs["labels"][0].numpy(), processor)
+        tiles.append(picture)
+        labels.append(small)
         height, width = sample.mask.shape
-        draw.text((left + 2, top + 1), f"{sample.id}  {width}x{height}"[:42], fill="black")
-    sheet.save(path, format="PNG")
+        captions.append(f"{sample.id}  {width}x{height}"[:42])
+    shown = np.concatenate(labels)
+    if names is None:
+        colour = truth_colour(np.concatenate(tiles))
+        drawn = [overlay(overlay(t, m == 1, colour), m == IGNORE, IGNORED_COLOUR) for t, m in zip(tiles, labels)]
+        entries = ("object", 1, colour), ("ignored", IGNORE, IGNORED_COLOUR)
+        legend: Legend = [(name, one) for name, label, one in entries if (shown == label).any()]
+    else:
+        drawn = [class_overlay(tile, small, len(names)) for tile, small in zip(tiles, labels)]
+        legend = class_legend(shown, names)
+    rows = -(-len(chosen) // COLUMNS)
+    sheet = Image.new("RGB", (TILE * min(COLUMNS, len(chosen)), (TILE + CAPTION) * rows), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, (tile, caption) in enumerate(zip(drawn, captions)):
+        left, top = TILE * (place % COLUMNS), (TILE + CAPTION) * (place // COLUMNS)
+        sheet.paste(Image.fromarray(tile), (left, top + CAPTION))
+        draw.text((left + 2, top + 1), caption, fill="black")
+    Image.fromarray(with_legend(np.asarray(sheet), legend)).save(path, format="PNG")
 
 
-def _tile(pixels: np.ndarray, labels: np.ndarray, processor: SamAdaptProcessor, num_labels: int | None) -> Image.Image:
-    """float32 (C, S, S), normalised, and int64 (S, S) -> a picture with the classes in their colours."""
+def _tile(pixels: np.ndarray, labels: np.ndarray, processor: SamAdaptProcessor) -> tuple[np.ndarray, np.ndarray]:
+    """float32 (C, S, S), normalised, and int64 (S, S) -> picture uint8 (t, t, 3) and labels uint8 (t, t)."""
     values = pixels.transpose(1, 2, 0)  # (C, S, S) -> (S, S, C)
     statistics: Any = processor.normalization
     if statistics is None:
@@ -74,8 +89,4 @@ def _tile(pixels: np.ndarray, labels: np.ndarray, processor: SamAdaptProcessor, 
         picture = displayable(values.astype(np.float32))
     size = (TILE, TILE)
     shown = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
-    small = np.asarray(Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
-    colours = [TRUTH_COLOUR] if num_labels is None else class_colours(num_labels)[1:num_labels].tolist()
-    for label, colour in enumerate(colours, start=1):
-        shown = overlay(shown, small == label, colour)
-    return Image.fromarray(overlay(shown, small == IGNORE, IGNORED_COLOUR))
+    return shown, np.asarray(Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))

@@ -177,9 +177,10 @@ def test_switch_adapter_and_legend(open_page):
     assert page.locator("#domain input").is_visible()
     after(page, lambda: choose_example(page, LAND), shown)
     assert not page.locator("#domain input").is_visible()
-    page.get_by_role("tab", name="Mask and legend").click()
-    legend = page.locator("#legend").inner_text()
+    legend = page.locator("#caption").inner_text()
     assert len(re.findall(r"(background|water|field|forest|town) [\d.]+ %", legend)) >= 3
+    colours = page.locator("#caption i:not(.none)").evaluate_all("all => all.map(one => one.style.background)")
+    assert len(set(colours)) == len(colours) >= 3
 
 
 def test_typed_adapter_that_is_none(open_page):
@@ -241,7 +242,8 @@ def test_route_a_mixed_set(open_page):
     captions = [text.split()[0] for text in page.locator("#routed .caption-label").all_inner_texts()]
     assert captions == ["radar", "polyp", "shadow", "radar", "polyp", "unknown"]
     assert page.get_by_label("radar", exact=True).is_checked()
-    page.wait_for_selector("#scores svg, #scores canvas")
+    probabilities = re.findall(r"(\w+)\n([\d.]+)", page.inner_text("#scores"))
+    assert [name for name, _ in probabilities] == ["distance", "radar", "polyp", "shadow"]
 
     before = shown(page, "#route_slider")
     page.get_by_label("shadow", exact=True).check()
@@ -251,6 +253,10 @@ def test_route_a_mixed_set(open_page):
     page.locator("#routed img").last.click()
     page.wait_for_selector("#route_message:has-text('unknown → plain SAM')")
     assert page.get_by_label("plain SAM", exact=True).is_checked()
+    text = page.inner_text("#scores")
+    distance, threshold = (float(re.search(rf"{name}\s+([\d.]+)", text)[1]) for name in ("distance", "threshold"))
+    assert distance > threshold and "were it one of them" in text
+    assert page.locator("#scores .faint .bars").count() == 1
 
 
 def test_paint_a_mask(open_page, served):
@@ -258,11 +264,11 @@ def test_paint_a_mask(open_page, served):
     page.get_by_role("tab", name="Adapt").click()
     page.get_by_text("No masks? Paint one").click()
     page.click("#add_painted")
-    page.wait_for_selector("#adapt_message .bad:has-text('open one first')")
+    page.wait_for_selector("#gathered .bad:has-text('open one first')")
     page.locator("#editor input[type=file]").first.set_input_files(served.app.taught[0][0])
     page.wait_for_timeout(2500)
     page.click("#add_painted")
-    page.wait_for_selector("#adapt_message .bad:has-text('paint over the object first')")
+    page.wait_for_selector("#gathered .bad:has-text('paint over the object first')")
     box = page.locator("#editor canvas").last.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 20, y)
@@ -272,9 +278,28 @@ def test_paint_a_mask(open_page, served):
     page.wait_for_timeout(1000)
     page.click("#add_painted")
     page.wait_for_selector("#pairs img")
-    assert "1 images with masks" in page.inner_text("#adapt_message")
+    assert "1 image with its mask" in page.inner_text("#gathered")
     page.click("#start")
     page.wait_for_selector("#adapt_message .bad:has-text('give 2 to 12')")
+
+
+def test_files_are_taken_without_a_button_and_adapt_can_be_pressed_too_early(open_page, served):
+    page = open_page()
+    page.get_by_role("tab", name="Adapt").click()
+    for _ in range(2):  # the first refusal used to keep the session's lock
+        page.click("#start")
+        page.wait_for_selector("#adapt_message .bad:has-text('0 images with masks: give 2 to 12')")
+    images, masks = ([str(path) for path in paths] for paths in zip(*served.app.taught[:3]))
+    page.locator("#adapt_images input[type=file]").set_input_files(images)
+    page.wait_for_selector("#gathered:has-text('3 images and 0 masks: choose the masks too')")
+    page.locator("#adapt_masks input[type=file]").set_input_files(masks[1:])
+    page.wait_for_selector("#gathered:has-text('3 images and 2 masks')")
+    page.locator("#adapt_masks input[type=file]").first.set_input_files(masks[:1])
+    page.wait_for_selector("#gathered:has-text('3 images with masks')")
+    page.wait_for_selector("#pairs img >> nth=2")
+    assert page.locator("#pairs img").count() == 3
+    page.locator("#adapt_images input[type=file]").set_input_files(images[0])
+    page.wait_for_selector("#gathered:has-text('1 images and 0 masks')")  # the first three are not taken again
 
 
 @pytest.mark.slow
@@ -290,6 +315,8 @@ def test_adapt_on_five_drawn_images(open_page):
     page.wait_for_selector("#adapt_message:has-text('Done in')", timeout=500_000)
     before, after_ = map(float, re.search(r"([\d.]+) → ([\d.]+)", page.inner_text("#adapt_message")).groups())
     assert after_ > before + 0.3
+    assert page.locator("#curve circle").count() == 11  # of zero-shot SAM and ten looks: the last one is there
+    assert float(page.locator("#adapt_facts b").nth(1).inner_text()) > before + 0.3
     page.screenshot(path=SCREENSHOTS / "adapt_1400.png", full_page=True)
     page.wait_for_selector("#download:not([disabled])")
     with page.expect_download() as download:
@@ -309,7 +336,97 @@ def test_adapt_on_five_drawn_images(open_page):
     page.wait_for_selector("#start:not([disabled])")
 
 
-@pytest.mark.parametrize("width", [1400, 400])
+SHOWN = {
+    "segment": ["image", "slider", "caption", "message", "facts", "adapter", "domain"],
+    "route": ["route_message", "scores", "override", "route_slider", "route_caption"],
+    "adapt": ["pairs", "gathered"],
+}
+LOOK = """name => {
+    const part = document.getElementById(name);
+    if (!part || !part.offsetParent) return "hidden";
+    const inputs = [...part.querySelectorAll("input")].map(one => `${one.value} ${one.checked}`);
+    const pictures = [...part.querySelectorAll("img")].map(one => `${one.currentSrc} ${one.complete}`);
+    const bars = [...part.querySelectorAll(".chart i")].map(one => one.getBoundingClientRect().width);
+    const text = part.innerText.replace(/(Time|Embedding)\\n[^\\n]*/g, "");
+    return JSON.stringify([text, inputs, pictures, bars]);
+}"""
+
+
+@pytest.fixture(scope="module")
+def alternating(browser, served):
+    """Component -> what it shows after each of the clicks A, B, A, B in its tab."""
+    page = browser.new_page()
+    page.goto(served.url)
+    page.wait_for_selector("#mask_file:not([disabled])")
+    seen = {}
+
+    def look(tab):
+        page.mouse.move(2, 2)
+        page.wait_for_timeout(1500)
+        for name in SHOWN[tab]:
+            seen.setdefault(name, []).append(page.evaluate(LOOK, name))
+
+    for number, text in ((POLYP, "is polyp"), (LAND, "class of every pixel")) * 2:
+        choose_example(page, number)
+        page.wait_for_selector(f"#message:has-text('{text}')")
+        look("segment")
+    page.get_by_role("tab", name="Route").click()
+    page.click("#mixed")
+    page.wait_for_selector("#override input")
+    for number, text in ((4, "polyp_8.png"), (5, "camouflage_2.png")) * 2:
+        page.locator("#routed img").nth(number).click()
+        page.wait_for_selector(f"#route_message:has-text('{text}')")
+        look("route")
+    page.get_by_role("tab", name="Adapt").click()
+    for button, text in (("#take_drawn", "5 images"), ("#clear_pairs", "Upload 2 to 12")) * 2:
+        page.click(button)
+        page.wait_for_selector(f"#gathered:has-text('{text}')")
+        look("adapt")
+    page.close()
+    return seen
+
+
+@pytest.mark.parametrize("component", [name for names in SHOWN.values() for name in names])
+def test_no_component_shows_the_click_before(alternating, component):
+    first, second, third, fourth = alternating[component]
+    assert first == third and second == fourth
+    assert first != second
+
+
+@pytest.mark.parametrize("width", [1400, 800, 390])
+def test_nothing_jumps_at_the_first_click(open_page, width):
+    page = open_page()
+    page.set_viewport_size({"width": width, "height": 844})
+    page.wait_for_timeout(1000)
+    places = """() => [...document.querySelectorAll("[id]")].filter(one => one.offsetParent).map(
+        one => [one.id, one.getBoundingClientRect().left + scrollX, one.getBoundingClientRect().top + scrollY])"""
+    before = page.evaluate(places)
+    after(page, lambda: click_at(page, 0.3, 0.3), lambda page: page.inner_text("#message"))
+    page.wait_for_timeout(1500)
+    assert page.evaluate(places) == before
+
+
+def test_on_a_phone_the_result_is_where_it_was_tapped(open_page):
+    page = open_page()
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_timeout(1000)
+    picture = page.locator("#image img").get_attribute("src")
+    assert after(page, lambda: click_at(page, 0.4, 0.4), lambda page: page.locator("#image img").get_attribute("src"))
+    assert page.locator("#image img").get_attribute("src") != picture  # with the outline
+    top = {name: page.locator(f"#{name}").bounding_box() for name in ("image", "message", "slider", "examples")}
+    assert 0 <= top["message"]["y"] - top["image"]["y"] < 350
+    assert 0 <= top["slider"]["y"] - top["image"]["y"] < 450
+    assert 0 <= top["image"]["y"] - top["examples"]["y"] < 200
+    page.get_by_role("tab", name="Route").click()
+    page.click("#mixed")
+    page.wait_for_selector("#override input")
+    page.wait_for_timeout(1500)
+    top = {name: page.locator(f"#{name}").bounding_box()["y"] for name in ("routed", "route_message", "route_slider")}
+    assert 0 <= top["route_message"] - top["routed"] < 300
+    assert 0 <= top["route_slider"] - top["routed"] < 550
+
+
+@pytest.mark.parametrize("width", [1400, 390])
 def test_screenshots(open_page, width):
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page = open_page()

@@ -49,6 +49,16 @@ def test_segment_equals_predict(client, drawn, tmp_path, adapter, points, box, f
     assert about.get("foreground") == pytest.approx(record.get("foreground"))
 
 
+def test_adapters_have_the_names_of_the_list(client, served, drawn):
+    image = gradio_client.handle_file(drawn("speckle", 7))
+    for choice in served.app.choices:
+        found = []
+        for name in (choice.value, choice.label, choice.label.split(" · ")[0]):
+            mask, *_ = client.predict(image, name, [], None, "", api_name="/segment")
+            found.append(np.asarray(Image.open(mask)))
+        assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
 def test_bad_calls_end_in_one_line(client, drawn, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"nothing")
@@ -58,6 +68,7 @@ def test_bad_calls_end_in_one_line(client, drawn, tmp_path):
     for image, adapter, points, box, domain, message in (
         (gradio_client.handle_file(broken), "", [], None, "", "broken.png: not a readable image"),
         (gradio_client.handle_file(large), "", [], None, "", "more than the 4 million"),
+        (good, "radar", [], None, "", "no such adapter here; use one of"),
         (good, "no such/adapter/at all", [], None, "", "neither a folder nor"),
         (good, "", [[1, 2, 1]], [1, 2, 3, 4], "", "both given"),
         (good, "", [[1, 2]], None, "", "points are"),
@@ -70,10 +81,13 @@ def test_bad_calls_end_in_one_line(client, drawn, tmp_path):
 def test_route(client, drawn):
     domains = {"speckle": "radar", "polyp": "polyp", "shadow": "shadow"}
     files = [gradio_client.handle_file(drawn(domain, 11)) for domain in domains]
-    found = client.predict(files, "", api_name="/route")
+    files.append(gradio_client.handle_file(drawn("camouflage", 2)))
+    *found, unknown = client.predict(files, "", api_name="/route")
+    assert unknown["domain"] == "base" and unknown["distance"] > unknown["threshold"]
     assert [one["domain"] for one in found] == list(domains.values())
     for one in found:
         assert sum(one["scores"].values()) == pytest.approx(1)
+        assert 0 < one["distance"] <= one["threshold"] == unknown["threshold"]
         assert max(one["scores"], key=one["scores"].get) == one["domain"]
 
 

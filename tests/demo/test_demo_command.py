@@ -1,5 +1,6 @@
 """`hf-sam-adapt demo`: its settings, its list of adapters, and what the core must not import."""
 
+import shutil
 import subprocess
 import sys
 
@@ -48,13 +49,60 @@ def test_adapters_that_are_offered(adapters, tmp_path):
     assert {example.adapter for example in EXAMPLES} <= {choice.value for choice in listed}
     assert {choice.source for choice in listed} >= set(adapters.values())
     assert [choice.value for choice in listed if choice.pool] == [
-        "three-domains",
         adapters["pool_encoder"],
         adapters["pool_hq"],
+        "three-domains",
     ]
-    assert listed[-1].value == "me/polyp"
+    names = [choice.value for choice in listed]
+    built_in = sorted(folder.name for folder in catalog.built_in_folder().iterdir() if folder.is_dir())
+    assert names[-len(built_in) - 1 :] == ["me/polyp", *built_in]  # the user's own come first
     with pytest.raises(UserError, match="holds neither an adapter"):
         catalog.choices([str(tmp_path)], "tiny")
+
+
+@pytest.fixture(scope="module")
+def several(adapters, tmp_path_factory):
+    """A demo of runs in folders: `first/polyp`, `second/polyp`, a pool in `ward/pool`, and a Hub id."""
+    root = tmp_path_factory.mktemp("runs")
+    for place, name in (("first/polyp", "hq"), ("second/polyp", "hq"), ("ward/pool", "pool_hq"), ("leaf", "decoder")):
+        shutil.copytree(adapters[name], root / place)
+    places = [str(root / place) for place in ("first", "second", "ward", "leaf")]
+    return root, DemoApp(DemoArguments(adapters=[*places, "me/polyps"]))
+
+
+def test_labels_tell_adapters_apart(several):
+    root, app = several
+    labels = [label for label, _ in app.listed()]
+    assert len(set(labels)) == len(labels)
+    titles = [label.split(" · ")[0] for label in labels]
+    assert titles[1:6] == ["first/polyp", "second/polyp", "ward/pool", "leaf", "me/polyps"]
+    assert "pool of 2 domains" in labels[3] and "pool of 3 domains" in labels[-1]
+    mine = Session()
+    mine.own = {"/somewhere": "Yours"}
+    assert app.listed(mine)[1] == ("Yours", "/somewhere")
+    assert app.pools()[0][1] == str(root / "ward/pool")
+
+
+@pytest.mark.parametrize("place", range(9))
+def test_whatever_the_page_lists_can_be_named_so(several, monkeypatch, place):
+    _, app = several
+    asked = []
+    monkeypatch.setattr(app.shelf, "get", asked.append)
+    choice = app.choices[place]
+    title = choice.label.split(" · ")[0]
+    for name in (choice.label, title, choice.value):
+        app.entry(name)
+    assert asked == [choice.source] * 3
+    assert len(app.choices) == 9
+
+
+def test_names_that_mean_two_or_none(several):
+    _, app = several
+    with pytest.raises(UserError, match=r"polyp: several adapters are called so; name one of .*first/polyp, .*second"):
+        app.entry("polyp")
+    with pytest.raises(UserError, match=r"rust: no such adapter here; use one of .*land-cover.*leaf.*or a Hub id"):
+        app.entry("rust")
+    assert app.entry("leaf").method == "decoder"
 
 
 def test_built_in_adapters_are_small():

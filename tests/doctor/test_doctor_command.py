@@ -16,6 +16,7 @@ from PIL import Image
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.doctor import examine_dataset
 from hf_sam_adapt.recipe import Recipe
+from hf_sam_adapt.report import TRUTH_COLOURS
 
 
 @pytest.fixture
@@ -32,8 +33,11 @@ def test_lines_status_json_and_sheet(root, tmp_path, capsys):
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["ok"] and found["findings"] == [] and found["splits"]["test"]["images"] == 6
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert sheet.shape == (3 * 270, 4 * 256, 3)
-    assert ((sheet[..., 1] == 170) & (sheet[..., 0] == 40)).sum() > 12 * 50  # contours of the masks
+    assert sheet.shape == (3 * 270 + 32, 4 * 256, 3)  # and a legend
+    contours = [(sheet[:810] == colour).all(axis=-1).sum() for colour in TRUTH_COLOURS]
+    assert max(contours) > 12 * 50
+    legend = (sheet[810:] == TRUTH_COLOURS[int(np.argmax(contours))]).all(axis=-1)
+    assert legend.sum() > 100 and (sheet[810:] == 0).any()  # a swatch and a name
 
     FAULTS["smaller_mask"].plant(root, "train_03", "")
     FAULTS["empty_mask"].plant(root, "train_04", "")

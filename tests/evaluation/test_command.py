@@ -51,7 +51,7 @@ def test_adapter_beside_zero_shot(sam_folder, make_dataset, tmp_path, capsys):
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics == {"test": expected.test, "measured_on": "test"}
     assert set(metrics["test"]["none"]) == {"zero_shot", "adapted", "constant"}
-    assert Image.open(output / "samples.png").size == (4 * 320, 3 * 340)
+    assert Image.open(output / "samples.png").size == (4 * 320, 3 * (22 + round(316 * 48 / 64)))
     printed = capsys.readouterr().out
     for name in ("zero_shot", "adapted", "constant"):
         assert f"{expected.test['none'][name]['iou']:.3f} / {expected.test['none'][name]['dice']:.3f}" in printed

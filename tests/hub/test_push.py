@@ -1,10 +1,12 @@
 """What `push` publishes, and what it does when the Hub or the network is against it."""
 
 import hashlib
+import io
 import json
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
@@ -17,6 +19,7 @@ from hf_sam_adapt import hub as publishing
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.loading import build_model, load_base, save_adapter
+from hf_sam_adapt.report import panels, save_panels
 
 
 FILES = {
@@ -63,6 +66,19 @@ def push(folder, capsys, *flags) -> tuple[int, str, list[str]]:
     status = main(["push", str(folder), *flags])
     out, err = capsys.readouterr()
     return status, out, [line for line in err.splitlines() if not line.startswith("note:")]
+
+
+def test_names_of_images_stay_at_home(connected, folder, capsys):
+    figure, axes = panels([(40, 60)], 2)
+    axes[0][0].imshow(np.zeros((40, 60)))
+    save_panels(folder / "samples.png", figure, axes, ["patient_7"])
+    named = (folder / "samples.png").read_bytes()
+    assert push(folder, capsys, "--repo", "me/polyp")[0] == 0
+    pushed = connected.files("me/polyp")["samples.png"]
+    assert (folder / "samples.png").read_bytes() == named
+    one, other = (np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for content in (named, pushed))
+    assert (one[:22, 62:320] < 100).any() and (other[:22, 62:320] == 255).all()
+    assert np.array_equal(one[22:], other[22:])
 
 
 def test_pushed_files_and_privacy(connected, folder, capsys):

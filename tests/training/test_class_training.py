@@ -10,6 +10,8 @@ from hf_sam_adapt.cli import main
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.loading import load_adapted
 from hf_sam_adapt.recipe import parse_recipe
+from hf_sam_adapt.report import NAMES_KEY
+from hf_sam_adapt.report_classes import class_colours, class_legend, class_overlay, with_legend
 from hf_sam_adapt.training import train
 
 
@@ -59,6 +61,12 @@ def test_every_method_segments_classes(method, sam_folder, class_folder, tmp_pat
     for name in ("samples.png", "confusion.png"):
         assert Image.open(folder / name).size[0] > 300
     assert metrics["train"]["best_val_iou"] is not None
+    with Image.open(folder / "samples.png") as picture:
+        names, shown = json.loads(picture.info[NAMES_KEY]), np.asarray(picture.convert("RGB"))
+    below = shown[-60:].reshape(-1, 3)
+    assert len(names) == 3
+    for colour in class_colours(3)[:3]:  # of the legend, whose swatches are smoothed at the border only
+        assert (below == colour).all(axis=-1).sum() > 50
 
 
 def test_learns_and_evaluates_alike_after_reloading(sam_folder, class_folder, tmp_path):
@@ -74,6 +82,10 @@ def test_learns_and_evaluates_alike_after_reloading(sam_folder, class_folder, tm
     records = json.loads((tmp_path / "maps" / "predictions.json").read_text())["predictions"]
     assert len(records) == 4 and set(records[0]["classes"]) == set(NAMES.values())
     mask = Image.open(tmp_path / "maps" / records[0]["mask"])
+    shown = np.asarray(Image.open(tmp_path / "maps" / records[0]["overlay"]))
+    image = np.asarray(Image.open(records[0]["file"]).convert("RGB"))
+    assert np.array_equal(shown[:48, :60], class_overlay(image, np.asarray(mask), 3))
+    assert np.array_equal(shown, with_legend(shown[:48, :60], class_legend(np.asarray(mask), list(NAMES.values()))))
     assert mask.mode == "P" and mask.size == (60, 48)
     shares = [float((np.asarray(mask) == label).mean()) for label in NAMES]
     assert shares == pytest.approx(list(records[0]["classes"].values()))

@@ -22,11 +22,15 @@ class Routing:
 
     Attributes:
         domains: a name per image, `"base"` for an image that is like none of the pool's domains.
-        scores: float32 (B, T), of each domain of the pool.
+        scores: float32 (B, T), probability of each domain of the pool, if the image belongs to one of them.
+        distances: float32 (B,), how far the image is from the most probable domain; None where nothing is refused.
+        threshold: above it an image is like none of the domains.
     """
 
     domains: list[str]
     scores: torch.Tensor
+    distances: torch.Tensor | None = None
+    threshold: float | None = None
 
 
 class DomainPool:
@@ -168,7 +172,10 @@ class DomainPool:
             scores = torch.ones(len(pixel_values), len(self.domains))
             return Routing((self.domains or [BASE]) * len(pixel_values), scores)
         features = self.router_features(pixel_values)
-        return Routing(self.names_of(self.router.route(features)), self.router.scores(features))
+        domains, scores = self.names_of(self.router.route(features)), self.router.scores(features)
+        if not self.router.reject:
+            return Routing(domains, scores)
+        return Routing(domains, scores, self.router.distances(features), self.router.farthest.item())
 
     def names_of(self, indices: torch.Tensor) -> list[str]:
         """Names of domains (B,) by their places in the pool; -1 is the base."""

@@ -272,11 +272,20 @@ class DomainRouter(StateOfAnyShape):
         features = features.float()
         choice = self.head(features).argmax(1)
         if self.reject:
-            # Of the domains at the last `fit`: the features of a newer one stand at the end.
-            labels = torch.arange(len(self.counts), device=choice.device).repeat_interleave(self.counts)
-            near = self._distances(features, choice, self.cached, labels) <= self.farthest  # not for NaN
+            near = self.distances(features) <= self.farthest  # not for NaN
             choice = choice.masked_fill(~near, REJECTED)
         return choice
+
+    @torch.no_grad()
+    def distances(self, features: torch.Tensor) -> torch.Tensor:
+        """Distance of each feature (B, D) to the nearest kept one of its most probable domain, fp32 (B,).
+
+        Unknown is what is farther away than `farthest`. Ask only after `fit` has seen two domains.
+        """
+        features = features.float()
+        # Of the domains at the last `fit`: the features of a newer one stand at the end.
+        labels = torch.arange(len(self.counts), device=features.device).repeat_interleave(self.counts)
+        return self._distances(features, self.head(features).argmax(1), self.cached, labels)
 
 
 def best_temperature(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

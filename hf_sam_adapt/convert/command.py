@@ -12,7 +12,7 @@ from . import convert_official_checkpoint
 
 DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "folder")
 OF_CHECKPOINTS = ("base", "lora_alpha", "image_size", "domains")
-OF_DATA = ("images", "classes", "push", "group_by")
+OF_DATA = ("images", "classes", "push", "group_by", "encoding")
 
 
 @dataclass
@@ -51,6 +51,9 @@ class ConvertArguments:
     push: str | None = option(None, "Of annotations: private data set of the Hub to publish them in, owner/name.")
     group_by: str | None = option(
         None, "Of annotations: regular expression; images whose match is equal stay in one split where they are drawn."
+    )
+    encoding: str | None = option(
+        None, "Of annotations: encoding of texts that are not Unicode, such as gbk or shift_jis; unset = guessed."
     )
 
 
@@ -101,6 +104,7 @@ def _convert_data(args: ConvertArguments) -> None:
         layout=args.layout,
         push=args.push,
         group_by=args.group_by,
+        encoding=args.encoding,
     )
     for note in notes:
         print(note)

@@ -174,7 +174,7 @@ def open_source(
     palette = resolve_palette(palette)
     if palette is not None and label_map is None:
         num_labels, id2label = _labels_of(palette, num_labels, id2label)
-    tables, reader, found_labels = _open(dataset, mask_suffix, channels, palette is not None, problem)
+    tables, reader, found_labels, said = _open(dataset, mask_suffix, channels, palette is not None, problem)
     if found_labels is not None and palette is not None:
         raise UserError(f"palette: {dataset} says its classes itself; leave palette out")
     if found_labels is not None and mask_values != "binary":
@@ -184,6 +184,7 @@ def open_source(
             id2label = id2label or found_labels
             num_labels = num_labels or (len(found_labels) if len(found_labels) > 2 else None)
     tables, splits, notes = _split(tables, group_by, seed)
+    notes = [*said, *notes]
     if "train" not in tables or not len(tables["train"]):
         raise UserError(f"dataset: {dataset} has no training images")
     return Source(
@@ -193,29 +194,29 @@ def open_source(
 
 def _open(
     dataset: Any, mask_suffix: str | None, channels: int | None, coloured: bool, problem: folder.Problem
-) -> tuple[dict[str, datasets.Dataset], Reader, dict[int, str] | None]:
-    """Tables per split (or "all"), their reader, and the class names where the source says them."""
+) -> tuple[dict[str, datasets.Dataset], Reader, dict[int, str] | None, list[str]]:
+    """Tables per split (or "all"), their reader, the class names where the source says them, and notes."""
     if not isinstance(dataset, (str, os.PathLike)):
-        return columns.column_tables(dataset), columns.ColumnReader(channels, coloured), None
+        return columns.column_tables(dataset), columns.ColumnReader(channels, coloured), None, []
     name = os.fspath(dataset)
     if name.startswith(generated.PREFIX):
-        return generated.generated_tables(name, channels)
+        return *generated.generated_tables(name, channels), []
     root = Path(name).expanduser()
     if not root.is_dir():
         # A path into an existing folder is a misspelt path rather than a Hub id.
         if root.exists() or root.parent.is_dir() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
             kind = "is not a folder" if root.exists() else "missing folder"
             raise UserError(f"dataset: {name}: {kind}; give a folder, a Hub id owner/name, or synthetic:<domain>")
-        return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(channels, coloured), None
+        return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(channels, coloured), None, []
     if columns.is_saved_dataset(root):
-        return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(channels, coloured), None
+        return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(channels, coloured), None, []
     files = coco.find_annotations(root)
     if files and not folder.has_masks(root):
-        tables, id2label = coco.coco_tables(root, files)
-        return tables, coco.CocoReader(channels), id2label
+        source = coco.read_coco_source(root, files, channels=channels)
+        return source.tables, coco.CocoReader(channels), source.id2label, source.lines()
     if folder.has_images(root):
         tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)
-        return tables, folder.FileReader(channels, coloured), None
+        return tables, folder.FileReader(channels, coloured), None, []
     raise UserError(
         f"dataset: {name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
         "annotations.json"

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..data.annotations import BACKGROUND_LABELS, IGNORE_LABELS, ONLY_CLASS
-from ..data.areas import NO_PIXEL, OUTSIDE, Misplaced, misplacement
+from ..data.areas import NO_PIXEL, Misplaced, check_turn, misplacement
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.images import EXIF_ORIENTATION, IGNORE, open_image, read_header
 from ..errors import UserError
@@ -153,7 +153,7 @@ def _store_image(image: AnnotatedImage, folder: Path) -> tuple[int, int]:
                 "annotated image there"
             )
         if upright != stored:
-            _check_turn(image, size, stored if size == upright else upright, shown)
+            check_turn([region.shape.bounds(*size) for region in image.regions], size, image.name, shown)
         suffix = (image.image.suffix if isinstance(image.image, Path) else f".{opened.format}").lower()
         if not turned and suffix in IMAGE_SUFFIXES:
             (folder / f"{image.stem}{suffix}").write_bytes(content)
@@ -163,21 +163,6 @@ def _store_image(image: AnnotatedImage, folder: Path) -> tuple[int, int]:
             mode = pixels.mode if pixels.mode in ("L", "RGB", "RGBA", "I;16") else "RGB"
             Image.fromarray(np.asarray(pixels.convert(mode))).save(folder / f"{image.stem}.png")
     return size
-
-
-def _check_turn(image: AnnotatedImage, size: tuple[int, int], other: tuple[int, int], shown: str) -> None:
-    """Refuse regions that fit a photograph only when it is turned otherwise than its annotation says."""
-    lost = [
-        sum(bounds is not None and misplacement(bounds, *frame) == OUTSIDE for bounds in found)
-        for frame in (size, other)
-        for found in [[region.shape.bounds(*frame) for region in image.regions]]
-    ]
-    if lost[0] and not lost[1]:
-        raise UserError(
-            f"{image.name}: {lost[0]} of {len(image.regions)} areas lie outside of {size[1]}x{size[0]}, but inside of "
-            f"{other[1]}x{other[0]}, to which EXIF turns {shown}; swap width and height in the annotation, or store "
-            "the photograph upright and without EXIF orientation"
-        )
 
 
 def _save_mask(mask: np.ndarray, file: Path, num_labels: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,28 @@ def misplacement(bounds: Bounds, height: int, width: int) -> str | None:
     if math.ceil(left - 0.5) > math.floor(right - 0.5) or math.ceil(top - 0.5) > math.floor(bottom - 0.5):
         return NO_PIXEL
     return None
+
+
+def check_turn(areas: Sequence[Bounds | None], size: tuple[int, int], name: str, image: str) -> None:
+    """Refuse areas of a photograph that fit it only when it is turned otherwise than its annotation says.
+
+    Args:
+        areas: of one image.
+        size: (height, width) as the annotation says; EXIF turns the photograph by 90 degrees.
+        name, image: what the message calls the annotation and the photograph.
+
+    Raises:
+        UserError: some are outside of `size`, and none when height and width are swapped.
+    """
+    lost = [
+        sum(one is not None and misplacement(one, *frame) == OUTSIDE for one in areas) for frame in (size, size[::-1])
+    ]
+    if lost[0] and not lost[1]:
+        raise UserError(
+            f"{name}: {lost[0]} of {len(areas)} areas lie outside of {size[1]}x{size[0]}, but inside of "
+            f"{size[0]}x{size[1]}, and EXIF turns {image}; swap width and height in the annotation, or store the "
+            "photograph upright and without EXIF orientation"
+        )
 
 
 class Misplaced:

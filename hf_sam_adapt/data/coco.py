@@ -13,10 +13,19 @@ import numpy as np
 
 from ..errors import UserError
 from .annotations import BACKGROUND_LABELS, IGNORE_LABELS, ONLY_CLASS, find_image, image_side, label_of, read_text
-from .areas import NO_PIXEL, Misplaced, draw_segmentation, has_no_pixel, misplacement, segmentation_bounds
+from .areas import (
+    NO_PIXEL,
+    OUTSIDE,
+    Misplaced,
+    check_turn,
+    draw_segmentation,
+    has_no_pixel,
+    misplacement,
+    segmentation_bounds,
+)
 from .channels import load_header, load_image
 from .folder import SPLIT_NAMES, has_masks
-from .images import IGNORE, Header
+from .images import IGNORE, Header, is_turned
 
 
 if TYPE_CHECKING:
@@ -276,7 +285,7 @@ class _Split:
                 raise UserError(f"{self.file}: {both} under images; keep one entry, or give each its file")
             height, width = self._size(item, path)
             found = objects[_key(item["id"])]
-            self._check(found, height, width, str(path), source)
+            self._check(found, height, width, path, source)
             for column, value in zip(columns.values(), (stem, str(path), height, width, json.dumps(found))):
                 column.append(value)
         return datasets.Dataset.from_dict(columns)
@@ -297,13 +306,15 @@ class _Split:
         header = load_header(str(path), self.channels)
         return header.height, header.width
 
-    def _check(self, objects: list[dict], height: int, width: int, name: str, source: CocoSource) -> None:
-        for item in objects:
-            segmentation = item["segmentation"]
-            if not segmentation:
-                source.left_out["object with a box only"] += 1
-                continue
-            bounds = segmentation_bounds(segmentation)
+    def _check(self, objects: list[dict], height: int, width: int, path: Path, source: CocoSource) -> None:
+        """Count what draws nothing. Raises `UserError` for a photograph that is annotated as EXIF does not turn it."""
+        drawn = [item["segmentation"] for item in objects if item["segmentation"]]
+        if len(drawn) < len(objects):
+            source.left_out["object with a box only"] += len(objects) - len(drawn)
+        bounds = [segmentation_bounds(segmentation) for segmentation in drawn]
+        faults = [None if one is None else misplacement(one, height, width) for one in bounds]
+        for segmentation, fault in zip(drawn, faults):
             empty = isinstance(segmentation, dict) and has_no_pixel(segmentation.get("counts"))
-            fault = misplacement(bounds, height, width) if bounds is not None else NO_PIXEL if empty else None
-            source.misplaced.add(fault, name)
+            source.misplaced.add(NO_PIXEL if empty else fault, f"annotation of {path}")
+        if OUTSIDE in faults and self.channels is None and is_turned(path):
+            check_turn(bounds, (height, width), str(self.file), str(path))

@@ -107,8 +107,8 @@ def _draw(args: DoctorArguments, diagnosis: Diagnosis, image_size: int) -> None:
 
 
 def _summary(diagnosis: Diagnosis) -> list[str]:
-    """What was read, in a line for each split, and how much was found."""
-    lines = []
+    """What was left out, what was read, in a line for each split, and how much was found."""
+    lines = list(diagnosis.source.notes) if diagnosis.source is not None else []
     for split, facts in diagnosis.facts.items():
         sizes = {f"{size[1]}x{size[0]}" for size in (facts.smallest, facts.largest) if size is not None}
         shown = " to ".join(sorted(sizes, key=lambda text: [int(side) for side in text.split("x")]))

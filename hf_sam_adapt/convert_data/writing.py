@@ -101,8 +101,8 @@ def _values(annotations: Annotations, classes: Sequence[str] | None) -> tuple[li
             values[None] = IGNORE
     if len(names) > 254:
         raise UserError(f"{len(names)} classes, a mask of 8 bits holds 254; choose some by --classes")
-    values |= {name: value for value, name in enumerate(names, start=1)}
-    values |= dict.fromkeys(BACKGROUND_LABELS, 0) | dict.fromkeys(IGNORE_LABELS, IGNORE)
+    values.update({name: value for value, name in enumerate(names, start=1)})
+    values.update(dict.fromkeys(BACKGROUND_LABELS, 0) | dict.fromkeys(IGNORE_LABELS, IGNORE))
     return names, values
 
 

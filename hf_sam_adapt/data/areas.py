@@ -55,8 +55,8 @@ def corner_bounds(corners: np.ndarray) -> Bounds:
     """Of corners (n, 2); of none, those of no pixel."""
     if not len(corners):
         return 0.0, 0.0, 0.0, 0.0
-    left, top, right, bottom = (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
-    return left, top, right, bottom
+    (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
+    return float(left), float(top), float(right), float(bottom)
 
 
 def _polygons(segmentation: list) -> list[np.ndarray]:

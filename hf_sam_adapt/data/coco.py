@@ -264,13 +264,13 @@ class _Split:
         if len(objects) < len(content["images"]):
             id_, count = Counter(_key(item["id"]) for item in content["images"]).most_common(1)[0]
             raise UserError(f"{self.file}: the id {id_} is there {count} times under images; each needs its own")
-        strays = []
+        strays: list[dict] = []
         for item in content["annotations"]:
             objects.get(_key(item["image_id"]), strays).append(self._object(item))
         if len(strays) == len(content["annotations"]):
-            count = f"none of the {len(strays)} annotations" if strays else "no annotation"
+            none = f"none of the {len(strays)} annotations" if strays else "no annotation"
             raise UserError(
-                f"{self.file}: {count} belongs to one of its {len(objects)} images; correct image_id and id"
+                f"{self.file}: {none} belongs to one of its {len(objects)} images; correct image_id and id"
             )
         if strays:
             source.left_out["annotation that names no image"] += len(strays)

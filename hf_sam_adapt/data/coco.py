@@ -195,7 +195,11 @@ def _classes(
 
 def _used_names(content: dict, file: Path) -> dict[Any, str]:
     """Category id -> name, of those that something is annotated with; Roboflow lists a super-category besides."""
-    listed = {_key(item["id"]): label_of(item["name"]) for item in content["categories"]}
+    listed: dict[Any, str | None] = {}
+    for item in content["categories"]:
+        name = label_of(item["name"])
+        if listed.setdefault(_key(item["id"]), name) != name:
+            raise UserError(f"{file}: the id {item['id']} is there twice under categories; each name needs its own")
     used = {_key(item["category_id"]) for item in content["annotations"]} - {None}
     unknown = sorted(str(category) for category in used if listed.get(category) is None)
     if unknown:

@@ -180,6 +180,19 @@ def test_categories_of_one_name_are_one_class(tmp_path):
         assert np.array_equal(getattr(data, split)[0].mask, expected)
 
 
+@pytest.mark.parametrize("part", ["images", "categories"])
+def test_an_id_of_two_is_refused(tmp_path, part):
+    root = tmp_path / "source"
+    content = coco({"1.jpg": BOXES, "2.jpg": BOXES})
+    for image in content["images"]:
+        photograph(root / image["file_name"])
+        image["id"] = 0 if part == "images" else image["id"]
+    content["categories"] += [{"id": "1", "name": "nucleus"}] if part == "categories" else []
+    (root / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"the id [01] is there (2 times|twice) under {part}"):
+        load_segmentation_dataset(root)
+
+
 @pytest.mark.parametrize("format", ["yolo", "cvat", "labelme"])
 def test_names_that_are_there_twice_are_one_class(tmp_path, format):
     root = tmp_path / "source"

@@ -10,7 +10,7 @@ from sams import perturb, random_sam
 
 from hf_sam_adapt import instances as module
 from hf_sam_adapt.data import load_segmentation_dataset
-from hf_sam_adapt.data.coco import decode_runs
+from hf_sam_adapt.data.areas import decode_runs
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.evaluation.inference import embeddings_of, inference, model_inputs
 from hf_sam_adapt.evaluation.instances import average_precision, evaluate_instances

@@ -13,7 +13,7 @@ from . import convert_official_checkpoint
 
 DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "folder")
 OF_CHECKPOINTS = ("base", "lora_alpha", "image_size", "domains", "classifier", "method_args")
-OF_DATA = ("images", "push", "group_by")
+OF_DATA = ("images", "push", "group_by", "encoding")
 
 
 @dataclass
@@ -68,6 +68,9 @@ class ConvertArguments:
     group_by: str | None = option(
         None, "Of annotations: regular expression; images whose match is equal stay in one split where they are drawn."
     )
+    encoding: str | None = option(
+        None, "Of annotations: encoding of texts that are not Unicode, such as gbk or shift_jis; unset = guessed."
+    )
 
 
 def convert_command(args: ConvertArguments) -> None:
@@ -120,6 +123,7 @@ def _convert_data(args: ConvertArguments) -> None:
         layout=args.layout,
         push=args.push,
         group_by=args.group_by,
+        encoding=args.encoding,
     )
     for note in notes:
         print(note)

@@ -16,6 +16,7 @@ from .coco import read_coco
 from .cvat import read_cvat
 from .labelme import read_labelme
 from .push import push_dataset, save_dataset
+from .regions import Annotations
 from .writing import describe, write_folder, write_recipe
 from .yolo import read_yolo
 
@@ -35,6 +36,7 @@ def convert_annotations(
     layout: str = "folder",
     push: str | None = None,
     group_by: str | None = None,
+    encoding: str | None = None,
 ) -> list[str]:
     """Write the masks that annotations describe; of overlapping areas the later one (YOLO: the smaller) is on top.
 
@@ -47,6 +49,7 @@ def convert_annotations(
         layout: "folder" of images and masks, or "datasets", for `datasets.load_from_disk`.
         push: repository of the Hub, `owner/name`.
         group_by: keeps a group in one split where `push` or `datasets` draws them.
+        encoding: of annotation texts that are not Unicode, such as "gbk"; None = guessed, and said.
 
     Returns:
         Sentences on what was taken and left out.
@@ -71,7 +74,10 @@ def convert_annotations(
                 raise UserError("--from folder only pushes: give --push owner/name, and no --out")
             push_dataset(root, push, group_by)
             return []
-        annotations = READERS[format](root, None if images is None else Path(images).expanduser())
+        pictures = None if images is None else Path(images).expanduser()
+        annotations = READERS[format](root, pictures, encoding)
+        if root != place:
+            _check_inside(annotations, [root] + ([pictures] if pictures else []), place)
         target = Path(out) if out is not None else Path(scratch) / "data"
         with write_whole(target) as part:
             paired = part if layout == "folder" else Path(scratch) / "paired"
@@ -87,6 +93,15 @@ def convert_annotations(
                 target if layout == "folder" else paired, push, group_by, None if kept else "the same command"
             )
     return describe(annotations, names)
+
+
+def _check_inside(annotations: Annotations, folders: list[Path], archive: Path) -> None:
+    """Refuse an archive of which an annotation names an image elsewhere on this machine."""
+    roots = [folder.resolve() for folder in folders]
+    for image in annotations.images:
+        path = image.image
+        if isinstance(path, Path) and not any(path.resolve().is_relative_to(root) for root in roots):
+            raise UserError(f"{archive}: {image.name} names {path}, which is not in the archive; add it there")
 
 
 @contextmanager

@@ -7,20 +7,28 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from ..data.coco import fill_polygon
+from ..data.annotations import read_text
+from ..data.areas import Bounds, corner_bounds, fill_polygon
 from ..data.folder import SPLIT_NAMES
-from ..data.walk import find_named, one_form
-from ..errors import UserError
 from ..files import plain_name
 
 
-IGNORE_LABELS = ("__ignore__", "ignore")
-BACKGROUND_LABELS = ("_background_", "__background__", "background")
 UNSPLIT = "all"
 ELLIPSE_CORNERS = 90
+
+
+class Shape(Protocol):
+    """Where an area lies in an image."""
+
+    def draw(self, height: int, width: int) -> np.ndarray:
+        """bool (height, width)."""
+
+    def bounds(self, height: int, width: int) -> Bounds | None:
+        """Of the whole area, also outside of the image; None for one that cannot be misplaced."""
 
 
 @dataclass
@@ -28,12 +36,13 @@ class Region:
     """An area of an image.
 
     Attributes:
-        label: name of its class; of `BACKGROUND_LABELS` it cuts a hole, of `IGNORE_LABELS` it is ignored.
-        draw: (height, width) -> bool (height, width).
+        label: name of its class; of `BACKGROUND_LABELS` it cuts a hole, of `IGNORE_LABELS` it is ignored. None = it
+            has no label.
+        shape: where it lies.
     """
 
-    label: str
-    draw: Callable[[int, int], np.ndarray]
+    label: str | None
+    shape: Shape
 
 
 @dataclass
@@ -66,69 +75,94 @@ class Annotations:
     Attributes:
         classes: all names in the order of the classes, None = those that occur, by name.
         left_out: what was not taken, and how often.
+        notes: what else is to be said, and how often.
+        encoding: of its texts that are not Unicode, None = guessed.
     """
 
     images: list[AnnotatedImage] = field(default_factory=list)
     classes: list[str] | None = None
     left_out: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    encoding: str | None = None
+
+    def read_text(self, file: Path) -> str:
+        """The text of a file; one that is not Unicode is counted. Raises `UserError`."""
+        text, encoding = read_text(file, self.encoding)
+        if encoding is not None:
+            self.notes[f"file read as {encoding}, as it is not UTF-8; if names look wrong, give --encoding"] += 1
+        return text
 
 
-def polygon(points: Sequence[Sequence[float]]) -> Callable[[int, int], np.ndarray]:
-    """Inside of corners (x, y) in pixels from the image's corner; a path that crosses itself is even-odd."""
-    corners = np.asarray(points, np.float64).reshape(-1, 2)
-    return lambda height, width: fill_polygon(corners, height, width)
+@dataclass(frozen=True)
+class Polygon:
+    """Inside of a path; one that crosses itself is even-odd.
+
+    Attributes:
+        corners: (n, 2), (x, y) from the image's corner, in pixels.
+        relative: they are fractions of width and height.
+    """
+
+    corners: np.ndarray
+    relative: bool = False
+
+    def _pixels(self, height: int, width: int) -> np.ndarray:
+        return self.corners * (width, height) if self.relative else self.corners
+
+    def draw(self, height: int, width: int) -> np.ndarray:
+        return fill_polygon(self._pixels(height, width), height, width)
+
+    def bounds(self, height: int, width: int) -> Bounds:
+        return corner_bounds(self._pixels(height, width))
 
 
-def rectangle(x1: float, y1: float, x2: float, y2: float, degrees: float = 0) -> Callable[[int, int], np.ndarray]:
+@dataclass(frozen=True)
+class Bitmap:
+    """The pixels of a bool (h, w) whose corner lies at (left, top); what lies outside of the image is cut off."""
+
+    pixels: np.ndarray
+    left: int
+    top: int
+
+    def draw(self, height: int, width: int) -> np.ndarray:
+        mask = np.zeros((height, width), bool)
+        rows, columns = np.nonzero(self.pixels)
+        rows, columns = rows + self.top, columns + self.left
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        mask[rows[inside], columns[inside]] = True
+        return mask
+
+    def bounds(self, height: int, width: int) -> Bounds:
+        rows, columns = np.nonzero(self.pixels)
+        if not len(rows):
+            return self.left, self.top, self.left, self.top
+        rows, columns = rows + self.top, columns + self.left
+        return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+
+
+def polygon(points: Sequence[Sequence[float]]) -> Polygon:
+    """Of corners (x, y) in pixels from the image's corner."""
+    return Polygon(np.asarray(points, np.float64).reshape(-1, 2))
+
+
+def rectangle(x1: float, y1: float, x2: float, y2: float, degrees: float = 0) -> Polygon:
     """Between two opposite corners, turned clockwise about its centre."""
     centre = np.array([x1 + x2, y1 + y2]) / 2
     corners = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.float64)
-    return polygon((corners - centre) @ _turn(degrees) + centre)
+    return Polygon((corners - centre) @ _turn(degrees) + centre)
 
 
-def ellipse(x: float, y: float, rx: float, ry: float, degrees: float = 0) -> Callable[[int, int], np.ndarray]:
+def ellipse(x: float, y: float, rx: float, ry: float, degrees: float = 0) -> Polygon:
     """About (x, y) with two half-axes, turned clockwise about its centre."""
     angles = np.arange(ELLIPSE_CORNERS) * (2 * math.pi / ELLIPSE_CORNERS)
     # A polygon between the inner and the outer one has the area of the ellipse.
     stretch = math.sqrt((2 * math.pi / ELLIPSE_CORNERS) / math.sin(2 * math.pi / ELLIPSE_CORNERS))
     corners = np.stack([rx * np.cos(angles), ry * np.sin(angles)], axis=1) * stretch
-    return polygon(corners @ _turn(degrees) + (x, y))
-
-
-def window(bitmap: np.ndarray, left: int, top: int) -> Callable[[int, int], np.ndarray]:
-    """A bool (h, w) whose corner lies at (left, top); what lies outside of the image is cut off."""
-
-    def draw(height: int, width: int) -> np.ndarray:
-        mask = np.zeros((height, width), bool)
-        rows, columns = np.nonzero(bitmap)
-        rows, columns = rows + top, columns + left
-        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-        mask[rows[inside], columns[inside]] = True
-        return mask
-
-    return draw
+    return Polygon(corners @ _turn(degrees) + (x, y))
 
 
 def split_of(name: str) -> str:
     """The split that a folder or subset is called after; "all" for other names."""
     return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), UNSPLIT)
-
-
-def stem_of(path: str | Path) -> str:
-    """`a/b/x.jpg` -> `a_b_x`."""
-    return one_form("_".join(part for part in Path(path).with_suffix("").parts if part not in ("..", ".", "/")))
-
-
-def find_image(name: str, folders: Sequence[Path], source: str) -> Path:
-    """The first of `folders` that has the file `name`, with or without its own folders. Raises `UserError`."""
-    # Written on Windows, a path has other separators.
-    parts = [part for part in Path(name.replace("\\", "/")).parts if part not in ("..", ".", "/")]
-    places = (find_named(folder, str(Path(*tail))) for folder in folders for tail in (parts, parts[-1:]))
-    found = next(filter(None, places), None)
-    if found is None:
-        hint = "put it there, or name its folder by --images"
-        raise UserError(f"{source}: the image {name} is not in {folders[0]}; {hint}")
-    return found
 
 
 def _turn(degrees: float) -> np.ndarray:

@@ -14,12 +14,14 @@ import yaml
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from ..data.annotations import BACKGROUND_LABELS, IGNORE_LABELS, ONLY_CLASS
+from ..data.areas import NO_PIXEL, Misplaced, check_turn, misplacement
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.images import IGNORE, has_alpha, header_of, is_cut_short, read_image
 from ..data.stored import EXIF_ORIENTATION, open_stored
 from ..errors import UserError
 from ..report_classes import class_colours
-from .regions import BACKGROUND_LABELS, IGNORE_LABELS, UNSPLIT, AnnotatedImage, Annotations
+from .regions import UNSPLIT, AnnotatedImage, Annotations, Region
 
 
 RECIPE = "recipe.yaml"
@@ -39,22 +41,16 @@ def write_folder(annotations: Annotations, folder: Path, classes: Sequence[str] 
         The names of the classes, without the background.
 
     Raises:
-        UserError: nothing annotated, two images of one name, an unreadable image or one of another size.
+        UserError: nothing annotated, most areas draw nothing, two images of one name, an image that is annotated
+            twice, unreadable or of another size.
     """
-    special = (*BACKGROUND_LABELS, *IGNORE_LABELS)
-    occurring = {region.label for image in annotations.images for region in image.regions} - set(special)
-    names = [name for name in classes or annotations.classes or sorted(occurring) if name not in special]
-    if not occurring & set(names):
-        hint = f", only {', '.join(sorted(occurring))}" if occurring else ""
-        raise UserError(f"nothing is annotated with {' or '.join(names) or 'a class'}{hint}; check the annotations")
-    if len(names) > 254:
-        raise UserError(f"{len(names)} classes, a mask of 8 bits holds 254; choose some by --classes")
-    values = {name: value for value, name in enumerate(names, start=1)}
-    values |= dict.fromkeys(BACKGROUND_LABELS, 0) | dict.fromkeys(IGNORE_LABELS, IGNORE)
+    names, values = _values(annotations, classes)
     # A set without a training split would not be found, so what has no split is for training.
-    splits = {image.split for image in annotations.images}
-    flat = splits == {UNSPLIT}
+    flat = {image.split for image in annotations.images} == {UNSPLIT}
     written: set[Path] = set()
+    sources: dict[Path, str] = {}
+    misplaced = Misplaced()
+    foreground = False
     for image in tqdm(annotations.images, unit="image", disable=not sys.stderr.isatty()):
         place = folder if flat else folder / (image.split if image.split != UNSPLIT else "train")
         for part in ("images", "masks"):
@@ -63,15 +59,60 @@ def write_folder(annotations: Annotations, folder: Path, classes: Sequence[str] 
         if mask_file in written:
             raise UserError(f"{image.name}: another image is called {image.stem}, too; rename one of them")
         written.add(mask_file)
+        if isinstance(image.image, Path):
+            other = sources.setdefault(image.image.resolve(), image.name)
+            if other is not image.name:
+                raise UserError(f"{image.name}: its image {image.image} is that of {other}, too; keep one of them")
         height, width = _store_image(image, place / "images")
         mask = np.zeros((height, width), np.uint8)
         for region in image.regions:
-            if region.label in values:
-                mask[region.draw(height, width)] = values[region.label]
-            else:
+            if region.label not in values:
                 annotations.left_out[f"area of a class that is not chosen, such as {region.label}"] += 1
+                continue
+            drawn = region.shape.draw(height, width)
+            misplaced.add(_fault(region, drawn), image.name)
+            mask[drawn] = values[region.label]
+        foreground = foreground or bool(((mask > 0) & (mask < IGNORE)).any())
         _save_mask(mask, mask_file, len(names) + 1)
+    annotations.notes.update(misplaced.notes())
+    if not foreground:
+        raise UserError(f"no mask holds a pixel of {' or '.join(names)}; check the annotations")
     return names
+
+
+def _values(annotations: Annotations, classes: Sequence[str] | None) -> tuple[list[str], dict[str | None, int]]:
+    """The names of the classes, and the value in the masks of every label that is drawn."""
+    special = (*BACKGROUND_LABELS, *IGNORE_LABELS)
+    labels = Counter(region.label for image in annotations.images for region in image.regions)
+    occurring = {label for label in labels if label is not None} - set(special)
+    values: dict[str | None, int] = {}
+    if labels[None] and not occurring and len(classes or annotations.classes or [ONLY_CLASS]) == 1:
+        names = list(classes or annotations.classes or [ONLY_CLASS])
+        annotations.notes[f"area without a label, as all are, taken as {names[0]}"] += labels[None]
+        values[None] = 1
+    else:
+        names = [name for name in classes or annotations.classes or sorted(occurring) if name not in special]
+        if not occurring & set(names):
+            hint = f", only {', '.join(sorted(occurring))}" if occurring else ""
+            left_out = "".join(f"; left out: {count} x {what}" for what, count in sorted(annotations.left_out.items()))
+            what = " or ".join(names) or "a class"
+            raise UserError(f"nothing is annotated with {what}{hint}; check the annotations{left_out}")
+        if labels[None]:
+            annotations.notes["area without a label, ignored (255)"] += labels[None]
+            values[None] = IGNORE
+    if len(names) > 254:
+        raise UserError(f"{len(names)} classes, a mask of 8 bits holds 254; choose some by --classes")
+    values.update({name: value for value, name in enumerate(names, start=1)})
+    values.update(dict.fromkeys(BACKGROUND_LABELS, 0) | dict.fromkeys(IGNORE_LABELS, IGNORE))
+    return names, values
+
+
+def _fault(region: Region, drawn: np.ndarray) -> str | None:
+    """What is wrong with where a region lies, None if nothing is."""
+    bounds = region.shape.bounds(*drawn.shape)
+    if bounds is None:
+        return None
+    return misplacement(bounds, *drawn.shape) or (None if drawn.any() else NO_PIXEL)
 
 
 def write_recipe(folder: Path, dataset: str, classes: Sequence[str]) -> None:
@@ -89,6 +130,7 @@ def describe(annotations: Annotations, classes: Sequence[str]) -> list[str]:
     splits = "" if set(counts) == {UNSPLIT} else f" ({', '.join(f'{count} {name}' for name, count in counts.items())})"
     named = ", ".join(f"{value} {name}" for value, name in enumerate(classes, start=1))
     lines = [f"{len(annotations.images)} images{splits}; classes: 0 background, {named}"]
+    lines += [f"{count} x {what}" for what, count in sorted(annotations.notes.items())]
     return lines + [f"left out: {count} x {what}" for what, count in sorted(annotations.left_out.items())]
 
 
@@ -113,6 +155,8 @@ def _store_image(image: AnnotatedImage, folder: Path) -> tuple[int, int]:
                 f"{image.name}: made for an image of {width}x{height}, {shown} has {upright[1]}x{upright[0]}; put the "
                 "annotated image there"
             )
+        if upright != stored:
+            check_turn([region.shape.bounds(*size) for region in image.regions], size, image.name, shown)
         suffix = (image.image.suffix if isinstance(image.image, Path) else f".{opened.format}").lower()
         if not turned and suffix in IMAGE_SUFFIXES:
             (folder / f"{image.stem}{suffix}").write_bytes(content)

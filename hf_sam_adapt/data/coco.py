@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UserError, first_line
+from ..errors import UserError
+from .annotations import BACKGROUND_LABELS, IGNORE_LABELS, ONLY_CLASS, find_image, image_side, label_of, read_text
+from .areas import (
+    NO_PIXEL,
+    OUTSIDE,
+    Misplaced,
+    check_turn,
+    draw_segmentation,
+    has_no_pixel,
+    misplacement,
+    segmentation_bounds,
+)
 from .channels import load_header, load_image
-from .folder import SPLIT_NAMES
-from .images import IGNORE, Header
-from .walk import find_named, one_form
+from .folder import SPLIT_NAMES, has_masks
+from .images import IGNORE, Header, is_turned
+from .walk import files_below
 
 
 if TYPE_CHECKING:
@@ -22,10 +35,11 @@ if TYPE_CHECKING:
 
 FILE_NAMES = ("annotations.json", "_annotations.coco.json")
 _FIELDS = {
-    "images": ("id", "file_name", "height", "width"),
+    "images": ("id", "file_name"),
     "annotations": ("image_id", "category_id"),
     "categories": ("id", "name"),
 }
+_SPECIAL = (*BACKGROUND_LABELS, *IGNORE_LABELS)
 
 
 class CocoReader:
@@ -65,182 +79,251 @@ class CocoReader:
         """uint8 (H, W): the number of the object that covers a pixel, of at most 254, 0 = none or a crowd."""
         instances, number = np.zeros((row["height"], row["width"]), np.uint8), 0
         for item in json.loads(row["objects"]):
-            number += not item["crowd"] and number < IGNORE
-            value = 0 if item["crowd"] or number == IGNORE else number
+            object_ = bool(item["class"]) and not item["crowd"]
+            number += object_ and number < IGNORE
+            value = number if object_ and number < IGNORE else 0
             instances[draw_segmentation(item["segmentation"], row["height"], row["width"], self.name(row))] = value
         return instances
 
 
-def draw_segmentation(segmentation: list | dict, height: int, width: int, name: str) -> np.ndarray:
-    """Polygons [[x, y, x, y, …], …] or a run-length dictionary -> bool (height, width)."""
-    mask = np.zeros((height, width), bool)
-    try:
-        if isinstance(segmentation, dict):
-            return decode_runs(segmentation, height, width, name)
-        for polygon in segmentation:
-            mask |= fill_polygon(np.asarray(polygon, np.float64).reshape(-1, 2), height, width)
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{name}: a damaged segmentation ({first_line(error)}); mend the annotation") from error
-    return mask
-
-
-def fill_polygon(corners: np.ndarray, height: int, width: int) -> np.ndarray:
-    """bool (height, width): the pixels whose centres lie inside `corners` (n, 2), (x, y) from the image's corner."""
-    x1, y1 = corners.T[:, :, None]  # (n, 1)
-    x2, y2 = np.roll(corners, -1, axis=0).T[:, :, None]
-    centres = np.arange(height) + 0.5
-    edges, rows = np.nonzero((y1 <= centres) != (y2 <= centres))  # edges that cross a row of centres
-    x1, y1, x2, y2 = x1[edges, 0], y1[edges, 0], x2[edges, 0], y2[edges, 0]
-    crossings = x1 + (centres[rows] - y1) * (x2 - x1) / (y2 - y1)
-    # Every crossing turns the rest of its row from outside to inside or back.
-    turns = np.zeros((height, width + 1), np.int32)
-    np.add.at(turns, (rows, np.ceil(crossings - 0.5).astype(int).clip(0, width)), 1)
-    return turns.cumsum(axis=1)[:, :width] % 2 == 1
-
-
-def decode_runs(runs: dict, height: int, width: int, name: str) -> np.ndarray:
-    """COCO's run lengths (a list, or its compressed string) -> bool (height, width)."""
-    counts = runs["counts"]
-    if isinstance(counts, str):
-        counts = _decompress(counts)
-    if list(runs.get("size", (height, width))) != [height, width] or sum(counts) != height * width:
-        raise UserError(f"{name}: run lengths of another size than the image ({width}x{height}); mend the annotation")
-    values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, counts).reshape(width, height).T  # columns first
-
-
-def _decompress(text: str) -> list[int]:
-    """COCO's string: 5 bits a character, low bits first, from the fourth number on the difference to two before."""
-    counts: list[int] = []
-    position = 0
-    while position < len(text):
-        value, shift, more = 0, 0, True
-        while more:
-            bits = ord(text[position]) - 48
-            value |= (bits & 0x1F) << shift
-            more = bool(bits & 0x20)
-            shift += 5
-            position += 1
-        if bits & 0x10:
-            value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-    return counts
-
-
 def find_annotations(root: Path) -> dict[str, Path]:
-    """Annotation file per split ("all" for one file at the top); empty if `root` is no COCO folder."""
+    """Annotation file per split ("all" for one file without a split); empty if `root` is no COCO folder."""
     found = {}
+    named = _json_files(root / "annotations")
     for split, folders in SPLIT_NAMES.items():
         names = [root / folder / name for folder in folders for name in FILE_NAMES]
-        names += [
-            path for folder in folders for path in sorted((root / "annotations").glob(f"instances_{folder}*.json"))
-        ]
+        names += [path for folder in folders for path in named if path.name.lower().startswith(f"instances_{folder}")]
         path = next((path for path in names if path.is_file()), None)
         if path:
             found[split] = path
     if not found:
-        path = next((root / name for name in FILE_NAMES if (root / name).is_file()), None)
-        found = {"all": path} if path else {}
+        usual = [root / name for name in FILE_NAMES if (root / name).is_file()]
+        # CVAT writes annotations/instances_default.json, Label Studio result.json.
+        other = [] if usual or has_masks(root) else [path for path in (*_json_files(root), *named) if _is_coco(path)]
+        if usual or len(other) == 1:
+            found = {"all": (*usual, *other)[0]}
     return found
 
 
-def coco_tables(
-    root: Path, files: dict[str, Path]
-) -> tuple[dict[str, datasets.Dataset], dict[int, str], Counter[str]]:
-    """Tables for `CocoReader`; class to name: 0 is the background, categories follow by id; what is left out."""
-    contents = {split: _load(path) for split, path in files.items()}
-    categories = {item["id"]: item["name"] for content in contents.values() for item in content["categories"]}
-    used = {item["category_id"] for content in contents.values() for item in content["annotations"]}
-    if not used:
-        raise UserError(f"{root}: the COCO files hold no annotations")
-    unknown = used - set(categories)
-    if unknown:
-        raise UserError(f"{root}: category {min(unknown, key=str)} is annotated but not listed under categories")
-    # Roboflow lists a super-category that nothing is annotated with.
-    classes = {category: index for index, category in enumerate(sorted(used, key=_by_number), start=1)}
-    id2label = {0: "background"} | {index: categories[category] for category, index in classes.items()}
-    left_out: Counter[str] = sum((_left_out(files[split], content) for split, content in contents.items()), Counter())
-    tables = {split: _table(root, files[split], split, content, classes) for split, content in contents.items()}
-    return tables, id2label, left_out
+def _json_files(folder: Path) -> list[Path]:
+    return files_below(folder, {".json"}, deep=False) if folder.is_dir() else []
 
 
-def _by_number(key: int | str) -> tuple[bool, int | str]:
-    return isinstance(key, str), key
-
-
-def _left_out(file: Path, content: dict) -> Counter[str]:
-    """What of the annotations is not drawn, and how often. Raises `UserError` where none of them is."""
-    annotations, images = content["annotations"], {item["id"] for item in content["images"]}
-    strays = [item["image_id"] for item in annotations if item["image_id"] not in images]
-    if len(strays) == len(annotations):
-        why = f"image_id {strays[0]!r}, for example, is no image's" if strays else "there are none"
-        raise UserError(f"{file}: no annotation belongs to one of its {len(images)} images ({why}); mend the file")
-    boxes = sum(not item.get("segmentation") for item in annotations)
-    return Counter({"annotation that names no image": len(strays), "object with a box only": boxes})
-
-
-def _load(path: Path) -> dict:
+def _is_coco(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return all(f'"{key}"'.encode() in content for key in ("images", *_FIELDS))
+
+
+@dataclass
+class CocoSource:
+    """What COCO files hold.
+
+    Attributes:
+        tables: per split, for `CocoReader`.
+        id2label: class to name: 0 is the background, categories follow by id.
+        notes, left_out: what was taken otherwise than written, and what was not taken, and how often.
+        misplaced: the areas that draw nothing, or not what was meant.
+    """
+
+    tables: dict[str, datasets.Dataset]
+    id2label: dict[int, str]
+    notes: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    misplaced: Misplaced = field(default_factory=Misplaced)
+
+    def lines(self) -> list[str]:
+        """The notes as sentences. Raises `UserError` where most of the areas are misplaced."""
+        notes = self.notes + Counter(self.misplaced.notes())
+        lines = [f"{count} x {what}" for what, count in sorted(notes.items())]
+        return lines + [f"left out: {count} x {what}" for what, count in sorted(self.left_out.items())]
+
+
+def read_coco_source(
+    root: Path, files: Mapping[str, Path], *, channels: int | None = None, encoding: str | None = None
+) -> CocoSource:
+    """Read the annotation file of each split.
+
+    Categories of one name are one class, whatever their ids in each file.
+
+    Args:
+        root: where the folders of images lie.
+        files: per split.
+        channels: of the images; None = RGB photographs.
+        encoding: of a file that is not Unicode, None = guessed.
+
+    Raises:
+        UserError: a damaged file, no annotations, a missing image, or one that is listed twice.
+    """
+    source = CocoSource({}, {0: "background"})
+    contents = {split: _load(path, encoding, source.notes) for split, path in files.items()}
+    if not any(content["annotations"] for content in contents.values()):
+        raise UserError(f"{root}: the COCO files hold no annotations; annotate something, or name another file")
+    names = {split: _used_names(content, files[split]) for split, content in contents.items()}
+    if not any(names.values()):
+        names = {split: {None: ONLY_CLASS} for split in contents}
+    classes = _classes(root, contents, names, source.notes)
+    source.id2label |= {index: name for name, index in classes.items()}
+    for split, content in contents.items():
+        reading = _Split(root, files[split], split, names[split], classes, channels)
+        source.tables[split] = reading.table(content, source)
+    if not source.misplaced.total:
+        raise UserError(f"{root}: all objects have a box only; export polygons or run lengths")
+    return source
+
+
+def _classes(
+    root: Path, contents: Mapping[str, dict], names: Mapping[str, Mapping[Any, str]], notes: Counter[str]
+) -> dict[str, int]:
+    """Class of each name that is one, in the order of their smallest ids."""
+    places: dict[str, tuple[bool, Any]] = {}
+    for one in names.values():
+        for category, name in one.items():
+            place = isinstance(category, str), category
+            places[name] = min(places.get(name, place), place)
+        for name, count in Counter(one.values()).items():
+            if count > 1:
+                notes[f"category that is called {name}, taken as one class"] += count
+    keys = (_key(item["category_id"]) for content in contents.values() for item in content["annotations"])
+    unnamed = sum(key is None for key in keys)
+    if unnamed:
+        all_ = any(None in one for one in names.values())
+        taken = f"as all are, taken as {ONLY_CLASS}" if all_ else "ignored (255)"
+        notes[f"object without a category, {taken}"] += unnamed
+    ordered = [name for name in sorted(places, key=places.__getitem__) if name not in _SPECIAL]
+    if not ordered:
+        raise UserError(f"{root}: nothing is annotated but {', '.join(places)}; check the categories")
+    return {name: index for index, name in enumerate(ordered, start=1)}
+
+
+def _used_names(content: dict, file: Path) -> dict[Any, str]:
+    """Category id -> name, of those that something is annotated with; Roboflow lists a super-category besides."""
+    listed: dict[Any, str | None] = {}
+    for item in content["categories"]:
+        name = label_of(item["name"])
+        if listed.setdefault(_key(item["id"]), name) != name:
+            raise UserError(f"{file}: the id {item['id']} is there twice under categories; each name needs its own")
+    used = {_key(item["category_id"]) for item in content["annotations"]} - {None}
+    unknown = sorted(str(category) for category in used if listed.get(category) is None)
+    if unknown:
+        raise UserError(f"{file}: category {unknown[0]} is annotated but not listed under categories; add its name")
+    return {category: str(listed[category]) for category in used}
+
+
+def _key(value: Any) -> int | str | None:
+    """An id as it is compared: `"3"` and `3.0` are 3."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return value if value is None or isinstance(value, (int, str)) else str(value)
+
+
+def _flag(value: Any) -> bool:
+    return value.strip().lower() in ("1", "true") if isinstance(value, str) else bool(value)
+
+
+def _load(path: Path, encoding: str | None, notes: Counter[str]) -> dict:
+    text, page = read_text(path, encoding)
+    if page is not None:
+        notes[f"file read as {page}, as it is not UTF-8; if names look wrong, save it as UTF-8"] += 1
+    try:
+        content = json.loads(text)
         missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a COCO file ({error}); it must be a JSON object") from error
     if missing:
         raise UserError(f"{path}: not a COCO file, the list {missing[0]!r} is missing")
     for part, fields in _FIELDS.items():
         for place, item in enumerate(content[part]):
-            absent = [field for field in fields if not isinstance(item, dict) or field not in item]
+            # VIA writes the category null where its name is no number.
+            absent = [
+                key
+                for key in fields
+                if not isinstance(item, dict) or key not in item or (item[key] is None and key != "category_id")
+            ]
             if absent:
-                raise UserError(f"{path}: number {place + 1} of {part} has no {absent[0]!r}; mend the file")
-            for field in ("id", "image_id", "category_id"):
-                if field in fields:
-                    item[field] = _same_id(item[field])
-    for part, field in (("images", "id"), ("images", "file_name"), ("categories", "id")):
-        for value, count in Counter(str(item[field]) for item in content[part]).most_common(1):
-            if count > 1:
-                raise UserError(f"{path}: the {field} {value} is there {count} times under {part}; each needs its own")
+                raise UserError(f"{path}: number {place + 1} of {part} has no {absent[0]!r}; correct the file")
     return content
 
 
-def _same_id(value: Any) -> int | str:
-    """An id as it is compared: tools write 7, "7" and 7.0 for the same one."""
-    try:
-        return int(value) if isinstance(value, str) or float(value) == int(value) else str(value)
-    except (TypeError, ValueError, OverflowError):
-        return str(value)
+@dataclass
+class _Split:
+    """Makes the table of a split from its file."""
 
+    root: Path
+    file: Path
+    split: str
+    names: Mapping[Any, str]
+    classes: Mapping[str, int]
+    channels: int | None
+    folders: list[Path] = field(init=False)
 
-def _table(root: Path, file: Path, split: str, content: dict, classes: dict[int, int]) -> datasets.Dataset:
-    import datasets
+    def __post_init__(self) -> None:
+        root, named = self.root, self.file.stem.removeprefix("instances_")
+        self.folders = [self.file.parent, self.file.parent / "images", root / named, root / self.split]
+        self.folders += [root / "images" / self.split, root / "images" / named, root / "images", root]
 
-    objects: dict[int, list] = {}
-    for item in content["annotations"]:
-        objects.setdefault(item["image_id"], []).append(
-            {
-                "class": classes[item["category_id"]],
-                "segmentation": item.get("segmentation") or [],
-                "crowd": bool(item.get("iscrowd")),
-            }
-        )
-    folders = [file.parent, file.parent / "images", root / file.stem.removeprefix("instances_"), root / split]
-    folders += [root / "images" / split, root / "images", root]
-    images = sorted(content["images"], key=lambda item: item["file_name"])
-    return datasets.Dataset.from_dict(
-        {
-            "id": [one_form(str(Path(item["file_name"]).with_suffix("")).replace("/", "_")) for item in images],
-            "image": [_locate(item["file_name"], folders, file) for item in images],
-            "height": [item["height"] for item in images],
-            "width": [item["width"] for item in images],
-            "objects": [json.dumps(objects.get(item["id"], [])) for item in images],
-        }
-    )
+    def table(self, content: dict, source: CocoSource) -> datasets.Dataset:
+        import datasets
 
+        objects: dict[Any, list] = {_key(item["id"]): [] for item in content["images"]}
+        if len(objects) < len(content["images"]):
+            id_, count = Counter(_key(item["id"]) for item in content["images"]).most_common(1)[0]
+            raise UserError(f"{self.file}: the id {id_} is there {count} times under images; each needs its own")
+        strays: list[dict] = []
+        for item in content["annotations"]:
+            objects.get(_key(item["image_id"]), strays).append(self._object(item))
+        if len(strays) == len(content["annotations"]):
+            none = f"none of the {len(strays)} annotations" if strays else "no annotation"
+            raise UserError(
+                f"{self.file}: {none} belongs to one of its {len(objects)} images; correct image_id and id"
+            )
+        if strays:
+            source.left_out["annotation that names no image"] += len(strays)
+        columns: dict[str, list] = {name: [] for name in ("id", "image", "height", "width", "objects")}
+        entries: dict[str, str] = {}
+        for item in sorted(content["images"], key=lambda item: str(item["file_name"])):
+            name = str(item["file_name"])
+            path, stem = find_image(name, self.folders, str(self.file))
+            other = entries.setdefault(str(path.resolve()), name)
+            if len(entries) == len(columns["id"]):
+                both = f"{other} is listed twice" if other == name else f"{other} and {name} are one file, {path},"
+                raise UserError(f"{self.file}: {both} under images; keep one entry, or give each its file")
+            height, width = self._size(item, path)
+            found = objects[_key(item["id"])]
+            self._check(found, height, width, path, source)
+            for column, value in zip(columns.values(), (stem, str(path), height, width, json.dumps(found))):
+                column.append(value)
+        return datasets.Dataset.from_dict(columns)
 
-def _locate(name: str, folders: list[Path], file: Path) -> str:
-    for folder in folders:
-        found = find_named(folder, name)
-        if found is not None:
-            return str(found)
-    raise UserError(f"{file}: the image {name} is not in {folders[0]} nor beside it; put the images there")
+    def _object(self, item: dict) -> dict[str, Any]:
+        name = self.names.get(_key(item["category_id"]))
+        # Without a category it is of an unknown class.
+        crowd = name is None or name in IGNORE_LABELS or _flag(item.get("iscrowd"))
+        label = self.classes.get(name or "", 0)
+        return {"class": label, "segmentation": item.get("segmentation") or [], "crowd": crowd}
+
+    def _size(self, item: dict, path: Path) -> tuple[int, int]:
+        """(height, width) as written, or where one is not said, those of the image."""
+        name = f"{self.file}: {item['file_name']}"
+        height, width = (image_side(item.get(key), f"{name}: {key}") for key in ("height", "width"))
+        if height is not None and width is not None:
+            return height, width
+        header = load_header(str(path), self.channels)
+        return header.height, header.width
+
+    def _check(self, objects: list[dict], height: int, width: int, path: Path, source: CocoSource) -> None:
+        """Count what draws nothing. Raises `UserError` for a photograph that is annotated as EXIF does not turn it."""
+        drawn = [item["segmentation"] for item in objects if item["segmentation"]]
+        if len(drawn) < len(objects):
+            source.left_out["object with a box only"] += len(objects) - len(drawn)
+        bounds = [segmentation_bounds(segmentation) for segmentation in drawn]
+        faults = [None if one is None else misplacement(one, height, width) for one in bounds]
+        for segmentation, fault in zip(drawn, faults):
+            empty = isinstance(segmentation, dict) and has_no_pixel(segmentation.get("counts"))
+            source.misplaced.add(NO_PIXEL if empty else fault, f"annotation of {path}")
+        if OUTSIDE in faults and self.channels is None and is_turned(path):
+            check_turn(bounds, (height, width), str(self.file), str(path))

@@ -177,4 +177,6 @@ def mask_of(split: Any, index: int) -> np.ndarray:
 
 def size_message(name: str, mask: tuple[int, int], image: tuple[int, int]) -> str:
     """The error for a mask of another size than its image; sizes are (height, width)."""
-    return f"{name}: mask of {mask[1]}x{mask[0]} pixels, its image has {image[1]}x{image[0]}; they must be equal"
+    turned = ", as where a photograph is turned by its EXIF orientation" if mask == image[::-1] else ""
+    sizes = f"mask of {mask[1]}x{mask[0]} pixels, its image has {image[1]}x{image[0]}"
+    return f"{name}: {sizes}{turned}; they must be equal"

@@ -251,9 +251,8 @@ def _open(
         return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(channels, content), None, []
     files = coco.find_annotations(root)
     if files and not folder.has_masks(root):
-        tables, id2label, left_out = coco.coco_tables(root, files)
-        notes = [f"left out: {count} x {what}" for what, count in left_out.items()]
-        return tables, coco.CocoReader(channels), id2label, notes
+        source = coco.read_coco_source(root, files, channels=channels)
+        return source.tables, coco.CocoReader(channels), source.id2label, source.lines()
     if folder.has_images(root):
         tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)
         unread = folder.unread_files(root, tables)

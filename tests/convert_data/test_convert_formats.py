@@ -199,7 +199,10 @@ def yolo(root, rng, names=("small", "large")):
 def test_yolo(rng, tmp_path):
     notes = convert_annotations("yolo", yolo(tmp_path / "yolo", rng), tmp_path / "out")
     assert notes[0] == "4 images (2 train, 2 val); classes: 0 background, 1 small, 2 large"
-    assert notes[1:] == ["left out: 1 x box (a line of five numbers)"]
+    assert notes[1:] == [
+        "2 x image without a label file, taken as background",
+        "left out: 1 x box (a line of five numbers)",
+    ]
     found = mask_of(tmp_path / "out/train", "0")
     assert np.array_equal(found > 0, box(10, 5, 50, 35)) and np.array_equal(found == 1, box(20, 10, 30, 20))
     assert not mask_of(tmp_path / "out/train", "1").any()
@@ -282,7 +285,11 @@ def test_cvat_segmentation_masks(rng, tmp_path):
         (root / f"ImageSets/Segmentation/{split}.txt").write_text(f"{name}\n")
         expected[name] = np.where(labels == 3, 255, labels)
     notes = convert_annotations("cvat", root, tmp_path / "out")
-    assert notes == ["2 images (1 train, 1 val); classes: 0 background, 1 wall, 2 door"]
+    ignored = sum(int((mask == 255).sum()) for mask in expected.values())
+    assert notes == [
+        "2 images (1 train, 1 val); classes: 0 background, 1 wall, 2 door",
+        f"{ignored} x pixel of a colour that labelmap.txt does not name, ignored",
+    ]
     assert np.array_equal(mask_of(tmp_path / "out/train", "one"), expected["one"])
     assert np.array_equal(mask_of(tmp_path / "out/val", "two"), expected["two"])
 
@@ -346,7 +353,7 @@ def cvat_rle(rng, root):
 
 
 def cvat_size(rng, root):
-    (root / "annotations.xml").write_text(XML.replace('height="', 'size="', 1))
+    (root / "annotations.xml").write_text(XML.replace('height="40"', 'height="forty"', 1))
 
 
 def cvat_colours(rng, root):
@@ -372,7 +379,7 @@ def cvat_colours(rng, root):
         ("yolo", yolo_odd, "1.txt: line 1 is not `class x y"),
         ("cvat", lambda rng, root: None, "neither annotations.xml nor labelmap.txt"),
         ("cvat", cvat_rle, "image a/one.jpg: a damaged mask"),
-        ("cvat", cvat_size, "image .*: damaged width, height or z_order"),
+        ("cvat", cvat_size, "image a/one.jpg: height: 'forty' is no height or width"),
         ("cvat", cvat_colours, "labelmap.txt: it must map 2 to 255 classes"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from hf_sam_adapt.data import load_segmentation_dataset
-from hf_sam_adapt.data.coco import decode_runs, draw_segmentation
+from hf_sam_adapt.data.areas import decode_runs, draw_segmentation
 from hf_sam_adapt.errors import UserError
 
 
@@ -171,16 +171,17 @@ def test_bad_annotations(tmp_path):
     with pytest.raises(UserError, match="category 1 is annotated but not listed"):
         load_segmentation_dataset(tmp_path)
     for name, message in (
-        ("gone.png", r"annotations\.json: the image gone\.png is not in"),
-        ("here.png", "mask of 9x5"),
+        ("gone", r"annotations\.json: the image gone0\.png is not in"),
+        ("here", "mask of 25x20"),
     ):
-        Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / "here.png")
-        images = [{"id": 101, "file_name": name, "height": 5, "width": 9}]
+        for number in range(2):
+            Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / f"here{number}.png")
+        images = [{"id": 100 + i, "file_name": f"{name}{i}.png", "height": 20, "width": 25} for i in range(2)]
         write_coco(file, tmp_path, 2, {1: "x"}, images=images)
         with pytest.raises(UserError, match=message):
             load_segmentation_dataset(tmp_path)
     for part, item, message in (
-        ("images", {"id": 100, "file_name": "here.png", "width": 9}, "number 1 of images has no 'height'"),
+        ("images", {"id": 100, "width": 9, "height": 5}, "number 1 of images has no 'file_name'"),
         ("annotations", {"image_id": 100, "segmentation": []}, "number 1 of annotations has no 'category_id'"),
         ("categories", "x", "number 1 of categories has no 'id'"),
     ):

@@ -24,6 +24,7 @@ PICTURES = {
     "PIL opaque RGBA": Image.fromarray(MASK * 255).convert("RGBA"),
     "array": MASK * 255,
     "array of three channels": np.repeat(MASK[..., None] * 255, 3, axis=2),
+    "array of four channels": np.dstack([MASK * 255] * 3 + [np.full_like(MASK, 255)]).astype(np.int64),
     "tensor": torch.from_numpy(MASK * 255),
     "int64": MASK.astype(np.int64) * 255,
     "float": MASK.astype(np.float32) * 255,

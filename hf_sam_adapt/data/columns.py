@@ -47,8 +47,10 @@ class ColumnReader:
 
     def headers(self, row: dict[str, Any]) -> tuple[Header, Header]:
         mask, name = _cell(row["mask"]), self.name(row)
-        array = isinstance(mask, np.ndarray)
-        stored = array_header(mask) if array else read_mask_header(mask, name, self.content)
+        if isinstance(mask, np.ndarray):
+            stored = array_header(mask)
+        else:
+            stored = read_mask_header(mask, name, self.content)
         return load_header(_cell(row["image"]), self.channels, _image_name(row)), stored
 
     def read_image(self, row: dict[str, Any]) -> np.ndarray:

@@ -249,7 +249,9 @@ def _check_opaque(alpha: np.ndarray, name: str, channels: int) -> None:
 
 def _opaque(alpha: np.ndarray) -> Any:
     """The value of pixels through which nothing is seen."""
-    return np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
+    if alpha.dtype in (np.uint8, np.uint16):
+        return np.iinfo(alpha.dtype).max
+    return 1 if alpha.max(initial=0) <= 1 else 255
 
 
 def _wide_to_uint16(array: np.ndarray, name: str) -> np.ndarray:

@@ -21,6 +21,7 @@ from ..errors import UserError, first_line
 
 
 Encoded = str | os.PathLike | BytesIO
+Opened = Any  # Pillow's image, with what those of files have in addition: tile, fp, tag_v2
 BROKEN = (
     OSError,
     ValueError,
@@ -97,7 +98,7 @@ def open_stored(
         yield _values_of(image, source, name, channels)
 
 
-def _values_of(image: Image.Image, source: Any, name: str, channels: int | None) -> Image.Image | Values:
+def _values_of(image: Opened, source: Any, name: str, channels: int | None) -> Image.Image | Values:
     """`Values` of a file where `image`, which Pillow opened from it, holds less; else `image`."""
     pages, tiff, frame = _pages(image), image.format == "TIFF", image.tell()
     if pages > 1 and (channels is None or not tiff):
@@ -127,7 +128,7 @@ def is_lossy(image: Image.Image | Values) -> bool:
     return image.format in LOSSY_FORMATS or image.info.get("compression") in _LOSSY_TIFF
 
 
-def stored_grey(image: Image.Image) -> Callable[[np.ndarray], np.ndarray]:
+def stored_grey(image: Opened) -> Callable[[np.ndarray], np.ndarray]:
     """What takes the values of an opened image (not yet loaded) back to those that its file stores.
 
     Pillow stretches grey values of 2 and 4 bits, and those of PGM files, to its own range.
@@ -143,7 +144,7 @@ def stored_grey(image: Image.Image) -> Callable[[np.ndarray], np.ndarray]:
     return lambda array: array
 
 
-def narrows(image: Image.Image) -> bool:
+def narrows(image: Opened) -> bool:
     """Whether Pillow scales more than 8 bits of several bands down to 8."""
     if len(image.getbands()) < 2 or not _rawmodes(image):
         return False
@@ -196,7 +197,7 @@ def _several(name: str, count: int, tiff: bool) -> str:
     )
 
 
-def _pages(image: Image.Image) -> int:
+def _pages(image: Opened) -> int:
     """Pictures in a file; thumbnails, overviews and masks of a TIFF do not count, nor those that a caller skipped."""
     try:
         count = 1 if image.format in ONE_PICTURE else getattr(image, "n_frames", 1)
@@ -214,13 +215,13 @@ def _pages(image: Image.Image) -> int:
     return max(1, sum(not kind & 5 for kind in kinds))  # 1 = reduced in size, 4 = a mask
 
 
-def _rawmodes(image: Image.Image) -> list[str]:
+def _rawmodes(image: Opened) -> list[str]:
     """How Pillow will read the parts of an image that is not yet loaded."""
     arguments = [tile[3] for tile in getattr(image, "tile", ())]
     return [str(one if isinstance(one, str) or not isinstance(one, tuple) else one[0]) for one in arguments]
 
 
-def _hides_samples(image: Image.Image) -> bool:
+def _hides_samples(image: Opened) -> bool:
     """Whether a TIFF has samples or bits that Pillow's mode leaves out."""
     tags, bands = image.tag_v2, len(image.getbands())
     found = (tags.get(tag, default) for tag, default in ((_BITS, 1), (_EXTRA, ()), (_SAMPLE_FORMAT, 1)))
@@ -249,9 +250,10 @@ def _decoded(source: Any, change: Callable[[str], str], frame: int, mode: str | 
     with Image.open(source) as image:
         image.seek(frame)
         image._mode = mode or image.mode
-        tiles = []
+        tiles: list[Any] = []
         for tile in image.tile:
-            way = change(tile[3]) if isinstance(tile[3], str) else (change(tile[3][0]), *tile[3][1:])
+            way: Any = tile[3]
+            way = change(way) if isinstance(way, str) else (change(way[0]), *way[1:])
             tiles.append(tile._replace(args=way) if hasattr(tile, "_replace") else (*tile[:3], way))
         image.tile = tiles
         return np.asarray(upright(image))

@@ -26,6 +26,7 @@ from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError, safe_open
 
 from .arguments import option
+from .data.walk import is_leftover
 from .errors import UserError
 from .tiny import TINY
 
@@ -146,7 +147,7 @@ def pushed_files(folder: Path) -> dict[str, Path]:
     for place in places:
         inside = folder / place
         for path in sorted(inside.iterdir()) if inside.is_dir() else ():
-            hidden = path.name.startswith(".") or path.name in KEPT_AT_HOME
+            hidden = is_leftover(path.name) or path.name in KEPT_AT_HOME
             if path.is_file() and path.suffix in PUSHED_SUFFIXES and not hidden:
                 _check_format(path)
                 files[f"{place}/{path.name}" if place else path.name] = path

@@ -21,6 +21,7 @@ from .arguments import option
 from .attention import Kind
 from .data.channels import ARRAY_SUFFIX, displayable, load_header, load_image
 from .data.folder import IMAGE_SUFFIXES
+from .data.walk import files_below, is_leftover, one_form
 from .errors import UserError
 from .evaluation.classes import Unlabelled, label_maps
 from .evaluation.inference import device_of, inference, merge_objects, routed
@@ -203,12 +204,20 @@ def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
     for text in map(str, inputs):
         path = Path(text)
         if path.is_dir():
-            matches = sorted(child for child in path.iterdir() if child.suffix.lower() in suffixes)
+            matches = files_below(path, suffixes, deep=False)
             problem = "is a folder without images"
+            if not matches and (below := files_below(path, suffixes)):
+                problem += f" of its own; its sub-folders hold {len(below)}, such as {below[0]}"
         elif path.exists():
-            matches, problem = [path], ""
+            matches, problem = [path] * (not is_leftover(path.name)), "is no image but was left there by a tool"
         else:
-            matches = [Path(match) for match in sorted(glob.glob(text, recursive=True)) if Path(match).is_file()]
+            named = set(Path(text).parts)  # a hidden folder that is spelt out is meant
+            globbed = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+            matches = [
+                match
+                for match in globbed
+                if match.is_file() and not any(is_leftover(part) for part in match.parts if part not in named)
+            ]
             problem = "matches no file" if glob.has_magic(text) else "does not exist"
         if not matches:
             raise UserError(f"inputs: {text} {problem}; name image files, folders of images or glob patterns")
@@ -218,19 +227,24 @@ def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each file, its stem where that is unique (also on file systems that ignore case)."""
-    stems = Counter(path.stem.casefold() for path in paths)
+    """A name for each file, its stem where that is unique (also on file systems that ignore case or Unicode forms)."""
+    stems = Counter(_plain(path.stem) for path in paths)
     names: list[str] = []
     taken: set[str] = set()
     for path in paths:
-        unique = stems[path.stem.casefold()] == 1
+        unique = stems[_plain(path.stem)] == 1
         wanted = path.stem if unique else f"{path.resolve().parent.name}_{path.stem}"
         name, number = wanted, 2
-        while name.casefold() in taken:
+        while _plain(name) in taken:
             name, number = f"{wanted}_{number}", number + 1
-        taken.add(name.casefold())
+        taken.add(_plain(name))
         names.append(name)
     return names
+
+
+def _plain(name: str) -> str:
+    """What a file system may take names to be equal by."""
+    return one_form(name).casefold()
 
 
 def _prompt(box: Sequence[float] | None, point: Sequence[float] | None) -> Prompt:

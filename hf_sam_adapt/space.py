@@ -11,6 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import metadata_load
 
+from .data.walk import files_below
 from .errors import UserError
 from .hub import check_can_push, upload
 
@@ -72,12 +73,12 @@ def space_files(folder: Path) -> dict[str, Path]:
     missing = [name for name in ("README.md", "app.py", "requirements.txt") if not (folder / name).is_file()]
     if missing:
         raise UserError(f"push: {folder} is no Space: it holds no {', '.join(missing)}")
-    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {path.relative_to(folder): path for path in sorted(files_below(folder))}
     return {
         inside.as_posix(): path
         for inside, path in files.items()
         if (path.suffix in PUSHED_SUFFIXES or inside.name == _DOCKERFILE)
-        and not any(part.startswith((".", "__")) for part in inside.parts)
+        and not any(part.startswith("__") for part in inside.parts)
     }
 
 

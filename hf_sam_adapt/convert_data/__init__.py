@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..convert.folder import check_free, write_whole
+from ..data.walk import is_leftover
 from ..errors import UserError
 from ..hub import check_can_push
 from .coco import read_coco
@@ -115,7 +116,7 @@ def _unpacked(source: Path) -> Iterator[Path]:
                 archive.extractall(folder)
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(f"{source}: not a readable zip archive ({error}); export it again") from error
-        inside = list(Path(folder).iterdir())
+        inside = [path for path in Path(folder).iterdir() if not is_leftover(path.name)]
         try:
             yield inside[0] if len(inside) == 1 and inside[0].is_dir() else Path(folder)
         except UserError as error:

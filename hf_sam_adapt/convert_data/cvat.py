@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.annotations import BACKGROUND_LABELS, IGNORE_LABELS, find_image, image_side, label_of
+from ..data.annotations import BACKGROUND_LABELS, IGNORE_LABELS, find_image, image_side, label_of, stem_of
 from ..data.dataset import size_message
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.images import IGNORE, read_image
 from ..data.palettes import Palette, resolve_palette, to_labels, unknown_colours
+from ..data.walk import files_below, find_named, one_form
 from ..errors import UserError
 from .regions import (
     UNSPLIT,
@@ -153,24 +154,26 @@ def _read_masks(source: Path, palette: Palette, images: Path, annotations: Annot
     special = (*BACKGROUND_LABELS, *IGNORE_LABELS)
     annotations.classes = [name for name in palette.classes if name not in special]
     subsets = {}
-    for file in sorted((source / "ImageSets").rglob("*.txt")):
+    for file in files_below(source / "ImageSets", {".txt"}) if (source / "ImageSets").is_dir() else ():
         for line in annotations.read_text(file).splitlines():
-            subsets[line.strip()] = split_of(file.stem)
+            subsets[one_form(line.strip())] = split_of(file.stem)
     folder = source / "SegmentationClass"
     # Each class of a mask is asked for in turn: it is read once.
     read = lru_cache(maxsize=1)(partial(_labels, palette=palette, notes=annotations.notes))
-    for mask in sorted(folder.rglob("*.png")):
+    for mask in sorted(files_below(folder, {".png"})):
         stem = mask.relative_to(folder).with_suffix("")
         suffixes = [written for suffix in sorted(IMAGE_SUFFIXES) for written in (suffix, suffix.upper())]
-        candidates = [images / f"{stem.as_posix()}{suffix}" for suffix in suffixes]
-        image = next((path for path in candidates if path.is_file()), None)
+        candidates = (find_named(images, f"{stem.as_posix()}{suffix}") for suffix in suffixes)
+        image = next(filter(None, candidates), None)
         if image is None:
             hint = "export with 'Save images', or name its folder by --images"
             raise UserError(f"{mask}: no image {stem} in {images}; {hint}")
         names = [*enumerate(palette.classes), (IGNORE, IGNORE_LABELS[0])]
         regions = [Region(name, _ClassOfMask(read, mask, index)) for index, name in names]
-        split = subsets.get(stem.as_posix(), UNSPLIT)
-        annotations.images.append(AnnotatedImage(split, "_".join(stem.parts), image, None, regions, str(mask)))
+        split = subsets.get(one_form(stem.as_posix()), UNSPLIT)
+        annotations.images.append(
+            AnnotatedImage(split, stem_of(mask.relative_to(folder)), image, None, regions, str(mask))
+        )
     return annotations
 
 

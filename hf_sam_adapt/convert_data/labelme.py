@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..data.annotations import find_image, image_side, label_of, stem_of
 from ..data.folder import IMAGE_SUFFIXES
+from ..data.walk import files_below
 from ..errors import UserError
 from .regions import (
     UNSPLIT,
@@ -48,7 +49,7 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
     Raises:
         UserError: no such files, or one that is damaged.
     """
-    files = sorted(path for path in source.rglob("*.json"))
+    files = sorted(files_below(source, {".json"}))
     annotations, annotated = Annotations(encoding=encoding), set()
     for file in files:
         content = _load(file, annotations)
@@ -75,8 +76,7 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
         annotations.images.append(AnnotatedImage(split, stem, image, size, regions, str(file)))
     if not annotations.images:
         raise UserError(f"{source}: no JSON file of labelme in it; name the folder that labelme saved to")
-    found = (path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    alone = [path for path in found if path.resolve() not in annotated]
+    alone = [path for path in files_below(source, IMAGE_SUFFIXES) if path.resolve() not in annotated]
     if alone:
         annotations.left_out["image without a JSON file"] += len(alone)
     return annotations

@@ -79,6 +79,8 @@ def write_parquet(folder: Path, stage: Path, group_by: str | None = None) -> dic
     if not isinstance(source.reader, FileReader):
         raise UserError(f"{folder}: no folder of images and masks; convert it with --from coco or another format")
     (stage / "data").mkdir()
+    for note in source.notes:
+        print(note)
     counts = {}
     for split, table in source.tables.items():
         name = SPLIT_NAMES[split]

@@ -12,6 +12,7 @@ import yaml
 
 from ..data.annotations import find_image, label_of, stem_of
 from ..data.folder import IMAGE_SUFFIXES
+from ..data.walk import files_below
 from ..errors import UserError
 from .regions import UNSPLIT, AnnotatedImage, Annotations, Polygon, Region, split_of
 
@@ -145,7 +146,7 @@ def _split_images(
             listed = [find_image(line, [place.parent, base, file.parent], str(place)).path for line in lines]
             found += [(image, _stem(image, base)) for image in listed]
         else:
-            listed = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            listed = sorted(files_below(place, IMAGE_SUFFIXES))
             found += [(image, _stem(image, top)) for image in listed]
     return found
 

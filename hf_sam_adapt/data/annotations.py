@@ -6,13 +6,13 @@ import codecs
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from ..errors import UserError
+from .walk import one_form
 
 
 BACKGROUND_LABELS = ("_background_", "__background__", "background")
@@ -120,7 +120,7 @@ def find_image(name: str, folders: Sequence[Path], source: str) -> FoundImage:
 
 def stem_of(path: str | Path) -> str:
     """`a/b/x.jpg` -> `a_b_x`, in one Unicode form."""
-    return unicodedata.normalize("NFC", "_".join(_parts(os.path.splitext(os.fspath(path))[0])))
+    return one_form("_".join(_parts(os.path.splitext(os.fspath(path))[0])))
 
 
 def _parts(path: str) -> list[str]:
@@ -153,7 +153,7 @@ def _namesake(place: Path) -> Path | None:
     """The one file whose name differs from that of `place` in case or Unicode form only."""
 
     def folded(name: str) -> str:
-        return unicodedata.normalize("NFC", name).casefold()
+        return one_form(name).casefold()
 
     try:
         names = os.listdir(place.parent)

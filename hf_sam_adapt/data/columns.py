@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +14,14 @@ from ..errors import UserError, first_line
 from .channels import load_header, load_image
 from .folder import SPLIT_NAMES
 from .images import Header, array_header, is_lossy, open_image, read_header, read_mask
+from .walk import one_form
 
 
 if TYPE_CHECKING:
     import datasets
+
+
+BATCH = 1000  # rows whose paths are looked at together
 
 
 class ColumnReader:
@@ -120,27 +126,75 @@ def _prepare(table: datasets.Dataset) -> datasets.Dataset:
     for name in ("image", "mask"):
         if isinstance(table.features[name], datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
+        _check_filled(table, name)
     if has_ids:
-        ids = [str(value) for value in table["id"]]
-        table = table.remove_columns("id")
+        ids = [one_form(str(value)) for value in table["id"]]
+        return table.remove_columns("id").add_column("id", ids)
+    # A path names a row where every row has its own; else rows are called by their places.
+    stems = _stems(table)
+    if isinstance(table.features["image"], datasets.Image) and None not in stems and len(set(stems)) == len(stems):
+        return table.add_column("id", stems)
+    table = table.add_column("stem", stems)
+    return table.add_column("id", [f"{index:06d}" for index in range(len(table))])
+
+
+def with_keys(table: datasets.Dataset) -> datasets.Dataset:
+    """The table with the column "key" where its ids are places, which change when rows come and go.
+
+    The key is the stem of the image's file where no other row has it, else a hash of the image, which is read for it.
+    """
+    if "stem" not in table.column_names:
+        return table
+    stems, counts = table["stem"], Counter(table["stem"])
+    digests = {index: "" for index, stem in enumerate(stems) if stem is None or counts[stem] > 1}
+    for index in digests:
+        digests[index] = _digest(_cell(table[index]["image"]))
+    keys = [digests.get(index) or str(stem) for index, stem in enumerate(stems)]
+    return table.remove_columns("stem").add_column("key", keys)
+
+
+def _digest(cell: str | BytesIO | np.ndarray) -> str:
+    if isinstance(cell, np.ndarray):
+        content = f"{cell.shape} {cell.dtype} ".encode() + np.ascontiguousarray(cell).tobytes()
     else:
-        ids = _ids_from_paths(table)
-    return table.add_column("id", ids)
+        content = Path(cell).read_bytes() if isinstance(cell, str) else cell.getvalue()
+    return hashlib.sha256(content).hexdigest()[:20]
 
 
-def _ids_from_paths(table: datasets.Dataset) -> list[str]:
-    """File stems of the image column where every row has its own, running numbers otherwise."""
-    import datasets
+def _check_filled(table: datasets.Dataset, name: str) -> None:
+    """Raise `UserError` where cells of a column are empty."""
+    import pyarrow
     import pyarrow.compute as pc
 
-    numbers = [f"{index:06d}" for index in range(len(table))]
-    if not isinstance(table.features["image"], datasets.Image):
-        return numbers
-    stems: list[str] = []
-    for batch in table.select_columns(["image"]).with_format("arrow").iter(1000):
-        paths = pc.struct_field(batch["image"], "path").to_pylist()
-        stems += [Path(path).stem for path in paths if path]
-    return stems if len(set(stems)) == len(numbers) else numbers
+    empty: list[int] = []
+    for start in range(0, len(table), BATCH):
+        column = table.select_columns([name]).with_format("arrow")[start : start + BATCH][name]
+        nothing = pc.is_null(column)
+        if pyarrow.types.is_struct(column.type):  # an image: bytes, or a path
+            parts = [pc.is_null(pc.struct_field(column, part)) for part in ("bytes", "path")]
+            nothing = pc.or_(nothing, pc.and_(*parts))
+        empty += [start + index for index, cell in enumerate(nothing.to_pylist()) if cell]
+    if empty:
+        raise UserError(
+            f"dataset: {len(empty)} of {len(table)} rows have no {name}, such as row {empty[0]}; fill them, or leave "
+            "them out with the data set's filter"
+        )
+
+
+def _stems(table: datasets.Dataset) -> list[str | None]:
+    """The file stem of each row's image, None where it has no path."""
+    import datasets
+    import pyarrow
+    import pyarrow.compute as pc
+
+    paths: list[str | None] = []
+    for batch in table.select_columns(["image"]).with_format("arrow").iter(BATCH):
+        column = batch["image"]
+        if isinstance(table.features["image"], datasets.Image):
+            paths += pc.struct_field(column, "path").to_pylist()
+        else:
+            paths += column.to_pylist() if pyarrow.types.is_string(column.type) else [None] * len(column)
+    return [one_form(Path(path).stem) if path else None for path in paths]
 
 
 def _image_name(row: dict[str, Any]) -> str:

@@ -110,6 +110,11 @@ class SegmentationSplit(Dataset):
     def ids(self) -> list[str]:
         return list(self.table["id"])
 
+    @property
+    def keys(self) -> list[str]:
+        """What the images are known by to another run: their ids, or for rows without a name what they hold."""
+        return image_keys(self.table)
+
     def select(self, indices: Sequence[int]) -> SegmentationSplit:
         """The same split with only the rows `indices`."""
         return SegmentationSplit(self.table.select(indices), self.reader, self.encoding)
@@ -121,14 +126,14 @@ class SegmentationData:
 
     Attributes:
         train: never empty.
-        val: chooses the best checkpoint; None when there is a single image or group.
+        val: chooses the best checkpoint; None when there is a single image or group, or no foreground in it.
         test: for the final evaluation only; None when the source has none.
         num_labels: number of classes with the background, None = binary.
         id2label: class to name.
         mask_values: "binary" or "index", as resolved.
         name: what the user called the data set.
         notes: sentences about what was found, to be printed.
-        splits: ids per split where they were drawn by seed, else None.
+        splits: keys (see `SegmentationSplit.keys`) per split where they were drawn by seed, else None.
         palette: the colours of the classes, where the masks are read by one.
     """
 
@@ -144,12 +149,25 @@ class SegmentationData:
     palette: Palette | None = None
 
     @property
+    def keys(self) -> dict[str, list[str]] | None:
+        """What the images of each split are known by; None for drawn images, and for those of several data sets."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        splits = {name: split for name, split in named.items() if split is not None}
+        stored = [isinstance(split, SegmentationSplit) and split.reader.checked_rows != 0 for split in splits.values()]
+        return {name: split.keys for name, split in splits.items()} if all(stored) else None
+
+    @property
     def measured(self) -> tuple[str, SegmentationSplit]:
         """What a model is measured on, with its name: `test`, or where there is none `val`, else `train`."""
         for name, split in (("test", self.test), ("val", self.val)):
             if split:
                 return name, split
         return "train", self.train
+
+
+def image_keys(table: datasets.Dataset) -> list[str]:
+    """Column "key" of a table, which stands in for ids that are mere numbers; else its ids."""
+    return list(table["key" if "key" in table.column_names else "id"])
 
 
 def mask_of(split: Any, index: int) -> np.ndarray:

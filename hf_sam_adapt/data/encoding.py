@@ -70,6 +70,11 @@ class MaskEncoding:
         check_classes(present_values(mask), self.num_labels, name)
         return mask
 
+    def classes(self, values: np.ndarray, lossy: bool, name: str) -> np.ndarray:
+        """Which classes `decode` gives for the stored values that occur, bool (256,) -> bool (256,)."""
+        stored = np.flatnonzero(values).astype(np.uint8)[None]
+        return present_values(self.decode(stored, lossy, name))
+
 
 def parse_label_map(label_map: Mapping | None) -> dict[int, int] | None:
     """`label_map` with int keys and values in 0..255. Raises `UserError` otherwise."""
@@ -143,8 +148,6 @@ def _notes(found: list[tuple[str, np.ndarray]]) -> list[str]:
     if unlabelled:
         some = f"{len(unlabelled)} of {len(found)} masks are 255 = ignore everywhere, such as {unlabelled[0]}"
         notes.append(f"{some}: nothing is learned or measured there")
-    if found and not any(values[1:IGNORE].any() for _, values in found):
-        notes.append("no mask of the training data holds any foreground")
     return notes
 
 

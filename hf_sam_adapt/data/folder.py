@@ -1,9 +1,9 @@
-"""Folders of images and masks with equal names."""
+"""Folders of images and masks with equal names, also in sub-folders."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import UserError
 from .channels import ARRAY_SUFFIX, load_header, load_image
 from .images import Header, array_header, is_lossy, load_array, open_image, read_header, read_mask
+from .walk import files_below, one_form
 
 
 if TYPE_CHECKING:
@@ -87,13 +88,23 @@ def find_pairs(
         problem: told of "missing-mask", "missing-image" and "same-stem"; if it returns, these files are left out.
 
     Returns:
-        "train" and what there is of "val" and "test"; or "all" when `root` has no split folders.
+        "train" and what there is of "val" and "test"; or "all" when `root` has no split folders, neither at its top
+        nor in `images`.
 
     Raises:
         UserError: images without masks or the reverse, two files of one stem, or an empty folder.
     """
-    if (root / "images").is_dir():
-        return {"all": _pair_folder(root, mask_suffix, arrays, problem)}
+    if (root / "images").is_dir() and ((root / "masks").is_dir() or not (root / "train" / "images").is_dir()):
+        table = _pair_folder(root, mask_suffix, arrays, problem)
+        tops = [name.partition("/")[0].lower() if "/" in name else "" for name in table["id"]]
+        splits = {top: split for split, names in SPLIT_NAMES.items() for top in names if top in tops}
+        if not splits:
+            return {"all": table}
+        other = next((name for name, top in zip(table["id"], tops) if top not in splits), None)
+        if other is not None:
+            raise UserError(f"{root / 'images'}: {other} lies beside the folder {min(splits)}; move it into a split")
+        places = {split: [i for i, top in enumerate(tops) if splits[top] == split] for split in splits.values()}
+        return {split: table.select(found) for split, found in places.items()}
     tables = {}
     for split, names in SPLIT_NAMES.items():
         folder = next((root / name for name in names if (root / name).is_dir()), None)
@@ -102,17 +113,28 @@ def find_pairs(
     return tables
 
 
+def unread_files(root: Path, tables: Mapping[str, datasets.Dataset]) -> list[Path]:
+    """The images below `root` that are in none of the tables, and all else that lies among images and masks."""
+    read = {path for table in tables.values() for part in ("image", "mask") for path in table[part]}
+    return [
+        path
+        for path in files_below(root)
+        if str(path) not in read
+        and (path.suffix.lower() in IMAGE_SUFFIXES or {"images", "masks"} & set(path.relative_to(root).parts[:-1]))
+    ]
+
+
 def _pair_folder(folder: Path, mask_suffix: str | None, arrays: bool, problem: Problem) -> datasets.Dataset:
     import datasets
 
-    suffix = Path(mask_suffix).stem if mask_suffix and "." in mask_suffix else mask_suffix or ""
+    suffix = one_form(Path(mask_suffix).stem if mask_suffix and "." in mask_suffix else mask_suffix or "")
     images, masks = folder / "images", folder / "masks"
     for part in (images, masks):
         if not part.is_dir():
             raise UserError(f"{part}: missing folder; expected images/ and masks/ with equal file names in {folder}")
     suffixes = IMAGE_SUFFIXES | {ARRAY_SUFFIX} if arrays else IMAGE_SUFFIXES
     image_files, mask_files = _by_stem(images, suffixes, problem), _by_stem(masks, suffixes, problem)
-    if not image_files and any(images.glob(f"*{ARRAY_SUFFIX}")):
+    if not image_files and files_below(images, {ARRAY_SUFFIX}):
         raise UserError(f"{images}: only {ARRAY_SUFFIX} arrays; set channels to the number of their channels")
     if not image_files:
         raise UserError(f"{images}: no images in it; the data set is empty")
@@ -133,19 +155,18 @@ def _pair_folder(folder: Path, mask_suffix: str | None, arrays: bool, problem: P
 
 
 def _by_stem(folder: Path, suffixes: set[str], problem: Problem) -> dict[str, str]:
-    """Stem -> path of every file in `folder` with one of the suffixes."""
+    """Path below `folder` without extension -> path, of every file with one of the suffixes."""
     files: dict[str, str] = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            stem, extension = os.path.splitext(entry.name)
-            if extension.lower() not in suffixes or entry.name.startswith("."):
-                continue
-            if stem in files:
-                other = os.path.basename(files[stem])
-                message = f"{folder}: {other} and {entry.name} have the same stem; remove or rename one of them"
-                problem("same-stem", [entry.path], message)
-                continue
-            files[stem] = entry.path
+    below = len(str(folder)) + 1
+    for path in map(str, files_below(folder, suffixes)):
+        stem = one_form(os.path.splitext(path[below:])[0]).replace(os.sep, "/")
+        if stem in files:
+            message = (
+                f"{folder}: {files[stem][below:]} and {path[below:]} have the same stem; remove or rename one of them"
+            )
+            problem("same-stem", [path], message)
+            continue
+        files[stem] = path
     return files
 
 

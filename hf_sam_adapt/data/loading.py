@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import UserError
 from . import coco, columns, folder, generated
-from .dataset import Reader, SegmentationData, SegmentationSplit, size_message
+from .dataset import Reader, SegmentationData, SegmentationSplit, image_keys, size_message
+from .degenerate import degenerate, unused_map_notes
 from .encoding import lossy_message, parse_label_map, present_values, resolve_encoding
 from .palettes import Colour, Palette, resolve_palette, to_labels, unknown_colours
 from .splits import split_indices
@@ -39,6 +40,7 @@ READ_KEYS = (
     "palette",
     "seed",
 )
+_HINT = "the masks, mask_values and label_map"
 THREADS = 4
 CHUNK = 64
 
@@ -55,12 +57,14 @@ def load_segmentation_dataset(
     channels: int | None = None,
     palette: str | Mapping[str, Any] | Palette | None = None,
     seed: int = 0,
+    known: Mapping[str, Sequence[str]] | None = None,
 ) -> SegmentationData:
     """Load, check and split a segmentation data set.
 
     The headers of all files are read. The mask values of the training and validation data are read up to 2,000
     images, beyond that of a seeded sample of 2,000; each mask is checked again when it is used. No pixel of the test
-    split is read.
+    split is read. Where splits are drawn, the name of an image (or of its group) and the seed alone decide its side,
+    so it stays when others come or go. Validation images that hold no foreground choose nothing and are left out.
 
     Args:
         dataset: a folder `{train,val?,test?}/{images,masks}` or `{images,masks}`, a COCO folder, a folder written by
@@ -77,9 +81,11 @@ def load_segmentation_dataset(
         palette: colours of the classes of RGB masks, see `resolve_palette`. Other colours become 255 = ignore and are
             counted in the notes; masks of one value a pixel are read as indices.
         seed: of the split and of the sample that is scanned.
+        known: ids per split of an earlier run on this data set, its `splits.json`; where splits are drawn these images
+            keep their sides.
 
     Raises:
-        UserError: whatever would end a training later, in one line.
+        UserError: whatever would end a training later, or teach it nothing, in one line.
     """
     source = open_source(
         dataset,
@@ -92,6 +98,7 @@ def load_segmentation_dataset(
         channels=channels,
         palette=palette,
         seed=seed,
+        known=known,
     )
     tables, reader, palette = source.tables, source.reader, source.palette
     headers = [
@@ -99,22 +106,34 @@ def load_segmentation_dataset(
     ]
     if palette is not None:
         _check_colours(headers)
-    seen = [tables[name] for name in ("train", "val") if name in tables]
-    scanned = _scan(seen, reader, palette, seed)
-    stored = [(mask.name, mask.values, mask.lossy) for mask in scanned]
-    colours = [] if palette is None else _palette_notes(scanned)
+    parts = {name: tables[name] for name in ("train", "val") if name in tables}
+    scanned = _scan(parts, reader, palette, seed)
+    masks = [mask for found in scanned.values() for mask in found]
+    stored = [(mask.name, mask.values, mask.lossy) for mask in masks]
+    colours = [] if palette is None else _palette_notes(masks)
     choice = source.mask_values, source.num_labels, source.label_map, palette, reader.draws_ignored
-    encoding, found_notes = resolve_encoding(stored, *choice)
-    parts = {name: SegmentationSplit(table, reader, encoding) for name, table in tables.items()}
+    encoding, notes = resolve_encoding(stored, *choice)
+    notes += unused_map_notes(source.label_map, [mask.values for mask in masks])
+    for name, found in scanned.items():
+        problem = degenerate([encoding.classes(mask.values, mask.lossy, mask.name) for mask in found], encoding)
+        if problem and len(found) < len(tables[name]):  # the sample may have missed the others
+            whole = _scan({name: tables[name]}, reader, palette, seed, limit=len(tables[name]))[name]
+            problem = degenerate([encoding.classes(mask.values, mask.lossy, mask.name) for mask in whole], encoding)
+        if problem and name == "train":
+            raise UserError(f"dataset: {dataset}: {problem} in {len(tables[name])} training masks; check {_HINT}")
+        if problem:
+            del tables[name]
+            notes.append(f"{problem} in the validation masks: they choose no checkpoint, the last one is kept")
+    splits = {name: SegmentationSplit(table, reader, encoding) for name, table in tables.items()}
     return SegmentationData(
-        train=parts["train"],
-        val=parts.get("val"),
-        test=parts.get("test"),
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
         num_labels=source.num_labels,
         id2label=source.id2label,
         mask_values=encoding.mask_values,
         name=os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__,
-        notes=colours + found_notes + source.notes,
+        notes=colours + notes + source.notes,
         splits=source.splits,
         palette=palette,
     )
@@ -127,8 +146,8 @@ class Source:
     Attributes:
         tables: per split, what `reader` takes, with the column "id".
         mask_values, label_map, num_labels, id2label, palette: as given, completed by what the source itself says.
-        splits: ids per split where they were drawn by seed, else None.
-        notes: sentences about the splits.
+        splits: keys per split where they were drawn by seed, else None.
+        notes: sentences about the splits and what is left out.
     """
 
     tables: dict[str, datasets.Dataset]
@@ -154,6 +173,7 @@ def open_source(
     channels: int | None = None,
     palette: str | Mapping[str, Any] | Palette | None = None,
     seed: int = 0,
+    known: Mapping[str, Sequence[str]] | None = None,
     problem: folder.Problem = folder.refuse,
 ) -> Source:
     """Find and split what `load_segmentation_dataset` then checks; the arguments are the same.
@@ -174,7 +194,7 @@ def open_source(
     palette = resolve_palette(palette)
     if palette is not None and label_map is None:
         num_labels, id2label = _labels_of(palette, num_labels, id2label)
-    tables, reader, found_labels, said = _open(dataset, mask_suffix, channels, palette is not None, problem)
+    tables, reader, found_labels, left_out = _open(dataset, mask_suffix, channels, palette is not None, problem)
     if found_labels is not None and palette is not None:
         raise UserError(f"palette: {dataset} says its classes itself; leave palette out")
     if found_labels is not None and mask_values != "binary":
@@ -183,19 +203,20 @@ def open_source(
         if label_map is None:
             id2label = id2label or found_labels
             num_labels = num_labels or (len(found_labels) if len(found_labels) > 2 else None)
-    tables, splits, notes = _split(tables, group_by, seed)
-    notes = [*said, *notes]
+    empty = next((name for name in ("val", "test") if name in tables and not len(tables[name])), None)
+    if empty is not None:
+        raise UserError(f"dataset: {dataset}: no images in its split {empty}; add some, or remove the split")
+    tables, splits, notes = _split(tables, group_by, seed, known)
     if "train" not in tables or not len(tables["train"]):
         raise UserError(f"dataset: {dataset} has no training images")
-    return Source(
-        tables, reader, mask_values, label_map, num_labels, _id2label(id2label, num_labels), palette, splits, notes
-    )
+    names = _id2label(id2label, num_labels)
+    return Source(tables, reader, mask_values, label_map, num_labels, names, palette, splits, left_out + notes)
 
 
 def _open(
     dataset: Any, mask_suffix: str | None, channels: int | None, coloured: bool, problem: folder.Problem
 ) -> tuple[dict[str, datasets.Dataset], Reader, dict[int, str] | None, list[str]]:
-    """Tables per split (or "all"), their reader, the class names where the source says them, and notes."""
+    """Tables per split (or "all"), their reader, class names where the source says them, and what is left out."""
     if not isinstance(dataset, (str, os.PathLike)):
         return columns.column_tables(dataset), columns.ColumnReader(channels, coloured), None, []
     name = os.fspath(dataset)
@@ -216,7 +237,10 @@ def _open(
         return source.tables, coco.CocoReader(channels), source.id2label, source.lines()
     if folder.has_images(root):
         tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)
-        return tables, folder.FileReader(channels, coloured), None, []
+        unread = folder.unread_files(root, tables)
+        named = f", such as {unread[0].relative_to(root)}" if unread else ""
+        left_out = [f"{len(unread)} files of the folder are not read{named}"] if unread else []
+        return tables, folder.FileReader(channels, coloured), None, left_out
     raise UserError(
         f"dataset: {name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
         "annotations.json"
@@ -224,24 +248,30 @@ def _open(
 
 
 def _split(
-    tables: dict[str, datasets.Dataset], group_by: str | None, seed: int
+    tables: dict[str, datasets.Dataset],
+    group_by: str | None,
+    seed: int,
+    known: Mapping[str, Sequence[str]] | None,
 ) -> tuple[dict[str, datasets.Dataset], dict[str, list[str]] | None, list[str]]:
-    """Draw the splits that the source does not name; (tables, ids per drawn split or None, notes)."""
+    """Draw the splits that the source does not name; (tables, keys per drawn split or None, notes)."""
     source = "all" if "all" in tables else "train"
     names = ("train", "val", "test") if source == "all" else ("train", "val")
     if source not in tables or (source == "train" and "val" in tables):
         return tables, None, [] if "test" in tables else [_no_test(tables)]
-    table = tables[source]
-    ids = list(table["id"])
-    drawn = {name: part for name, part in split_indices(ids, names, group_by=group_by, seed=seed).items() if part}
-    splits = {name: [ids[index] for index in part] for name, part in drawn.items()}
+    table = columns.with_keys(tables[source])
+    keys = image_keys(table)
+    dealt = split_indices(table["id"], names, group_by=group_by, seed=seed, keys=keys, known=known)
+    drawn = {name: part for name, part in dealt.items() if part}
+    splits = {name: [keys[index] for index in part] for name, part in drawn.items()}
     result = {name: part for name, part in tables.items() if name != source}
     result |= {name: table.select(part) for name, part in drawn.items()}
     counts = ", ".join(f"{len(part)} {name}" for name, part in drawn.items())
     if "val" in drawn:
-        notes = [f"images dealt by seed {seed}: {counts}"]
+        notes = [f"images dealt by their names and seed {seed}: {counts}"]
+        if 2 * len(drawn.get("train", ())) < len(keys):
+            notes.append("fewer than half of the images are for training: another seed deals the groups otherwise")
     else:
-        notes = ["one image: nothing is held out" if len(ids) == 1 else "one group of images: nothing is held out"]
+        notes = ["one image: nothing is held out" if len(keys) == 1 else "one group of images: nothing is held out"]
     if "test" not in result:
         notes.append(_no_test(result))
     return result, splits, notes
@@ -298,12 +328,14 @@ class _Scanned:
     pixels: int
 
 
-def _scan(tables: list[datasets.Dataset], reader: Reader, palette: Palette | None, seed: int) -> list[_Scanned]:
-    """Up to 2,000 masks; decodes small images on the way."""
+def _scan(
+    tables: dict[str, datasets.Dataset], reader: Reader, palette: Palette | None, seed: int, limit: int = SCANNED
+) -> dict[str, list[_Scanned]]:
+    """Up to `limit` masks per split, together; decodes small images on the way. Empty for drawn data."""
     if reader.checked_rows == 0:
-        return []
-    total = sum(len(table) for table in tables)
-    budget = SCANNED_PIXELS / min(total, SCANNED)
+        return {}
+    total = sum(len(table) for table in tables.values())
+    budget = SCANNED_PIXELS / min(total, limit)
 
     def scan(row: dict[str, Any]) -> _Scanned:
         stored, lossy = reader.read_mask(row)
@@ -316,10 +348,8 @@ def _scan(tables: list[datasets.Dataset], reader: Reader, palette: Palette | Non
             stored = to_labels(stored, palette)
         return _Scanned(reader.name(row), present_values(stored), lossy, unknown, pixels)
 
-    counts = [max(1, SCANNED * len(table) // max(total, SCANNED)) for table in tables]
-    return [
-        found for table, count in zip(tables, counts) for found in in_threads(scan, sample_rows(table, count, seed))
-    ]
+    counts = {name: max(1, limit * len(table) // max(total, limit)) for name, table in tables.items()}
+    return {name: in_threads(scan, sample_rows(table, counts[name], seed)) for name, table in tables.items()}
 
 
 def _palette_notes(scanned: list[_Scanned]) -> list[str]:

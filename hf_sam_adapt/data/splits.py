@@ -1,68 +1,95 @@
-"""Seeded splits that keep groups (patients, scenes) on one side."""
+"""Splits that an image's name decides, so that it keeps its side when others come or go."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ..errors import UserError
+from .walk import one_form
 
 
-HELD_OUT = 0.15
+SLOTS, HELD_OUT = 20, 3  # 3 of 20 are 15 %
+_NUMBER = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)  # the last number of a name, with what is around it
 
 
 def split_indices(
-    ids: Sequence[str], names: Sequence[str], *, group_by: str | None = None, seed: int = 0
+    ids: Sequence[str],
+    names: Sequence[str],
+    *,
+    group_by: str | None = None,
+    seed: int = 0,
+    keys: Sequence[str] | None = None,
+    known: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, list[int]]:
-    """Deal `ids` into `names`, 15 % each but for the first name, which takes the rest.
+    """Deal images into `names`: about 15 % each but for the first name, which takes the rest.
+
+    The side of a group follows from its name and the seed alone. Only where a name would stay empty does it get the
+    group that comes next to it; with two groups that is the second name.
 
     Args:
-        ids: one per image; only their order and `group_by`'s group in them matter.
-        names: "train" first, for example ("train", "val", "test").
+        ids: one per image.
+        names: ("train", "val", "test") or ("train", "val").
         group_by: regular expression with one group; images with equal groups stay together.
-        seed: of the shuffle.
+        seed: another seed deals otherwise.
+        keys: what an image is known by, where that is not its id.
+        known: keys per name that an earlier split has dealt; they stay, with the other images of their groups.
 
     Returns:
         Sorted indices per name. Later names stay empty when there are too few groups for one each.
     """
+    keys = ids if keys is None else keys
     groups: dict[str, list[int]] = {}
-    for index, key in enumerate(group_keys(ids, group_by)):
-        groups.setdefault(key, []).append(index)
-    order = [groups[key] for key in sorted(groups)]
-    order = [order[i] for i in np.random.default_rng(seed).permutation(len(order))]
+    for index, group in enumerate(group_keys(ids, group_by) if group_by is not None else keys):
+        groups.setdefault(group, []).append(index)
+    # What was trained on stays there, whatever else an earlier split says of the group.
+    earlier = {key: name for name in reversed(names) for key in (known or {}).get(name, ())}
+    sides: dict[str, str] = {}
+    for group, indices in groups.items():
+        found = {earlier[keys[index]] for index in indices if keys[index] in earlier}
+        if found:
+            sides[group] = min(found, key=list(names).index)
 
+    held = ("test", "val") if "test" in names else ("val",)
+    first = 0 if "test" in names else HELD_OUT  # validation images are the same with and without a test split
+    places = {group: _place(group, seed, first) for group in groups if group not in sides}
+    order = sorted(places, key=places.__getitem__)
+    fresh = not sides
+    if fresh:
+        held = held if len(order) > len(held) else held[-1:] if len(order) == 2 else ()
+    start = 0
+    for number, name in enumerate(held, start=1):
+        end = sum(place[0] < number * HELD_OUT for place in places.values())
+        if fresh:  # at least one group for each name
+            end = min(max(end, start + 1), len(order) - 1 - (len(held) - number))
+        sides |= dict.fromkeys(order[start:end], name)
+        start = end
     result: dict[str, list[int]] = {name: [] for name in names}
-    share = max(1, round(HELD_OUT * len(ids)))
-    for name in names[1:]:
-        if len(order) > 1:
-            taken, order = _take(order, share)
-            result[name] = [index for group in taken for index in group]
-    result[names[0]] = [index for group in order for index in group]
+    for group, indices in groups.items():
+        result[sides.get(group, names[0])] += indices
     return {name: sorted(indices) for name, indices in result.items()}
 
 
-def _take(groups: list[list[int]], share: int) -> tuple[list[list[int]], list[list[int]]]:
-    """The first groups that make up about `share` images (the smallest one where all are too large), and the rest."""
-    taken, rest, count = [], [], 0
-    for group in groups:
-        if count < share and count + len(group) <= 1.5 * share:
-            taken.append(group)
-            count += len(group)
-        else:
-            rest.append(group)
-    if not taken:
-        taken = [rest.pop(min(range(len(rest)), key=lambda i: len(rest[i])))]
-    return taken, rest
+def _place(group: str, seed: int, first: int) -> tuple[int, str]:
+    """Where a group stands: its slot, counted from `first`, of 20; among those of one slot, a text.
+
+    Of 20 numbers that follow each other each has a slot of its own, so that small folders have the right shares, too.
+    """
+    match = _NUMBER.fullmatch(group)
+    around, number = (f"{match[1]}#{match[3]}", int(match[2])) if match else (group, 0)
+    block, position = divmod(number, SLOTS)
+    start = int.from_bytes(hashlib.sha256(f"{seed} {block} {around}".encode()).digest()[:4], "big")
+    slot = (start + HELD_OUT * position) % SLOTS  # 3 and 20 have no common divisor
+    return (slot - first) % SLOTS, hashlib.sha256(f"{seed} {group}".encode()).hexdigest()
 
 
-def group_keys(ids: Sequence[str], group_by: str | None) -> list[str]:
-    """The group of each image, one of its own without `group_by`. Raises `UserError` where it does not match."""
-    if group_by is None:
-        return [f"{index:012d}" for index in range(len(ids))]
+def group_keys(ids: Sequence[str], group_by: str) -> list[str]:
+    """The group of each image. Raises `UserError` where `group_by` does not match."""
     try:
-        pattern = re.compile(group_by)
+        pattern = re.compile(one_form(group_by))
     except re.error as error:
         raise UserError(f"group_by: {group_by!r} is no regular expression ({error})") from error
     if pattern.groups != 1:
@@ -76,3 +103,26 @@ def group_keys(ids: Sequence[str], group_by: str | None) -> list[str]:
             raise UserError(f"group_by: {group_by!r} does not match the image {name!r}; every image needs a group")
         keys.append(match.group(1))
     return keys
+
+
+def read_splits(file: Path) -> dict[str, list[str]]:
+    """The `splits.json` of a run. Raises `UserError` where it is damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {str(name): [str(key) for key in keys] for name, keys in content.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{file}: not a readable splits.json ({error}); remove it to deal the images anew") from error
+
+
+def changes(before: Mapping[str, Sequence[str]], after: Mapping[str, Sequence[str]]) -> str | None:
+    """How many images came and went between two splits, in words; None where none did."""
+    parts = []
+    for name in after:
+        if name in before:
+            old, new = set(before[name]), set(after[name])
+            parts += [f"{len(new - old)} new in {name}"] * bool(new - old)
+            parts += [f"{len(old - new)} gone from {name}"] * bool(old - new)
+        else:
+            parts.append(f"{name} is new")
+    parts += [f"{name} is gone" for name in before if name not in after]
+    return ", ".join(parts) or None

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.walk import files_below, is_leftover
 from ..errors import UserError
 from ..loading import ADAPTER_CONFIG
 from ..report import size_text
@@ -77,11 +78,13 @@ def choices(adapters: list[str], model: str) -> list[Choice]:
 
 
 def _is_adapter(folder: Path) -> bool:
+    if is_leftover(folder.name):
+        return False
     return (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file()
 
 
 def _describe(folder: Path) -> Choice:
-    weights = [path for path in folder.rglob("*.safetensors") if "checkpoints" not in path.parts]
+    weights = [path for path in files_below(folder, {".safetensors"}) if "checkpoints" not in path.parts]
     size = size_text(sum(path.stat().st_size for path in weights))
     own = folder.parent == built_in_folder()
     title = _TITLES.get(folder.name, folder.name) if own else folder.name

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import IGNORE
+from ..data.walk import is_leftover, one_form
 from ..errors import UserError
 from ..report import TRUTH_COLOUR, overlay
 from .images import Picture, for_page, read_binary_mask, read_picture, resize_mask
@@ -40,6 +41,7 @@ def read_pairs(images: Sequence[str], masks: Sequence[str], max_pixels: int) -> 
     """
     if not images or not masks:
         raise UserError("images, masks: choose the files of both")
+    images, masks = ([file for file in files if not is_leftover(Path(file).name)] for files in (images, masks))
     if len(images) != len(masks):
         raise UserError(f"{len(images)} images and {len(masks)} masks: choose one mask for each image")
     return [_read(*files, max_pixels) for files in zip(images, _matched(images, masks))]
@@ -80,8 +82,8 @@ def write_pairs(pairs: Sequence[Pair], folder: Path) -> None:
 
 def _matched(images: Sequence[str], masks: Sequence[str]) -> list[str]:
     """The masks in the order of the images."""
-    stems = {Path(mask).stem.lower().removesuffix("mask").rstrip("_- "): mask for mask in masks}
-    found = [stems.get(Path(image).stem.lower()) for image in images]
+    stems = {one_form(Path(mask).stem).lower().removesuffix("mask").rstrip("_- "): mask for mask in masks}
+    found = [stems.get(one_form(Path(image).stem).lower()) for image in images]
     return [mask for mask in found if mask] if all(found) and len(set(found)) == len(masks) else list(masks)
 
 

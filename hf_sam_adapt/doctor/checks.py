@@ -91,6 +91,9 @@ def check_classes(
     train = facts["train"].classes
     if not train.sum():
         return
+    if np.count_nonzero(train) == 1 and train[0] == 0:
+        value = f"every labelled pixel of the training masks is {id2label.get(int(train.argmax()), train.argmax())}"
+        yield Finding(ERROR, "class-missing", name, value, "check the masks, mask_values and label_map")
     for label in range(len(train)):
         if num_labels is None and label == 0:
             continue
@@ -105,7 +108,8 @@ def check_classes(
         for split, found in facts.items():
             if found.classes.sum() and not found.classes[label]:
                 value = f"{shown} is in no {split} mask, so it has no score there"
-                yield Finding(WARNING, "class-missing", name, value, f"add images of it to {split}")
+                severity = ERROR if num_labels is None and split == "test" else WARNING
+                yield Finding(severity, "class-missing", name, value, f"add images of it to {split}")
         share = train[label] / train.sum()
         if share < RARE:
             mend = "set class_weights to inverse_sqrt, or merge it" if num_labels else "cut tiles around it"

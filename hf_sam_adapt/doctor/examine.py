@@ -14,13 +14,13 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..data.channels import ARRAY_SUFFIX
 from ..data.encoding import MaskEncoding, map_present, present_values, resolve_encoding
-from ..data.folder import IMAGE_SUFFIXES
+from ..data.folder import FileReader, unread_files
 from ..data.images import IGNORE
 from ..data.loading import SCANNED, Source, in_threads, open_source, sample_rows
 from ..data.palettes import to_labels
 from ..data.splits import group_keys
+from ..data.walk import is_leftover
 from ..errors import UserError
 from .checks import SplitFacts, check_classes, check_objects, check_pixels, check_splits
 from .findings import ERROR, WARNING, Finding, Findings, from_message
@@ -107,10 +107,14 @@ def examine_dataset(
         "palette": palette,
         "seed": seed,
     }
-    group_keys([], group_by)  # raises where it is no regular expression
-    source = _open(dataset, keys, findings)
+    if group_by is not None:
+        group_keys([], group_by)  # raises where it is no regular expression
+    told: set[str] = set()
+    source = _open(dataset, keys, findings, told)
     if source is None:
         return Diagnosis(findings, None, None, {}, {}, time.perf_counter() - start)
+    if isinstance(source.reader, FileReader):
+        findings.add(_odd_files(Path(dataset).expanduser(), source, told))
     encoding, refusal = choose_encoding(source, seed)
     ignore_named = IGNORE in (source.label_map or {}).values()
     examiner = Examiner(
@@ -144,16 +148,16 @@ def examine_dataset(
     return Diagnosis(findings, source, encoding, facts, readable, time.perf_counter() - start)
 
 
-def _open(dataset: Any, keys: dict[str, Any], findings: Findings) -> Source | None:
-    """The data set without the files that do not pair; None where nothing can be trained on."""
+def _open(dataset: Any, keys: dict[str, Any], findings: Findings, told: set[str]) -> Source | None:
+    """The data set without the files that do not pair, which go to `told`; None where nothing can be trained on."""
 
     def problem(code: str, files: list[str], message: str) -> None:
         mend = message.rpartition("; ")[2]
         value = {"missing-mask": "image without mask", "missing-image": "mask without image"}.get(code)
         value = value or "another file in its folder has the same stem"
         findings.add(Finding(ERROR, code, file, value, mend) for file in files)
+        told.update(files)
 
-    findings.add(_odd_files(dataset, keys["channels"] is not None))
     try:
         return open_source(dataset, **keys, problem=problem)
     except UserError as error:
@@ -166,22 +170,16 @@ def _open(dataset: Any, keys: dict[str, Any], findings: Findings) -> Source | No
     return open_source(dataset, **{**keys, "group_by": None}, problem=lambda *told: None) if unmatched else None
 
 
-def _odd_files(dataset: Any, arrays: bool) -> Iterator[Finding]:
-    """Files among images and masks that nothing reads."""
-    root = Path(dataset).expanduser() if isinstance(dataset, (str, os.PathLike)) else None
-    if root is None or not root.is_dir():
-        return
-    known = IMAGE_SUFFIXES | ({ARRAY_SUFFIX} if arrays else set())
+def _odd_files(root: Path, source: Source, told: set[str]) -> Iterator[Finding]:
+    """Files beside those of the data set that nothing reads, and with them what systems and tools have left."""
+    for path in (path for path in unread_files(root, source.tables) if str(path) not in told):
+        value = f"a file of type {path.suffix.lower() or 'none'}, which nothing reads"
+        yield Finding(WARNING, "odd-file", str(path), value, "remove it, or convert it")
     for folder in sorted(path for part in ("images", "masks") for path in (root / part, *root.glob(f"*/{part}"))):
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if suffix in known and not entry.name.startswith(".") and entry.is_file():
-                continue
-            hidden = entry.name.startswith(".")
-            kind = (
-                "a folder" if entry.is_dir() else "a hidden file" if hidden else f"a file of type {suffix or 'none'}"
-            )
-            yield Finding(WARNING, "odd-file", entry.path, f"{kind}, which nothing reads", "remove it, or convert it")
+        for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+            if is_leftover(name):
+                value = "left there by a system or a tool, which nothing reads"
+                yield Finding(WARNING, "odd-file", str(folder / name), value, "remove it")
 
 
 def choose_encoding(source: Source, seed: int) -> tuple[MaskEncoding, str | None]:

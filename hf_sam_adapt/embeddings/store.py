@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from ..data.walk import is_leftover
 from ..errors import UserError
 
 
@@ -53,7 +54,7 @@ class EmbeddingStore:
     def refresh(self) -> None:
         """Learn of the parts that this or another process has finished."""
         for index in sorted(self.folder.glob("*.json")):
-            if index.stem not in self._parts and not index.name.startswith("."):
+            if index.stem not in self._parts and not is_leftover(index.name):
                 self._add_part(index)
 
     def read(self, digest: str) -> torch.Tensor:

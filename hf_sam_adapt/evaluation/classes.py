@@ -13,10 +13,12 @@ from torch import nn
 from transformers.image_processing_utils import BatchFeature
 
 from ..data.dataset import mask_of
+from ..errors import UserError
 from ..forward import segment
 from ..metrics import ConfusionMatrix
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt
+from .evaluate import no_foreground
 from .inference import embeddings_of, inference, model_inputs
 from .shards import of_all_ranks, own_batches
 
@@ -97,6 +99,7 @@ def evaluate_classes(
         constant: scored beside the model.
 
     Raises:
+        UserError: no mask holds another class than the background.
         ValueError: the split is empty.
     """
     if len(split) == 0:
@@ -114,6 +117,8 @@ def evaluate_classes(
                     matrices["constant"].update(constant.at(*sample.mask.shape), sample.mask)
     parts = of_all_ranks((matrices, records))
     matrices = {name: parts[0][0][name].merge(part[0][name] for part in parts[1:]) for name in matrices}
+    if not matrices["adapted"].counts[1:].any():
+        raise UserError(no_foreground(len(split)))
     records = [record for part in parts for record in part[1]]
     test: dict[str, Any] = {"zero_shot": None, "adapted": class_scores(matrices["adapted"])}
     if constant is not None:

@@ -10,10 +10,10 @@ from torch import nn
 
 from ..arguments import option
 from ..attention import Kind
+from ..earlier import EarlierRun
 from ..errors import UserError
 from ..metrics.stream import PROMPTLESS_METRICS, check_metrics
 from ..processing import SamAdaptProcessor
-from ..repository import find_file
 from .classes import ClassResult, constant_labels, evaluate_classes
 from .evaluate import EvalResult, evaluate
 from .inference import routed
@@ -87,7 +87,8 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     from ..report import print_table, save_samples, write_json
     from ..report_prompts import print_prompt_tables, save_sensitivity
 
-    chosen = _chosen_data(args)
+    earlier = None if args.adapter is None else EarlierRun.read(args.adapter)
+    chosen = _chosen_data(args, earlier)
     output_dir = _checked(args, chosen)
     prompts, further, seed = chosen.pop("prompts"), chosen.pop("metrics"), chosen["seed"]
     state = PartialState()
@@ -97,13 +98,16 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
         config = getattr(model, "peft_config", {}).get("default")
         num_labels, id2label = getattr(config, "num_labels", None), getattr(config, "id2label", None)
         classes: dict[str, Any] = {"num_labels": num_labels, "id2label": id2label, "channels": processor.channels}
-        data = load_segmentation_dataset(**chosen, **classes)
+        known = None if earlier is None else earlier.known(chosen["dataset"])
+        data = load_segmentation_dataset(**chosen, **classes, known=known)
     if data.num_labels != num_labels:
         raise UserError(
             f"dataset: {data.name} has {data.num_labels or 'no'} classes, the model segments {num_labels or 'one'}; "
             "make them agree with label_map, palette or mask_values"
         )
     check_metrics(further, prompts, num_labels)
+    for note in data.notes + ([] if earlier is None else earlier.notes(data, chosen["dataset"], seed)):
+        state.print(note)
     measured_on, split = data.measured
     for network in (model, choice.get("zero_shot_model")):
         if network is not None:
@@ -205,29 +209,22 @@ def load_for_inference(
     loaded = load_adapted(adapter, model, attention=attention)
     if loaded.config is not None:
         return loaded.model, loaded.processor, {}
-    base_name = model or _recipe_of(adapter).get("model")
+    base_name = model or EarlierRun.read(adapter).recipe.get("model")
     if base_name is None:
         return loaded.model, loaded.processor, {"zero_shot": False}
     plain = load_plain(base_name, loaded.processor, attention)
     return loaded.model, loaded.processor, {"zero_shot_model": plain}
 
 
-def _recipe_of(adapter: str | None) -> dict[str, Any]:
-    """The recipe of a run folder or a published run, empty where there is none."""
-    import yaml
-
-    path = find_file(adapter, "recipe.yaml") if adapter else None
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path is not None else {}
-
-
-def _chosen_data(args: EvaluateArguments) -> dict[str, Any]:
+def _chosen_data(args: EvaluateArguments, earlier: EarlierRun | None) -> dict[str, Any]:
     """Arguments of `load_segmentation_dataset`, `prompts` and `metrics`.
 
-    What is unset comes from the run: a split drawn by another seed would score images that the adapter was trained on.
+    What is unset comes from the run; for another data set only the seed: were it a copy that has grown, a split drawn
+    by another seed would score images that the adapter was trained on.
     """
-    run = _recipe_of(args.adapter)
-    if args.dataset not in (None, run.get("dataset")):
-        run = {}
+    run: dict[str, Any] = {} if earlier is None else earlier.recipe
+    if earlier is not None and args.dataset is not None and not earlier.is_of(args.dataset):
+        run = {"seed": run.get("seed")}
     chosen: dict[str, Any] = {"mask_values": "auto", "seed": 0, "prompts": ["none"], "metrics": []}
     for source in (run, vars(args)):
         chosen |= {key: source[key] for key in (*DATA_KEYS, "prompts", "metrics") if source.get(key) is not None}

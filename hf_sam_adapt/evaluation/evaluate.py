@@ -11,6 +11,8 @@ import numpy as np
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..data.images import IGNORE
+from ..errors import UserError
 from ..metrics import PROMPTLESS_METRICS, ConstantMask, IouDice, Overlap, boundary_overlap, gathered, overlap
 from ..metrics.stream import SaliencyMetric, StreamingMetric, check_metrics
 from ..processing import SamAdaptProcessor
@@ -33,12 +35,14 @@ class ImageRecord:
         id: its name.
         scores: per prompt kind, per variant (the names in `EvalResult.test`), the pixel counts.
         boundaries: the same of the masks' boundaries; empty unless they were asked for.
+        labelled: whether the mask holds anything but 255 = ignore.
     """
 
     index: int
     id: str
     scores: dict[str, dict[str, Overlap]]
     boundaries: dict[str, dict[str, Overlap]] = field(default_factory=dict)
+    labelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class EvalResult:
             `"biou"` if boundaries were asked for), means over the images as fractions 0..1, or None where that model
             was not run; for `none` also `constant`, if it was given, and the scores of the `metrics` asked for; for
             `point` also `zero_shot_best_of_3`, zero-shot SAM with the one of its three masks whose IoU it estimates
-            highest (the adapted model has no trained estimate to choose by).
+            highest (the adapted model has no trained estimate to choose by). Images that are ignored everywhere do not
+            count.
         records: one per image, in the order of the split.
     """
 
@@ -118,7 +123,7 @@ def evaluate(
         progress: show a bar on the main process.
 
     Raises:
-        UserError: metrics that are unknown, or without `none` among the prompts.
+        UserError: metrics that are unknown, or without `none` among the prompts; no mask holds any foreground.
         ValueError: the split is empty, or zero-shot SAM is wanted and not there, or embeddings and two encoders.
     """
     check_metrics(metrics, prompts, None)
@@ -135,11 +140,22 @@ def evaluate(
         for batch in own_batches(prompted, batch_size, num_workers, progress=progress):
             records += _score_batch(variants, processor, batch, constant, boundary, streams)
     records = _gather(records)
-    test = _means(records, prompts)
+    scored = [record for record in records if record.labelled]
+    if not any(one.truth for record in scored for kind in record.scores.values() for one in kind.values()):
+        raise UserError(no_foreground(len(records)))
+    test = _means(scored, prompts)
     for name, own in streams.items():
         for metric in own.values():
             test["none"][name] = (test["none"][name] or {}) | gathered(metric).compute()
     return EvalResult(test, records)
+
+
+def no_foreground(images: int) -> str:
+    """The error for a split on which a model that finds nothing would be right."""
+    return (
+        f"none of the {images} masks that are scored holds any foreground, so that finding nothing would be right: "
+        "add images with objects, or check the masks, mask_values and label_map"
+    )
 
 
 def _score_batch(
@@ -160,7 +176,11 @@ def _score_batch(
         if boundary:
             boundaries[position][kind][name] = boundary_overlap(mask, samples[position].mask)
 
+    labelled = [bool((sample.mask != IGNORE).any()) for sample in samples]
+
     def stream(name: str, position: int, mask: np.ndarray, probabilities: np.ndarray) -> None:
+        if not labelled[position]:
+            return
         for metric in streams[name].values():
             prediction = probabilities if isinstance(metric, SaliencyMetric) else mask
             metric.update(prediction, samples[position].mask)
@@ -176,8 +196,10 @@ def _score_batch(
             score("none", "constant", position, mask)
             stream("constant", position, mask, mask)
     return [
-        ImageRecord(index, sample.id, dict(image_scores), dict(image_boundaries))
-        for (index, sample, _), image_scores, image_boundaries in zip(batch, scores, boundaries, strict=True)
+        ImageRecord(index, sample.id, dict(image_scores), dict(image_boundaries), counts)
+        for (index, sample, _), image_scores, image_boundaries, counts in zip(
+            batch, scores, boundaries, labelled, strict=True
+        )
     ]
 
 

@@ -18,6 +18,7 @@ from ..checkpointing import enable_checkpointing
 from ..data import SegmentationData, SegmentationSplit, load_segmentation_dataset
 from ..data.loading import READ_KEYS
 from ..data.normalization import fit_normalization
+from ..earlier import EarlierRun
 from ..embeddings.cache import EmbeddingCache, check_cacheable
 from ..embeddings.split import EmbeddedSplit
 from ..errors import UserError
@@ -76,7 +77,10 @@ def train(
         check_can_push(recipe.repository)
     folder = RunFolder(recipe)
     set_seed(recipe.seed)
-    data = load_data(recipe) if data is None else data
+    if data is None:
+        data = load_data(recipe)
+        if (earlier := _earlier_run(recipe)) is not None:
+            data.notes += earlier.notes(data, recipe.dataset, recipe.seed)
     check_metrics(recipe.metrics, recipe.prompts, data.num_labels)
     recipe, model, processor = load_model(recipe, data)
     if recipe.cache_embeddings:
@@ -128,13 +132,24 @@ def leave_processes() -> None:
 
 
 def load_data(recipe: Recipe) -> SegmentationData:
-    """The recipe's data set, read and checked by the main process first.
+    """The recipe's data set, read and checked by the main process first; images that are known to the run that this
+    one continues keep their sides.
 
     Raises:
         UserError: whatever is wrong with it.
     """
+    keys = {key: getattr(recipe, key) for key in READ_KEYS}
     with start_processes().main_process_first():
-        return load_segmentation_dataset(recipe.dataset, **{key: getattr(recipe, key) for key in READ_KEYS})
+        earlier = _earlier_run(recipe)
+        known = None if earlier is None else earlier.known(recipe.dataset)
+        return load_segmentation_dataset(recipe.dataset, known=known, **keys)
+
+
+def _earlier_run(recipe: Recipe) -> EarlierRun | None:
+    """The interrupted run, or that of the adapter to start from."""
+    if recipe.resume_from_checkpoint is not None and (Path(recipe.output_dir) / "recipe.yaml").is_file():
+        return EarlierRun.read(recipe.output_dir)
+    return None if recipe.adapter is None else EarlierRun.read(recipe.adapter)
 
 
 def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Module, SamAdaptProcessor]:
@@ -270,7 +285,13 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
         plain = load_plain(recipe.adapter or recipe.model, loop.processor, recipe.attention)
         zero_shot["zero_shot_model"] = plain.to(accelerator.device)
     measured_on, split = data.measured
-    result = measure(loop, split if cache is None else cache.embed(split)[0], zero_shot)
+    try:
+        result = measure(loop, split if cache is None else cache.embed(split)[0], zero_shot)
+    except UserError as error:
+        raise UserError(
+            f"dataset: {measured_on}: {error}. The trained weights are in {folder.checkpoints}; then go on with "
+            "resume_from_checkpoint: latest"
+        ) from error
 
     def write(target: Path) -> None:
         save_adapter(loop.model, target)

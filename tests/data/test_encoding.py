@@ -36,11 +36,6 @@ def test_indices(num_labels, masks):
         encoding.decode(np.array([[0, 9]], np.uint8), False, "late")
 
 
-def test_nothing_but_background_is_noted():
-    encoding, notes = resolve([0], [0])
-    assert encoding.mask_values == "index" and "no mask" in notes[0]
-
-
 def test_a_value_above_the_last_class_offers_both_readings():
     for masks, num_labels in (([0, 128], None), ([0, 1, 254], None), ([0, 4], 4)):
         with pytest.raises(UserError, match=r"^b: mask value \d+.*binary.*index"):

@@ -123,9 +123,10 @@ def hidden_file(root, stem, other):
 
 
 @fault("odd-file", error=False)
-def folder_among_images(root, stem, other):
-    (root / "test/images/old").mkdir()
-    return "old"
+def images_in_another_folder(root, stem, other):
+    (root / "more").mkdir()
+    (root / "more/extra.png").write_bytes(image_of(root, stem).read_bytes())
+    return "more/extra.png"
 
 
 @fault("unreadable")

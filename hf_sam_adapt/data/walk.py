@@ -1,0 +1,78 @@
+"""Which files of a folder are data, and which are what systems and tools leave behind: one rule for every walk."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Collection
+from pathlib import Path
+
+from ..errors import UserError
+
+
+# Beside all hidden names, such as .DS_Store, ._a.jpg and .ipynb_checkpoints. Lower case.
+_LEFTOVERS = {
+    "__macosx",
+    "__pycache__",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "icon\r",
+    "@eadir",
+    "@recycle",
+    "@tmp",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+}
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of this name was left by a system or a tool: hidden, a thumbnail, a recycle bin."""
+    return name.startswith((".", "~$")) or name.lower() in _LEFTOVERS
+
+
+def files_below(root: Path, suffixes: Collection[str] | None = None, *, deep: bool = True) -> list[Path]:
+    """The files of a folder and its sub-folders without leftovers, each folder's in the order of their names.
+
+    Args:
+        root: its own name may be anything; links are followed, but not back up.
+        suffixes: wanted, in lower case; None = all.
+        deep: also in sub-folders.
+
+    Raises:
+        UserError: a folder that cannot be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions") from error
+
+    found: list[Path] = []
+    above: dict[str, frozenset[str]] = {}  # the real paths of the folders that a folder lies in
+    for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
+        real, parents = os.path.realpath(folder), above.pop(folder, frozenset())
+        kept = sorted(name for name in folders if not is_leftover(name))
+        folders[:] = kept if deep and real not in parents else []
+        above |= {os.path.join(folder, name): parents | {real} for name in folders}
+        if real not in parents:
+            chosen = (name for name in sorted(names) if not is_leftover(name))
+            found += [Path(folder, name) for name in chosen if suffixes is None or suffix_of(name) in suffixes]
+    return found
+
+
+def suffix_of(name: str) -> str:
+    """`x.JPG` -> `.jpg`."""
+    return os.path.splitext(name)[1].lower()
+
+
+def one_form(name: str) -> str:
+    """A name in the form (Unicode's NFC) in which names are compared: macOS stores another one, NFD."""
+    return unicodedata.normalize("NFC", name)
+
+
+def find_named(folder: Path, name: str) -> Path | None:
+    """The file `name` in `folder`, in whichever Unicode form it is stored; None where there is none."""
+    forms = (name, one_form(name), unicodedata.normalize("NFD", name))
+    return next((folder / form for form in forms if (folder / form).is_file()), None)

@@ -1,0 +1,73 @@
+"""What an earlier run says of a data set: which image was for what."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .arguments import read_yaml
+from .data import SegmentationData
+from .data.splits import changes, read_splits
+from .errors import UserError
+from .repository import find_file
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """A run that another one goes on from, or whose adapter is evaluated.
+
+    Attributes:
+        name: the user's, a folder or a Hub id.
+        recipe: its keys; empty where there is none.
+        trouble: why the recipe could not be read from the Hub, else None.
+        splits: the keys of its images per split; None where they are not known, as on the Hub.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    splits: dict[str, list[str]] | None
+    trouble: str | None = None
+
+    @classmethod
+    def read(cls, name: str) -> EarlierRun:
+        """Of a run folder, an adapter's folder or a Hub id. Raises `UserError` where a file is damaged."""
+        try:
+            recipe = find_file(name, "recipe.yaml")
+        except UserError as error:  # what is needed of the adapter may be in the cache
+            return cls(name, {}, None, str(error))
+        splits = Path(name) / "splits.json"
+        known = read_splits(splits) if splits.is_file() else None
+        return cls(name, {} if recipe is None else read_yaml(recipe), known)
+
+    def is_of(self, dataset: Any) -> bool:
+        """Whether `dataset` is the run's."""
+        own = self.recipe.get("dataset")
+        if not isinstance(dataset, (str, os.PathLike)) or not own:
+            return False
+        return str(dataset) == own or Path(dataset).expanduser().resolve() == Path(own).expanduser().resolve()
+
+    def known(self, dataset: Any) -> dict[str, list[str]] | None:
+        """What `load_segmentation_dataset` takes as `known`: the run's splits, if `dataset` is the run's."""
+        return self.splits if self.is_of(dataset) else None
+
+    def notes(self, data: SegmentationData, dataset: Any, seed: int) -> list[str]:
+        """What differs between the run's images and those of `data`, in sentences."""
+        own, keys = self.recipe.get("dataset"), data.keys
+        found = []
+        if self.trouble is not None:
+            found.append(f"whether {self.name} was trained on these images is not known ({self.trouble})")
+        if own and not self.is_of(dataset):
+            found.append(f"{self.name} was trained on {own}, not on {data.name}")
+        elif own and self.splits is not None and keys is not None:
+            changed = changes(self.splits, keys)
+            stay = "; the others keep their sides" if data.splits is not None else ""
+            found += [f"{data.name} has changed since {self.name} was trained: {changed}{stay}"] * bool(changed)
+        own_seed = self.recipe.get("seed", seed)
+        if own and data.splits is not None and own_seed != seed and self.known(dataset) is None:
+            found.append(
+                f"{self.name} was trained with the split of seed {own_seed}, this one is of seed {seed}: it may have "
+                "been trained on images that are tested here"
+            )
+        return found

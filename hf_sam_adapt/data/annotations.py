@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from ..errors import UserError
+from .images import EXIF_ORIENTATION, open_image
 from .walk import one_form
 
 
@@ -178,6 +179,12 @@ def image_side(value: Any, name: str) -> int | None:
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: {value!r} is no height or width in pixels; correct it there") from error
     return int(side) if side > 0 else None
+
+
+def is_turned(file: str | os.PathLike) -> bool:
+    """Whether an image's EXIF orientation swaps its height and width. Raises `UserError` for an unreadable one."""
+    with open_image(file) as image:
+        return image.getexif().get(EXIF_ORIENTATION, 1) >= 5
 
 
 def label_of(value: Any) -> str | None:

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
-from .annotations import BACKGROUND_LABELS, IGNORE_LABELS, ONLY_CLASS, find_image, image_side, label_of, read_text
+from .annotations import (
+    BACKGROUND_LABELS,
+    IGNORE_LABELS,
+    ONLY_CLASS,
+    find_image,
+    image_side,
+    is_turned,
+    label_of,
+    read_text,
+)
 from .areas import (
     NO_PIXEL,
     OUTSIDE,
@@ -25,13 +34,14 @@ from .areas import (
 )
 from .channels import load_header, load_image
 from .folder import SPLIT_NAMES, has_masks
-from .images import IGNORE, Header, is_turned
+from .images import IGNORE, Header
 
 
 if TYPE_CHECKING:
     import datasets
 
 
+MAX_FILES = 20  # JSON files of other names that are looked into
 FILE_NAMES = ("annotations.json", "_annotations.coco.json")
 _FIELDS = {
     "images": ("id", "file_name"),
@@ -98,7 +108,9 @@ def find_annotations(root: Path) -> dict[str, Path]:
     if not found:
         usual = [root / name for name in FILE_NAMES if (root / name).is_file()]
         # CVAT writes annotations/instances_default.json, Label Studio result.json.
-        other = [] if usual or has_masks(root) else [path for path in (*root.glob("*.json"), *named) if _is_coco(path)]
+        others = [] if usual or has_masks(root) else [*root.glob("*.json"), *named]
+        # A folder of labelme has many.
+        other = [path for path in others if len(others) <= MAX_FILES and _is_coco(path)]
         if usual or len(other) == 1:
             found = {"all": (*usual, *other)[0]}
     return found

@@ -67,12 +67,6 @@ def read_header(source: str | os.PathLike | BytesIO, name: str | None = None) ->
         return Header(height, width, is_lossy(image), image.mode in _COLOUR_MODES)
 
 
-def is_turned(file: str | os.PathLike) -> bool:
-    """Whether an image's EXIF orientation swaps its height and width. Raises `UserError` for an unreadable one."""
-    with open_image(file) as image:
-        return image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-
-
 def is_lossy(image: Image.Image) -> bool:
     """Whether the format of an opened file may have changed the pixel values (JPEG and the like)."""
     return image.format in LOSSY_FORMATS

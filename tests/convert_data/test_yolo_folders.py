@@ -44,7 +44,7 @@ def test_yolo_equal_names_in_two_sets(tmp_path, listed):
     yolo(root, dict(zip(names, ([box] for box in BOXES))))
     (root / "train.txt").write_text("".join(f"C:\\data\\two\\{name}\n".replace("/", "\\") for name in names))
     train = ["north/images", "south/images"] if listed == "folders" else "train.txt"
-    (root / "data.yaml").write_text(yaml.safe_dump({"names": ["cell"], "train": train}))
+    (root / "data.yaml").write_text(yaml.safe_dump({"names": ["cell"], "train": train, "path": "C:/data/two"}))
     _, masks = converted("yolo", root, tmp_path)
     assert sorted(masks) == ["masks/north_1.png", "masks/south_1.png"]
     for stem, box in zip(("north_1", "south_1"), BOXES):

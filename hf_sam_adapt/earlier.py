@@ -37,8 +37,8 @@ class EarlierRun:
             recipe = find_file(name, "recipe.yaml")
         except UserError as error:  # what is needed of the adapter may be in the cache
             return cls(name, {}, None, str(error))
-        splits = Path(name) / "splits.json"
-        known = read_splits(splits) if splits.is_file() else None
+        files = (Path(name) / place / "splits.json" for place in ("", "logs"))
+        known = next((read_splits(file) for file in files if file.is_file()), None)
         return cls(name, {} if recipe is None else read_yaml(recipe), known)
 
     def is_of(self, dataset: Any) -> bool:

@@ -60,6 +60,10 @@ class PredictArguments:
 
 def predict_command(args: PredictArguments) -> list[dict[str, Any]]:
     """`predict`, then one line that says where the results are."""
+    for folder in filter(Path.is_dir, map(Path, args.inputs)):
+        below = len(files_below(folder, IMAGE_SUFFIXES)) - len(files_below(folder, IMAGE_SUFFIXES, deep=False))
+        if below:
+            print(f"{folder}: {below} images in its sub-folders are not read; name those, or '{folder}/**/*.png'")
     records = predict(**vars(args))
     print(f"{len(records)} masks, their overlays and predictions.json are in {args.output_dir}")
     if args.instances:

@@ -15,11 +15,11 @@ import numpy as np
 
 from ..errors import UserError
 from . import coco, columns, folder, generated
-from .dataset import Reader, SegmentationData, SegmentationSplit, image_keys, size_message
+from .dataset import Reader, SegmentationData, SegmentationSplit, size_message
 from .degenerate import degenerate, unused_map_notes
 from .encoding import lossy_message, parse_label_map, present_values, resolve_encoding
 from .palettes import Colour, Palette, resolve_palette, to_labels, unknown_colours
-from .splits import split_indices
+from .splits import draw_splits
 
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def open_source(
     empty = next((name for name in ("val", "test") if name in tables and not len(tables[name])), None)
     if empty is not None:
         raise UserError(f"dataset: {dataset}: no images in its split {empty}; add some, or remove the split")
-    tables, splits, notes = _split(tables, group_by, seed, known)
+    tables, splits, notes = draw_splits(tables, group_by, seed, known)
     if "train" not in tables or not len(tables["train"]):
         raise UserError(f"dataset: {dataset} has no training images")
     names = _id2label(id2label, num_labels)
@@ -245,41 +245,6 @@ def _open(
         f"dataset: {name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
         "annotations.json"
     )
-
-
-def _split(
-    tables: dict[str, datasets.Dataset],
-    group_by: str | None,
-    seed: int,
-    known: Mapping[str, Sequence[str]] | None,
-) -> tuple[dict[str, datasets.Dataset], dict[str, list[str]] | None, list[str]]:
-    """Draw the splits that the source does not name; (tables, keys per drawn split or None, notes)."""
-    source = "all" if "all" in tables else "train"
-    names = ("train", "val", "test") if source == "all" else ("train", "val")
-    if source not in tables or (source == "train" and "val" in tables):
-        return tables, None, [] if "test" in tables else [_no_test(tables)]
-    table = columns.with_keys(tables[source])
-    keys = image_keys(table)
-    dealt = split_indices(table["id"], names, group_by=group_by, seed=seed, keys=keys, known=known)
-    drawn = {name: part for name, part in dealt.items() if part}
-    splits = {name: [keys[index] for index in part] for name, part in drawn.items()}
-    result = {name: part for name, part in tables.items() if name != source}
-    result |= {name: table.select(part) for name, part in drawn.items()}
-    counts = ", ".join(f"{len(part)} {name}" for name, part in drawn.items())
-    if "val" in drawn:
-        notes = [f"images dealt by their names and seed {seed}: {counts}"]
-        if 2 * len(drawn.get("train", ())) < len(keys):
-            notes.append("fewer than half of the images are for training: another seed deals the groups otherwise")
-    else:
-        notes = ["one image: nothing is held out" if len(keys) == 1 else "one group of images: nothing is held out"]
-    if "test" not in result:
-        notes.append(_no_test(result))
-    return result, splits, notes
-
-
-def _no_test(tables: dict[str, Any]) -> str:
-    instead = "validation images, which also choose the checkpoint" if "val" in tables else "training images"
-    return f"no test split: the final evaluation uses the {instead}"
 
 
 def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, seed: int) -> list[tuple[str, bool]]:

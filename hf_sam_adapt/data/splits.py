@@ -7,13 +7,63 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from .columns import with_keys
+from .dataset import image_keys
 from .walk import one_form
+
+
+if TYPE_CHECKING:
+    import datasets
 
 
 SLOTS, HELD_OUT = 20, 3  # 3 of 20 are 15 %
 _NUMBER = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)  # the last number of a name, with what is around it
+
+
+def draw_splits(
+    tables: dict[str, datasets.Dataset],
+    group_by: str | None,
+    seed: int,
+    known: Mapping[str, Sequence[str]] | None,
+) -> tuple[dict[str, datasets.Dataset], dict[str, list[str]] | None, list[str]]:
+    """Draw the splits that a source does not name.
+
+    Args:
+        tables: per split, or "all".
+        group_by, seed, known: see `split_indices`.
+
+    Returns:
+        Tables per split, keys per drawn split or None, and notes.
+    """
+    source = "all" if "all" in tables else "train"
+    names = ("train", "val", "test") if source == "all" else ("train", "val")
+    if source not in tables or (source == "train" and "val" in tables):
+        return tables, None, [] if "test" in tables else [_no_test(tables)]
+    table = with_keys(tables[source])
+    keys = image_keys(table)
+    dealt = split_indices(table["id"], names, group_by=group_by, seed=seed, keys=keys, known=known)
+    drawn = {name: part for name, part in dealt.items() if part}
+    splits = {name: [keys[index] for index in part] for name, part in drawn.items()}
+    result = {name: part for name, part in tables.items() if name != source}
+    result |= {name: table.select(part) for name, part in drawn.items()}
+    counts = ", ".join(f"{len(part)} {name}" for name, part in drawn.items())
+    if "val" in drawn:
+        notes = [f"images dealt by their names and seed {seed}: {counts}"]
+        if 2 * len(drawn.get("train", ())) < len(keys):
+            notes.append("fewer than half of the images are for training: another seed deals the groups otherwise")
+    else:
+        notes = ["one image: nothing is held out" if len(keys) == 1 else "one group of images: nothing is held out"]
+    if "test" not in result:
+        notes.append(_no_test(result))
+    return result, splits, notes
+
+
+def _no_test(tables: dict[str, Any]) -> str:
+    instead = "validation images, which also choose the checkpoint" if "val" in tables else "training images"
+    return f"no test split: the final evaluation uses the {instead}"
 
 
 def split_indices(

@@ -105,11 +105,15 @@ class RunFolder:
                 )
 
     def begin(self, recipe: Recipe, data: SegmentationData) -> None:
-        """Create the folder with `recipe.yaml` and, unless the data set is drawn or mixed, `splits.json`."""
+        """Create the folder with `recipe.yaml` and, for splits drawn by seed, `splits.json`.
+
+        Of splits that the source names `logs/splits.json` tells a run that goes on from this one what has changed.
+        """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.logs.mkdir(exist_ok=True)
         if data.keys is not None:
-            write_text(self.path / "splits.json", json.dumps(data.keys, indent=2))
+            folder = self.logs if data.splits is None else self.path
+            write_text(folder / "splits.json", json.dumps(data.keys, indent=2))
         # Rerunning the file shall give the whole run, not its end.
         whole = dataclasses.replace(recipe, resume_from_checkpoint=None)
         write_text(self.path / "recipe.yaml", whole.to_yaml())

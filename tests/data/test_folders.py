@@ -17,7 +17,7 @@ from hf_sam_adapt.demo.pairs import read_pairs
 from hf_sam_adapt.doctor import examine_dataset
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.hub import pushed_files
-from hf_sam_adapt.predict import find_images, output_names
+from hf_sam_adapt.predict import PredictArguments, find_images, output_names, predict_command
 
 
 LEFTOVERS = (
@@ -225,6 +225,17 @@ def test_what_is_not_read_is_said(place, tmp_path):
     assert place in [
         finding.file.removeprefix(f"{tmp_path}/") for finding in examine_dataset(tmp_path).findings.ordered()
     ]
+
+
+def test_predict_counts_the_images_of_sub_folders(tmp_path, capsys, monkeypatch):
+    for name in ("a", "more/b", "more/deeper/c"):
+        write_pair(tmp_path, name)
+    litter(tmp_path / "images" / "more")
+    monkeypatch.setattr("hf_sam_adapt.predict.predict", lambda inputs, **keys: find_images(inputs))
+    assert len(predict_command(PredictArguments(inputs=[str(tmp_path / "images")]))) == 1
+    assert "images: 2 images in its sub-folders are not read" in capsys.readouterr().out
+    predict_command(PredictArguments(inputs=[str(tmp_path / "masks/a.png")]))
+    assert "not read" not in capsys.readouterr().out
 
 
 def test_predict_says_what_it_does_not_read(tmp_path):

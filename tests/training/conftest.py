@@ -67,7 +67,9 @@ def crowd_split(tmp_path):
 @pytest.fixture
 def empty_split(tmp_path):
     image, _ = draw_discs(np.random.default_rng(2), 1)
-    return _one_image_split(tmp_path / "empty", image, np.zeros(image.shape[:2], np.uint8))
+    split = _one_image_split(tmp_path / "empty", image, np.eye(*image.shape[:2], dtype=np.uint8))
+    Image.fromarray(np.zeros(image.shape[:2], np.uint8)).save(tmp_path / "empty/masks/000.png")
+    return split
 
 
 @pytest.fixture

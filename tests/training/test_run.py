@@ -178,15 +178,22 @@ def test_a_batch_is_accumulated_from_smaller_ones(short_recipe):
     assert all(torch.allclose(one[name], two[name], atol=2e-5) for name in one)
 
 
-def test_a_dataset_without_any_object_gives_no_nan(short_recipe, disc_folder, tmp_path):
-    for kind in ("images", "masks"):
-        (tmp_path / "empty" / kind).mkdir(parents=True)
-        for number in range(8):
-            picture = Image.open(disc_folder / "train" / kind / f"{number:03}.png")
-            picture = picture.point(lambda value: 0) if kind == "masks" else picture
-            picture.save(tmp_path / "empty" / kind / f"{number:03}.png")
-    folder = run(short_recipe(dataset=tmp_path / "empty", prompts=["box"], mask_values="binary", max_steps=2))
+def test_images_without_objects_give_no_nan_and_a_set_of_them_is_refused(short_recipe, disc_folder, tmp_path):
+    for split, count in (("train", 8), ("val", 2), ("test", 4)):
+        for kind in ("images", "masks"):
+            (tmp_path / "empty" / split / kind).mkdir(parents=True)
+            for number in range(count):
+                picture = Image.open(disc_folder / "train" / kind / f"{number:03}.png")
+                picture = picture.point(lambda value: 0) if kind == "masks" and number else picture
+                picture.save(tmp_path / "empty" / split / kind / f"{number:03}.png")
+    flags = {"dataset": tmp_path / "empty", "prompts": ["box"], "mask_values": "binary", "max_steps": 2}
+    folder = run(short_recipe(**flags, batch_size=4))
     assert all(torch.isfinite(t).all() for t in load_file(folder / "adapter_model.safetensors").values())
+    for kind in ("images", "masks"):
+        (tmp_path / "empty/train" / kind / "000.png").unlink()
+    with pytest.raises(UserError, match="no foreground in 7 training masks"):
+        run(short_recipe("refused", **flags))
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step(short_recipe, monkeypatch):

@@ -106,3 +106,9 @@ def converted(format, root, tmp_path, **keys) -> tuple[list[str], dict[str, np.n
 
 def classes_of(notes) -> str:
     return notes[0].partition("classes: 0 background, ")[2]
+
+
+def samples(source) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Image and stored mask of every id."""
+    rows = [row for table in source.tables.values() for row in table]
+    return {row["id"]: (source.reader.read_image(row), source.reader.read_mask(row)[0]) for row in rows}

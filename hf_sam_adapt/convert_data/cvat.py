@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.annotations import BACKGROUND_LABELS, IGNORE_LABELS, find_image, image_side, label_of
+from ..data.annotations import BACKGROUND_LABELS, IGNORE_LABELS, find_image, image_side, label_of, stem_of
 from ..data.dataset import size_message
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.images import IGNORE, read_image
@@ -171,7 +171,9 @@ def _read_masks(source: Path, palette: Palette, images: Path, annotations: Annot
         names = [*enumerate(palette.classes), (IGNORE, IGNORE_LABELS[0])]
         regions = [Region(name, _ClassOfMask(read, mask, index)) for index, name in names]
         split = subsets.get(one_form(stem.as_posix()), UNSPLIT)
-        annotations.images.append(AnnotatedImage(split, "_".join(stem.parts), image, None, regions, str(mask)))
+        annotations.images.append(
+            AnnotatedImage(split, stem_of(mask.relative_to(folder)), image, None, regions, str(mask))
+        )
     return annotations
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from ..data.annotations import find_image, image_side, label_of, stem_of
 from ..data.folder import IMAGE_SUFFIXES
+from ..data.images import read_mask
 from ..data.walk import files_below
 from ..errors import UserError
 from .regions import (
@@ -143,11 +143,6 @@ def _shape(shape: dict[str, Any]) -> Shape | None:
 
 
 def _mask(data: str, points: np.ndarray) -> Bitmap:
-    try:
-        values = np.asarray(Image.open(BytesIO(_base64(data))))
-    except UnidentifiedImageError as error:
-        raise ValueError("its mask is no PNG") from error
+    values = read_mask(BytesIO(_base64(data)), "mask")
     left, top = points[0].round().astype(int).tolist()
-    if values.ndim == 3:  # without alpha, the last of 2 or 4 channels
-        values = values[..., : (values.shape[2] - 1) | 1].max(axis=2)
     return Bitmap(values > 0, left, top)

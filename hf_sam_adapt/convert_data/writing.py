@@ -63,15 +63,7 @@ def write_folder(annotations: Annotations, folder: Path, classes: Sequence[str] 
             other = sources.setdefault(image.image.resolve(), image.name)
             if other is not image.name:
                 raise UserError(f"{image.name}: its image {image.image} is that of {other}, too; keep one of them")
-        height, width = _store_image(image, place / "images")
-        mask = np.zeros((height, width), np.uint8)
-        for region in image.regions:
-            if region.label not in values:
-                annotations.left_out[f"area of a class that is not chosen, such as {region.label}"] += 1
-                continue
-            drawn = region.shape.draw(height, width)
-            misplaced.add(_fault(region, drawn), image.name)
-            mask[drawn] = values[region.label]
+        mask = _draw(image, _store_image(image, place / "images"), values, annotations, misplaced)
         foreground = foreground or bool(((mask > 0) & (mask < IGNORE)).any())
         _save_mask(mask, mask_file, len(names) + 1)
     annotations.notes.update(misplaced.notes())
@@ -105,6 +97,33 @@ def _values(annotations: Annotations, classes: Sequence[str] | None) -> tuple[li
     values.update({name: value for value, name in enumerate(names, start=1)})
     values.update(dict.fromkeys(BACKGROUND_LABELS, 0) | dict.fromkeys(IGNORE_LABELS, IGNORE))
     return names, values
+
+
+def _draw(
+    image: AnnotatedImage,
+    size: tuple[int, int],
+    values: dict[str | None, int],
+    annotations: Annotations,
+    misplaced: Misplaced,
+) -> np.ndarray:
+    """The mask of an image, uint8 (height, width); counts the areas that leave no trace in it."""
+    mask, top = np.zeros(size, np.uint8), np.zeros(size, np.int32)  # top: the number of the area that is seen
+    chosen = [region for region in image.regions if region.label in values]
+    for region in image.regions:
+        if region.label not in values:
+            annotations.left_out[f"area of a class that is not chosen, such as {region.label}"] += 1
+    faults = []
+    for number, region in enumerate(chosen, start=1):
+        drawn = region.shape.draw(*size)
+        faults.append(_fault(region, drawn))
+        misplaced.add(faults[-1], image.name)
+        mask[drawn], top[drawn] = values[region.label], number
+    for number in set(range(1, len(chosen) + 1)) - set(np.unique(top).tolist()):
+        region = chosen[number - 1]
+        drawn = region.shape.draw(*size)
+        if faults[number - 1] is None and drawn.any() and not (mask[drawn] == values[region.label]).any():
+            annotations.notes["area that later ones of other classes cover as a whole"] += 1
+    return mask
 
 
 def _fault(region: Region, drawn: np.ndarray) -> str | None:

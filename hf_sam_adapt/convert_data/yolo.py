@@ -138,16 +138,15 @@ def _split_images(
             hint = "correct path in it, or name the folder by --images"
             raise UserError(f"{file}: {named} does not exist in {base}; {hint}")
     found: list[tuple[Path, str]] = []
-    folders = [place for place in existing if place.is_dir()]
-    top = Path(os.path.commonpath([place.absolute() for place in folders])) if folders else base
+    folders = [place.absolute() for place in existing if place.is_dir()]
+    top = Path(os.path.commonpath(folders)) if folders else file.parent
     for place in existing:
         if place.is_file():
             lines = [line.strip() for line in annotations.read_text(place).splitlines() if line.strip()]
             listed = [find_image(line, [place.parent, base, file.parent], str(place)).path for line in lines]
-            found += [(image, _stem(image, base)) for image in listed]
+            found += [(image, _stem(image, base if base.is_dir() else file.parent)) for image in listed]
         else:
-            listed = sorted(files_below(place, IMAGE_SUFFIXES))
-            found += [(image, _stem(image, top)) for image in listed]
+            found += [(image, _stem(image, top)) for image in sorted(files_below(place, IMAGE_SUFFIXES))]
     return found
 
 

@@ -6,13 +6,16 @@ import codecs
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from PIL import Image
+
 from ..errors import UserError
+from .stored import EXIF_ORIENTATION, open_stored
+from .walk import one_form
 
 
 BACKGROUND_LABELS = ("_background_", "__background__", "background")
@@ -120,7 +123,7 @@ def find_image(name: str, folders: Sequence[Path], source: str) -> FoundImage:
 
 def stem_of(path: str | Path) -> str:
     """`a/b/x.jpg` -> `a_b_x`, in one Unicode form."""
-    return unicodedata.normalize("NFC", "_".join(_parts(os.path.splitext(os.fspath(path))[0])))
+    return one_form("_".join(_parts(os.path.splitext(os.fspath(path))[0])))
 
 
 def _parts(path: str) -> list[str]:
@@ -153,7 +156,7 @@ def _namesake(place: Path) -> Path | None:
     """The one file whose name differs from that of `place` in case or Unicode form only."""
 
     def folded(name: str) -> str:
-        return unicodedata.normalize("NFC", name).casefold()
+        return one_form(name).casefold()
 
     try:
         names = os.listdir(place.parent)
@@ -178,6 +181,12 @@ def image_side(value: Any, name: str) -> int | None:
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: {value!r} is no height or width in pixels; correct it there") from error
     return int(side) if side > 0 else None
+
+
+def is_turned(file: str | os.PathLike) -> bool:
+    """Whether an image's EXIF orientation swaps its height and width. Raises `UserError` for an unreadable one."""
+    with open_stored(file) as image:
+        return isinstance(image, Image.Image) and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
 
 
 def label_of(value: Any) -> str | None:

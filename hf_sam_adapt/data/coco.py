@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
-from .annotations import BACKGROUND_LABELS, IGNORE_LABELS, ONLY_CLASS, find_image, image_side, label_of, read_text
+from .annotations import (
+    BACKGROUND_LABELS,
+    IGNORE_LABELS,
+    ONLY_CLASS,
+    find_image,
+    image_side,
+    is_turned,
+    label_of,
+    read_text,
+)
 from .areas import (
     NO_PIXEL,
     OUTSIDE,
@@ -25,7 +34,7 @@ from .areas import (
 )
 from .channels import load_header, load_image
 from .folder import SPLIT_NAMES, has_masks
-from .images import IGNORE, Header, is_turned
+from .images import IGNORE, Header
 from .walk import files_below
 
 
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
     import datasets
 
 
+MAX_FILES = 20  # JSON files of other names that are looked into
 FILE_NAMES = ("annotations.json", "_annotations.coco.json")
 _FIELDS = {
     "images": ("id", "file_name"),
@@ -99,7 +109,9 @@ def find_annotations(root: Path) -> dict[str, Path]:
     if not found:
         usual = [root / name for name in FILE_NAMES if (root / name).is_file()]
         # CVAT writes annotations/instances_default.json, Label Studio result.json.
-        other = [] if usual or has_masks(root) else [path for path in (*_json_files(root), *named) if _is_coco(path)]
+        others = [] if usual or has_masks(root) else [*_json_files(root), *named]
+        # A folder of labelme has many.
+        other = [path for path in others if len(others) <= MAX_FILES and _is_coco(path)]
         if usual or len(other) == 1:
             found = {"all": (*usual, *other)[0]}
     return found
@@ -200,11 +212,8 @@ def _classes(
 
 def _used_names(content: dict, file: Path) -> dict[Any, str]:
     """Category id -> name, of those that something is annotated with; Roboflow lists a super-category besides."""
-    listed: dict[Any, str | None] = {}
-    for item in content["categories"]:
-        name = label_of(item["name"])
-        if listed.setdefault(_key(item["id"]), name) != name:
-            raise UserError(f"{file}: the id {item['id']} is there twice under categories; each name needs its own")
+    listed = {_key(item["id"]): label_of(item["name"]) for item in content["categories"]}
+    _check_ids(content["categories"], "categories", file)
     used = {_key(item["category_id"]) for item in content["annotations"]} - {None}
     unknown = sorted(str(category) for category in used if listed.get(category) is None)
     if unknown:
@@ -219,6 +228,16 @@ def _key(value: Any) -> int | str | None:
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
     return value if value is None or isinstance(value, (int, str)) else str(value)
+
+
+def _check_ids(items: list[dict], part: str, file: Path) -> None:
+    """Refuse ids and file names that are there more than once."""
+    for field_ in ("id", "file_name") if part == "images" else ("id",):
+        values = (str(_key(item[field_]) if field_ == "id" else item[field_]) for item in items)
+        for value, count in Counter(values).most_common(1):
+            if count > 1:
+                often = f"the {field_} {value} is there {count} times"
+                raise UserError(f"{file}: {often} under {part}; each needs its own")
 
 
 def _flag(value: Any) -> bool:
@@ -270,17 +289,15 @@ class _Split:
         import datasets
 
         objects: dict[Any, list] = {_key(item["id"]): [] for item in content["images"]}
-        if len(objects) < len(content["images"]):
-            id_, count = Counter(_key(item["id"]) for item in content["images"]).most_common(1)[0]
-            raise UserError(f"{self.file}: the id {id_} is there {count} times under images; each needs its own")
+        _check_ids(content["images"], "images", self.file)
         strays: list[dict] = []
         for item in content["annotations"]:
             objects.get(_key(item["image_id"]), strays).append(self._object(item))
         if len(strays) == len(content["annotations"]):
-            none = f"none of the {len(strays)} annotations" if strays else "no annotation"
-            raise UserError(
-                f"{self.file}: {none} belongs to one of its {len(objects)} images; correct image_id and id"
-            )
+            stray = content["annotations"][0]["image_id"] if strays else None
+            why = "there are none" if stray is None else f"image_id {stray!r}, for example, is no image's"
+            images = f"no annotation belongs to one of its {len(objects)} images"
+            raise UserError(f"{self.file}: {images} ({why}); correct the file")
         if strays:
             source.left_out["annotation that names no image"] += len(strays)
         columns: dict[str, list] = {name: [] for name in ("id", "image", "height", "width", "objects")}
@@ -290,8 +307,7 @@ class _Split:
             path, stem = find_image(name, self.folders, str(self.file))
             other = entries.setdefault(str(path.resolve()), name)
             if len(entries) == len(columns["id"]):
-                both = f"{other} is listed twice" if other == name else f"{other} and {name} are one file, {path},"
-                raise UserError(f"{self.file}: {both} under images; keep one entry, or give each its file")
+                raise UserError(f"{self.file}: {other} and {name} are one file, {path}; give each entry its own")
             height, width = self._size(item, path)
             found = objects[_key(item["id"])]
             self._check(found, height, width, path, source)

@@ -75,12 +75,6 @@ def read_mask_header(source: Encoded, name: str | None = None, content: MaskCont
     return header
 
 
-def is_turned(file: str | os.PathLike) -> bool:
-    """Whether an image's EXIF orientation swaps its height and width. Raises `UserError` for an unreadable one."""
-    with open_stored(file) as image:
-        return isinstance(image, Image.Image) and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-
-
 def read_image(source: Encoded | Image.Image | np.ndarray, name: str | None = None) -> np.ndarray:
     """Read an image as RGB.
 

@@ -8,10 +8,12 @@ from io import BytesIO
 import numpy as np
 import pytest
 import yaml
+from annotation_files import samples
 from PIL import Image
 
 from hf_sam_adapt.convert_data import convert_annotations
 from hf_sam_adapt.data import load_segmentation_dataset
+from hf_sam_adapt.data.loading import open_source
 from hf_sam_adapt.errors import UserError
 
 
@@ -112,8 +114,8 @@ def test_labelme_shapes(rng, tmp_path, capsys):
         "num_labels": 3,
         "id2label": {0: "background", 1: "cat", 2: "dog"},
     }
-    data = load_segmentation_dataset(**recipe | {"dataset": out})
-    assert data.num_labels == 3 and {data.train.ids[0], data.val.ids[0]} == {"a", "b"}
+    source = open_source(**recipe)
+    assert source.num_labels == 3 and set(samples(source)) == {"a", "b"}
 
 
 def test_labelme_embedded_images_exif_and_splits(rng, tmp_path):
@@ -169,11 +171,11 @@ def test_coco_equals_what_is_read_directly(rng, tmp_path, name):
     assert (first[:, :5] == 1).all() and np.array_equal(first == 2, box(20, 10, 40, 30) | box(30, 20, 50, 35))
     assert (second[:, :5] == 255).all() and not second[:, 5:].any()
     if name == "annotations.json":
-        direct = load_segmentation_dataset(root)
-        recipe = yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())
-        converted = load_segmentation_dataset(**recipe | {"dataset": tmp_path / "out"})
-        for one, other in ((direct.train, converted.train), (direct.val, converted.val)):
-            assert np.array_equal(one[0].mask, other[0].mask) and np.array_equal(one[0].image, other[0].image)
+        direct = samples(open_source(root))
+        converted = samples(open_source(**yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())))
+        assert set(direct) == set(converted) == {"1", "2"}
+        for id_, (image, mask) in direct.items():
+            assert np.array_equal(converted[id_][0], image) and np.array_equal(converted[id_][1], mask)
 
 
 def yolo(root, rng, names=("small", "large")):

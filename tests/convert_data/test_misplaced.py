@@ -113,6 +113,23 @@ def test_a_photograph_that_exif_turns(tmp_path, write, orientation, shown):
             load_segmentation_dataset(root)
 
 
+@pytest.mark.parametrize("format", ["labelme", "coco", "cvat"])
+def test_areas_under_later_ones_are_counted(tmp_path, format):
+    """Two small ones under a large one of another class; one under its own class leaves its pixels."""
+    small, large = [(8, 8, 12, 12), (30, 8, 34, 12)], (5, 5, 40, 30)
+    root = annotated(tmp_path / "source", format, {"0.jpg": [*small, large, (6, 6, 9, 9)]})
+    file = root / {"labelme": "0.json", "coco": "annotations.json", "cvat": "annotations.xml"}[format]
+    text = file.read_text()
+    if format == "coco":
+        text = text.replace('"category_id": 1', '"category_id": 2', 2)
+        text = text.replace('"categories": [', '"categories": [{"id": 2, "name": "nucleus"}, ')
+    else:
+        text = text.replace('"cell"', '"nucleus"', 2)
+    file.write_text(text)
+    notes = convert_annotations(format, root, tmp_path / "out")
+    assert notes[1:] == ["2 x area that later ones of other classes cover as a whole"]
+
+
 def test_masks_without_any_class_are_refused(tmp_path):
     for folder in ("JPEGImages", "SegmentationClass"):
         (tmp_path / "cvat" / folder).mkdir(parents=True)

@@ -124,11 +124,11 @@ def convert_cosam_pool(
             f"{', '.join(files)}; name those that were trained before it as domains"
         )
     with write_whole(folder) as part:
-        for name, source in files.items():
-            notes = convert_cosam(read_checkpoint(source), part / name, request)
-        processor = SamAdaptProcessor.from_pretrained(part / name)
+        notes_of = {name: convert_cosam(read_checkpoint(path), part / name, request) for name, path in files.items()}
+        configs = [SamDecoderConfig.from_pretrained(str(part / name)) for name in files]
+        processor = SamAdaptProcessor.from_pretrained(part / next(iter(files)))
         processor.save_pretrained(part)
-        own = SamDecoderConfig.from_pretrained(str(part / name))
+        own = configs[0]
         config = ModaConfig(
             inner=SamDecoderConfig(
                 decoder=own.decoder, early_layer=own.early_layer, global_attention=own.global_attention
@@ -140,12 +140,13 @@ def convert_cosam_pool(
             num_tokens=tokens.shape[1],
             reject=0,
             pool=True,
-            base_fingerprint=own.base_fingerprint,
+            base_fingerprint=own.base_fingerprint if all(one.base_fingerprint for one in configs) else None,
             base_model_name_or_path=own.base_model_name_or_path,
         )
         save_config(config, part)
         router = _router(tokens, weight, bias, processor.image_size)
         (part / WEIGHTS).write_bytes(router_file(router, list(files)))
+    notes = _once(notes_of)
     if domains is None:
         notes.insert(0, f"Domains in CoSAM's order, which the router's rows are taken to have: {', '.join(files)}.")
     return [
@@ -153,6 +154,13 @@ def convert_cosam_pool(
         *notes,
         "The images behind the router are not in the checkpoint, so no domain can be added to the pool.",
     ]
+
+
+def _once(notes_of: dict[str, list[str]]) -> list[str]:
+    """What holds of every domain once, the rest with the domain's name."""
+    first = next(iter(notes_of.values()))
+    common = [note for note in first if all(note in notes for notes in notes_of.values())]
+    return common + [f"{name}: {note}" for name, notes in notes_of.items() for note in notes if note not in common]
 
 
 def _domain_files(checkpoints: Path, domains: list[str] | None) -> dict[str, Path]:

@@ -92,6 +92,20 @@ def test_a_pool_without_base_stores_none_after_loading_either(sam, out, tmp_path
     assert config_of(tmp_path / "again" / "CAMO")["base_fingerprint"] is None
 
 
+def test_a_pool_of_which_one_file_tells_nothing(sam, base, out, tmp_path):
+    folder = tmp_path / "hq"
+    folder.mkdir()
+    torch.save(hq_state(sam), folder / "adapter_BSData.pth")
+    torch.save(trained_alone(sam, "cosam"), folder / "adapter_CAMO.pth")
+    torch.save(classifier_state(sam, 2), folder / "task_classifier_after_1th_task_training.pth")
+    done = convert_official_checkpoint("cosam", folder, out, base=base)
+    assert any(note.startswith("BSData: ") and "equal within half precision" in note for note in done.notes)
+    assert any(note.startswith("CAMO: Nothing shows that the checkpoint was trained on") for note in done.notes)
+    assert sum("global_attention=True" in note for note in done.notes) == 1
+    stored = [config_of(folder)["base_fingerprint"] for folder in (out, out / "BSData", out / "CAMO")]
+    assert stored == [None, compute_fingerprint(sam), None]
+
+
 def spoiled(value, state, name):
     broken = state[name].clone()
     broken.view(-1)[0] = value

@@ -40,7 +40,7 @@ class SegmentTab:
 
     def _inputs(self) -> None:
         app = self.app
-        hint("Your image: drop, upload or paste it, then click on it")
+        hint("Your image: drop or paste it, then click")
         self.image = gr.Image(
             show_label=False,
             sources=["upload", "clipboard"],
@@ -256,7 +256,7 @@ def _remark(session: Session, result: Segmentation) -> str:
         return "Both models segment what is in your box."
     if clicks.points:
         on, off = (sum(label == wanted for *_, label in clicks.points) for wanted in (1, 0))
-        return f"Both models segment what you point at: {on} on the object, {off} beside it."
+        return f"Both models segment what you point at: {on} on the object{f', {off} beside it' if off else ''}."
     return "No prompt: both models look for their object by themselves. Click on the image to point at yours."
 
 

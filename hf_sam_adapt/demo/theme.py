@@ -25,7 +25,9 @@ CSS = """
 .hint {color: var(--body-text-color-subdued); font-size: 0.87rem;}
 #examples img {border-radius: 8px; width: 100%; height: 64px; object-fit: cover;}
 #examples .gallery {display: grid; grid-template-columns: repeat(6, 1fr); gap: 6px;}
-#examples .gallery > button, #examples .gallery > button > div {width: 100%; min-width: 0;}
+#examples button, #examples button > span, #examples .container {display: block; width: 100%; max-width: none;
+  min-width: 0; height: 64px;}
+.secondary-wrap input {text-overflow: ellipsis; padding-right: 26px;}
 .caption {display: flex; flex-wrap: wrap; justify-content: space-between; gap: 2px 14px; font-size: 0.86rem;
   margin: -6px 2px 0 2px;}
 .caption i {display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px;}
@@ -46,7 +48,7 @@ CSS = """
 .bars b {text-align: right;}
 .faint .bars {opacity: 0.45;}
 #routed .caption-label, #pairs .caption-label {font-size: 0.72rem; max-width: 100%; padding: 2px 5px;}
-#pairs .grid-container {grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)) !important;}
+#pairs .grid-container {grid-template-columns: repeat(auto-fill, minmax(54px, 1fr)) !important;}
 footer {opacity: 0.75;}
 @media (max-width: 1000px) {.note {min-height: 80px;}}
 /* Narrow: one column, in which a result stands beside what is tapped for it. */

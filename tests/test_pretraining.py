@@ -37,10 +37,15 @@ def draw_source(folder, name: str, count: int, rng: np.random.Generator) -> None
             layer += 1
         image = rng.integers(0, 60, (height, width, 3)).astype(np.uint8) + 40 * layer[..., None]
         Image.fromarray(image).save(folder / name / "images" / f"{number:04d}.jpg", quality=90)
-        Image.fromarray(layer, "P").save(folder / name / "masks" / f"{number:04d}.png")
+        palette_picture(layer).save(folder / name / "masks" / f"{number:04d}.png")
         if name == "street":  # a second layer: both regions as one
-            second = (layer > 0).astype(np.uint8)
-            Image.fromarray(second, "P").save(folder / name / "masks" / f"{number:04d}_2.png")
+            palette_picture((layer > 0).astype(np.uint8)).save(folder / name / "masks" / f"{number:04d}_2.png")
+
+
+def palette_picture(layer: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(layer, "P")
+    picture.putpalette(list(range(256)) * 3)
+    return picture
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +109,7 @@ def test_sources_are_drawn_by_the_square_root_of_their_size(cache):
 
 
 def test_what_a_source_labels_decides_what_is_asked(cache):
-    """Only a source that labels all of a kind has a class without a prompt; one that cannot be guessed, by its task."""
+    """A class without a prompt only where all of a kind is labelled; by its task alone where it cannot be guessed."""
     assert UNGUESSED < COMPLETE and "mugs" in COMPLETE - UNGUESSED and "floors" in UNGUESSED
     photographs, rng = photographs_of(cache, *SOURCES), np.random.default_rng(0)
     seen = {name: [photographs.plain(source, 0, rng, 4) for _ in range(12)] for source, name in enumerate(SOURCES)}

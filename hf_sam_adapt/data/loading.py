@@ -19,7 +19,7 @@ from .dataset import Reader, SegmentationData, SegmentationSplit, size_message
 from .degenerate import degenerate, unused_map_notes
 from .encoding import lossy_message, parse_label_map, present_values, resolve_encoding
 from .palettes import Colour, Palette, resolve_palette, to_labels, unknown_colours
-from .splits import draw_splits
+from .splits import draw_splits, no_test_note
 
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def load_segmentation_dataset(
     The headers of all files are read. The mask values of the training and validation data are read up to 2,000
     images, beyond that of a seeded sample of 2,000; each mask is checked again when it is used. No pixel of the test
     split is read. Where splits are drawn, the name of an image (or of its group) and the seed alone decide its side,
-    so it stays when others come or go. Validation images that hold no foreground choose nothing and are left out.
+    so it stays when others come or go. Validation images without foreground choose no checkpoint.
 
     Args:
         dataset: a folder `{train,val?,test?}/{images,masks}` or `{images,masks}`, a COCO folder, a folder written by
@@ -106,7 +106,7 @@ def load_segmentation_dataset(
     ]
     if palette is not None:
         _check_colours(headers)
-    parts = {name: tables[name] for name in ("train", "val") if name in tables}
+    parts: dict[str, Any] = {name: tables[name] for name in ("train", "val") if name in tables}
     scanned = _scan(parts, reader, palette, seed)
     masks = [mask for found in scanned.values() for mask in found]
     stored = [(mask.name, mask.values, mask.lossy) for mask in masks]
@@ -114,6 +114,7 @@ def load_segmentation_dataset(
     choice = source.mask_values, source.num_labels, source.label_map, palette, reader.draws_ignored
     encoding, notes = resolve_encoding(stored, *choice)
     notes += unused_map_notes(source.label_map, [mask.values for mask in masks])
+    val_chooses = True
     for name, found in scanned.items():
         problem = degenerate([encoding.classes(mask.values, mask.lossy, mask.name) for mask in found], encoding)
         if problem and len(found) < len(tables[name]):  # the sample may have missed the others
@@ -122,8 +123,10 @@ def load_segmentation_dataset(
         if problem and name == "train":
             raise UserError(f"dataset: {dataset}: {problem} in {len(tables[name])} training masks; check {_HINT}")
         if problem:
-            del tables[name]
+            val_chooses = False
             notes.append(f"{problem} in the validation masks: they choose no checkpoint, the last one is kept")
+            if "test" not in tables:
+                source.notes[-1] = no_test_note(())
     splits = {name: SegmentationSplit(table, reader, encoding) for name, table in tables.items()}
     return SegmentationData(
         train=splits["train"],
@@ -136,6 +139,7 @@ def load_segmentation_dataset(
         notes=colours + notes + source.notes,
         splits=source.splits,
         palette=palette,
+        val_chooses=val_chooses,
     )
 
 
@@ -233,8 +237,8 @@ def _open(
         return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(channels, coloured), None, []
     files = coco.find_annotations(root)
     if files and not folder.has_masks(root):
-        tables, id2label, left_out = coco.coco_tables(root, files)
-        notes = [f"left out: {count} x {what}" for what, count in left_out.items()]
+        tables, id2label, counts = coco.coco_tables(root, files)
+        notes = [f"left out: {count} x {what}" for what, count in counts.items()]
         return tables, coco.CocoReader(channels), id2label, notes
     if folder.has_images(root):
         tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)

@@ -126,7 +126,7 @@ class SegmentationData:
 
     Attributes:
         train: never empty.
-        val: chooses the best checkpoint; None when there is a single image or group, or no foreground in it.
+        val: chooses the best checkpoint; None when there is a single image or group.
         test: for the final evaluation only; None when the source has none.
         num_labels: number of classes with the background, None = binary.
         id2label: class to name.
@@ -135,6 +135,7 @@ class SegmentationData:
         notes: sentences about what was found, to be printed.
         splits: keys (see `SegmentationSplit.keys`) per split where they were drawn by seed, else None.
         palette: the colours of the classes, where the masks are read by one.
+        val_chooses: whether a score on `val` means anything; not without foreground.
     """
 
     train: SegmentationSplit
@@ -147,6 +148,7 @@ class SegmentationData:
     notes: list[str] = field(default_factory=list)
     splits: dict[str, list[str]] | None = None
     palette: Palette | None = None
+    val_chooses: bool = True
 
     @property
     def keys(self) -> dict[str, list[str]] | None:
@@ -159,7 +161,7 @@ class SegmentationData:
     @property
     def measured(self) -> tuple[str, SegmentationSplit]:
         """What a model is measured on, with its name: `test`, or where there is none `val`, else `train`."""
-        for name, split in (("test", self.test), ("val", self.val)):
+        for name, split in (("test", self.test), ("val", self.val if self.val_chooses else None)):
             if split:
                 return name, split
         return "train", self.train

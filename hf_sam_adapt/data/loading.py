@@ -18,7 +18,7 @@ from .encoding import check_threshold, lossy_message, parse_label_map, resolve_e
 from .images import MaskContent
 from .palettes import Palette, resolve_palette
 from .scan import ScannedMask, in_threads, palette_notes, sample_rows, scan_masks, soft_notes
-from .splits import draw_splits
+from .splits import draw_splits, no_test_note
 
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def load_segmentation_dataset(
     The headers of all files are read. The mask values of the training and validation data are read up to 2,000
     images, beyond that of a seeded sample of 2,000; each mask is checked again when it is used. No pixel of the test
     split is read. Where splits are drawn, the name of an image (or of its group) and the seed alone decide its side,
-    so it stays when others come or go. Validation images that hold no foreground choose nothing and are left out.
+    so it stays when others come or go. Validation images without foreground choose no checkpoint.
 
     Args:
         dataset: a folder `{train,val?,test?}/{images,masks}` or `{images,masks}`, a COCO folder, a folder written by
@@ -106,7 +106,7 @@ def load_segmentation_dataset(
     ]
     if palette is not None:
         _check_colours(headers)
-    parts = {name: tables[name] for name in ("train", "val") if name in tables}
+    parts: dict[str, Any] = {name: tables[name] for name in ("train", "val") if name in tables}
     choice = source.mask_values, source.num_labels, source.label_map, palette, reader.draws_ignored
     asked = resolve_encoding([], *choice, source.mask_threshold)[0]
     known = asked if palette is None and source.mask_values in ("binary", "alpha") else None
@@ -118,6 +118,7 @@ def load_segmentation_dataset(
     notes += unused_map_notes(source.label_map, [mask.mapped for mask in masks])
     if mask_threshold is None:
         notes = soft_notes(masks) + notes
+    val_chooses = True
 
     def trouble(found: list[ScannedMask]) -> str | None:
         classes = [mask.values if known else encoding.classes(mask.values, mask.lossy, mask.name) for mask in found]
@@ -133,8 +134,10 @@ def load_segmentation_dataset(
         if problem and name == "train":
             raise UserError(f"dataset: {dataset}: {problem} in {len(tables[name])} training masks; check {_HINT}")
         if problem:
-            del tables[name]
+            val_chooses = False
             notes.append(f"{problem} in the validation masks: they choose no checkpoint, the last one is kept")
+            if "test" not in tables:
+                source.notes[-1] = no_test_note(())
     splits = {name: SegmentationSplit(table, reader, encoding) for name, table in tables.items()}
     return SegmentationData(
         train=splits["train"],
@@ -147,6 +150,7 @@ def load_segmentation_dataset(
         notes=colours + notes + source.notes,
         splits=source.splits,
         palette=palette,
+        val_chooses=val_chooses,
     )
 
 

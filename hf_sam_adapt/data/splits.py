@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .columns import with_keys
@@ -41,7 +41,7 @@ def draw_splits(
     source = "all" if "all" in tables else "train"
     names = ("train", "val", "test") if source == "all" else ("train", "val")
     if source not in tables or (source == "train" and "val" in tables):
-        return tables, None, [] if "test" in tables else [_no_test(tables)]
+        return tables, None, [] if "test" in tables else [no_test_note(tables)]
     table = with_keys(tables[source])
     keys = image_keys(table)
     dealt = split_indices(table["id"], names, group_by=group_by, seed=seed, keys=keys, known=known)
@@ -57,12 +57,13 @@ def draw_splits(
     else:
         notes = ["one image: nothing is held out" if len(keys) == 1 else "one group of images: nothing is held out"]
     if "test" not in result:
-        notes.append(_no_test(result))
+        notes.append(no_test_note(result))
     return result, splits, notes
 
 
-def _no_test(tables: dict[str, Any]) -> str:
-    instead = "validation images, which also choose the checkpoint" if "val" in tables else "training images"
+def no_test_note(splits: Collection[str]) -> str:
+    """What is measured in place of test images, where only `splits` have images to measure."""
+    instead = "validation images, which also choose the checkpoint" if "val" in splits else "training images"
     return f"no test split: the final evaluation uses the {instead}"
 
 
@@ -103,7 +104,7 @@ def split_indices(
         if found:
             sides[group] = min(found, key=list(names).index)
 
-    held = ("test", "val") if "test" in names else ("val",)
+    held: tuple[str, ...] = ("test", "val") if "test" in names else ("val",)
     first = 0 if "test" in names else HELD_OUT  # validation images are the same with and without a test split
     places = {group: _place(group, seed, first) for group in groups if group not in sides}
     order = sorted(places, key=places.__getitem__)

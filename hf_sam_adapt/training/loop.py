@@ -210,7 +210,9 @@ class TrainingLoop:
     def _after_step(self) -> bool:
         """Validate and save where it is time; whether anything was done."""
         step, last = self.state.step, self.state.step == self.schedule.total
-        validated = self.data.val is not None and (last or step % self.schedule.eval_every == 0)
+        validated = (
+            self.data.val is not None and self.data.val_chooses and (last or step % self.schedule.eval_every == 0)
+        )
         if validated:
             self._validate()
         stopped = validated and self._is_stopped()

@@ -82,7 +82,9 @@ def test_validation_masks_that_choose_nothing_choose_nothing(masks, tmp_path):
     write_split(tmp_path, "train", GOOD * 3)
     write_split(tmp_path, "val", masks)
     data = load_segmentation_dataset(tmp_path, mask_values="index")
-    assert data.val is None and any("validation masks: they choose no checkpoint" in note for note in data.notes)
+    assert not data.val_chooses and data.measured == ("train", data.train)
+    assert data.notes[-1] == "no test split: the final evaluation uses the training images"
+    assert any("validation masks: they choose no checkpoint" in note for note in data.notes)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,7 @@ from ..arguments import option, read_yaml
 from ..attention import Kind
 from ..errors import UserError
 from ..metrics.stream import PROMPTLESS_METRICS, check_ignore_background, check_metrics
-from ..paths import DATASET, FILE, MODEL, NAME, absolute, change_paths, found_from
+from ..paths import DATASET, FILE, MODEL, NAME, change_paths, found_from
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
 from ..repository import find_file
@@ -232,20 +233,37 @@ def load_for_inference(
     loaded = load_adapted(adapter, model, attention=attention)
     if loaded.config is not None:
         return loaded.model, loaded.processor, {}
-    base_name = model or _recipe_of(adapter).get("model")
+    base_name = model or _recipe_model(adapter)
     if base_name is None:
         return loaded.model, loaded.processor, {"zero_shot": False}
     plain = load_plain(base_name, loaded.processor, attention)
     return loaded.model, loaded.processor, {"zero_shot_model": plain}
 
 
-def _recipe_of(adapter: str | None) -> dict[str, Any]:
-    """The recipe of a run folder or a published run, empty where there is none."""
+def _recipe_of(adapter: str | None, dataset: str | None = None) -> dict[str, Any]:
+    """The recipe of a run folder or a published run, empty where there is none.
+
+    Args:
+        dataset: where it is given the recipe is empty unless it has that one.
+    """
     path = find_file(adapter, "recipe.yaml") if adapter else None
     if path is None:
         return {}
     values = read_yaml(path)
+    if dataset is not None:
+        # Published recipes name a folder without its place, so equal text is enough.
+        own = str(values.pop("dataset", None))
+        if dataset != own and os.path.abspath(dataset) != os.path.abspath(path.parent / own):
+            return {}
     return values | change_paths(Recipe, values, found_from(path))
+
+
+def _recipe_model(adapter: str | None) -> str | None:
+    """The base model that a run's recipe names."""
+    path = find_file(adapter, "recipe.yaml") if adapter else None
+    if path is None:
+        return None
+    return change_paths(Recipe, {"model": read_yaml(path).get("model")}, found_from(path))["model"]
 
 
 def _chosen_data(args: EvaluateArguments) -> dict[str, Any]:
@@ -253,10 +271,7 @@ def _chosen_data(args: EvaluateArguments) -> dict[str, Any]:
 
     What is unset comes from the run: a split drawn by another seed would score images that the adapter was trained on.
     """
-    run = _recipe_of(args.adapter)
-    if args.dataset is not None:
-        own, other = (change_paths(Recipe, {"dataset": one}, absolute) for one in (run.get("dataset"), args.dataset))
-        run = run if own == other else {}
+    run = _recipe_of(args.adapter, args.dataset)
     chosen: dict[str, Any] = {"mask_values": "auto", "seed": 0, "prompts": ["none"], "metrics": []}
     for source in (run, vars(args)):
         keys = (*DATA_KEYS, *_SCORE_KEYS)

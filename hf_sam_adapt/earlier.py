@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,17 @@ class EarlierRun:
 
     Attributes:
         name: the user's, a folder or a Hub id.
-        recipe: its keys, with paths from the working directory; empty where there is none.
+        recipe: its keys as they are written; empty where there is none.
         trouble: why the recipe could not be read from the Hub, else None.
         splits: the keys of its images per split; None where they are not known, as on the Hub.
+        file: the recipe, None where there is none.
     """
 
     name: str
     recipe: dict[str, Any]
     splits: dict[str, list[str]] | None
     trouble: str | None = None
+    file: Path | None = None
 
     @classmethod
     def read(cls, name: str) -> EarlierRun:
@@ -41,17 +44,22 @@ class EarlierRun:
             return cls(name, {}, None, str(error))
         files = (Path(name) / place / "splits.json" for place in ("", "logs"))
         known = next((read_splits(file) for file in files if file.is_file()), None)
-        if recipe is None:
-            return cls(name, {}, known)
-        values = read_yaml(recipe)
-        return cls(name, values | change_paths(Recipe, values, found_from(recipe)), known)
+        return cls(name, {} if recipe is None else read_yaml(recipe), known, file=recipe)
+
+    def taken(self, keys: Iterable[str]) -> dict[str, Any]:
+        """Those of `keys` that the recipe has, with paths from the working directory."""
+        values = {key: self.recipe[key] for key in keys if key in self.recipe}
+        return values if self.file is None else values | change_paths(Recipe, values, found_from(self.file))
 
     def is_of(self, dataset: Any) -> bool:
         """Whether `dataset` is the run's."""
         own = self.recipe.get("dataset")
         if not isinstance(dataset, (str, os.PathLike)) or not own:
             return False
-        return str(dataset) == own or Path(dataset).expanduser().resolve() == Path(own).expanduser().resolve()
+        # Published recipes name a folder without its place, so equal text is enough.
+        beside = os.curdir if self.file is None else self.file.parent
+        given = os.path.abspath(os.path.expanduser(dataset))
+        return str(dataset) == own or given == os.path.abspath(os.path.join(beside, os.path.expanduser(own)))
 
     def known(self, dataset: Any) -> dict[str, list[str]] | None:
         """What `load_segmentation_dataset` takes as `known`: the run's splits, if `dataset` is the run's."""

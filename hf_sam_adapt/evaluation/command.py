@@ -241,7 +241,7 @@ def load_for_inference(
     loaded = load_adapted(adapter, model, attention=attention)
     if loaded.config is not None:
         return loaded.model, loaded.processor, {}
-    base_name = model or EarlierRun.read(adapter).recipe.get("model")
+    base_name = model or EarlierRun.read(adapter).taken(["model"]).get("model")
     if base_name is None:
         return loaded.model, loaded.processor, {"zero_shot": False}
     plain = load_plain(base_name, loaded.processor, attention)
@@ -254,12 +254,14 @@ def _chosen_data(args: EvaluateArguments, earlier: EarlierRun | None) -> dict[st
     What is unset comes from the run; for another data set only the seed: were it a copy that has grown, a split drawn
     by another seed would score images that the adapter was trained on.
     """
-    run: dict[str, Any] = {} if earlier is None else earlier.recipe
-    if earlier is not None and args.dataset is not None and not earlier.is_of(args.dataset):
-        run = {"seed": run.get("seed")}
+    keys = (*DATA_KEYS, *_SCORE_KEYS)
+    run: dict[str, Any] = {}
+    if earlier is not None and args.dataset is None:
+        run = earlier.taken(keys)
+    elif earlier is not None:
+        run = earlier.taken([key for key in keys if key != "dataset"] if earlier.is_of(args.dataset) else ["seed"])
     chosen: dict[str, Any] = {"mask_values": "auto", "seed": 0, "prompts": ["none"], "metrics": []}
     for source in (run, vars(args)):
-        keys = (*DATA_KEYS, *_SCORE_KEYS)
         chosen |= {key: source[key] for key in keys if source.get(key) is not None}
     if args.metrics is None and "none" not in chosen["prompts"]:
         chosen["metrics"] = []

@@ -11,7 +11,9 @@ import yaml
 from safetensors.torch import load_file
 
 from hf_sam_adapt.cli import main
+from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.evaluation import EvaluateArguments, evaluate_command
+from hf_sam_adapt.evaluation.command import _chosen_data
 
 
 @pytest.fixture
@@ -69,3 +71,17 @@ def test_evaluate_finds_the_data_of_a_run_from_elsewhere(project, monkeypatch):
     for dataset in (None, "../data/discs", str(project / "data/discs")):
         found = evaluate_command(EvaluateArguments(adapter="one", model="../sam", dataset=dataset))
         assert found.test["none"]["adapted"] == pytest.approx(expected)
+
+
+def test_a_given_data_set_is_no_matter_of_where_the_runs_own_lies(project, monkeypatch, tmp_path):
+    """A published recipe names the folder alone; one of that name in the working directory may be given."""
+    stored = yaml.safe_load((project / "runs/one/recipe.yaml").read_text())
+    published = stored | {"dataset": "discs", "model": "sam", "prompts": ["box"]}
+    (project / "runs/one/recipe.yaml").write_text(yaml.safe_dump(published))
+    monkeypatch.chdir(project / "data")
+    (project / "data/other").symlink_to("discs")
+    for dataset, kinds in (("discs", ["box"]), ("other", ["none"])):
+        arguments = EvaluateArguments(adapter="../runs/one", model="../sam", dataset=dataset)
+        assert list(_chosen_data(arguments)["prompts"]) == kinds
+    with pytest.raises(UserError, match=r"dataset: discs: paths in .* give it as a flag"):
+        _chosen_data(EvaluateArguments(adapter="../runs/one"))

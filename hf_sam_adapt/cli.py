@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from .arguments import option, parse_arguments
-from .errors import UserError
+from .errors import UserError, exit_status
 from .paths import FILE
 from .recipe import Recipe
 
@@ -39,25 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
-    return run_guarded(lambda: _run(argv[0], argv[1:]))
-
-
-def run_guarded(action: Callable[[], object]) -> int:
-    """Exit status of `action`, its `UserError` printed as one line; `recipes/train.py` ends the same way.
-
-    An action that returns a number sets the status itself.
-    """
-    try:
-        result = action()
-    except UserError as error:
-        # One that a DataLoader's worker raised arrives with the worker's traceback before its message.
-        message = str(error).rsplit("UserError: ", 1)[-1]
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return result if isinstance(result, int) else 0
+    return exit_status(lambda: _run(argv[0], argv[1:]))
 
 
 @dataclass(frozen=True)
@@ -131,8 +112,8 @@ _COMMANDS = {
     ),
     "evaluate": Command(
         "Measure an adapter beside zero-shot SAM.",
-        ".evaluation:EvaluateArguments",
-        ".evaluation:evaluate_command",
+        ".evaluation.command:EvaluateArguments",
+        ".evaluation.command:evaluate_command",
         description="Measure an adapter, and zero-shot SAM beside it, on the test images of a data set.",
         positional="adapter",
         reads_recipe=True,

@@ -1,11 +1,16 @@
-"""Names that become part of a path, and the mode of files that others wrote."""
+"""Names that become part of a path, and files that a crash leaves old or new, never half written."""
 
 import os
 import re
+import shutil
 from pathlib import Path
+
+from .errors import UserError
 
 
 _PLAIN = re.compile(r"[^/\\:\x00-\x1f]+")
+BASE = "base"  # plain SAM, among the domains of a pool
+RESERVED = ("auto", BASE, "__base__", "checkpoints", "logs")
 
 
 def is_plain_name(name: object) -> bool:
@@ -24,3 +29,50 @@ def follow_umask(folder: Path) -> None:
     os.umask(umask)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o666 & ~umask)
+
+
+def check_domain_name(name: str, taken: list[str]) -> None:
+    """Raise `UserError` unless `name` can stand for a new domain, as part of keys and as a folder."""
+    if name in taken:
+        raise UserError(f"domain {name!r} is in the pool already; its domains are {', '.join(taken)}")
+    if not isinstance(name, str) or name in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
+        raise UserError(
+            f"domain name {name!r} is reserved, holds other than letters, digits, '-' and '_', or is longer than 100; "
+            "choose another"
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the content of `path`, on disk when this returns."""
+    temporary = path.with_name(f".tmp_{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Move the files and folders in `folder` into `target`, each replacing its namesake, and remove `folder`."""
+    sync_folder(folder)
+    for file in sorted(folder.iterdir()):
+        if file.is_dir():  # the system replaces only empty folders
+            shutil.rmtree(target / file.name, ignore_errors=True)
+        file.replace(target / file.name)
+    sync_folder(target, files=False)
+    folder.rmdir()
+
+
+def sync_folder(folder: Path, files: bool = True) -> None:
+    """Force the folder's entries, and the content of its files, to disk."""
+    for file in folder.iterdir() if files else ():
+        _sync(file)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder, and needs no sync of one
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -8,9 +8,9 @@ again goes on where it stopped, and learns the domains that were added at the en
 
 import sys
 
-from hf_sam_adapt.cli import run_guarded
 from hf_sam_adapt.continual.recipe import parse_continual_recipe
 from hf_sam_adapt.continual.run import continual
+from hf_sam_adapt.errors import exit_status
 
 
 def main() -> None:
@@ -20,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_guarded(main))
+    sys.exit(exit_status(main))

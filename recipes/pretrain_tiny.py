@@ -30,8 +30,7 @@ from tiny_training.steps import HeldBack, Mixture, Steps
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
-from hf_sam_adapt.cli import run_guarded
-from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.errors import UserError, exit_status
 
 
 @dataclass
@@ -125,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_guarded(main))
+    sys.exit(exit_status(main))

@@ -8,7 +8,7 @@ Every key of the YAML file is a flag too, and flags win; `--help` lists them wit
 
 import sys
 
-from hf_sam_adapt.cli import run_guarded
+from hf_sam_adapt.errors import exit_status
 from hf_sam_adapt.recipe import parse_recipe
 from hf_sam_adapt.training import train
 
@@ -20,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_guarded(main))
+    sys.exit(exit_status(main))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..arguments import from_file, read_yaml
 from ..errors import UserError
+from ..files import write_text
 from ..paths import absolute
-from ..training.files import write_text
 from .recipe import ContinualRecipe
 
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from ..arguments import from_values, option, parse_arguments
 from ..data.generated import PREFIX
 from ..errors import UserError
+from ..files import check_domain_name
 from ..paths import DATASET
 from ..recipe import Recipe
-from ..tuners.moda.config import check_domain_name
 
 
 NATURAL = "natural"  # name of the data set that is evaluated only

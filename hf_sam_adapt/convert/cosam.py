@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ..files import check_domain_name
 from ..processing import SamAdaptProcessor
 from ..tuners.common.hq import HQ_MODULES
 from ..tuners.l2p import L2pConfig
-from ..tuners.moda.config import ModaConfig, check_domain_name
+from ..tuners.moda.config import ModaConfig
 from ..tuners.moda.disk import WEIGHTS, router_file
 from ..tuners.moda.router import DomainRouter
 from ..tuners.sam_decoder import SamDecoderConfig

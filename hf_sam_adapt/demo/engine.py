@@ -13,10 +13,10 @@ from transformers.image_processing_utils import BatchFeature
 from ..errors import UserError
 from ..evaluation.classes import largest_class
 from ..evaluation.inference import device_of, inference, merge_objects, routed
+from ..files import BASE
 from ..forward import ImageEmbeddings, encode, segment, segment_scored
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt
-from ..tuners.moda.config import BASE
 from ..tuners.moda.encode import first_adapted_block
 from ..tuners.moda.pool import Routing
 from .images import Picture

@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 
 from ..errors import UserError
+from ..files import BASE
 from ..report import MASK_COLOURS
-from ..tuners.moda.config import BASE
 from ..tuners.moda.pool import Routing
 from .app import DemoApp
 from .charts import bars, gauge

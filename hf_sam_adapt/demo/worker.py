@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..arguments import from_values, read_yaml
-from ..cli import run_guarded
+from ..errors import exit_status
 from ..evaluation.inference import Variant, inference, predicted_masks
 from ..metrics import overlap
 from ..prompts import Prompt
@@ -99,7 +99,7 @@ def _train(folder: Path, max_seconds: float) -> int:
         watcher.write("training", 0)
         loop.accelerator.trackers.append(watcher)
 
-    return run_guarded(lambda: train(from_values(Recipe, read_yaml("recipe.yaml")), prepare=watch))
+    return exit_status(lambda: train(from_values(Recipe, read_yaml("recipe.yaml")), prepare=watch))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from tqdm.auto import tqdm
 
 from ..attention import attention_kind
 from ..data import SegmentationSplit
+from ..distributed import rank_and_world
 from ..errors import UserError
-from ..evaluation.inference import device_of, inference, rank_and_world
+from ..evaluation.inference import device_of, inference
 from ..forward import encode, sam_of
 from ..image_size import find_vision_encoder
 from ..processing import SamAdaptProcessor

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.image_processing_utils import BatchFeature
 
 from ..data.dataset import mask_of
+from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
 from ..forward import segment
 from ..metrics import ConfusionMatrix
@@ -21,7 +22,6 @@ from ..processing import SamAdaptProcessor
 from ..prompts import Prompt
 from .evaluate import no_foreground
 from .inference import embeddings_of, inference, model_inputs
-from .shards import of_all_ranks, own_batches
 
 
 if TYPE_CHECKING:

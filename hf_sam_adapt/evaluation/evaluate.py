@@ -12,13 +12,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..data.images import IGNORE
+from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
 from ..metrics import ConstantMask, IouDice, Overlap, boundary_overlap, gathered, make_metric, overlap
 from ..metrics.stream import StreamingMetric, check_metrics
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt, derive_prompts
 from .inference import Variant, inference, predicted_logits, variants_of
-from .shards import of_all_ranks, own_batches
 
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from peft import PeftModel
 from torch import nn
 from transformers.image_processing_utils import BatchFeature
@@ -237,10 +236,3 @@ def embeddings_of(model: nn.Module, inputs: BatchFeature) -> ImageEmbeddings:
     if "image_embeddings" in inputs:
         return inputs["image_embeddings"].to(device_of(model))
     return encode(model, inputs["pixel_values"].to(device_of(model)))
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's number and the number of processes; (0, 1) outside a distributed run."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
 from ..instances import Instance, InstanceSource, coco_content, find_instances
 from ..processing import SamAdaptProcessor
 from ..prompts import components, instance_masks
 from .inference import embeddings_of, inference, model_inputs, variants_of
-from .shards import of_all_ranks, own_batches
 
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from torch import nn
 from transformers.image_processing_utils import BatchFeature
 
 from ..data.images import IGNORE
+from ..distributed import of_all_ranks, own_batches
 from ..forward import ImageEmbeddings, segment
 from ..processing import SamAdaptProcessor
 from ..prompts import Prompt, derive_prompts
 from .inference import embeddings_of, inference, model_inputs, variants_of
-from .shards import of_all_ranks, own_batches
 
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import UserError
-from ..files import follow_umask
-from .files import sync_folder, write_text
+from ..files import follow_umask, sync_folder, write_text
 
 
 KEPT = 2

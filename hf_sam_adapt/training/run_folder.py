@@ -11,9 +11,9 @@ from pathlib import Path
 from ..arguments import from_file
 from ..data import SegmentationData
 from ..errors import UserError
+from ..files import publish, write_text
 from ..paths import absolute
 from ..recipe import Recipe
-from .files import publish, write_text
 
 
 # Whatever a run writes; a folder that holds one of these belongs to somebody.

@@ -12,7 +12,7 @@ from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.folder import FileReader
 from hf_sam_adapt.data.normalization import fit_normalization
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.evaluation import EvaluateArguments, evaluate_command
+from hf_sam_adapt.evaluation.command import EvaluateArguments, evaluate_command
 from hf_sam_adapt.predict import predict
 from hf_sam_adapt.processing import SamAdaptProcessor
 from hf_sam_adapt.recipe import Recipe, parse_recipe

@@ -10,8 +10,9 @@ from sams import perturb
 from hf_sam_adapt.arguments import parse_arguments
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.evaluation import EvaluateArguments, evaluate, evaluate_command
+from hf_sam_adapt.evaluation import evaluate
 from hf_sam_adapt.evaluation.clicks import evaluate_clicks
+from hf_sam_adapt.evaluation.command import EvaluateArguments, evaluate_command
 from hf_sam_adapt.evaluation.sensitivity import prompt_sensitivity
 from hf_sam_adapt.loading import build_model, load_adapted, load_base, save_adapter
 from hf_sam_adapt.metrics import constant_mask

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from hf_sam_adapt.data import SegmentationData
+from hf_sam_adapt.files import publish
 from hf_sam_adapt.training.facts import data_facts, environment_facts
-from hf_sam_adapt.training.files import publish
 
 
 SHA = "89abcdef0123456789abcdef0123456789abcdef"

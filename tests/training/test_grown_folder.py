@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from hf_sam_adapt.earlier import EarlierRun
-from hf_sam_adapt.evaluation import EvaluateArguments, evaluate_command
+from hf_sam_adapt.evaluation.command import EvaluateArguments, evaluate_command
 from hf_sam_adapt.recipe import parse_recipe
 from hf_sam_adapt.training import train
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
+from ...files import check_domain_name
 from ...loading import load_adapted, load_base, method_of
 from ...recipe import Recipe
 from ...tuners.moda import ModaModel
-from ...tuners.moda.config import FILE_FIELDS, build_inner, check_domain_name
+from ...tuners.moda.config import FILE_FIELDS, build_inner
 from .moda import Moda, ModaArgs
 
 

@@ -1,6 +1,5 @@
 """Configuration of MoDA, a pool of domain adapters with a router (arXiv 2412.06418)."""
 
-import re
 from dataclasses import asdict, dataclass, field
 
 from peft import LoraConfig
@@ -9,12 +8,11 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from ...base_names import located, stored
 from ...errors import UserError
+from ...files import check_domain_name
 from ...registry import ensure_peft_type
 from ..sam_decoder import SamDecoderConfig
 
 
-BASE = "base"
-RESERVED = ("auto", BASE, "__base__", "checkpoints", "logs")
 ROUTERS = ("probe", "joint")
 HEADS = ("ridge", "ncm", "mahalanobis", "linear")
 # The other values of these fields change the weights around the adapters.
@@ -140,17 +138,6 @@ def build_inner(inner: dict | PeftConfig | None) -> PeftConfig:
                     f"{' or '.join(map(repr, kept))}"
                 )
     return inner
-
-
-def check_domain_name(name: str, taken: list[str]) -> None:
-    """Raise `UserError` unless `name` can stand for a new domain, as part of keys and as a folder."""
-    if name in taken:
-        raise UserError(f"domain {name!r} is in the pool already; its domains are {', '.join(taken)}")
-    if not isinstance(name, str) or name in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
-        raise UserError(
-            f"domain name {name!r} is reserved, holds other than letters, digits, '-' and '_', or is longer than 100; "
-            "choose another"
-        )
 
 
 # Fields of an adapter's config that belong to its file or its base.

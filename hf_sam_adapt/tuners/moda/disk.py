@@ -15,10 +15,11 @@ from torch import nn
 
 from ...base_names import stored
 from ...errors import UserError, first_line
+from ...files import check_domain_name
 from ...fingerprint import check_fingerprint
 from ...repository import commit_of, find_file
 from ..common.undo import unchanged_if_refused
-from .config import ModaConfig, check_domain_name, differing_fields, further_fields
+from .config import ModaConfig, differing_fields, further_fields
 from .keys import file_tensors
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ...files import BASE
 from ...image_embeddings import ImageEmbeddings
 from ..common.encoding import encode_from_block, encode_images
 from ..common.hq import live_early_map
-from .config import BASE
 from .dispatch import ADAPTER_LAYERS, groups_of, restore_order
 from .tokens import TokenProbe
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from ...errors import UserError
+from ...files import BASE, check_domain_name
 from ..common.undo import unchanged_if_refused
-from .config import BASE, ModaConfig, check_domain_name
+from .config import ModaConfig
 from .dispatch import activated, adapter_layers, groups_of
 from .router import DomainRouter
 

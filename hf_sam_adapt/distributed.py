@@ -9,7 +9,12 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .inference import rank_and_world
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and the number of processes; (0, 1) outside a distributed run."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def own_batches(

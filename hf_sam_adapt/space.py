@@ -13,7 +13,7 @@ from huggingface_hub import metadata_load
 
 from .data.walk import files_below
 from .errors import UserError
-from .hub import check_can_push, upload
+from .upload import check_can_push, upload
 
 
 PUSHED_SUFFIXES = (".py", ".txt", ".md", ".png", ".jpg", ".json", ".yaml", ".safetensors")

@@ -16,10 +16,10 @@ from hf_sam_adapt.convert.folder import write_adapter
 from hf_sam_adapt.convert_data import convert_annotations
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.files import is_plain_name, plain_name
-from hf_sam_adapt.hub import pushed_files
 from hf_sam_adapt.loading import load_adapted, load_base, save_adapter
 from hf_sam_adapt.processing import SamAdaptProcessor
 from hf_sam_adapt.tiny import export_tiny
+from hf_sam_adapt.upload import pushed_files
 
 
 OUTSIDE = ["{outside}", "../outside", "polyp/../../outside", "..", ".", "", "a\\b", "C:x", "x\0y", 7, None, ["polyp"]]

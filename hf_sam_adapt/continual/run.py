@@ -14,13 +14,14 @@ import numpy as np
 from ..arguments import from_file, from_values
 from ..data import SegmentationData
 from ..errors import UserError
-from ..hub import check_can_push, push_folder
+from ..hub import push_folder
 from ..loading import is_pool, load_plain
 from ..model_cards import write_card
 from ..processing import SamAdaptProcessor
 from ..recipe import Recipe
 from ..report import write_json
 from ..training.run import leave_processes, load_data, start_processes
+from ..upload import check_can_push
 from .folder import ContinualFolder
 from .metrics import forgetting, last, summary
 from .protocols import PROTOCOLS, Grown

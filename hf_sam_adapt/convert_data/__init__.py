@@ -11,7 +11,7 @@ from pathlib import Path
 from ..convert.folder import check_free, write_whole
 from ..data.walk import is_leftover
 from ..errors import UserError
-from ..hub import check_can_push
+from ..upload import check_can_push
 from .coco import read_coco
 from .cvat import read_cvat
 from .labelme import read_labelme

@@ -12,7 +12,7 @@ import yaml
 from ..data.folder import FileReader
 from ..data.loading import open_source
 from ..errors import UserError
-from ..hub import check_can_push, upload
+from ..upload import check_can_push, upload
 from .writing import RECIPE, write_recipe
 
 

@@ -24,7 +24,7 @@ import yaml
 from PIL import Image
 
 from ..errors import UserError
-from ..hub import pushed_files
+from ..upload import pushed_files
 from .pairs import Pair, check_pairs, write_pairs
 
 

@@ -24,7 +24,7 @@ from ..embeddings.split import EmbeddedSplit
 from ..errors import UserError
 from ..evaluation import EvalResult, evaluate
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
-from ..hub import check_can_push, push_folder
+from ..hub import push_folder
 from ..image_size import find_vision_encoder
 from ..input_channels import inflate_channels
 from ..loading import base_revision, build_model, load_adapted, load_base, load_plain, method_of, save_adapter
@@ -37,6 +37,7 @@ from ..report import print_table, save_samples, write_json
 from ..report_classes import class_names, print_class_table, save_class_pictures
 from ..report_curves import save_threshold_curves
 from ..tuners.common.decoder import lacks_gradients
+from ..upload import check_can_push
 from ..windows import windows_removed
 from .experts import save_expert_plot
 from .facts import data_facts, environment_facts

@@ -16,8 +16,8 @@ from hf_sam_adapt.data.walk import files_below, find_named, is_leftover
 from hf_sam_adapt.demo.pairs import read_pairs
 from hf_sam_adapt.doctor import examine_dataset
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.hub import pushed_files
 from hf_sam_adapt.predict import PredictArguments, find_images, output_names, predict_command
+from hf_sam_adapt.upload import pushed_files
 
 
 LEFTOVERS = (

@@ -17,6 +17,7 @@ from torch import nn
 
 from ...errors import UserError
 from ...fingerprint import check_fingerprint, compute_fingerprint
+from ...upload import upload_folder
 from ..common.config import SamConfigMixin
 from ..common.decoder import find_mask_decoder
 from ..common.model import check_adapter_name, name_tiny
@@ -332,13 +333,11 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
         Raises:
             UserError: a domain is open, or the Hub refused it or could not be reached.
         """
-        from ...hub import push_folder
-
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / repo_id.rpartition("/")[2]
             self.save_pretrained(folder)
             again = f"push_to_hub({repo_id!r})"
-            return push_folder(folder, repo_id, private=private, revision=revision, token=token, again=again)
+            return upload_folder(folder, repo_id, private=private, revision=revision, token=token, again=again)
 
     @classmethod
     def from_pretrained(cls, model: nn.Module, folder: str | Path, revision: str | None = None) -> ModaModel:

@@ -1,0 +1,296 @@
+"""Commits to the Hub: what may be published, and uploads that are tried again while the Hub is busy."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    validate_repo_id,
+)
+from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError, safe_open
+
+from .base_names import TINY
+from .data.walk import is_leftover
+from .errors import UserError
+
+
+T = TypeVar("T")
+
+# Everything else (checkpoints, logs, pickles, a stray token file) stays where it is.
+PUSHED_SUFFIXES = (".safetensors", ".json", ".yaml", ".md", ".png")
+# Names of the user's images, which may be patients'; the recipe's seed draws the same splits again.
+KEPT_AT_HOME = ("splits.json",)
+_EVAL_RESULTS = ".eval_results"
+_PATIENCE = 60.0  # seconds of new tries after the first failure
+_SILENCE = 60.0  # seconds without a byte after which a connection counts as lost; the client would wait for ever
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def upload_folder(
+    folder: str | Path,
+    repo: str | None = None,
+    *,
+    texts: Callable[[dict[str, Path], str, Path], dict[str, Path]] | None = None,
+    private: bool = True,
+    revision: str | None = None,
+    token: str | None = None,
+    again: str | None = None,
+) -> str:
+    """`hub.push_folder` of a folder whose texts are published as `texts` makes them; None = as they are.
+
+    Args:
+        texts: from `pushed_files`, the repository's full name and an empty folder to path in the repository -> file.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        UserError: nothing to publish, a damaged file, or the Hub refused it or could not be reached.
+    """
+    folder = Path(folder)
+    files = pushed_files(folder)
+    repo = repo or folder.resolve().name
+    check_can_push(repo, token)
+    if not private and "samples.png" in files:
+        print(f"note: {folder / 'samples.png'} shows images of the data set to everybody", file=sys.stderr)
+    if again is None:
+        flags = ("" if private else " --public") + (f" --revision {shlex.quote(revision)}" if revision else "")
+        again = f"hf-sam-adapt push {shlex.quote(str(folder))} --repo {repo}{flags}"
+    try:
+        with tempfile.TemporaryDirectory() as stage:
+            return upload(
+                lambda name: files | (texts(files, name, Path(stage)) if texts else {}),
+                repo,
+                private=private,
+                revision=revision,
+                token=token,
+            )
+    except UserError as error:
+        raise UserError(f"push: {error}. {folder} is untouched; push again with: {again}") from error
+
+
+def check_can_push(repo: str, token: str | None = None) -> None:
+    """Find without a request what would make every push fail.
+
+    Raises:
+        UserError: no valid name of a repository, no token, or no network wanted.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"push: {repo!r} is no name of a repository, owner/name: {error}") from error
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("push: HF_HUB_OFFLINE is set; unset it to reach the Hub")
+    if (token or get_token()) is None:
+        raise UserError("push: no token; log in with `hf auth login`, or set HF_TOKEN")
+
+
+def pushed_files(folder: Path) -> dict[str, Path]:
+    """Path in the repository -> file, of what may be published.
+
+    Raises:
+        UserError: no run, adapter, pool or model there; it names no base model; or a file is not what its name says.
+    """
+    if not folder.is_dir():
+        raise UserError(f"push: {folder} is no folder; name a run, an adapter, a pool or a model folder")
+    places = ["", _EVAL_RESULTS, *_check_contents(folder)]
+    files = {}
+    for place in places:
+        inside = folder / place
+        for path in sorted(inside.iterdir()) if inside.is_dir() else ():
+            hidden = is_leftover(path.name) or path.name in KEPT_AT_HOME
+            if path.is_file() and path.suffix in PUSHED_SUFFIXES and not hidden:
+                _check_format(path)
+                files[f"{place}/{path.name}" if place else path.name] = path
+    return files
+
+
+def upload(
+    files: Callable[[str], dict[str, Path]],
+    repo: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    token: str | None = None,
+    repo_type: str = "model",
+    space_sdk: str | None = None,
+) -> str:
+    """Commit files to a repository at once, creating it if needed; tried again while the Hub is busy or away.
+
+    Args:
+        files: from the repository's full name to path in the repository -> file.
+        repo_type, space_sdk: `model`, or `space` and what it runs on.
+
+    Returns:
+        Address of the commit, which is printed too.
+
+    Raises:
+        UserError: what the Hub or the network said, in one line.
+    """
+    api = HfApi(token=token, library_name="hf-sam-adapt")
+
+    def commit():
+        # Not upload_folder, which may make several commits. A commit whose answer was lost is not made twice: the
+        # client leaves out files that the repository holds already.
+        operations = [CommitOperationAdd(inside, str(path)) for inside, path in chosen.items()]
+        return api.create_commit(
+            name, operations, commit_message="Upload with hf_sam_adapt", repo_type=repo_type, revision=revision
+        )
+
+    with _quiet():
+        created = _patiently(
+            lambda: api.create_repo(repo, private=private, exist_ok=True, repo_type=repo_type, space_sdk=space_sdk)
+        )
+        name = created.repo_id
+        chosen = files(name)
+        if revision is not None:
+            _patiently(lambda: api.create_branch(name, branch=revision, repo_type=repo_type, exist_ok=True))
+        done = _patiently(commit)
+        seen = "private" if _patiently(lambda: api.repo_info(name, repo_type=repo_type)).private else "public"
+    print(f"Pushed {len(chosen)} files to {created} ({seen}): {done.commit_url}")
+    return done.commit_url
+
+
+def _check_contents(folder: Path) -> list[str]:
+    """The folders of a pool's domains, none for another complete adapter or model."""
+    config_file, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    if not config_file.is_file():
+        names = ("config.json", "model.safetensors"), ("config.json", "model.safetensors.index.json")
+        if any(all((folder / name).is_file() for name in both) for both in names):
+            return []
+        part = next((name for name in ("pool", "tasks") if (folder / name).is_dir()), None)
+        hint = (
+            "" if part is None else f"; of a continual run push {folder / part}{'' if part == 'pool' else '/<task>'}"
+        )
+        raise UserError(f"push: {folder} holds neither an adapter nor a model with safetensors{hint}")
+    if not weights.is_file():
+        raise UserError(f"push: {folder} holds adapter_config.json but no adapter_model.safetensors")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"push: {config_file} is no JSON: {error}") from error
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"push: {config_file} names no base model; set base_model_name_or_path to its Hub id")
+    if base != TINY and Path(base).exists():
+        print(
+            f"note: {config_file} names the folder {base} as base model, which only you have: push that too and set "
+            "base_model_name_or_path to its Hub id",
+            file=sys.stderr,
+        )
+    if not config.get("pool"):
+        return []
+    from .tuners.moda.disk import domains_of
+
+    _check_format(weights)
+    domains = domains_of(weights) or []
+    for domain in domains:
+        if not (folder / domain / weights.name).is_file() or not (folder / domain / config_file.name).is_file():
+            raise UserError(f"push: the pool {folder} is incomplete: {domain}/ holds no adapter")
+    return domains
+
+
+def _check_format(path: Path) -> None:
+    """A file of another format under an allowed name (a pickle, half a file) is an error."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                return
+        content = path.read_bytes()
+        if path.suffix == ".png":
+            fine = content.startswith(_PNG)
+        else:
+            text = content.decode("utf-8")
+            fine = path.suffix != ".json" or json.loads(text) is not None
+    except (SafetensorError, ValueError):
+        fine = False
+    if not fine:
+        raise UserError(f"push: {path} is no {path.suffix[1:]} file; remove or repair it")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The client's own reports of each try end in one error of ours; progress is for people."""
+    level, bars = hub_logging.get_verbosity(), not are_progress_bars_disabled()
+    hub_logging.set_verbosity_error()
+    if bars and not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(level)
+        if bars:
+            enable_progress_bars()
+
+
+def _patiently(action: Callable[[], T]) -> T:
+    """`action()`, called again for a while after 429, a server's error or a lost connection.
+
+    The client itself does so for the content of files, not for creating a repository or the commit.
+    """
+    start, wait = time.monotonic(), 1.0
+    while True:
+        session = get_session()
+        session.timeout = session.timeout if session.timeout.read is not None else _SILENCE
+        try:
+            return action()
+        except (HTTPError, OSError, RuntimeError, ValueError) as raised:
+            # Failed uploads of large files arrive in a RuntimeError, which is nobody's own otherwise.
+            error = raised.__cause__ if isinstance(raised, RuntimeError) else raised
+            if not isinstance(error, (HTTPError, OSError, ValueError)):
+                raise
+            status = _status(error)
+            lost = status is None and isinstance(error, HTTPError)
+            passing = lost or status in (408, 429) or (status or 0) >= 500
+            pause = _retry_after(error) or wait
+            if not passing or time.monotonic() - start + pause > _PATIENCE:
+                raise UserError(_reason(error)) from raised
+        time.sleep(pause)
+        wait = min(2 * wait, 16.0)
+
+
+def _status(error: BaseException) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def _retry_after(error: BaseException) -> float | None:
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    value = error.response.headers.get("Retry-After", "")
+    return float(value) if value.isdigit() else None
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong and what to do about it; never with an address, which may be signed."""
+    status = _status(error)
+    if status is None:
+        if isinstance(error, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set; unset it to reach the Hub"
+        if isinstance(error, HTTPError):
+            return f"the connection to {constants.ENDPOINT} failed ({type(error).__name__}: {error})"
+        return str(error)
+    said = error.server_message or f"status {status}"  # type: ignore[attr-defined]
+    known = {
+        401: "the Hub does not accept the token (401); log in with `hf auth login`",
+        403: f"the token may not write there (403: {said}); take one with write access to it",
+        404: f"there is no such repository or branch, or the token may not see it (404: {said})",
+        429: "the Hub has had too many requests from you (429); wait a while",
+    }
+    default = (
+        f"the Hub is out of order ({status}: {said})" if status >= 500 else f"the Hub refused it ({status}: {said})"
+    )
+    return known.get(status, default)

@@ -133,7 +133,7 @@ def _place(group: str, seed: int, first: int) -> tuple[int, str]:
     around, number = (f"{match[1]}#{match[3]}", int(match[2])) if match else (group, 0)
     block, position = divmod(number, SLOTS)
     start = int.from_bytes(hashlib.sha256(f"{seed} {block} {around}".encode()).digest()[:4], "big")
-    slot = (start + HELD_OUT * position) % SLOTS  # 3 and 20 have no common divisor
+    slot = (start - HELD_OUT * position) % SLOTS  # 3 and 20 have no common divisor
     return (slot - first) % SLOTS, hashlib.sha256(f"{seed} {group}".encode()).hexdigest()
 
 

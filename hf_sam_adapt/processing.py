@@ -108,7 +108,7 @@ class SamAdaptProcessor(BaseImageProcessor):
             `prompts`, a list of `Prompt` with tensors in input coordinates (see there).
 
         Raises:
-            UserError: masks or prompts that do not fit their images, an unsupported array, or values that are no class.
+            UserError: masks or prompts that do not fit their images, an unsupported array, or values of no class.
         """
         if return_tensors != "pt":
             raise UserError(f"return_tensors: {return_tensors!r} is not supported, only 'pt' is")

@@ -107,8 +107,7 @@ class SamAdaptProcessor(BaseImageProcessor):
             masks: per image (H, W), classes and 255 = ignore, or read as `mask_values` says.
             prompts: per image a `Prompt` in image coordinates.
             return_tensors: only "pt".
-            mask_values: "auto" reads masks that hold 0 and 255 alone as foreground, with a warning; "binary" whatever
-                is above 0; "index" takes 255 for ignore in any case.
+            mask_values: "auto" (masks of 0 and 255 alone: 255 = foreground, with a warning), "binary" or "index".
 
         Returns:
             `pixel_values` float32 (B, C, S, S), C = 3 for photographs; `original_sizes` and `reshaped_input_sizes`
@@ -116,8 +115,7 @@ class SamAdaptProcessor(BaseImageProcessor):
             `prompts`, a list of `Prompt` with tensors in input coordinates (see there).
 
         Raises:
-            UserError: a mask or prompt count or size that does not fit its image, an unsupported array, or mask values
-                that are no classes.
+            UserError: masks or prompts that do not fit their images, an unsupported array, or values of no class.
         """
         if return_tensors != "pt":
             raise UserError(f"return_tensors: {return_tensors!r} is not supported, only 'pt' is")

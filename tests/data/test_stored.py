@@ -1,11 +1,14 @@
 """What a file stores is read whole or refused in one line that says what to do; Pillow's mode is not asked."""
 
+import json
+
 import numpy as np
 import pytest
 import tifffile
 from data.test_channels import png16
 from PIL import Image
 
+from hf_sam_adapt.convert_data import convert_annotations
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.channels import load_header, load_image, read_channels
 from hf_sam_adapt.data.encoding import MaskEncoding
@@ -343,3 +346,22 @@ def test_an_image_beyond_pillows_limit_says_what_to_do(tmp_path, monkeypatch, ch
         load_image(str(path), channels)
     with pytest.raises(UserError, match=r"orthophoto\..*cut it into smaller images"):
         load_header(str(path), channels)
+
+
+@pytest.mark.parametrize(
+    "name, message", [("pages.tif", "8 pages"), ("animated.png", "8 frames"), ("infrared.tif", None)]
+)
+def test_convert_refuses_several_pictures_and_copies_every_band(tmp_path, name, message):
+    (tmp_path / "source").mkdir()
+    UNREADABLE[name][0](tmp_path / "source" / name)
+    shape = {"label": "cell", "points": [[2, 2], [20, 2], [20, 20]], "shape_type": "polygon"}
+    content = {"shapes": [shape], "imagePath": name, "imageHeight": 24, "imageWidth": 32}
+    (tmp_path / "source/x.json").write_text(json.dumps(content))
+    if message is not None:
+        with pytest.raises(UserError, match=rf"{name}: {message}, of which only one would be read"):
+            convert_annotations("labelme", tmp_path / "source", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        return
+    convert_annotations("labelme", tmp_path / "source", tmp_path / "out")
+    (written,) = (tmp_path / "out/images").iterdir()
+    assert written.read_bytes() == (tmp_path / "source" / name).read_bytes()

@@ -197,14 +197,14 @@ def test_images_without_objects_give_no_nan_and_a_set_of_them_is_refused(short_r
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step(short_recipe, monkeypatch):
-    original = hf_sam_adapt.training.loop.segmentation_loss
+    original = hf_sam_adapt.training.loop.loss_of_labels
     calls = []
 
     def broken(*arguments):
         calls.append(1)
         return original(*arguments) * (float("nan") if len(calls) == 3 else 1)
 
-    monkeypatch.setattr(hf_sam_adapt.training.loop, "segmentation_loss", broken)
+    monkeypatch.setattr(hf_sam_adapt.training.loop, "loss_of_labels", broken)
     with pytest.raises(UserError, match="loss became nan at step 3; lower learning_rate"):
         run(short_recipe())
 

@@ -24,8 +24,7 @@ from .data.channels import ARRAY_SUFFIX, displayable, load_header, load_image
 from .data.folder import IMAGE_SUFFIXES
 from .data.walk import files_below, is_leftover, one_form
 from .errors import UserError
-from .evaluation.classes import Unlabelled, label_maps
-from .evaluation.inference import device_of, inference, merge_objects, routed
+from .evaluation.inference import Unlabelled, device_of, inference, label_maps, merge_objects, routed
 from .forward import ImageEmbeddings, encode, pool_of, segment_scored
 from .instances import Instance, InstanceSource, coco_content, find_instances
 from .loading import load_adapted, load_base

@@ -19,8 +19,7 @@ from transformers.image_processing_utils import BatchFeature
 from .attention import Kind
 from .data.channels import load_image
 from .errors import UserError
-from .evaluation.classes import largest_class
-from .evaluation.inference import device_of, inference, merge_objects, routed
+from .evaluation.inference import device_of, inference, largest_class, merge_objects, routed
 from .forward import encode, pool_of, segment, segment_scored
 from .image_embeddings import ImageEmbeddings
 from .instances import Instance, InstanceSource, find_instances

@@ -13,8 +13,8 @@ from torch import nn
 
 from .data.channels import displayable
 from .data.images import IGNORE
-from .evaluation.classes import ClassResult, label_maps
-from .evaluation.inference import inference
+from .evaluation.classes import ClassResult
+from .evaluation.inference import inference, label_maps
 from .metrics import plot_confusion
 from .processing import SamAdaptProcessor
 from .report import IGNORED_COLOUR, fraction, overlay, panel_title, panels, save_panels, wide_console

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import safe_open
 
 from .errors import UserError
+from .files import check_domain_name
 
 
+DOMAINS = "domains"  # entry of the metadata of a pool's router file
 _HUB_NAME = re.compile(r"(?P<id>[^/@]+(/[^/@]+)?)(@(?P<revision>refs/[^/]+/[^/]+|[^/@]+))?(/(?P<folder>[^/@][^@]*))?")
 
 
@@ -98,3 +102,21 @@ def _trouble(error: BaseException) -> str:
     if isinstance(error, HTTPError):
         return f"the connection to {constants.ENDPOINT} failed ({type(error).__name__})"
     return " ".join(str(error).split())
+
+
+def domains_of(weights: Path) -> list[str] | None:
+    """The domains that a router's file names; None for the file of anything else.
+
+    Raises:
+        UserError: what it names cannot be domains, whose folders lie in the pool's.
+    """
+    with safe_open(weights, framework="pt") as file:
+        listed = (file.metadata() or {}).get(DOMAINS)
+    if listed is None:
+        return None
+    domains = json.loads(listed)
+    if not isinstance(domains, list):
+        raise UserError(f"{weights} does not list its domains; the file is damaged")
+    for index, name in enumerate(domains):
+        check_domain_name(name, domains[:index])
+    return domains

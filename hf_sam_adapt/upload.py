@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from .base_names import TINY
 from .data.walk import is_leftover
 from .errors import UserError
+from .repository import domains_of
 
 
 T = TypeVar("T")
@@ -194,8 +195,6 @@ def _check_contents(folder: Path) -> list[str]:
         )
     if not config.get("pool"):
         return []
-    from .tuners.moda.disk import domains_of
-
     _check_format(weights)
     domains = domains_of(weights) or []
     for domain in domains:

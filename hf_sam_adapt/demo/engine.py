@@ -11,8 +11,7 @@ import torch
 from transformers.image_processing_utils import BatchFeature
 
 from ..errors import UserError
-from ..evaluation.classes import largest_class
-from ..evaluation.inference import device_of, inference, merge_objects, routed
+from ..evaluation.inference import device_of, inference, largest_class, merge_objects, routed
 from ..files import BASE
 from ..forward import ImageEmbeddings, encode, segment, segment_scored
 from ..processing import SamAdaptProcessor

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import nn
-from transformers.image_processing_utils import BatchFeature
 
 from ..data.dataset import mask_of
 from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
-from ..forward import segment
 from ..metrics import ConfusionMatrix
 from ..metrics.classes import IgnoreBackground
 from ..processing import SamAdaptProcessor
-from ..prompts import Prompt
 from .evaluate import no_foreground
-from .inference import embeddings_of, inference, model_inputs
+from .inference import inference, label_maps
 
 
 if TYPE_CHECKING:
-    from ..data import Sample, SegmentationSplit
-    from ..embeddings.split import EmbeddedSample, EmbeddedSplit
+    from ..data import SegmentationSplit
+    from ..embeddings.split import EmbeddedSplit
 
 GRID = 128  # cells a side of the constant label map
 
@@ -135,35 +130,3 @@ def class_scores(matrix: ConfusionMatrix, ignore_background: IgnoreBackground = 
     dice = [one["dice"] for one in scores["per_class"].values() if one["dice"] is not None]
     means = {"iou": scores["miou"], "dice": sum(dice) / len(dice) if dice else None}
     return means | scores | {"per_class": {str(index): one for index, one in scores["per_class"].items()}}
-
-
-@dataclass(frozen=True)
-class Unlabelled:
-    """An image without a mask, for `label_maps`."""
-
-    image: np.ndarray
-
-
-def label_maps(
-    model: nn.Module, processor: SamAdaptProcessor, samples: Sequence[Sample | EmbeddedSample | Unlabelled]
-) -> list[np.ndarray]:
-    """The class of every pixel, uint8 (H, W) per image at its original size; call it inside `inference`."""
-    inputs = model_inputs(processor, samples)
-    logits = segment(model, None, [Prompt("none")] * len(samples), image_embeddings=embeddings_of(model, inputs))
-    return largest_class(processor, inputs, logits)
-
-
-def largest_class(processor: SamAdaptProcessor, inputs: BatchFeature, logits: Sequence[torch.Tensor]) -> list:
-    """Logits (K, h, w) per image -> uint8 (H, W) at original size, a class at a time to bound memory."""
-    found = []
-    sizes = zip(inputs["original_sizes"].tolist(), inputs["reshaped_input_sizes"].tolist(), strict=True)
-    for image_logits, (original, reshaped) in zip(logits, sizes, strict=True):
-        best = torch.full(original, -torch.inf, device=image_logits.device)
-        labels = torch.zeros(original, dtype=torch.uint8, device=image_logits.device)
-        for label, one in enumerate(image_logits):
-            full = processor.post_process_masks([one[None]], [original], [reshaped])[0][0]  # (H, W)
-            larger = full > best
-            best = torch.where(larger, full, best)
-            labels[larger] = label
-        found.append(labels.cpu().numpy())
-    return found

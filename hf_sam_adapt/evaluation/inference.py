@@ -236,3 +236,35 @@ def embeddings_of(model: nn.Module, inputs: BatchFeature) -> ImageEmbeddings:
     if "image_embeddings" in inputs:
         return inputs["image_embeddings"].to(device_of(model))
     return encode(model, inputs["pixel_values"].to(device_of(model)))
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """An image without a mask, for `label_maps`."""
+
+    image: np.ndarray
+
+
+def label_maps(
+    model: nn.Module, processor: SamAdaptProcessor, samples: Sequence[Sample | EmbeddedSample | Unlabelled]
+) -> list[np.ndarray]:
+    """The class of every pixel, uint8 (H, W) per image at its original size; call it inside `inference`."""
+    inputs = model_inputs(processor, samples)
+    logits = segment(model, None, [Prompt("none")] * len(samples), image_embeddings=embeddings_of(model, inputs))
+    return largest_class(processor, inputs, logits)
+
+
+def largest_class(processor: SamAdaptProcessor, inputs: BatchFeature, logits: Sequence[torch.Tensor]) -> list:
+    """Logits (K, h, w) per image -> uint8 (H, W) at original size, a class at a time to bound memory."""
+    found = []
+    sizes = zip(inputs["original_sizes"].tolist(), inputs["reshaped_input_sizes"].tolist(), strict=True)
+    for image_logits, (original, reshaped) in zip(logits, sizes, strict=True):
+        best = torch.full(original, -torch.inf, device=image_logits.device)
+        labels = torch.zeros(original, dtype=torch.uint8, device=image_logits.device)
+        for label, one in enumerate(image_logits):
+            full = processor.post_process_masks([one[None]], [original], [reshaped])[0][0]  # (H, W)
+            larger = full > best
+            best = torch.where(larger, full, best)
+            labels[larger] = label
+        found.append(labels.cpu().numpy())
+    return found

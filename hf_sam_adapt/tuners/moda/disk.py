@@ -9,22 +9,20 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
 from ...base_names import stored
 from ...errors import UserError, first_line
-from ...files import check_domain_name
 from ...fingerprint import check_fingerprint
-from ...repository import commit_of, find_file
+from ...repository import DOMAINS, commit_of, domains_of, find_file
 from ..common.undo import unchanged_if_refused
 from .config import ModaConfig, differing_fields, further_fields
 from .keys import file_tensors
 
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_DOMAINS = "domains"  # in the metadata of the router's file
 
 
 def save_pool(pool, folder: Path) -> None:
@@ -101,25 +99,7 @@ def read_domain(
 
 def router_file(router: nn.Module, domains: list[str]) -> bytes:
     """Content of the pool's own `adapter_model.safetensors`; one entry of metadata, for their order is random."""
-    return _weights_file(router.state_dict(), {_DOMAINS: json.dumps(domains)})
-
-
-def domains_of(weights: Path) -> list[str] | None:
-    """The domains that a router's file names; None for the file of anything else.
-
-    Raises:
-        UserError: what it names cannot be domains, whose folders lie in the pool's.
-    """
-    with safe_open(weights, framework="pt") as file:
-        listed = (file.metadata() or {}).get(_DOMAINS)
-    if listed is None:
-        return None
-    domains = json.loads(listed)
-    if not isinstance(domains, list):
-        raise UserError(f"{weights} does not list its domains; the file is damaged")
-    for index, name in enumerate(domains):
-        check_domain_name(name, domains[:index])
-    return domains
+    return _weights_file(router.state_dict(), {DOMAINS: json.dumps(domains)})
 
 
 def _weights(path: str, revision: str | None) -> Path:

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
 
-from hf_sam_adapt.attention import use_fast_attention
+from hf_sam_adapt.sam.attention import use_fast_attention
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

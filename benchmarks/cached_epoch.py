@@ -22,8 +22,8 @@ from accelerate.utils import set_seed
 from PIL import Image
 from results import machine, table, versions
 
+from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.data.synthetic import draw_sample
-from hf_sam_adapt.recipe import Recipe
 from hf_sam_adapt.training.loop import TrainingLoop
 from hf_sam_adapt.training.run import build_accelerator, embed, load_data, load_model
 from hf_sam_adapt.training.run_folder import RunFolder

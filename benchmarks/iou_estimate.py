@@ -19,8 +19,8 @@ from series import model_of, run, series_arguments, spread
 
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.images import IGNORE
-from hf_sam_adapt.evaluation.inference import inference
-from hf_sam_adapt.forward import segment_scored
+from hf_sam_adapt.inference.forward import segment_scored
+from hf_sam_adapt.inference.variants import inference
 from hf_sam_adapt.prompts import derive_prompts
 
 

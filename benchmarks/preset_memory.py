@@ -13,11 +13,11 @@ import torch
 from results import publish, table
 from transformers import SamConfig, SamModel
 
-from hf_sam_adapt.attention import use_fast_attention
-from hf_sam_adapt.checkpointing import enable_checkpointing
+from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.estimate.shapes import step_bytes
-from hf_sam_adapt.loading import build_model
-from hf_sam_adapt.recipe import Recipe
+from hf_sam_adapt.inference.loading import build_model
+from hf_sam_adapt.sam.attention import use_fast_attention
+from hf_sam_adapt.sam.gradient_checkpointing import enable_checkpointing
 
 
 SIZES = {

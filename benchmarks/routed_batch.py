@@ -23,7 +23,7 @@ from step_table import BACKBONES, build_sam
 from transformers import SamModel
 
 from hf_sam_adapt import ModaConfig, ModaModel, SamAdapterConfig, SamDecoderConfig
-from hf_sam_adapt.attention import use_fast_attention
+from hf_sam_adapt.sam.attention import use_fast_attention
 
 
 INNER = {

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_sam_adapt.loading import load_adapted, load_base
+from hf_sam_adapt.inference.loading import load_adapted, load_base
 
 
 ROOT = Path(__file__).parents[1]

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from results import publish, table
 
-from hf_sam_adapt.arguments import from_values, read_yaml
-from hf_sam_adapt.continual.recipe import ContinualRecipe
-from hf_sam_adapt.evaluation.inference import inference
-from hf_sam_adapt.forward import encode, segment
-from hf_sam_adapt.loading import load_adapted
+from hf_sam_adapt.config.arguments import from_values, read_yaml
+from hf_sam_adapt.config.continual_recipe import ContinualRecipe
+from hf_sam_adapt.inference.forward import encode, segment
+from hf_sam_adapt.inference.loading import load_adapted
+from hf_sam_adapt.inference.variants import inference
 from hf_sam_adapt.metrics import IouDice
 from hf_sam_adapt.prompts import Prompt
 from hf_sam_adapt.training.run import load_data

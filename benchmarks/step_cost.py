@@ -24,8 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import SamConfig, SamModel
 
-from hf_sam_adapt.forward import segment
-from hf_sam_adapt.loading import build_model, load_base
+from hf_sam_adapt.inference.forward import segment
+from hf_sam_adapt.inference.loading import build_model, load_base
 from hf_sam_adapt.prompts import Prompt
 from hf_sam_adapt.tuners.conv_lora import balance_loss
 

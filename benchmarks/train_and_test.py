@@ -16,7 +16,7 @@ from series import run
 
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.evaluation import evaluate
-from hf_sam_adapt.loading import load_adapted
+from hf_sam_adapt.inference.loading import load_adapted
 from hf_sam_adapt.metrics import constant_mask
 
 

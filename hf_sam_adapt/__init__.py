@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .convert import convert_official_checkpoint
+    from .convert.checkpoints import convert_official_checkpoint
     from .data import load_segmentation_dataset
-    from .features import register_feature
-    from .losses import segmentation_loss
-    from .predictor import SamAdaptPredictor
-    from .processing import SamAdaptProcessor
+    from .inference.predictor import SamAdaptPredictor
+    from .losses.segmentation import segmentation_loss
     from .prompts import Prompt
-    from .tiny import load_tiny_sam
+    from .sam.processing import SamAdaptProcessor
+    from .sam.tiny import load_tiny_sam
     from .tuners import (
         ConvLoraConfig,
         ConvLoraModel,
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
         SamDecoderConfig,
         SamDecoderModel,
     )
+    from .tuners.sam_adapter.features import register_feature
 
 
 __version__ = "0.1.0"
@@ -66,13 +66,13 @@ __all__ = [
 
 _OUTSIDE_TUNERS = {
     "Prompt": ".prompts",
-    "SamAdaptPredictor": ".predictor",
-    "SamAdaptProcessor": ".processing",
-    "convert_official_checkpoint": ".convert",
+    "SamAdaptPredictor": ".inference.predictor",
+    "SamAdaptProcessor": ".sam.processing",
+    "convert_official_checkpoint": ".convert.checkpoints",
     "load_segmentation_dataset": ".data",
-    "load_tiny_sam": ".tiny",
-    "register_feature": ".features",
-    "segmentation_loss": ".losses",
+    "load_tiny_sam": ".sam.tiny",
+    "register_feature": ".tuners.sam_adapter.features",
+    "segmentation_loss": ".losses.segmentation",
 }
 
 

@@ -23,10 +23,10 @@ from huggingface_hub.utils import (
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError, safe_open
 
-from .base_names import TINY
 from .data.walk import is_leftover
 from .errors import UserError
 from .repository import domains_of
+from .sam.base_names import TINY
 
 
 T = TypeVar("T")

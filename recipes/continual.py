@@ -8,7 +8,7 @@ again goes on where it stopped, and learns the domains that were added at the en
 
 import sys
 
-from hf_sam_adapt.continual.recipe import parse_continual_recipe
+from hf_sam_adapt.config.continual_recipe import parse_continual_recipe
 from hf_sam_adapt.continual.run import continual
 from hf_sam_adapt.errors import exit_status
 

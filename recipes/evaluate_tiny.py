@@ -17,10 +17,10 @@ from transformers import HfArgumentParser, SamModel
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.dataset import Sample
 from hf_sam_adapt.evaluation import evaluate
-from hf_sam_adapt.forward import encode
+from hf_sam_adapt.inference.forward import encode
 from hf_sam_adapt.metrics import IouDice
-from hf_sam_adapt.processing import SamAdaptProcessor
 from hf_sam_adapt.prompts import PROMPT_KINDS, derive_prompts
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
 
 # Domains with several classes are measured on one of them.
@@ -32,7 +32,7 @@ CLASSES = {"em_neuron": 5, "camvid": 12}
 class Arguments:
     """Command line."""
 
-    model: str = field(default="hf_sam_adapt/tiny_sam", metadata={"help": "Model folder."})
+    model: str = field(default="hf_sam_adapt/sam/tiny_sam", metadata={"help": "Model folder."})
     data: str | None = field(default=None, metadata={"help": "Folder of real domains, each with test/."})
     scenes: int = field(default=200, metadata={"help": "Drawn scenes."})
     seed: int = field(default=2, metadata={"help": "Series of the scenes; the training's is 1."})

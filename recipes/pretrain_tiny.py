@@ -1,7 +1,7 @@
 """Pre-train `tiny`, the embedded SAM, on images that this recipe draws itself, on photographs, or on both.
 
     python recipes/pretrain_tiny.py --output_dir runs/tiny --max_steps 3000
-    python recipes/pretrain_tiny.py --images PHOTOGRAPHS --init hf_sam_adapt/tiny_sam --output_dir runs/photographs
+    python recipes/pretrain_tiny.py --images PHOTOGRAPHS --init hf_sam_adapt/sam/tiny_sam --output_dir runs/photographs
     python recipes/evaluate_tiny.py --model runs/tiny/model --data DOMAINS
 
 PHOTOGRAPHS holds a folder for each source (`tiny_images/photographs.py` says how). A tenth of the sources is held

@@ -8,8 +8,8 @@ Every key of the YAML file is a flag too, and flags win; `--help` lists them wit
 
 import sys
 
+from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.errors import exit_status
-from hf_sam_adapt.recipe import parse_recipe
 from hf_sam_adapt.training import train
 
 

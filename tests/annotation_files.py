@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from hf_sam_adapt.convert_data import convert_annotations
+from hf_sam_adapt.convert.annotations import convert_annotations
 
 
 HEIGHT, WIDTH = 40, 60

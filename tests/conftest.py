@@ -50,7 +50,7 @@ def sam_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A SamModel of 64x64 pixels and patches of 8 whose weights matter, its processor beside it."""
     from sams import random_sam
 
-    from hf_sam_adapt.processing import SamAdaptProcessor
+    from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
     folder = tmp_path_factory.mktemp("sam") / "small"
     random_sam().save_pretrained(folder)

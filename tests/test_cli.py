@@ -70,7 +70,7 @@ def test_ctrl_c_is_130_and_other_errors_keep_their_traceback(monkeypatch, capsys
 
 
 def test_a_runs_recipe_is_accepted_by_every_command(tmp_path, capsys, monkeypatch):
-    from hf_sam_adapt.recipe import Recipe
+    from hf_sam_adapt.config.recipe import Recipe
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = tmp_path / "recipe.yaml"

@@ -5,10 +5,10 @@ import pytest
 import torch
 from sams import random_sam
 
-from hf_sam_adapt.forward import PromptedSam, encode, segment, segment_rounds
-from hf_sam_adapt.losses import segmentation_loss
-from hf_sam_adapt.processing import SamAdaptProcessor
+from hf_sam_adapt.inference.forward import PromptedSam, encode, segment, segment_rounds
+from hf_sam_adapt.losses.segmentation import segmentation_loss
 from hf_sam_adapt.prompts import Prompt, corrected, training_prompt
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 from hf_sam_adapt.training.loop import batch_loss
 
 

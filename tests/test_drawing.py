@@ -7,9 +7,9 @@ from tiny_images.parts import random_material
 from tiny_images.pool import MAX_PARTS, MIN_PART, connected_parts, draw_pool, draw_record
 from tiny_images.scenes import SCENES, draw_scene
 
-from hf_sam_adapt.drawing.materials import FAMILIES
-from hf_sam_adapt.drawing.noise import cell_distances, smooth_noise, soften
-from hf_sam_adapt.drawing.shapes import Stencil, patch
+from hf_sam_adapt.data.drawing.materials import FAMILIES
+from hf_sam_adapt.data.drawing.noise import cell_distances, smooth_noise, soften
+from hf_sam_adapt.data.drawing.shapes import Stencil, patch
 
 
 @pytest.mark.parametrize("size", [(64, 96), (128, 128)])

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from sams import random_sam
 
 from hf_sam_adapt import ConvLoraConfig, ModaConfig, ModaModel, SamAdapterConfig, SamDecoderConfig
-from hf_sam_adapt.convert.folder import write_adapter
-from hf_sam_adapt.convert_data import convert_annotations
+from hf_sam_adapt.convert.annotations import convert_annotations
+from hf_sam_adapt.convert.checkpoints.folder import write_adapter
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.files import is_plain_name, plain_name
-from hf_sam_adapt.loading import load_adapted, load_base, save_adapter
-from hf_sam_adapt.processing import SamAdaptProcessor
-from hf_sam_adapt.tiny import export_tiny
+from hf_sam_adapt.inference.loading import load_adapted, load_base, save_adapter
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
+from hf_sam_adapt.sam.tiny import export_tiny
 from hf_sam_adapt.upload import pushed_files
 
 

@@ -8,7 +8,7 @@ from sams import random_sam, random_vision_sam
 
 from hf_sam_adapt import SamAdapterConfig
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.fingerprint import compute_fingerprint
+from hf_sam_adapt.sam.fingerprint import compute_fingerprint
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sams import random_sam
 
-from hf_sam_adapt.forward import PromptedSam, collate, encode, segment, segment_multimask, segment_scored
-from hf_sam_adapt.processing import SamAdaptProcessor
+from hf_sam_adapt.inference.forward import PromptedSam, collate, encode, segment, segment_multimask, segment_scored
 from hf_sam_adapt.prompts import Prompt, derive_prompts
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
 
 KINDS = ["box", "none", "point", "mask", "box", "point", "none", "mask", "box", "point"]

@@ -10,7 +10,7 @@ from transformers import SamModel, ViTConfig, ViTModel
 
 from hf_sam_adapt import SamAdapterConfig, SamDecoderConfig
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.image_size import resize_input, restore_input
+from hf_sam_adapt.sam.image_size import resize_input, restore_input
 
 
 def run(model, size: int, **kwargs) -> torch.Tensor:

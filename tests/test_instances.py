@@ -8,14 +8,15 @@ import torch
 from PIL import Image
 from sams import perturb, random_sam
 
-from hf_sam_adapt import instances as module
+from hf_sam_adapt.cli.predict import predict
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.areas import decode_runs
+from hf_sam_adapt.data.run_length_encoding import encode_runs
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.evaluation.inference import embeddings_of, inference, model_inputs
 from hf_sam_adapt.evaluation.instances import average_precision, evaluate_instances
-from hf_sam_adapt.forward import segment_scored
-from hf_sam_adapt.instances import (
+from hf_sam_adapt.inference import instances as module
+from hf_sam_adapt.inference.forward import segment_scored
+from hf_sam_adapt.inference.instances import (
     Instance,
     coco_content,
     component_instances,
@@ -24,10 +25,9 @@ from hf_sam_adapt.instances import (
     point_grid,
     stability,
 )
-from hf_sam_adapt.loading import build_model, load_base, save_adapter
-from hf_sam_adapt.predict import predict
-from hf_sam_adapt.processing import SamAdaptProcessor
-from hf_sam_adapt.run_lengths import encode_runs
+from hf_sam_adapt.inference.loading import build_model, load_base, save_adapter
+from hf_sam_adapt.inference.variants import embeddings_of, inference, model_inputs
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
 
 def random_masks(count: int, seed: int, size=(24, 30)) -> np.ndarray:

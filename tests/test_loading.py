@@ -7,8 +7,8 @@ from sams import perturb, random_sam
 from transformers import SamModel
 
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.loading import build_model, load_adapted, load_base, save_adapter
-from hf_sam_adapt.processing import SamAdaptProcessor
+from hf_sam_adapt.inference.loading import build_model, load_adapted, load_base, save_adapter
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 from hf_sam_adapt.tuners.common.decoder import reached_parameters
 
 

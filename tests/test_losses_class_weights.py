@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sam_adapt.class_weights import class_weights_from
 from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.losses.class_weights import class_weights_from
 
 
 def masks_with(counts, seed=0, pieces=3):

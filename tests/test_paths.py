@@ -8,11 +8,11 @@ import typing
 import pytest
 import yaml
 
-from hf_sam_adapt.arguments import from_file, parse_arguments
-from hf_sam_adapt.cli import _COMMANDS, _imported
-from hf_sam_adapt.continual.recipe import ContinualRecipe
+from hf_sam_adapt.cli.commands import _COMMANDS, _imported
+from hf_sam_adapt.config.arguments import from_file, parse_arguments
+from hf_sam_adapt.config.continual_recipe import ContinualRecipe
+from hf_sam_adapt.config.recipe import Recipe, parse_recipe
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.recipe import Recipe, parse_recipe
 
 
 ARGUMENTS = {name: _imported(command.arguments) for name, command in _COMMANDS.items()}

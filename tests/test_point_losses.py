@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_sam_adapt import segmentation_loss
-from hf_sam_adapt.point_losses import NUM_POINTS, point_losses, sample_points, uncertain_points
+from hf_sam_adapt.losses.points import NUM_POINTS, point_losses, sample_points, uncertain_points
 
 
 def half_ones(n=1, size=1024):

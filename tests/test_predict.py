@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from PIL import Image
 from sams import perturb
 
+from hf_sam_adapt.cli.predict import PredictArguments, find_images, output_names, predict, predict_command
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.loading import build_model, load_adapted, save_adapter
-from hf_sam_adapt.predict import PredictArguments, find_images, output_names, predict, predict_command
+from hf_sam_adapt.inference.loading import build_model, load_adapted, save_adapter
 
 
 def save_method(sam_folder, folder, method, arguments):
-    from hf_sam_adapt.loading import load_base
+    from hf_sam_adapt.inference.loading import load_base
 
     base, processor = load_base(sam_folder)
     save_adapter(perturb(build_model(method, arguments, base), std=0.2), folder)

@@ -11,7 +11,7 @@ from sams import perturb
 
 from hf_sam_adapt import ModaConfig, ModaModel, SamAdaptPredictor
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.loading import build_model, load_adapted, load_base, save_adapter
+from hf_sam_adapt.inference.loading import build_model, load_adapted, load_base, save_adapter
 from hf_sam_adapt.prompts import Prompt
 
 

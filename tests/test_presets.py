@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from hf_sam_adapt.config.presets import PRESETS
+from hf_sam_adapt.config.recipe import Recipe, parse_recipe
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.presets import PRESETS
-from hf_sam_adapt.recipe import Recipe, parse_recipe
 
 
 ROOT = Path(__file__).parents[1]

@@ -10,9 +10,9 @@ from transformers import SamProcessor
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.processing import SamAdaptProcessor
 from hf_sam_adapt.prompts import Prompt, derive_prompts
-from hf_sam_adapt.resampling import resized
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
+from hf_sam_adapt.sam.resampling import resized
 
 
 SIZES = [(50, 70), (333, 200), (64, 64), (70, 900), (241, 480), (127, 129)]

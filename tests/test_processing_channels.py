@@ -13,10 +13,10 @@ from PIL import Image
 
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.normalization import NORMALIZATIONS, fit_normalization
-from hf_sam_adapt.embeddings.cache import image_digest
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.processing import SamAdaptProcessor
+from hf_sam_adapt.inference.embeddings.cache import image_digest
 from hf_sam_adapt.prompts import derive_prompts
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
 
 def write_folder(root, kind: str):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hf_sam_adapt.config.paths import absolute
+from hf_sam_adapt.config.recipe import Recipe, parse_recipe
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.paths import absolute
-from hf_sam_adapt.recipe import Recipe, parse_recipe
 from hf_sam_adapt.tuners.conv_lora import ConvLoraConfig
 
 

@@ -9,7 +9,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from peft.utils import PeftType
 
 from hf_sam_adapt import ConvLoraConfig, SamAdapterConfig, SamAdapterModel, SamDecoderConfig
-from hf_sam_adapt.registry import ensure_peft_type, register_method
+from hf_sam_adapt.tuners.registry import ensure_peft_type, register_method
 
 
 NAMES = ["SAM_ADAPTER", "SAM_DECODER"]
@@ -58,7 +58,7 @@ def test_import_registers_and_loads_nothing_heavy():
         "assert 'transformers.models.sam.modeling_sam' not in sys.modules\n"
         "assert 'SAM_ADAPTER' in peft.PeftType.__members__\n"
         "heavy = ('datasets', 'scipy', 'matplotlib', 'rich', 'evaluate', 'gradio', 'torchvision')\n"
-        "import hf_sam_adapt.loading, hf_sam_adapt.forward, hf_sam_adapt.losses\n"
+        "import hf_sam_adapt.inference.loading, hf_sam_adapt.inference.forward, hf_sam_adapt.losses.segmentation\n"
         "assert not [name for name in heavy if name in sys.modules and name not in before], 'extras imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

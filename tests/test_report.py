@@ -10,9 +10,8 @@ from PIL import Image
 from sams import perturb, random_sam
 
 from hf_sam_adapt.evaluation import evaluate
-from hf_sam_adapt.loading import build_model
-from hf_sam_adapt.processing import SamAdaptProcessor
-from hf_sam_adapt.report import (
+from hf_sam_adapt.inference.loading import build_model
+from hf_sam_adapt.reporting.report import (
     ABSENT,
     MASK_COLOURS,
     TRUTH_COLOURS,
@@ -24,6 +23,7 @@ from hf_sam_adapt.report import (
     truth_colour,
     write_json,
 )
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
 
 @dataclass

@@ -25,7 +25,7 @@ from hf_sam_adapt import (
 )
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.evaluation import evaluate
-from hf_sam_adapt.tiny import export_tiny, tiny_folder
+from hf_sam_adapt.sam.tiny import export_tiny, tiny_folder
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.processing import SamAdaptProcessor
 from hf_sam_adapt.prompts import components, instance_masks, tight_box, training_prompt
 from hf_sam_adapt.prompts.training import any_point, jittered
-from hf_sam_adapt.recipe import parse_recipe
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 from hf_sam_adapt.training.batches import TrainingSamples
 
 

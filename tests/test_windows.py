@@ -11,9 +11,9 @@ from transformers import SamVisionConfig, SamVisionModel, ViTConfig, ViTModel
 
 from hf_sam_adapt import ConvLoraConfig, CwsamConfig, ModaConfig, SamAdapterConfig, SamDecoderConfig
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.image_size import resize_input
+from hf_sam_adapt.sam.image_size import resize_input
+from hf_sam_adapt.sam.windows import remove_windows, restore_windows
 from hf_sam_adapt.tuners.l2p import L2pConfig
-from hf_sam_adapt.windows import remove_windows, restore_windows
 
 
 def pixels(batch=2, size=64):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ..arguments import from_file, read_yaml
+from ..config.arguments import from_file, read_yaml
+from ..config.continual_recipe import ContinualRecipe
+from ..config.paths import absolute
 from ..errors import UserError
 from ..files import write_text
-from ..paths import absolute
-from .recipe import ContinualRecipe
 
 
 # The results are the same, or nothing that is finished depends on it. `domains` may grow at the end.

@@ -13,7 +13,7 @@ from ..data import Sample, SegmentationData, SegmentationSplit
 
 
 if TYPE_CHECKING:
-    from .recipe import Domain
+    from ..config.continual_recipe import Domain
 
 Reference = tuple[int, int]  # (number of the split, index in it)
 

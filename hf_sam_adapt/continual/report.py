@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..report import fraction, wide_console
+from ..reporting.report import fraction, wide_console
 
 
 if TYPE_CHECKING:

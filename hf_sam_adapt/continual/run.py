@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import from_file, from_values
+from ..config.arguments import from_file, from_values
+from ..config.continual_recipe import NATURAL, ContinualRecipe, Domain
+from ..config.recipe import Recipe
 from ..data import SegmentationData
 from ..errors import UserError
-from ..hub import push_folder
-from ..loading import is_pool, load_plain
-from ..model_cards import write_card
-from ..processing import SamAdaptProcessor
-from ..recipe import Recipe
-from ..report import write_json
+from ..hub.push import push_folder
+from ..inference.loading import is_pool, load_plain
+from ..reporting.cards import write_card
+from ..reporting.report import write_json
+from ..sam.processing import SamAdaptProcessor
 from ..training.run import leave_processes, load_data, start_processes
 from ..upload import check_can_push
 from .folder import ContinualFolder
@@ -27,7 +28,6 @@ from .metrics import forgetting, last, summary
 from .protocols import PROTOCOLS, Grown
 from .protocols.moda import Moda
 from .protocols.naive import Naive
-from .recipe import NATURAL, ContinualRecipe, Domain
 from .report import print_continual, save_curves, save_matrix
 from .scoring import Scores, TestImages, remembered, score
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..data import SegmentationData, SegmentationSplit
-from ..embeddings.cache import EmbeddingCache
-from ..embeddings.split import EmbeddedSplit
 from ..evaluation import evaluate
-from ..processing import SamAdaptProcessor
-from ..report import write_json
+from ..inference.embeddings.cache import EmbeddingCache
+from ..inference.embeddings.split import EmbeddedSplit
+from ..reporting.report import write_json
+from ..sam.processing import SamAdaptProcessor
 from ..training.run import start_processes
 
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
+    from ..config.recipe import Recipe
 
 Scores = dict[str, Any]
 

@@ -10,10 +10,10 @@ from zlib import crc32
 
 import numpy as np
 
-from ..drawing.effects import lighting, relief, shade
-from ..drawing.materials import Material
-from ..drawing.noise import Size, fractal_noise, smooth_noise, soften
-from ..drawing.shapes import Stencil, creature, patch, random_point, solid, walk
+from .drawing.effects import lighting, relief, shade
+from .drawing.materials import Material
+from .drawing.noise import Size, fractal_noise, smooth_noise, soften
+from .drawing.shapes import Stencil, creature, patch, random_point, solid, walk
 
 
 SIZES: tuple[Size, ...] = ((192, 256), (224, 224), (256, 192))  # (height, width) in pixels

@@ -10,15 +10,15 @@ import gradio as gr
 import numpy as np
 
 from ..errors import UserError
-from ..hub import push_folder
-from ..report import MASK_COLOURS, overlay
+from ..hub.push import push_folder
+from ..reporting.report import MASK_COLOURS, overlay
 from .app import DemoApp
 from .charts import curve
 from .images import resize_mask
 from .job import METHOD_LABELS, MOST_STEPS, AdaptJob, Progress
-from .pairs import FEWEST_PAIRS, MOST_PAIRS, Pair, check_pairs, painted_pair, read_pairs
 from .session import Session, kept
 from .theme import caption, complaint, facts, note
+from .training_images import FEWEST_PAIRS, MOST_PAIRS, Pair, check_pairs, painted_pair, read_pairs
 
 
 EMPTY = note("The held-out image shows here what is learned.")

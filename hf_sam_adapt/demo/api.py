@@ -14,10 +14,10 @@ from ..errors import UserError
 from .app import DemoApp
 from .engine import route_image, segment_image
 from .images import read_picture
-from .pairs import read_pairs
 from .pictures import save_results
 from .route_tab import MOST_IMAGES
 from .session import Clicks, ImageState, Session
+from .training_images import read_pairs
 
 
 _POLL = 0.5

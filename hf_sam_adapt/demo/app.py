@@ -12,10 +12,10 @@ from pathlib import Path
 from ..errors import UserError
 from . import catalog, examples
 from .job import AdaptJob, start_worker
-from .pairs import Pair
+from .loaded_adapters import Entry, Shelf
 from .session import Session
 from .settings import DemoArguments, on_a_space
-from .shelf import Entry, Shelf
+from .training_images import Pair
 
 
 class DemoApp:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..data.walk import files_below, is_leftover
 from ..errors import UserError
-from ..loading import ADAPTER_CONFIG
-from ..report import size_text
+from ..inference.loading import ADAPTER_CONFIG
+from ..reporting.report import size_text
 
 
 PLAIN = ""  # the value that stands for plain SAM

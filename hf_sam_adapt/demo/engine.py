@@ -11,16 +11,17 @@ import torch
 from transformers.image_processing_utils import BatchFeature
 
 from ..errors import UserError
-from ..evaluation.inference import device_of, inference, largest_class, merge_objects, routed
 from ..files import BASE
-from ..forward import ImageEmbeddings, encode, segment, segment_scored
-from ..processing import SamAdaptProcessor
+from ..inference.forward import encode, segment, segment_scored
+from ..inference.variants import device_of, inference, largest_class, merge_objects, routed
 from ..prompts import Prompt
+from ..sam.image_embeddings import ImageEmbeddings
+from ..sam.processing import SamAdaptProcessor
 from ..tuners.moda.encode import first_adapted_block
 from ..tuners.moda.pool import Routing
 from .images import Picture
+from .loaded_adapters import Entry
 from .session import ImageState
-from .shelf import Entry
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from PIL import Image
 
 from ..errors import UserError
 from ..upload import pushed_files
-from .pairs import Pair, check_pairs, write_pairs
+from .training_images import Pair, check_pairs, write_pairs
 
 
 OVER_TIME = 3  # exit status of the worker

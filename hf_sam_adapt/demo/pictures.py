@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..report import MASK_COLOURS, overlay
-from ..report_classes import Legend, class_colours, class_legend, class_overlay, with_legend
+from ..reporting.class_maps import Legend, class_colours, class_legend, class_overlay, with_legend
+from ..reporting.report import MASK_COLOURS, overlay
 from .engine import Segmentation
 from .images import Picture, resize_mask
 from .session import Clicks

@@ -8,15 +8,15 @@ import gradio as gr
 
 from ..errors import UserError
 from ..files import BASE
-from ..report import MASK_COLOURS
+from ..reporting.report import MASK_COLOURS
 from ..tuners.moda.pool import Routing
 from .app import DemoApp
 from .charts import bars, gauge
 from .engine import route_image, segment_image
 from .images import read_picture
+from .loaded_adapters import Entry
 from .pictures import with_mask
 from .session import Clicks, ImageState, Session, kept
-from .shelf import Entry
 from .theme import caption, complaint, hint, note
 
 

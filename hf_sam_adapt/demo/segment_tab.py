@@ -10,7 +10,7 @@ import gradio as gr
 import numpy as np
 
 from ..errors import UserError
-from ..report import ABSENT, MASK_COLOURS
+from ..reporting.report import ABSENT, MASK_COLOURS
 from . import examples
 from .app import DemoApp
 from .catalog import PLAIN

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..forward import ImageEmbeddings
 from ..prompts import Prompt
+from ..sam.image_embeddings import ImageEmbeddings
 from ..tuners.moda.pool import Routing
 from .images import Picture
 
@@ -18,7 +18,7 @@ from .images import Picture
 if TYPE_CHECKING:
     from .engine import Segmentation
     from .job import AdaptJob
-    from .pairs import Pair
+    from .training_images import Pair
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ..arguments import option
+from ..config.arguments import option
+from ..config.paths import MODEL
 from ..errors import UserError
-from ..paths import MODEL
 
 
 MODEL_VARIABLE = "HF_SAM_ADAPT_DEMO_MODEL"

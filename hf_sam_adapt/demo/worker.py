@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..arguments import from_values, read_yaml
+from ..config.arguments import from_values, read_yaml
+from ..config.recipe import Recipe
 from ..errors import exit_status
-from ..evaluation.inference import Variant, inference, predicted_masks
+from ..inference.variants import Variant, inference, predicted_masks
 from ..metrics import overlap
 from ..prompts import Prompt
-from ..recipe import Recipe
-from ..report import write_json
+from ..reporting.report import write_json
 from ..training import train
 from ..training.loop import TrainingLoop
 from .job import OVER_TIME

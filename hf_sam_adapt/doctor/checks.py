@@ -9,7 +9,7 @@ import numpy as np
 from transformers.image_utils import IMAGENET_DEFAULT_STD
 
 from ..data.encoding import MaskEncoding
-from ..data.loading import Source
+from ..data.sources import Source
 from .findings import ERROR, WARNING, Finding
 from .sample import SampleFacts, image_name, parts_of
 

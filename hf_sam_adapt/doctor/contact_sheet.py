@@ -14,9 +14,9 @@ from ..data.channels import displayable
 from ..data.dataset import SegmentationSplit
 from ..data.images import IGNORE
 from ..data.normalization import fit_normalization
-from ..processing import SamAdaptProcessor
-from ..report import IGNORED_COLOUR, overlay, truth_colour
-from ..report_classes import Legend, class_legend, class_overlay, with_legend
+from ..reporting.class_maps import Legend, class_legend, class_overlay, with_legend
+from ..reporting.report import IGNORED_COLOUR, overlay, truth_colour
+from ..sam.processing import SamAdaptProcessor
 
 
 TILE, CAPTION, COLUMNS, SHOWN = 256, 14, 4, 12

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from ..data.encoding import MaskEncoding, map_values, present_values, resolve_encoding
 from ..data.folder import FileReader, unread_files
 from ..data.images import IGNORE
-from ..data.loading import Source, open_source
 from ..data.palettes import to_labels
 from ..data.scan import SCANNED, in_threads, sample_rows
+from ..data.sources import Source, open_source
 from ..data.splits import group_keys
 from ..data.walk import is_leftover
 from ..errors import UserError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.loading import Source
+from ..data.sources import Source
 from ..data.splits import group_keys
 from ..errors import UserError
 from .findings import ERROR, WARNING, Finding, from_message

@@ -16,12 +16,12 @@ import psutil
 import torch
 from accelerate.utils import set_seed
 
+from ..config.recipe import Recipe
 from ..data import SegmentationData, SegmentationSplit
-from ..recipe import Recipe
 from ..training.loop import TrainingLoop
+from ..training.resolve import loss_weights
 from ..training.run import build_accelerator, embed, load_data, load_model
 from ..training.run_folder import RunFolder
-from ..training.settle import loss_weights
 from .shapes import step_bytes
 
 

@@ -11,8 +11,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config.recipe import Recipe
 from ..errors import UserError
-from ..recipe import Recipe
 
 
 # A driver, CUDA's context and the allocator's fragments take a part of a card that no tensor can have.

@@ -12,9 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..forward import ImageEmbeddings, PromptedSam, sam_of
+from ..config.recipe import Recipe
+from ..inference.forward import PromptedSam, sam_of
 from ..prompts import Prompt
-from ..recipe import Recipe
+from ..sam.image_embeddings import ImageEmbeddings
 from ..training.loop import batch_loss
 from ..tuners.conv_lora.sampling import forget_tables
 

@@ -1,7 +1,7 @@
 """Evaluation: zero-shot and adapted SAM side by side, image by image at original size."""
 
+from ..inference.variants import Variant, image_logits, inference, predicted_masks
 from .evaluate import EvalResult, ImageRecord, evaluate
-from .inference import Variant, image_logits, inference, predicted_masks
 
 
 __all__ = [

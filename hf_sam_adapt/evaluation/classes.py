@@ -12,16 +12,16 @@ from torch import nn
 from ..data.dataset import mask_of
 from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
+from ..inference.variants import inference, label_maps
 from ..metrics import ConfusionMatrix
 from ..metrics.classes import IgnoreBackground
-from ..processing import SamAdaptProcessor
+from ..sam.processing import SamAdaptProcessor
 from .evaluate import no_foreground
-from .inference import inference, label_maps
 
 
 if TYPE_CHECKING:
     from ..data import SegmentationSplit
-    from ..embeddings.split import EmbeddedSplit
+    from ..inference.embeddings.split import EmbeddedSplit
 
 GRID = 128  # cells a side of the constant label map
 

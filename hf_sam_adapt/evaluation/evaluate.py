@@ -14,16 +14,16 @@ from torch.utils.data import Dataset
 from ..data.images import IGNORE
 from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
+from ..inference.variants import Variant, inference, predicted_logits, variants_of
 from ..metrics import ConstantMask, IouDice, Overlap, boundary_overlap, gathered, make_metric, overlap
 from ..metrics.stream import StreamingMetric, check_metrics
-from ..processing import SamAdaptProcessor
 from ..prompts import Prompt, derive_prompts
-from .inference import Variant, inference, predicted_logits, variants_of
+from ..sam.processing import SamAdaptProcessor
 
 
 if TYPE_CHECKING:
     from ..data import Sample, SegmentationSplit
-    from ..embeddings.split import EmbeddedSample, EmbeddedSplit
+    from ..inference.embeddings.split import EmbeddedSample, EmbeddedSplit
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from torch import nn
 
 from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
-from ..instances import Instance, InstanceSource, coco_content, find_instances
-from ..processing import SamAdaptProcessor
+from ..inference.instances import Instance, InstanceSource, coco_content, find_instances
+from ..inference.variants import embeddings_of, inference, model_inputs, variants_of
 from ..prompts import components, instance_masks
-from .inference import embeddings_of, inference, model_inputs, variants_of
+from ..sam.processing import SamAdaptProcessor
 
 
 if TYPE_CHECKING:
     from ..data import Sample, SegmentationSplit
-    from ..embeddings.split import EmbeddedSample, EmbeddedSplit
+    from ..inference.embeddings.split import EmbeddedSample, EmbeddedSplit
 
 
 Described = tuple[dict[str, Any], list[dict[str, Any]]]  # an image and its annotations, as COCO has them

@@ -12,15 +12,16 @@ from transformers.image_processing_utils import BatchFeature
 
 from ..data.images import IGNORE
 from ..distributed import of_all_ranks, own_batches
-from ..forward import ImageEmbeddings, segment
-from ..processing import SamAdaptProcessor
+from ..inference.forward import segment
+from ..inference.variants import embeddings_of, inference, model_inputs, variants_of
 from ..prompts import Prompt, derive_prompts
-from .inference import embeddings_of, inference, model_inputs, variants_of
+from ..sam.image_embeddings import ImageEmbeddings
+from ..sam.processing import SamAdaptProcessor
 
 
 if TYPE_CHECKING:
     from ..data import Sample, SegmentationSplit
-    from ..embeddings.split import EmbeddedSample, EmbeddedSplit
+    from ..inference.embeddings.split import EmbeddedSample, EmbeddedSplit
 
 MAX_OBJECTS = 8  # of an image that are prompted
 

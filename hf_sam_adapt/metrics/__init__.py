@@ -24,7 +24,7 @@ from .stream import (
 )
 
 
-MODULES = Path(__file__).parents[1] / "metric_modules"  # one folder a metric, for `evaluate.load(str(MODULES / name))`
+MODULES = Path(__file__).parent / "evaluate_modules"  # one folder a metric, for `evaluate.load(str(MODULES / name))`
 
 
 __all__ = [

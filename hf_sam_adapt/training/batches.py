@@ -14,16 +14,16 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.augment import augment
-from ..embeddings.split import EmbeddedSample
-from ..forward import collate
-from ..processing import SamAdaptProcessor
+from ..inference.embeddings.split import EmbeddedSample
+from ..inference.forward import collate
 from ..prompts import Prompt, training_prompt
 from ..prompts.training import BOX_JITTER
+from ..sam.processing import SamAdaptProcessor
 
 
 if TYPE_CHECKING:
     from ..data import SegmentationSplit
-    from ..embeddings.split import EmbeddedSplit
+    from ..inference.embeddings.split import EmbeddedSplit
 
 MAX_OBJECTS = 8  # per image in training; the decoder's activations grow with them
 

@@ -14,22 +14,22 @@ from accelerate.utils import DistributedType
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..config.recipe import Recipe
 from ..data import SegmentationData
 from ..data.images import IGNORE
 from ..errors import UserError
 from ..evaluation import evaluate
 from ..evaluation.classes import evaluate_classes
-from ..evaluation.inference import AUTOCAST_DTYPES
-from ..forward import PromptedSam
-from ..frozen import cast_frozen_matrices
-from ..image_size import find_vision_encoder
-from ..losses import loss_of_labels
-from ..processing import SamAdaptProcessor
-from ..recipe import Recipe
+from ..inference.forward import PromptedSam
+from ..inference.variants import AUTOCAST_DTYPES
+from ..losses.segmentation import loss_of_labels
+from ..sam.image_size import find_vision_encoder
+from ..sam.processing import SamAdaptProcessor
 from .batches import BatchStream, TrainingSamples, prompt_shares, seed_micro_step, to_device, training_loader
 from .checkpoints import Checkpoints, TrainingState
 from .cost import CostMeter
 from .experts import ExpertMeter
+from .frozen_weights import cast_frozen_matrices
 from .history import record_step
 from .optim import build_optimizer, learning_rate_at, warmup_steps
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ..recipe import Recipe
+from ..config.recipe import Recipe
 
 
 # The published schedule falls from 2e-4 to 1e-7.

@@ -14,37 +14,45 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, parse_flag_from_env, set_seed
 from torch import nn
 
-from ..checkpointing import enable_checkpointing
+from ..config.recipe import Recipe
 from ..data import SegmentationData, SegmentationSplit, load_segmentation_dataset
-from ..data.loading import READ_KEYS
 from ..data.normalization import fit_normalization
-from ..earlier import EarlierRun
-from ..embeddings.cache import EmbeddingCache, check_cacheable
-from ..embeddings.split import EmbeddedSplit
+from ..data.sources import READ_KEYS
 from ..errors import UserError
 from ..evaluation import EvalResult, evaluate
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
-from ..hub import push_folder
-from ..image_size import find_vision_encoder
-from ..input_channels import inflate_channels
-from ..loading import base_revision, build_model, load_adapted, load_base, load_plain, method_of, save_adapter
+from ..hub.push import push_folder
+from ..inference.embeddings.cache import EmbeddingCache, check_cacheable
+from ..inference.embeddings.split import EmbeddedSplit
+from ..inference.loading import (
+    base_revision,
+    build_model,
+    load_adapted,
+    load_base,
+    load_plain,
+    method_of,
+    save_adapter,
+)
 from ..metrics import constant_mask
 from ..metrics.stream import check_ignore_background, check_metrics
-from ..model_cards import write_card
-from ..processing import SamAdaptProcessor
-from ..recipe import Recipe
-from ..report import print_table, save_samples, write_json
-from ..report_classes import class_names, print_class_table, save_class_pictures
-from ..report_curves import save_threshold_curves
+from ..reporting.cards import write_card
+from ..reporting.class_maps import class_names, print_class_table, save_class_pictures
+from ..reporting.curves import save_threshold_curves
+from ..reporting.report import print_table, save_samples, write_json
+from ..sam.gradient_checkpointing import enable_checkpointing
+from ..sam.image_size import find_vision_encoder
+from ..sam.input_channels import inflate_channels
+from ..sam.processing import SamAdaptProcessor
+from ..sam.windows import windows_removed
 from ..tuners.common.decoder import lacks_gradients
 from ..upload import check_can_push
-from ..windows import windows_removed
+from .earlier_run import EarlierRun
 from .experts import save_expert_plot
-from .facts import data_facts, environment_facts
 from .history import save_curve
 from .loop import TrainingLoop
+from .provenance import data_facts, environment_facts
+from .resolve import check_adapter_classes, loss_weights, method_fields, settled_loss
 from .run_folder import RunFolder
-from .settle import check_adapter_classes, loss_weights, method_fields, settled_loss
 from .trackers import check_trackers, start_trackers
 
 

@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..arguments import from_file
+from ..config.arguments import from_file
+from ..config.paths import absolute
+from ..config.recipe import Recipe
 from ..data import SegmentationData
 from ..errors import UserError
 from ..files import publish, write_text
-from ..paths import absolute
-from ..recipe import Recipe
 
 
 # Whatever a run writes; a folder that holds one of these belongs to somebody.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from ..config.recipe import Recipe
 from ..errors import UserError
-from ..recipe import Recipe
 
 
 def check_trackers(names: list[str]) -> None:

@@ -5,9 +5,9 @@ import io
 import numpy as np
 from PIL import Image, ImageFilter
 
-from hf_sam_adapt.drawing.materials import FAMILIES, Material
-from hf_sam_adapt.drawing.noise import Size, cell_distances, fractal_noise, smooth_noise, soften
-from hf_sam_adapt.drawing.shapes import Stencil, random_point, solid, walk
+from hf_sam_adapt.data.drawing.materials import FAMILIES, Material
+from hf_sam_adapt.data.drawing.noise import Size, cell_distances, fractal_noise, smooth_noise, soften
+from hf_sam_adapt.data.drawing.shapes import Stencil, random_point, solid, walk
 
 
 def random_colour(rng: np.random.Generator) -> np.ndarray:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_sam_adapt.drawing.effects import lighting, relief, shade
-from hf_sam_adapt.drawing.materials import Material
-from hf_sam_adapt.drawing.noise import Size, smooth_noise, soften
-from hf_sam_adapt.drawing.shapes import Stencil, creature, outline, patch, random_point, solid
+from hf_sam_adapt.data.drawing.effects import lighting, relief, shade
+from hf_sam_adapt.data.drawing.materials import Material
+from hf_sam_adapt.data.drawing.noise import Size, smooth_noise, soften
+from hf_sam_adapt.data.drawing.shapes import Stencil, creature, outline, patch, random_point, solid
 
 from .parts import broken, camouflage_strokes, network, optics, random_colour, random_material, rim
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import SamModel
 
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.processing import SamAdaptProcessor
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
 from .losses import DenseHead, all_masks, embed_prompts, neighbourhood, prompt_loss
 from .model import GRID, SIDE, WIDTH, new_model, tiny_config

@@ -11,11 +11,11 @@ from sams import perturb, random_sam, random_vision_sam, randomise, sam_config
 from transformers import SamVisionModel
 
 from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig
-from hf_sam_adapt.attention import attention_kind, restore_attention, use_fast_attention
-from hf_sam_adapt.attention.fast import attention_modules
-from hf_sam_adapt.attention.folded import folded_attention
-from hf_sam_adapt.attention.tiles import tiled_attention
 from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.sam.attention import attention_kind, restore_attention, use_fast_attention
+from hf_sam_adapt.sam.attention.fast import attention_modules
+from hf_sam_adapt.sam.attention.folded import folded_attention
+from hf_sam_adapt.sam.attention.tiles import tiled_attention
 
 
 def pixels(batch: int = 2, size: int = 64, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_sam_adapt.continual.recipe import ContinualRecipe
+from hf_sam_adapt.config.continual_recipe import ContinualRecipe
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import yaml
 from hf_sam_adapt.continual.protocols.olora import overlap_of_rows
 from hf_sam_adapt.continual.run import continual
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.loading import load_adapted
+from hf_sam_adapt.inference.loading import load_adapted
 
 
 LORA = {"method": "lora", "method_args": {"r": 2, "lora_alpha": 4}, "protocol": "olora"}

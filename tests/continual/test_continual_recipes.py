@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hf_sam_adapt.config.continual_recipe import parse_continual_recipe
 from hf_sam_adapt.continual.protocols import PROTOCOLS
-from hf_sam_adapt.continual.recipe import parse_continual_recipe
 from hf_sam_adapt.data import load_segmentation_dataset
 
 

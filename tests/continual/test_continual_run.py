@@ -9,8 +9,8 @@ from PIL import Image
 
 import hf_sam_adapt.continual.protocols.naive as naive_module
 import hf_sam_adapt.continual.scoring as scoring
+from hf_sam_adapt.config.continual_recipe import ContinualRecipe
 from hf_sam_adapt.continual.metrics import summary
-from hf_sam_adapt.continual.recipe import ContinualRecipe
 from hf_sam_adapt.continual.run import continual
 from hf_sam_adapt.errors import UserError
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from hf_sam_adapt import ModaModel
+from hf_sam_adapt.cli.predict import predict
 from hf_sam_adapt.continual.run import continual
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.loading import load_adapted, load_base
-from hf_sam_adapt.predict import predict
+from hf_sam_adapt.inference.loading import load_adapted, load_base
 
 
 INNER = {

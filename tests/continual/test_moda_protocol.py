@@ -18,8 +18,8 @@ from hf_sam_adapt.continual.run import continual
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.evaluation import evaluate
-from hf_sam_adapt.loading import load_base
-from hf_sam_adapt.processing import SamAdaptProcessor
+from hf_sam_adapt.inference.loading import load_base
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 from hf_sam_adapt.training import train
 
 

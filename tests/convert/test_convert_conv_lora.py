@@ -16,8 +16,8 @@ from torch import nn
 import hf_sam_adapt
 from hf_sam_adapt import SamAdaptProcessor, cli, convert_official_checkpoint
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.fingerprint import compute_fingerprint
-from hf_sam_adapt.loading import load_adapted
+from hf_sam_adapt.inference.loading import load_adapted
+from hf_sam_adapt.sam.fingerprint import compute_fingerprint
 
 
 LAYERS, WIDTH, RANK, EXPERTS = 3, 32, 2, 4

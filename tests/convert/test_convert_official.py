@@ -27,8 +27,8 @@ from transformers import SamConfig, SamModel
 
 from hf_sam_adapt import ModaModel, SamAdaptProcessor, cli, convert_official_checkpoint
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.fingerprint import compute_fingerprint
-from hf_sam_adapt.loading import load_adapted
+from hf_sam_adapt.inference.loading import load_adapted
+from hf_sam_adapt.sam.fingerprint import compute_fingerprint
 from hf_sam_adapt.tuners.common.hq import HqHead, decode_hq
 from hf_sam_adapt.tuners.moda.tokens import joint_tokens
 

@@ -10,7 +10,7 @@ from sams import random_sam
 
 from hf_sam_adapt import ModaModel, convert_official_checkpoint
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.fingerprint import compute_fingerprint
+from hf_sam_adapt.sam.fingerprint import compute_fingerprint
 
 
 def l2p_state(sam):

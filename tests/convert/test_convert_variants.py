@@ -15,7 +15,7 @@ from test_convert_unverified import WHOLE, convert, l2p_state
 
 from hf_sam_adapt import SamAdaptProcessor, cli, convert_official_checkpoint
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.loading import load_adapted
+from hf_sam_adapt.inference.loading import load_adapted
 
 
 WEIGHTS = "adapter_model.safetensors"

@@ -22,7 +22,7 @@ from annotation_files import (
 )
 from PIL import Image
 
-from hf_sam_adapt.convert_data import convert_annotations
+from hf_sam_adapt.convert.annotations import convert_annotations
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.annotations import find_image
 from hf_sam_adapt.errors import UserError

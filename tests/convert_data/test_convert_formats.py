@@ -11,9 +11,9 @@ import yaml
 from annotation_files import samples
 from PIL import Image
 
-from hf_sam_adapt.convert_data import convert_annotations
+from hf_sam_adapt.convert.annotations import convert_annotations
 from hf_sam_adapt.data import load_segmentation_dataset
-from hf_sam_adapt.data.loading import open_source
+from hf_sam_adapt.data.sources import open_source
 from hf_sam_adapt.errors import UserError
 
 

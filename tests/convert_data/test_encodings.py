@@ -16,7 +16,7 @@ from annotation_files import (
     yolo_lines,
 )
 
-from hf_sam_adapt.convert_data import convert_annotations
+from hf_sam_adapt.convert.annotations import convert_annotations
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.annotations import read_text
 from hf_sam_adapt.errors import UserError

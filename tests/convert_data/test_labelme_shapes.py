@@ -18,7 +18,7 @@ from annotation_files import (
 )
 from PIL import Image
 
-from hf_sam_adapt.convert_data import convert_annotations
+from hf_sam_adapt.convert.annotations import convert_annotations
 from hf_sam_adapt.errors import UserError
 
 

@@ -6,7 +6,7 @@ from annotation_files import HEIGHT, WIDTH, WRITERS, mask_of, photograph, write_
 from PIL import Image
 
 from hf_sam_adapt.cli import main
-from hf_sam_adapt.convert_data import convert_annotations
+from hf_sam_adapt.convert.annotations import convert_annotations
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.doctor import examine_dataset
 from hf_sam_adapt.errors import UserError

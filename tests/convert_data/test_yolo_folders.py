@@ -12,7 +12,7 @@ from annotation_files import (
     yolo_lines,
 )
 
-from hf_sam_adapt.convert_data import convert_annotations
+from hf_sam_adapt.convert.annotations import convert_annotations
 from hf_sam_adapt.errors import UserError
 
 

@@ -8,14 +8,14 @@ import pytest
 import yaml
 from PIL import Image
 
+from hf_sam_adapt.cli.evaluate import EvaluateArguments, evaluate_command
+from hf_sam_adapt.cli.predict import predict
+from hf_sam_adapt.config.recipe import Recipe, parse_recipe
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.folder import FileReader
 from hf_sam_adapt.data.normalization import fit_normalization
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.evaluation.command import EvaluateArguments, evaluate_command
-from hf_sam_adapt.predict import predict
-from hf_sam_adapt.processing import SamAdaptProcessor
-from hf_sam_adapt.recipe import Recipe, parse_recipe
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 from hf_sam_adapt.training import train
 from hf_sam_adapt.training.run import input_normalization
 

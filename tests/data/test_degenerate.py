@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_sam_adapt.convert_data import convert_annotations
+from hf_sam_adapt.convert.annotations import convert_annotations
 from hf_sam_adapt.data import Sample, load_segmentation_dataset
 from hf_sam_adapt.doctor import examine_dataset
 from hf_sam_adapt.errors import UserError
@@ -68,7 +68,7 @@ def test_few_masks_with_objects_are_enough(masks, tmp_path):
 
 
 def test_foreground_that_the_sample_missed_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_sam_adapt.data.loading.SCANNED", 4)
+    monkeypatch.setattr("hf_sam_adapt.data.sources.SCANNED", 4)
     write_split(tmp_path, "train", [mask_with(0)] * 30 + GOOD[:1])
     write_split(tmp_path, "val", GOOD)
     assert len(load_segmentation_dataset(tmp_path).train) == 31
@@ -215,7 +215,7 @@ def test_scores_need_foreground(masks, num_labels, sam_folder):
     from hf_sam_adapt import CwsamConfig
     from hf_sam_adapt.evaluation import evaluate
     from hf_sam_adapt.evaluation.classes import evaluate_classes
-    from hf_sam_adapt.processing import SamAdaptProcessor
+    from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
     image, processor = np.full((*SIZE, 3), 90, np.uint8), SamAdaptProcessor(image_size=64, patch_size=8)
     split = [Sample(image, mask, str(index), index) for index, mask in enumerate(masks)]
@@ -231,7 +231,7 @@ def test_an_image_that_is_ignored_everywhere_does_not_count():
     from sams import random_sam
 
     from hf_sam_adapt.evaluation import evaluate
-    from hf_sam_adapt.processing import SamAdaptProcessor
+    from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
     image, processor = np.full((*SIZE, 3), 90, np.uint8), SamAdaptProcessor(image_size=64, patch_size=8)
     split = [Sample(image, mask, str(i), i) for i, mask in enumerate([mask_with(0, 1, 0), mask_with(255)])]

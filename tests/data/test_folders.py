@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hf_sam_adapt.convert_data import convert_annotations
-from hf_sam_adapt.convert_data.push import write_parquet
+from hf_sam_adapt.cli.predict import PredictArguments, find_images, output_names, predict_command
+from hf_sam_adapt.convert.annotations import convert_annotations
+from hf_sam_adapt.convert.annotations.push import write_parquet
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.walk import files_below, find_named, is_leftover
-from hf_sam_adapt.demo.pairs import read_pairs
+from hf_sam_adapt.demo.training_images import read_pairs
 from hf_sam_adapt.doctor import examine_dataset
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.predict import PredictArguments, find_images, output_names, predict_command
 from hf_sam_adapt.upload import pushed_files
 
 
@@ -231,7 +231,7 @@ def test_predict_counts_the_images_of_sub_folders(tmp_path, capsys, monkeypatch)
     for name in ("a", "more/b", "more/deeper/c"):
         write_pair(tmp_path, name)
     litter(tmp_path / "images" / "more")
-    monkeypatch.setattr("hf_sam_adapt.predict.predict", lambda inputs, **keys: find_images(inputs))
+    monkeypatch.setattr("hf_sam_adapt.cli.predict.predict", lambda inputs, **keys: find_images(inputs))
     assert len(predict_command(PredictArguments(inputs=[str(tmp_path / "images")]))) == 1
     assert "images: 2 images in its sub-folders are not read" in capsys.readouterr().out
     predict_command(PredictArguments(inputs=[str(tmp_path / "masks/a.png")]))

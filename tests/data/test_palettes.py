@@ -6,14 +6,7 @@ import yaml
 from PIL import Image
 
 from hf_sam_adapt.data import load_segmentation_dataset
-from hf_sam_adapt.data.palettes import (
-    FUSAR_MAP_1,
-    FUSAR_MAP_2,
-    Palette,
-    resolve_palette,
-    to_labels,
-    unknown_colours,
-)
+from hf_sam_adapt.data.palettes import FUSAR_MAP_1, FUSAR_MAP_2, Palette, resolve_palette, to_labels, unknown_colours
 from hf_sam_adapt.errors import UserError
 
 

@@ -8,7 +8,7 @@ import tifffile
 from data.test_channels import png16
 from PIL import Image
 
-from hf_sam_adapt.convert_data import convert_annotations
+from hf_sam_adapt.convert.annotations import convert_annotations
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.channels import load_header, load_image, read_channels
 from hf_sam_adapt.data.encoding import MaskEncoding

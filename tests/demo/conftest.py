@@ -9,7 +9,7 @@ from sams import perturb
 
 from hf_sam_adapt import ModaConfig, ModaModel, SamDecoderConfig, load_tiny_sam
 from hf_sam_adapt.data.synthetic import draw_sample
-from hf_sam_adapt.loading import build_model, save_adapter
+from hf_sam_adapt.inference.loading import build_model, save_adapter
 
 
 METHODS = {

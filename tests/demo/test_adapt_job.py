@@ -10,9 +10,9 @@ from PIL import Image
 
 from hf_sam_adapt.data.synthetic import draw_sample
 from hf_sam_adapt.demo.job import AdaptJob
-from hf_sam_adapt.demo.pairs import painted_pair, read_pairs, write_pairs
+from hf_sam_adapt.demo.training_images import painted_pair, read_pairs, write_pairs
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.loading import load_adapted
+from hf_sam_adapt.inference.loading import load_adapted
 
 
 @pytest.fixture

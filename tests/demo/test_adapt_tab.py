@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import hf_sam_adapt
-from hf_sam_adapt.demo.pairs import read_pairs
 from hf_sam_adapt.demo.session import Session
+from hf_sam_adapt.demo.training_images import read_pairs
 
 
 gr = pytest.importorskip("gradio")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_sam_adapt.cli.predict import predict
 from hf_sam_adapt.data.synthetic import draw_sample
 from hf_sam_adapt.demo.catalog import built_in_folder
-from hf_sam_adapt.predict import predict
 
 
 gradio_client = pytest.importorskip("gradio_client")

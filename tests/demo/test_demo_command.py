@@ -19,7 +19,7 @@ from hf_sam_adapt.errors import UserError
 def test_the_core_does_not_import_gradio():
     code = (
         "import sys, hf_sam_adapt, hf_sam_adapt.cli, hf_sam_adapt.training, hf_sam_adapt.demo.engine, "
-        "hf_sam_adapt.demo.job, hf_sam_adapt.demo.app, hf_sam_adapt.space\n"
+        "hf_sam_adapt.demo.job, hf_sam_adapt.demo.app, hf_sam_adapt.hub.space\n"
         "assert not {'gradio', 'playwright', 'fastapi'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

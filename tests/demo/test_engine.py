@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_sam_adapt.cli.predict import predict
 from hf_sam_adapt.demo.engine import route_image, segment_image
 from hf_sam_adapt.demo.images import read_picture
+from hf_sam_adapt.demo.loaded_adapters import Shelf
 from hf_sam_adapt.demo.session import Clicks, ImageState
-from hf_sam_adapt.demo.shelf import Shelf
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.forward import sam_of
-from hf_sam_adapt.image_size import find_vision_encoder
-from hf_sam_adapt.predict import predict
+from hf_sam_adapt.inference.forward import sam_of
+from hf_sam_adapt.sam.image_size import find_vision_encoder
 
 
 PROMPTS = {

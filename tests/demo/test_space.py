@@ -16,11 +16,11 @@ import pytest
 from local_hub import LocalHub
 from PIL import Image
 
-from hf_sam_adapt import space
 from hf_sam_adapt.cli import main
+from hf_sam_adapt.cli.predict import predict
 from hf_sam_adapt.data.synthetic import draw_sample
 from hf_sam_adapt.demo.catalog import built_in_folder
-from hf_sam_adapt.predict import predict
+from hf_sam_adapt.hub import space
 
 
 ROOT = Path(__file__).parents[2]

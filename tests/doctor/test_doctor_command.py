@@ -14,9 +14,9 @@ from corpus import FAULTS, draw, make_corpus
 from PIL import Image
 
 from hf_sam_adapt.cli import main
+from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.doctor import examine_dataset
-from hf_sam_adapt.recipe import Recipe
-from hf_sam_adapt.report import TRUTH_COLOURS
+from hf_sam_adapt.reporting.report import TRUTH_COLOURS
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import torch
 from sams import random_sam
 
 from hf_sam_adapt.cli import main
-from hf_sam_adapt.estimate.command import CARDS, rows_of
+from hf_sam_adapt.cli.estimate import CARDS, rows_of
+from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.estimate.estimate import Estimate
 from hf_sam_adapt.estimate.shapes import LiveBytes, step_bytes
-from hf_sam_adapt.loading import build_model
-from hf_sam_adapt.recipe import Recipe
+from hf_sam_adapt.inference.loading import build_model
 
 
 def recipe(**keys):

@@ -9,9 +9,9 @@ from scipy import ndimage
 from test_evaluate import make_split
 
 from hf_sam_adapt.evaluation.clicks import click_scores, clicks_needed, evaluate_clicks, next_click
-from hf_sam_adapt.loading import build_model
-from hf_sam_adapt.processing import SamAdaptProcessor
+from hf_sam_adapt.inference.loading import build_model
 from hf_sam_adapt.prompts import components
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
 
 @pytest.fixture(scope="module")

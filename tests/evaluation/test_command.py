@@ -7,17 +7,17 @@ import yaml
 from PIL import Image
 from sams import perturb
 
-from hf_sam_adapt.arguments import parse_arguments
+from hf_sam_adapt.cli.evaluate import EvaluateArguments, evaluate_command
+from hf_sam_adapt.config.arguments import parse_arguments
+from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.evaluation import evaluate
 from hf_sam_adapt.evaluation.clicks import evaluate_clicks
-from hf_sam_adapt.evaluation.command import EvaluateArguments, evaluate_command
 from hf_sam_adapt.evaluation.sensitivity import prompt_sensitivity
-from hf_sam_adapt.loading import build_model, load_adapted, load_base, save_adapter
+from hf_sam_adapt.inference.loading import build_model, load_adapted, load_base, save_adapter
 from hf_sam_adapt.metrics import constant_mask
-from hf_sam_adapt.processing import SamAdaptProcessor
-from hf_sam_adapt.recipe import Recipe
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
 
 def save_run(folder, sam_folder, method="sam_adapter", image_size=None, method_args=None, **recipe):

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from sams import perturb, random_sam
 
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.evaluation import evaluate, inference
-from hf_sam_adapt.loading import build_model
+from hf_sam_adapt.evaluation import evaluate
+from hf_sam_adapt.inference import variants as inference
+from hf_sam_adapt.inference.loading import build_model
 from hf_sam_adapt.metrics import PROMPTLESS_METRICS, constant_mask
-from hf_sam_adapt.processing import SamAdaptProcessor
 from hf_sam_adapt.prompts import derive_prompts
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
 
 KINDS = ["none", "box", "point", "mask"]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from hf_sam_adapt import CwsamConfig, SamAdaptProcessor
 from hf_sam_adapt.data.dataset import Sample
 from hf_sam_adapt.evaluation.classes import ConstantLabels, constant_labels, evaluate_classes
-from hf_sam_adapt.evaluation.inference import inference, label_maps
+from hf_sam_adapt.inference.variants import inference, label_maps
 from hf_sam_adapt.metrics import ConfusionMatrix
 
 

@@ -8,10 +8,10 @@ from test_evaluate import make_split
 
 from hf_sam_adapt.evaluation import sensitivity
 from hf_sam_adapt.evaluation.sensitivity import prompt_sensitivity
-from hf_sam_adapt.forward import segment
-from hf_sam_adapt.loading import build_model
-from hf_sam_adapt.processing import SamAdaptProcessor
+from hf_sam_adapt.inference.forward import segment
+from hf_sam_adapt.inference.loading import build_model
 from hf_sam_adapt.prompts import Prompt, derive_prompts
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
 
 @pytest.fixture(scope="module")

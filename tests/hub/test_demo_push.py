@@ -6,7 +6,7 @@ import pytest
 from sams import perturb
 
 from hf_sam_adapt.demo.session import Session
-from hf_sam_adapt.loading import build_model, load_base, save_adapter
+from hf_sam_adapt.inference.loading import build_model, load_base, save_adapter
 
 
 gr = pytest.importorskip("gradio")

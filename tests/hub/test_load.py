@@ -14,8 +14,8 @@ from sams import perturb
 from hf_sam_adapt import ModaConfig, ModaModel, SamAdapterConfig, SamAdaptProcessor
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.hub import push_folder
-from hf_sam_adapt.loading import build_model, load_adapted, load_base, save_adapter
+from hf_sam_adapt.hub.push import push_folder
+from hf_sam_adapt.inference.loading import build_model, load_adapted, load_base, save_adapter
 from hf_sam_adapt.repository import HubName, find_file
 
 
@@ -73,7 +73,7 @@ def test_a_cut_download_goes_on_where_it_ended(connected, published, clock, monk
 
 def test_files_are_of_one_commit(connected, published, monkeypatch):
     """A push between the config and the weights does not mix the two."""
-    from hf_sam_adapt import loading
+    from hf_sam_adapt.inference import loading
 
     expected, real = masks(load_adapted(str(published)).model), loading.load_base
 

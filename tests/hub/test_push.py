@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from sams import perturb, random_sam
 
 from hf_sam_adapt import ModaConfig, ModaModel, SamDecoderConfig
-from hf_sam_adapt import hub as publishing
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.loading import build_model, load_base, save_adapter
-from hf_sam_adapt.report import panels, save_panels
+from hf_sam_adapt.hub import push as publishing
+from hf_sam_adapt.inference.loading import build_model, load_base, save_adapter
+from hf_sam_adapt.reporting.report import panels, save_panels
 
 
 FILES = {

@@ -18,8 +18,8 @@ from transformers import SamModel
 
 from hf_sam_adapt import ModaConfig, ModaModel, SamAdapterConfig, SamAdaptProcessor, load_tiny_sam
 from hf_sam_adapt.cli import main
-from hf_sam_adapt.hub import push_folder
-from hf_sam_adapt.loading import build_model, load_adapted, load_base, save_adapter
+from hf_sam_adapt.hub.push import push_folder
+from hf_sam_adapt.inference.loading import build_model, load_adapted, load_base, save_adapter
 
 
 ROOT = Path(__file__).parents[2]

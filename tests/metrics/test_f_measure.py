@@ -8,12 +8,12 @@ from PIL import Image
 from py_sod_metrics import Fmeasure
 from test_saliency import predictions, truths
 
+from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.metrics import AucMetric, BerMetric, FMeasureMetric, SemanticMetric, make_metric
 from hf_sam_adapt.metrics.stream import check_metrics
-from hf_sam_adapt.model_cards.tables import class_table
-from hf_sam_adapt.recipe import Recipe
-from hf_sam_adapt.report_curves import save_threshold_curves
+from hf_sam_adapt.reporting.cards.tables import class_table
+from hf_sam_adapt.reporting.curves import save_threshold_curves
 
 
 def compute(metric, pairs):

@@ -8,9 +8,9 @@ import pytest
 from pages import read_page
 from PIL import Image
 
-from hf_sam_adapt.continual.recipe import ContinualRecipe
+from hf_sam_adapt.config.continual_recipe import ContinualRecipe
+from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.continual.run import continual
-from hf_sam_adapt.recipe import Recipe
 from hf_sam_adapt.training import train
 
 

@@ -11,8 +11,8 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.loading import load_adapted
-from hf_sam_adapt.model_cards import write_card
+from hf_sam_adapt.inference.loading import load_adapted
+from hf_sam_adapt.reporting.cards import write_card
 
 
 def values(rows):

@@ -10,14 +10,14 @@ from huggingface_hub import constants, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 
-from hf_sam_adapt.loading import METHODS, load_adapted
-from hf_sam_adapt.model_cards import INSTALL, public_recipe, write_card
-from hf_sam_adapt.model_cards.base import base_license
-from hf_sam_adapt.model_cards.metadata import card_data
-from hf_sam_adapt.model_cards.methods import METHODS as DESCRIBED
-from hf_sam_adapt.model_cards.run_card import load_lines
-from hf_sam_adapt.recipe import Recipe
-from hf_sam_adapt.report import ABSENT
+from hf_sam_adapt.config.recipe import Recipe
+from hf_sam_adapt.inference.loading import METHODS, load_adapted
+from hf_sam_adapt.reporting.cards import INSTALL, public_recipe, write_card
+from hf_sam_adapt.reporting.cards.base import base_license
+from hf_sam_adapt.reporting.cards.metadata import card_data
+from hf_sam_adapt.reporting.cards.methods import METHODS as DESCRIBED
+from hf_sam_adapt.reporting.cards.run_card import load_lines
+from hf_sam_adapt.reporting.report import ABSENT
 
 
 SHA = "0123456789abcdef0123456789abcdef01234567"

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData, close_session, constants
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from local_hub import LocalHub
 
-from hf_sam_adapt.model_cards.metadata import card_data, run_results
+from hf_sam_adapt.reporting.cards.metadata import card_data, run_results
 
 
 NOTHING = {"type": "iou", "value": float("nan")}

@@ -9,7 +9,7 @@ from launching import ROOT, environment, recipe_flags
 from PIL import Image
 
 from hf_sam_adapt.data import load_segmentation_dataset
-from hf_sam_adapt.processing import SamAdaptProcessor
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
 
 def draw_discs(rng, count, size=(48, 60), radius=(5, 12)):

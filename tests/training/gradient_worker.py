@@ -8,7 +8,7 @@ import sys
 from accelerate.utils import set_seed
 from safetensors.torch import save_file
 
-from hf_sam_adapt.recipe import parse_recipe
+from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.training.loop import TrainingLoop
 from hf_sam_adapt.training.run import build_accelerator, leave_processes, load_data, load_model
 from hf_sam_adapt.training.run_folder import RunFolder

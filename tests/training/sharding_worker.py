@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from hf_sam_adapt.loading import build_model
+from hf_sam_adapt.inference.loading import build_model
 from hf_sam_adapt.training.run import leave_processes
 
 

@@ -12,8 +12,8 @@ from sams import random_sam
 
 from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig, SamDecoderConfig
 from hf_sam_adapt.cli import main
+from hf_sam_adapt.config.recipe import Recipe, parse_recipe
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.recipe import Recipe, parse_recipe
 
 
 def write(folder, split, index, rng, mask, image=None):

@@ -11,10 +11,10 @@ from launching import ROOT, environment
 from PIL import Image
 
 from hf_sam_adapt.cli import main
+from hf_sam_adapt.cli.predict import predict
+from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.loading import load_adapted
-from hf_sam_adapt.predict import predict
-from hf_sam_adapt.recipe import parse_recipe
+from hf_sam_adapt.inference.loading import load_adapted
 from hf_sam_adapt.training import train
 
 

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from hf_sam_adapt.cli import main
+from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.loading import load_adapted
-from hf_sam_adapt.recipe import parse_recipe
-from hf_sam_adapt.report import NAMES_KEY
-from hf_sam_adapt.report_classes import class_colours, class_legend, class_overlay, with_legend
+from hf_sam_adapt.inference.loading import load_adapted
+from hf_sam_adapt.reporting.class_maps import class_colours, class_legend, class_overlay, with_legend
+from hf_sam_adapt.reporting.report import NAMES_KEY
 from hf_sam_adapt.training import train
 
 

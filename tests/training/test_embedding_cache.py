@@ -16,19 +16,19 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from sams import random_sam
 
-import hf_sam_adapt.embeddings.cache
-import hf_sam_adapt.embeddings.store
-import hf_sam_adapt.forward
+import hf_sam_adapt.inference.embeddings.cache
+import hf_sam_adapt.inference.embeddings.store
+import hf_sam_adapt.inference.forward
 import hf_sam_adapt.training.loop
-from hf_sam_adapt.embeddings.cache import EmbeddingCache, cache_key, check_cacheable, image_digest
-from hf_sam_adapt.embeddings.split import EmbeddedSplit
-from hf_sam_adapt.embeddings.store import EmbeddingStore, EmbeddingWriter
+from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.evaluation import evaluate
-from hf_sam_adapt.forward import encode
-from hf_sam_adapt.loading import build_model
-from hf_sam_adapt.processing import SamAdaptProcessor
-from hf_sam_adapt.recipe import parse_recipe
+from hf_sam_adapt.inference.embeddings.cache import EmbeddingCache, cache_key, check_cacheable, image_digest
+from hf_sam_adapt.inference.embeddings.split import EmbeddedSplit
+from hf_sam_adapt.inference.embeddings.store import EmbeddingStore, EmbeddingWriter
+from hf_sam_adapt.inference.forward import encode
+from hf_sam_adapt.inference.loading import build_model
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 from hf_sam_adapt.training import train
 from hf_sam_adapt.training.loop import TrainingLoop
 
@@ -72,7 +72,7 @@ def encoded(monkeypatch):
         counts.append(len(pixel_values))
         return encode(model, pixel_values)
 
-    monkeypatch.setattr(hf_sam_adapt.embeddings.cache, "encode", counting)
+    monkeypatch.setattr(hf_sam_adapt.inference.embeddings.cache, "encode", counting)
     return counts
 
 
@@ -106,7 +106,7 @@ def test_each_image_is_encoded_once_and_a_second_run_reuses_it(
     def never(*arguments):
         raise AssertionError("the encoder runs in a training step")
 
-    monkeypatch.setattr(hf_sam_adapt.forward, "encode", never)
+    monkeypatch.setattr(hf_sam_adapt.inference.forward, "encode", never)
     train(parse_recipe(short_recipe("one", **DECODER, max_steps=12, cache_embeddings="true")))
     assert sum(encoded) == 10 + 4 + 5  # training, validation and test images
     (folder,) = (cache_folder / "embeddings").iterdir()
@@ -235,7 +235,7 @@ def random_rows(count, dtype=torch.float32, shape=(4, 3, 3)):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rows_come_back_bit_for_bit_from_many_parts(dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_sam_adapt.embeddings.store, "PART_BYTES", 1000)
+    monkeypatch.setattr(hf_sam_adapt.inference.embeddings.store, "PART_BYTES", 1000)
     rows = random_rows(50, dtype)
     fill(EmbeddingStore(tmp_path / "store"), rows.items())
     store = EmbeddingStore(tmp_path / "store")
@@ -247,7 +247,7 @@ def test_rows_come_back_bit_for_bit_from_many_parts(dtype, tmp_path, monkeypatch
 
 
 def test_what_is_torn_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_sam_adapt.embeddings.store, "PART_BYTES", 1)
+    monkeypatch.setattr(hf_sam_adapt.inference.embeddings.store, "PART_BYTES", 1)
     rows = random_rows(5)
     fill(EmbeddingStore(tmp_path), rows.items())
     parts = {json.loads(file.read_text())["digests"][0]: file for file in tmp_path.glob("*.json")}
@@ -302,7 +302,7 @@ def build_until_killed(folder):
 
 @needs_fork
 def test_a_killed_build_leaves_whole_parts_and_is_continued(tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_sam_adapt.embeddings.store, "PART_BYTES", 10 * 36 * 4)
+    monkeypatch.setattr(hf_sam_adapt.inference.embeddings.store, "PART_BYTES", 10 * 36 * 4)
     assert in_a_child(build_until_killed, tmp_path) == -signal.SIGKILL
     store = EmbeddingStore(tmp_path)
     assert len(store) == 30 and list(tmp_path.glob(".tmp_*"))
@@ -316,7 +316,7 @@ def test_a_killed_build_leaves_whole_parts_and_is_continued(tmp_path, monkeypatc
 def test_an_interrupted_run_keeps_its_embeddings_and_starts_again(
     error, short_recipe, encoded, monkeypatch, tmp_path, capsys
 ):
-    counting = hf_sam_adapt.embeddings.cache.encode
+    counting = hf_sam_adapt.inference.embeddings.cache.encode
 
     def failing(model, pixel_values):
         if sum(encoded) >= 6:
@@ -325,7 +325,7 @@ def test_an_interrupted_run_keeps_its_embeddings_and_starts_again(
 
     argv = short_recipe(**DECODER, cache_embeddings="true")
     with monkeypatch.context() as patch:
-        patch.setattr(hf_sam_adapt.embeddings.cache, "encode", failing)
+        patch.setattr(hf_sam_adapt.inference.embeddings.cache, "encode", failing)
         with pytest.raises(error):
             train(parse_recipe(argv))
     assert not (tmp_path / "run").exists()

@@ -8,8 +8,8 @@ import torch
 from launching import ROOT, recipe_flags
 from safetensors.torch import load_file
 
-from hf_sam_adapt.loading import load_adapted
-from hf_sam_adapt.recipe import parse_recipe
+from hf_sam_adapt.config.recipe import parse_recipe
+from hf_sam_adapt.inference.loading import load_adapted
 from hf_sam_adapt.training import train
 
 

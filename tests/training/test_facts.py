@@ -6,7 +6,7 @@ import torch
 
 from hf_sam_adapt.data import SegmentationData
 from hf_sam_adapt.files import publish
-from hf_sam_adapt.training.facts import data_facts, environment_facts
+from hf_sam_adapt.training.provenance import data_facts, environment_facts
 
 
 SHA = "89abcdef0123456789abcdef0123456789abcdef"

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from hf_sam_adapt.earlier import EarlierRun
-from hf_sam_adapt.evaluation.command import EvaluateArguments, evaluate_command
-from hf_sam_adapt.recipe import parse_recipe
+from hf_sam_adapt.cli.evaluate import EvaluateArguments, evaluate_command
+from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.training import train
+from hf_sam_adapt.training.earlier_run import EarlierRun
 
 
 def add(folder, names, seed=0):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import hf_sam_adapt.training.loop
-from hf_sam_adapt.recipe import parse_recipe
+from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.training import train
 from hf_sam_adapt.training.history import loss_limit, record_step, save_curve, smoothed
 

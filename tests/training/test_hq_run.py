@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_sam_adapt.cli import main
-from hf_sam_adapt.loading import load_adapted
+from hf_sam_adapt.inference.loading import load_adapted
 
 
 @pytest.mark.parametrize("cached", ["false", "true"])

@@ -8,9 +8,9 @@ import torch
 from accelerate.utils import set_seed
 
 from hf_sam_adapt import segmentation_loss
-from hf_sam_adapt.forward import PromptedSam
+from hf_sam_adapt.config.recipe import parse_recipe
+from hf_sam_adapt.inference.forward import PromptedSam
 from hf_sam_adapt.prompts import Prompt
-from hf_sam_adapt.recipe import parse_recipe
 from hf_sam_adapt.training.batches import to_device
 from hf_sam_adapt.training.cost import CostMeter
 from hf_sam_adapt.training.loop import TrainingLoop, batch_loss

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from hf_sam_adapt.loading import build_model, load_base
-from hf_sam_adapt.recipe import Recipe
+from hf_sam_adapt.config.recipe import Recipe
+from hf_sam_adapt.inference.loading import build_model, load_base
 from hf_sam_adapt.training.optim import build_optimizer, learning_rate_at, warmup_steps
 
 

@@ -11,8 +11,8 @@ import yaml
 from safetensors.torch import load_file
 
 from hf_sam_adapt.cli import main
+from hf_sam_adapt.cli.evaluate import EvaluateArguments, _chosen_data, evaluate_command
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.evaluation.command import EvaluateArguments, _chosen_data, evaluate_command
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from launching import ROOT, environment, recipe_flags
 from safetensors.torch import load_file
 
 import hf_sam_adapt.training.loop
+from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.recipe import parse_recipe
 from hf_sam_adapt.training import train
 from hf_sam_adapt.training.checkpoints import Checkpoints
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 import hf_sam_adapt.training.loop
 import hf_sam_adapt.training.run
 from hf_sam_adapt import SamAdaptProcessor
+from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.data.folder import FileReader
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.loading import load_adapted
-from hf_sam_adapt.recipe import parse_recipe
+from hf_sam_adapt.inference.loading import load_adapted
 from hf_sam_adapt.training import train
 
 

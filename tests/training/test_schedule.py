@@ -8,9 +8,9 @@ import pytest
 from launching import environment
 
 import hf_sam_adapt.training.loop
-from hf_sam_adapt.continual.recipe import ContinualRecipe
+from hf_sam_adapt.config.continual_recipe import ContinualRecipe
+from hf_sam_adapt.config.recipe import Recipe, parse_recipe
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.recipe import Recipe, parse_recipe
 from hf_sam_adapt.training import train
 from hf_sam_adapt.training.loop import Schedule
 

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from sams import perturb, random_sam
 
 from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig, SamDecoderConfig
-from hf_sam_adapt.attention import tiles, use_fast_attention
-from hf_sam_adapt.checkpointing import enable_checkpointing
-from hf_sam_adapt.forward import segment
-from hf_sam_adapt.frozen import cast_frozen_matrices
+from hf_sam_adapt.inference.forward import segment
 from hf_sam_adapt.prompts import Prompt
+from hf_sam_adapt.sam.attention import tiles, use_fast_attention
+from hf_sam_adapt.sam.gradient_checkpointing import enable_checkpointing
+from hf_sam_adapt.training.frozen_weights import cast_frozen_matrices
 
 
 ADAPTER = "adapter_model.safetensors"

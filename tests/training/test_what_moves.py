@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.loading import load_adapted, save_adapter
-from hf_sam_adapt.recipe import parse_recipe
+from hf_sam_adapt.inference.loading import load_adapted, save_adapter
 from hf_sam_adapt.training.loop import TrainingLoop
+from hf_sam_adapt.training.resolve import loss_weights
 from hf_sam_adapt.training.run import build_accelerator, load_data, load_model
 from hf_sam_adapt.training.run_folder import RunFolder
-from hf_sam_adapt.training.settle import loss_weights
 
 
 CLASSES = {"num_labels": 3, "id2label": "dark,one,two"}

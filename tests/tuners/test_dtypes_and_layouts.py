@@ -5,14 +5,7 @@ import torch
 from peft import get_peft_model
 from sams import random_sam
 
-from hf_sam_adapt import (
-    ConvLoraConfig,
-    CwsamConfig,
-    L2pConfig,
-    ModaConfig,
-    SamAdapterConfig,
-    SamDecoderConfig,
-)
+from hf_sam_adapt import ConvLoraConfig, CwsamConfig, L2pConfig, ModaConfig, SamAdapterConfig, SamDecoderConfig
 
 
 CONFIGS = {

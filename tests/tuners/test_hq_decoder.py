@@ -16,7 +16,7 @@ from transformers import SamConfig, SamModel, SamVisionConfig
 
 from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig, SamDecoderConfig, load_tiny_sam
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.forward import encode, segment
+from hf_sam_adapt.inference.forward import encode, segment
 from hf_sam_adapt.prompts import Prompt
 from hf_sam_adapt.tuners.common.hq import HQ_MODULES, HqHead, SharedMaps, decode_hq
 

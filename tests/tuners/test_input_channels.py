@@ -9,7 +9,7 @@ from sams import perturb, random_sam
 
 from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig, SamDecoderConfig
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.input_channels import inflate_channels, inflated, restore_channels
+from hf_sam_adapt.sam.input_channels import inflate_channels, inflated, restore_channels
 
 
 CONFIGS = {

@@ -13,14 +13,7 @@ from safetensors.torch import load_file, save_file
 from sams import perturb, random_sam, random_vision_sam
 from transformers import SamModel
 
-from hf_sam_adapt import (
-    ConvLoraConfig,
-    CwsamConfig,
-    L2pConfig,
-    SamAdapterConfig,
-    SamDecoderConfig,
-    register_feature,
-)
+from hf_sam_adapt import ConvLoraConfig, CwsamConfig, L2pConfig, SamAdapterConfig, SamDecoderConfig, register_feature
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.tuners.common.layer import ParameterOverlay
 

@@ -8,8 +8,8 @@ from sams import perturb, random_sam
 from transformers import SamConfig, SamModel
 
 from hf_sam_adapt import SamAdapterConfig
-from hf_sam_adapt.features import frequency_component
 from hf_sam_adapt.tuners.common.decoder import reached_parameters
+from hf_sam_adapt.tuners.sam_adapter.features import frequency_component
 from hf_sam_adapt.tuners.sam_adapter.layer import legacy_order
 
 

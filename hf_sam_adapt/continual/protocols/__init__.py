@@ -2,7 +2,7 @@
 
 from .er import Er
 from .ewc import Ewc
-from .grown import Grown
+from .grown_pool import Grown
 from .joint import Joint
 from .l2p import L2p
 from .lwf import Lwf

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ...errors import UserError
 from ...files import follow_umask
-from ...forward import collate, segment
+from ...inference.forward import collate, segment
 from ...training.batches import TrainingSamples, to_device
 from ...training.loop import batch_loss
 from ..scoring import embedding_cache
@@ -22,7 +22,7 @@ from .naive import Naive
 
 if TYPE_CHECKING:
     from ...data import SegmentationSplit
-    from ...embeddings.split import EmbeddedSplit
+    from ...inference.embeddings.split import EmbeddedSplit
     from ...training.loop import TrainingLoop
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ...config.continual_recipe import Domain
+from ...config.recipe import Recipe
 from ...data import SegmentationData
-from ...recipe import Recipe
-from ..recipe import Domain
 from ..references import joined
 from .naive import Naive
 

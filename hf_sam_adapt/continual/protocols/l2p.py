@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...config.recipe import Recipe
 from ...errors import UserError
-from ...recipe import Recipe
 from .naive import Naive
 
 

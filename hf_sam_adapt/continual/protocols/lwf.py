@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import UserError
-from ...forward import segment
-from ...loading import load_adapted
-from ...point_losses import losses_at, sample_points, uncertain_points
+from ...inference.forward import segment
+from ...inference.loading import load_adapted
+from ...losses.points import losses_at, sample_points, uncertain_points
 from .naive import Naive
 
 

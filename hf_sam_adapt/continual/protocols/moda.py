@@ -14,13 +14,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ...config.recipe import Recipe
 from ...data import SegmentationSplit
 from ...errors import UserError
-from ...evaluation.inference import inference
-from ...forward import sam_of
-from ...loading import ADAPTER_CONFIG, load_base, named_base
-from ...processing import SamAdaptProcessor
-from ...recipe import Recipe
+from ...inference.forward import sam_of
+from ...inference.loading import ADAPTER_CONFIG, load_base, named_base
+from ...inference.variants import inference
+from ...sam.processing import SamAdaptProcessor
 from ...training.run import start_processes
 from ...tuners.common.model import check_adapter_name
 from ...tuners.moda import ModaConfig, ModaModel

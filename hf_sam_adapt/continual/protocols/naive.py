@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ...config.recipe import Recipe
 from ...data import SegmentationData
-from ...loading import load_adapted
-from ...recipe import Recipe
+from ...inference.loading import load_adapted
 from ...training.run import load_model, start_processes, train
 from ...training.run_folder import is_finished
 from ..scoring import Scores, score

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ...config.recipe import Recipe
 from ...errors import UserError
-from ...loading import LORA_DEFAULTS, load_adapted
-from ...recipe import Recipe
+from ...inference.loading import LORA_DEFAULTS, load_adapted
 from .naive import Naive
 
 

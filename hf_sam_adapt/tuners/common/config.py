@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ...base_names import located, stored
-from ...class_names import read_id2label
+from ...data.class_names import read_id2label
 from ...errors import UserError
+from ...sam.base_names import located, stored
 
 
 DECODERS = ("frozen", "full", "class_wise", "hq")

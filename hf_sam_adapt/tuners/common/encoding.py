@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...image_embeddings import ImageEmbeddings
+from ...sam.image_embeddings import ImageEmbeddings
 from .hq import live_early_map
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...errors import UserError
-from ...image_size import find_vision_encoder
+from ...sam.image_size import find_vision_encoder
 from .two_way import mix_tokens, upscale
 
 
@@ -275,7 +275,7 @@ def _check_early(early: EarlyMaps | None, image_embeddings: torch.Tensor) -> Non
     if early is None:
         raise UserError(
             "decoder='hq' needs the output of an early block: call the model with pixel_values, or pass "
-            "early_embeddings beside image_embeddings (hf_sam_adapt.forward.encode returns both)"
+            "early_embeddings beside image_embeddings (hf_sam_adapt.inference.forward.encode returns both)"
         )
     batch, _, *grid = image_embeddings.shape
     shape = (len(early), *(early.maps if isinstance(early, SharedMaps) else early).shape[1:])

@@ -10,13 +10,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from ...base_names import TINY, located, stored
 from ...errors import UserError
 from ...files import is_plain_name
-from ...fingerprint import check_fingerprint, compute_fingerprint
-from ...image_size import find_vision_encoder, original_position_embedding, resize_input, restore_input
-from ...input_channels import inflate_channels, input_channels, original_channels, restore_channels
-from ...windows import remove_windows, restore_windows, windows_removed
+from ...sam.base_names import TINY, located, stored
+from ...sam.fingerprint import check_fingerprint, compute_fingerprint
+from ...sam.image_size import find_vision_encoder, original_position_embedding, resize_input, restore_input
+from ...sam.input_channels import inflate_channels, input_channels, original_channels, restore_channels
+from ...sam.windows import remove_windows, restore_windows, windows_removed
 from .config import SamConfigMixin
 from .decoder import decoder_parameters, early_layer, find_mask_decoder, prompt_encoder_parameters, resolve_decoder
 from .hq import HQ_MODULES, EarlyMap, HqHead

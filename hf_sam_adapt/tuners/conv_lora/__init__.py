@@ -1,4 +1,4 @@
-from ...registry import register_method
+from ..registry import register_method
 from .config import ConvLoraConfig
 from .layer import balance_loss
 from .model import ConvLoraModel

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from peft import LoraConfig
 
 from ...errors import UserError
-from ...registry import ensure_peft_type
 from ..common.config import SamConfigMixin
+from ..registry import ensure_peft_type
 from .sampling import check_scales
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ...errors import UserError
-from ...registry import ensure_peft_type
+from ..registry import ensure_peft_type
 from ..sam_adapter.config import SamAdapterConfig
 
 

@@ -1,4 +1,4 @@
-from ...registry import register_method
+from ..registry import register_method
 from .config import L2pConfig
 from .model import L2pModel
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 from peft.config import PeftConfig
 
 from ...errors import UserError
-from ...registry import ensure_peft_type
 from ..common.config import SamConfigMixin
+from ..registry import ensure_peft_type
 
 
 @dataclass

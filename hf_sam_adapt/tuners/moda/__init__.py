@@ -1,4 +1,4 @@
-from ...registry import register_method
+from ..registry import register_method
 from .config import ModaConfig
 from .model import ModaModel
 

@@ -6,10 +6,10 @@ from peft import LoraConfig
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from ...base_names import located, stored
 from ...errors import UserError
 from ...files import check_domain_name
-from ...registry import ensure_peft_type
+from ...sam.base_names import located, stored
+from ..registry import ensure_peft_type
 from ..sam_decoder import SamDecoderConfig
 
 

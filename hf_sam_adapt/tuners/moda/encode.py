@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...files import BASE
-from ...image_embeddings import ImageEmbeddings
+from ...sam.image_embeddings import ImageEmbeddings
 from ..common.encoding import encode_from_block, encode_images
 from ..common.hq import live_early_map
 from .dispatch import ADAPTER_LAYERS, groups_of, restore_order

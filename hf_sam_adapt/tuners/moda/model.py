@@ -16,7 +16,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from ...errors import UserError
-from ...fingerprint import check_fingerprint, compute_fingerprint
+from ...sam.fingerprint import check_fingerprint, compute_fingerprint
 from ...upload import upload_folder
 from ..common.config import SamConfigMixin
 from ..common.decoder import find_mask_decoder
@@ -24,9 +24,9 @@ from ..common.model import check_adapter_name, name_tiny
 from ..common.undo import Undoable, forget_load
 from .config import ModaConfig
 from .dispatch import DomainDispatch
-from .keys import file_tensors, model_tensors
 from .pool import DomainPool
 from .router import DomainRouter
+from .tensor_names import file_tensors, model_tensors
 
 
 class ModaModel(DomainPool, Undoable, BaseTuner):
@@ -313,7 +313,7 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
         Raises:
             UserError: a domain is open.
         """
-        from .disk import save_pool
+        from .pool_folder import save_pool
 
         save_pool(self, Path(folder))
 
@@ -351,11 +351,11 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
         Raises:
             UserError: no pool there, another base model, missing or unexpected keys.
         """
-        from .disk import load_pool
+        from .pool_folder import load_pool
 
         return load_pool(cls, model, str(folder), revision)
 
     def _read_domain(self, folder: str) -> tuple[dict[str, torch.Tensor], dict]:
-        from .disk import read_domain
+        from .pool_folder import read_domain
 
         return read_domain(folder, self.moda_config.inner, self.model)

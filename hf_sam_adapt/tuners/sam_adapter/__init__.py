@@ -1,4 +1,4 @@
-from ...registry import register_method
+from ..registry import register_method
 from .config import SamAdapterConfig
 from .model import SamAdapterModel
 

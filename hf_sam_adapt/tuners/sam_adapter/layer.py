@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...features import frequency_component, get_feature
 from ..common.layer import ParameterTree, SamTunerLayer, call_with, combined, current_parameters
 from .config import SamAdapterConfig
+from .features import frequency_component, get_feature
 
 
 class SamAdapterState(nn.Module):

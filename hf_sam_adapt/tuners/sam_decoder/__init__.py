@@ -1,4 +1,4 @@
-from ...registry import register_method
+from ..registry import register_method
 from .config import SamDecoderConfig
 from .model import SamDecoderModel
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from peft.config import PeftConfig
 
-from ...registry import ensure_peft_type
 from ..common.config import SamConfigMixin
+from ..registry import ensure_peft_type
 
 
 @dataclass

@@ -9,7 +9,7 @@ from transformers import SamConfig, SamModel
 
 from hf_sam_adapt import L2pConfig
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.forward import PromptedSam, segment
+from hf_sam_adapt.inference.forward import PromptedSam, segment
 from hf_sam_adapt.prompts import Prompt
 from hf_sam_adapt.tuners.l2p.layer import L2pDecoder, key_loss
 

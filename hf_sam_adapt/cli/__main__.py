@@ -1,0 +1,8 @@
+"""`python -m hf_sam_adapt.cli`."""
+
+import sys
+
+from . import main
+
+
+sys.exit(main())

@@ -1,0 +1,150 @@
+"""`hf-sam-adapt doctor`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..config.arguments import option
+from ..config.paths import DATASET, FILE, NAME
+from ..data.dataset import SegmentationSplit
+from ..data.sources import READ_KEYS
+from ..doctor.examine import Diagnosis, examine_dataset
+from ..doctor.findings import ERROR, WARNING
+from ..errors import UserError
+
+
+IMAGE_SIZE, PATCH, TINY_IMAGE_SIZE = 1024, 16, 256
+
+
+@dataclass
+class DoctorArguments:
+    """Arguments of `hf-sam-adapt doctor`: a data set with the keys of the recipe that say how it is read."""
+
+    dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>.", path=DATASET)
+    group_by: str | None = option(None, "Regular expression; images whose match is equal must be on one side.")
+    mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
+    mask_values: Literal["auto", "binary", "index", "alpha"] = option("auto", "How mask values are read.")
+    mask_threshold: float | None = option(None, "Mask values above it are foreground; unset = 0, of JPEG 127.")
+    label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
+    num_labels: int | None = option(None, "Number of classes with the background; unset = one foreground class.")
+    id2label: dict[int, str] | list[str] | None = option(None, "Class id -> name, or all names in order.")
+    palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.", path=NAME)
+    channels: int | None = option(None, "Channels of images read as they are stored; unset = RGB photographs.")
+    normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"] | None = option(
+        None, "Unset = imagenet, with channels percentile."
+    )
+    model: str | None = option(None, "Only `tiny` matters: the size of its input; unset = SAM's.")
+    image_size: int | None = option(None, "Side of the network's input; unset = the model's.")
+    resize: Literal["pad", "squash"] | None = option(None, "Keep the aspect ratio (pad) or not (squash); unset = pad.")
+    augment: list[str] = option(["flip", "scale", "colour"], "Augmentations of the contact sheet, or none.")
+    seed: int = option(0, "Seed of the splits.")
+    limit: int = option(20, "Findings shown of each severity and code; 0 = all.")
+    processes: int | None = option(None, "Processes that read; unset = one per CPU, 0 = the main process itself.")
+    json: str | None = option(None, "File for all findings and the numbers of each split.", path=FILE)
+    contact_sheet: str | None = option(
+        None, "PNG of what a batch will look like, after augmentation and processor.", path=FILE
+    )
+
+
+def doctor_command(args: DoctorArguments) -> int:
+    """Examines, prints a line for each finding, and writes what was asked for.
+
+    Returns:
+        Exit status: 1 if a finding is an error, else 0.
+
+    Raises:
+        UserError: no data set named, no such data set, or keys that contradict each other or it.
+    """
+    from ..reporting.report import write_json
+
+    if args.dataset is None:
+        raise UserError("doctor needs a data set, as in: hf-sam-adapt doctor my_polyps")
+    for name in ("limit", "processes"):
+        if (getattr(args, name) or 0) < 0:
+            raise UserError(f"{name}: {getattr(args, name)} is below 0")
+    for file in (args.json, args.contact_sheet):
+        if file is not None and not Path(file).absolute().parent.is_dir():
+            raise UserError(f"{file}: its folder does not exist; create it")
+    image_size = args.image_size or (TINY_IMAGE_SIZE if args.model == "tiny" else IMAGE_SIZE)
+    if image_size < PATCH or image_size % PATCH:
+        raise UserError(f"image_size: {image_size} is not a positive multiple of the patch size {PATCH}")
+    diagnosis = examine_dataset(
+        args.dataset,
+        mask_size=4 * (image_size // PATCH),
+        **{key: getattr(args, key) for key in (*READ_KEYS, "normalization", "limit", "processes")},
+    )
+    for line in diagnosis.findings.lines():
+        print(line)
+    for line in _summary(diagnosis):
+        print(line)
+    if args.json is not None:
+        write_json(Path(args.json), _plain(args.dataset, diagnosis))
+    if args.contact_sheet is not None:
+        _draw(args, diagnosis, image_size)
+    return 0 if diagnosis.ok else 1
+
+
+def _draw(args: DoctorArguments, diagnosis: Diagnosis, image_size: int) -> None:
+    """The contact sheet of the training images that can be read."""
+    from ..doctor.contact_sheet import save_contact_sheet
+    from ..reporting.class_maps import class_names
+
+    usable = diagnosis.readable["train"].nonzero()[0].tolist() if diagnosis.source is not None else []
+    if diagnosis.source is None or diagnosis.encoding is None or not usable:
+        print(f"no {args.contact_sheet}: no training image can be read")
+        return
+    count = diagnosis.encoding.num_labels
+    split = SegmentationSplit(diagnosis.source.tables["train"], diagnosis.source.reader, diagnosis.encoding)
+    save_contact_sheet(
+        Path(str(args.contact_sheet)),
+        split if len(usable) == len(split) else split.select(usable),
+        names=None if count is None else class_names(count, diagnosis.source.id2label),
+        augmentations=args.augment,
+        normalization=args.normalization,
+        channels=args.channels,
+        image_size=image_size,
+        resize=args.resize or "pad",
+        seed=args.seed,
+    )
+    print(f"Contact sheet: {args.contact_sheet}")
+
+
+def _summary(diagnosis: Diagnosis) -> list[str]:
+    """What was left out, what was read, in a line for each split, and how much was found."""
+    lines = [] if diagnosis.source is None else list(diagnosis.source.notes)
+    for split, facts in diagnosis.facts.items():
+        sizes = {f"{size[1]}x{size[0]}" for size in (facts.smallest, facts.largest) if size is not None}
+        shown = " to ".join(sorted(sizes, key=lambda text: [int(side) for side in text.split("x")]))
+        shares = facts.classes / max(1, facts.classes.sum())
+        if diagnosis.encoding is not None and diagnosis.encoding.num_labels is None:
+            content = f"foreground {shares[1]:.1%}"
+        else:
+            names = diagnosis.source.id2label if diagnosis.source is not None else {}
+            content = ", ".join(f"{names.get(label, label)} {share:.1%}" for label, share in enumerate(shares))
+        lines.append(f"{split}: {facts.images} images of {shown or 'no'} pixels; {content}")
+    images = sum(facts.images for facts in diagnosis.facts.values())
+    per_thousand = 1000 * diagnosis.seconds / max(1, images)
+    counts = [f"{diagnosis.findings.total(kind)} {kind}s" for kind in (ERROR, WARNING)]
+    found = ", ".join(counts) if diagnosis.findings.counts else "nothing found"
+    lines.append(f"{found} in {images} images ({diagnosis.seconds:.1f} s, {per_thousand:.1f} s per 1,000)")
+    return lines
+
+
+def _plain(dataset: str, diagnosis: Diagnosis) -> dict[str, Any]:
+    """For JSON."""
+    findings = diagnosis.findings
+    return {
+        "dataset": os.fspath(dataset),
+        "ok": diagnosis.ok,
+        "findings": [vars(finding) for finding in findings.ordered()],
+        "counts": [
+            {"severity": severity, "code": code, "count": count}
+            for (severity, code), count in sorted(findings.counts.items())
+        ],
+        "mask_values": None if diagnosis.encoding is None else diagnosis.encoding.mask_values,
+        "splits": {split: facts.plain() for split, facts in diagnosis.facts.items()},
+        "seconds": round(diagnosis.seconds, 3),
+    }

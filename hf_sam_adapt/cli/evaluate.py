@@ -1,0 +1,293 @@
+"""`hf-sam-adapt evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+
+from ..config.arguments import option
+from ..config.paths import DATASET, FILE, MODEL, NAME
+from ..errors import UserError
+from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
+from ..evaluation.evaluate import EvalResult, evaluate
+from ..inference.variants import routed
+from ..metrics.stream import PROMPTLESS_METRICS, check_ignore_background, check_metrics
+from ..sam.attention import Kind
+from ..sam.processing import SamAdaptProcessor
+from ..training.earlier_run import EarlierRun
+
+
+if TYPE_CHECKING:
+    from ..data import SegmentationData, SegmentationSplit
+
+
+DATA_KEYS = ("dataset", "group_by", "mask_suffix", "mask_values", "mask_threshold", "label_map", "palette", "seed")
+_SCORE_KEYS = ("prompts", "metrics", "beta2", "ber_threshold", "ignore_background")
+
+
+@dataclass
+class EvaluateArguments:
+    """Arguments of `hf-sam-adapt evaluate`: an adapter or a plain SAM, and a data set whose test images are scored.
+
+    With a run as adapter and no other data set, what decides which images are test images and how their masks
+    are read is the run's unless it is given.
+    """
+
+    adapter: str | None = option(
+        None, "Adapter to evaluate, a run folder or Hub id; unset = the plain SAM of --model.", path=MODEL
+    )
+    model: str | None = option(
+        None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.", path=MODEL
+    )
+    domain: str | None = option(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
+    dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.", path=DATASET)
+    group_by: str | None = option(None, "Regular expression; images whose match is equal stay in one split.")
+    mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
+    mask_values: Literal["auto", "binary", "index", "alpha"] | None = option(
+        None, "How mask values are read; unset = auto."
+    )
+    mask_threshold: float | None = option(None, "Mask values above it are foreground; unset = 0, of JPEG 127.")
+    label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
+    palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.", path=NAME)
+    seed: int | None = option(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
+    prompts: list[Literal["none", "box", "point", "mask"]] | None = option(
+        None, "Kinds to measure; unset = no prompt."
+    )
+    metrics: list[str] | None = option(
+        None, f"Further metrics without prompts: {' '.join(PROMPTLESS_METRICS)}; unset = the run's."
+    )
+    beta2: float | None = option(None, "Weight β² of precision in f_measure and weighted_f; unset = the run's.")
+    ber_threshold: float | None = option(
+        None, "Probability above which a pixel is foreground for ber; unset = the run's."
+    )
+    ignore_background: bool | Literal["official"] | None = option(
+        None, "Classes: leave the background out of the scores; unset = the run's."
+    )
+    clicks: int = option(0, "Also let a simulated user click on each object, at most so often; 20 is usual; 0 = not.")
+    prompt_sensitivity: Literal["box", "point"] | None = option(
+        None, "Also measure what changes when this prompt is moved to another object or taken away."
+    )
+    instances: Literal["grid", "components"] | None = option(
+        None, "Also the average precision of instances: of a grid of points, or the components of the mask."
+    )
+    batch_size: int = option(4, "Images encoded together.")
+    num_workers: int = option(0, "Processes that load images; 0 = the main process itself.")
+    precision: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision.")
+    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = option(
+        "auto", "How the encoder computes attention."
+    )
+    output_dir: str | None = option(
+        None, "Folder for metrics.json and samples.png; unset = the table is printed only.", path=FILE
+    )
+
+
+def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
+    """Evaluates on the test images, prints the table, and with `output_dir` writes metrics.json and samples.png there.
+
+    A data set without test images is evaluated on its validation images, or on its training images if it has no
+    others; table and file say so (`measured_on`). An earlier evaluation in `output_dir` is replaced. Works in one
+    process and under `accelerate launch`.
+
+    Raises:
+        UserError: no data set, adapter or model named; other classes than the model's; `output_dir` is a run folder.
+    """
+    from accelerate import PartialState
+
+    from ..data import load_segmentation_dataset
+    from ..metrics import constant_mask
+    from ..reporting.class_maps import class_names
+    from ..reporting.curves import save_threshold_curves
+    from ..reporting.prompts import print_prompt_tables, save_sensitivity
+    from ..reporting.report import print_table, save_samples, write_json
+
+    earlier = None if args.adapter is None else EarlierRun.read(args.adapter)
+    chosen = _chosen_data(args, earlier)
+    output_dir = _checked(args, chosen)
+    prompts, further, seed = chosen.pop("prompts"), chosen.pop("metrics"), chosen["seed"]
+    ignore_background = chosen.pop("ignore_background", False)
+    settings = {key: chosen.pop(key, None) for key in ("beta2", "ber_threshold")}
+    state = PartialState()
+    model, processor, choice = load_for_inference(args.adapter, args.model, args.attention)
+    routed(model, args.domain)  # a wrong one is said before anything is measured
+    with state.main_process_first():
+        config = getattr(model, "peft_config", {}).get("default")
+        num_labels, id2label = getattr(config, "num_labels", None), getattr(config, "id2label", None)
+        if num_labels is not None and id2label is not None:  # that of an old adapter may lack some
+            id2label = dict(enumerate(class_names(num_labels, id2label)))
+        classes: dict[str, Any] = {"num_labels": num_labels, "id2label": id2label, "channels": processor.channels}
+        known = None if earlier is None else earlier.known(chosen["dataset"])
+        data = load_segmentation_dataset(**chosen, **classes, known=known)
+    if data.num_labels != num_labels:
+        raise UserError(
+            f"dataset: {data.name} has {data.num_labels or 'no'} classes, the model segments {num_labels or 'one'}; "
+            "make them agree with label_map, palette or mask_values"
+        )
+    check_metrics(further, prompts, num_labels, **settings)
+    check_ignore_background(ignore_background, num_labels)
+    for note in data.notes + ([] if earlier is None else earlier.notes(data, chosen["dataset"], seed)):
+        state.print(note)
+    measured_on, split = data.measured
+    for network in (model, choice.get("zero_shot_model")):
+        if network is not None:
+            network.to(state.device)
+    how: dict[str, Any] = {
+        "batch_size": args.batch_size,
+        "precision": args.precision,
+        "num_workers": args.num_workers,
+    }
+    if num_labels is not None:
+        if args.clicks or args.prompt_sensitivity or args.instances:
+            raise UserError(
+                "clicks, prompt_sensitivity, instances: classes are segmented without prompts; leave them unset"
+            )
+        if prompts != ["none"]:
+            raise UserError(f"prompts: {' '.join(prompts)}, but classes are segmented without prompts; leave it unset")
+        constant_map = constant_labels(data.train, num_labels)
+        how |= {"constant": constant_map, "ignore_background": ignore_background}
+        classes_found = evaluate_classes(model, processor, split, num_labels, **how)
+        if state.is_main_process:
+            _report_classes(args, model, processor, data, measured_on, classes_found, output_dir)
+        return classes_found
+    constant = constant_mask(data.train) if "none" in prompts else None
+    with routed(model, args.domain):
+        result = evaluate(
+            model,
+            processor,
+            split,
+            prompts,
+            constant=constant,
+            metrics=further,
+            seed=seed,
+            **settings,
+            **how,
+            **choice,
+        )
+        answers = _of_prompts(args, model, processor, split, how | choice)
+    if state.is_main_process:
+        metrics = {"test": result.test, "measured_on": measured_on, **answers}
+        print_table(metrics)
+        print_prompt_tables(metrics)
+        if output_dir is not None:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            write_json(output_dir / "metrics.json", metrics)
+            save_threshold_curves(output_dir / "f_measure.png", result.test.get("none") or {})
+            path = output_dir / "samples.png"
+            with routed(model, args.domain):
+                save_samples(path, model, processor, split, result, precision=args.precision, seed=seed, **choice)
+                if args.prompt_sensitivity:
+                    path, part = output_dir / "prompt_sensitivity.png", answers["prompt_sensitivity"]
+                    save_sensitivity(path, model, processor, split, part, precision=args.precision, **choice)
+    return result
+
+
+def _of_prompts(
+    args: EvaluateArguments, model: nn.Module, processor: SamAdaptProcessor, split: SegmentationSplit, how: dict
+) -> dict[str, Any]:
+    """The parts of metrics.json that `clicks`, `prompt_sensitivity` and `instances` ask for."""
+    from ..evaluation.clicks import evaluate_clicks
+    from ..evaluation.instances import evaluate_instances
+    from ..evaluation.sensitivity import prompt_sensitivity
+
+    parts: dict[str, Any] = {}
+    if args.clicks:
+        parts["clicks"] = evaluate_clicks(model, processor, split, args.clicks, **how)
+    if args.prompt_sensitivity:
+        parts["prompt_sensitivity"] = prompt_sensitivity(model, processor, split, args.prompt_sensitivity, **how)
+    if args.instances:
+        parts["instances"] = evaluate_instances(model, processor, split, args.instances, **how)
+    return parts
+
+
+def _report_classes(
+    args: EvaluateArguments,
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    data: SegmentationData,
+    measured_on: str,
+    result: ClassResult,
+    output_dir: Path | None,
+) -> None:
+    """Print the tables of an evaluation of classes; with `output_dir` write metrics.json and the pictures."""
+    from ..reporting.class_maps import class_names, print_class_table, save_class_pictures
+    from ..reporting.report import print_table, write_json
+
+    metrics = {"test": result.test, "measured_on": measured_on}
+    print_table(metrics)
+    print_class_table(result.test["none"]["adapted"], class_names(result.matrix.num_labels, data.id2label))
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(output_dir / "metrics.json", metrics)
+        save_class_pictures(output_dir, model, processor, getattr(data, measured_on), result, data, args.precision)
+
+
+def load_for_inference(
+    adapter: str | None, model: str | None, attention: Kind = "auto"
+) -> tuple[nn.Module, SamAdaptProcessor, dict[str, Any]]:
+    """Loads an adapter, or a plain SAM where none is named.
+
+    A fully trained model does not hold its base: that is `model`, or what the run's `recipe.yaml` names, or left out.
+
+    Returns:
+        The model on CPU, its processor, and the arguments `adapted`, `zero_shot` and `zero_shot_model` of `evaluate`.
+    """
+    from ..inference.loading import load_adapted, load_base, load_plain
+
+    if adapter is None:
+        base, processor = load_base(str(model), attention)
+        return base, processor, {"adapted": False}
+    loaded = load_adapted(adapter, model, attention=attention)
+    if loaded.config is not None:
+        return loaded.model, loaded.processor, {}
+    base_name = model or EarlierRun.read(adapter).taken(["model"]).get("model")
+    if base_name is None:
+        return loaded.model, loaded.processor, {"zero_shot": False}
+    plain = load_plain(base_name, loaded.processor, attention)
+    return loaded.model, loaded.processor, {"zero_shot_model": plain}
+
+
+def _chosen_data(args: EvaluateArguments, earlier: EarlierRun | None) -> dict[str, Any]:
+    """Arguments of `load_segmentation_dataset`, and the keys of `_SCORE_KEYS`.
+
+    What is unset comes from the run; for another data set only the seed: were it a copy that has grown, a split drawn
+    by another seed would score images that the adapter was trained on.
+    """
+    keys = (*DATA_KEYS, *_SCORE_KEYS)
+    run: dict[str, Any] = {}
+    if earlier is not None and args.dataset is None:
+        run = earlier.taken(keys)
+    elif earlier is not None:
+        run = earlier.taken([key for key in keys if key != "dataset"] if earlier.is_of(args.dataset) else ["seed"])
+    chosen: dict[str, Any] = {"mask_values": "auto", "seed": 0, "prompts": ["none"], "metrics": []}
+    for source in (run, vars(args)):
+        chosen |= {key: source[key] for key in keys if source.get(key) is not None}
+    if args.metrics is None and "none" not in chosen["prompts"]:
+        chosen["metrics"] = []
+    if args.metrics is not None or not chosen["metrics"]:
+        chosen |= {key: getattr(args, key) for key in ("beta2", "ber_threshold")}  # the run's are of its metrics
+    return chosen | {key: list(dict.fromkeys(chosen[key])) for key in ("prompts", "metrics")}
+
+
+def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
+    """The output folder, after everything that can be refused before loading."""
+    if "dataset" not in chosen:
+        raise UserError("dataset: not given; name a folder, a Hub id or synthetic:<domain>")
+    if args.adapter is None and args.model is None:
+        raise UserError("adapter: not given; name a run folder or Hub id, or a plain SAM with --model")
+    for name in ("batch_size", "num_workers"):
+        if getattr(args, name) < (name == "batch_size"):
+            raise UserError(f"{name}: {getattr(args, name)} is too small")
+    if args.clicks < 0:
+        raise UserError(f"clicks: {args.clicks} is below 0")
+    if args.instances:
+        from ..evaluation.instances import check_pycocotools
+
+        check_pycocotools()
+    if args.output_dir is None:
+        return None
+    folder = Path(args.output_dir)
+    if any((folder / name).exists() for name in ("recipe.yaml", "adapter_config.json", "config.json")):
+        raise UserError(f"output_dir: {folder} holds a run, whose metrics.json would be lost; name another folder")
+    return folder

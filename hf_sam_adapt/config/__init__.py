@@ -1,0 +1,1 @@
+"""Keys: recipes, the arguments of commands, presets, and the paths in them."""

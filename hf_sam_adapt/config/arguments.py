@@ -1,0 +1,277 @@
+"""Dataclasses as command-line arguments: a YAML file, flags over it, dotted flags for nested keys, clear errors."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import difflib
+import re
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from ..errors import UserError
+from .paths import change_paths, found_from
+
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str, path: str | None = None) -> Any:
+    """A field of such a dataclass with its help; a list or dictionary is copied for each object.
+
+    Args:
+        path: of a field that takes paths, what else it may name: `FILE`, `MODEL`, `DATASET` or `NAME` of `paths`.
+    """
+    metadata = {"help": help, "path": path}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def parse_arguments(
+    cls: type[T],
+    argv: list[str] | None = None,
+    *,
+    prog: str | None = None,
+    description: str | None = None,
+    positional: str | None = None,
+    also_in_config: type | None = None,
+) -> T:
+    """Build the dataclass `cls` from `--config file.yaml` and `--key value` flags; flags win.
+
+    Lists are space-separated (`--prompts none box`), nested keys dotted (`--method_args.r 8`). Relative paths in the
+    file start at its folder, those of flags at the working directory.
+
+    Args:
+        cls: dataclass whose fields carry `metadata={"help": ...}`.
+        argv: arguments without the program's name, `sys.argv[1:]` when None.
+        prog, description: shown by `--help`.
+        positional: field that takes the arguments without a flag.
+        also_in_config: another dataclass whose keys the file may hold too; they are left out.
+
+    Raises:
+        UserError: unreadable file, unknown key or flag (with the nearest name), a value of another type than expected.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if "-h" in argv or "--help" in argv:
+        _help_parser(cls, prog, description, positional).print_help()
+        raise SystemExit(0)
+    hints = typing.get_type_hints(cls)
+    given = _split(argv, hints, positional)
+    values: dict[str, Any] = {}
+    for path in given.pop("config", []):
+        values = read_yaml(path)
+        if also_in_config is not None:
+            elsewhere = {field.name for field in dataclasses.fields(also_in_config)} - hints.keys()
+            values = {key: value for key, value in values.items() if key not in elsewhere}
+        _check_keys(values, hints, path)
+        flags = {key.partition(".")[0] for key in given}
+        values |= change_paths(cls, {k: v for k, v in values.items() if k not in flags}, found_from(path))
+    for key, strings in given.items():
+        name, _, inner = key.partition(".")
+        if inner:
+            values[name] = _with_nested(name, values.get(name), inner, _nested_value(strings))
+        else:
+            text_too = len(strings) == 1 and str in _members(hints[name])
+            values[name] = strings if _takes_many(hints[name]) and not text_too else strings[0]
+    return from_values(cls, values)
+
+
+def from_values(cls: type[T], values: dict[str, Any], source: str = "arguments") -> T:
+    """The dataclass `cls` from untyped values, as a YAML file holds them; `source` names them in errors.
+
+    A class method `complete(values)` of `cls` adds what one value implies for others.
+    """
+    hints = typing.get_type_hints(cls)
+    _check_keys(values, hints, source)
+    complete = getattr(cls, "complete", None)
+    values = values if complete is None else complete(values)
+    return cls(**{name: coerce(name, value, hints[name]) for name, value in values.items()})
+
+
+def from_file(cls: type[T], path: str | Path) -> T:
+    """The dataclass `cls` out of a YAML file of its keys, with paths as `parse_arguments` reads them."""
+    values = read_yaml(path)
+    return from_values(cls, values | change_paths(cls, values, found_from(path)), str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; a `UserError` where there is none."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror or error}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not valid YAML ({' '.join(str(error).split())}).") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: must hold keys and values, not {type(content).__name__}.")
+    return {str(key): value for key, value in content.items()}
+
+
+def coerce(key: str, value: Any, hint: Any) -> Any:
+    """`value` (from YAML, or the strings of a flag) as the type `hint`; a `UserError` names key, value and type."""
+    try:
+        return _coerce(value, hint)
+    except (TypeError, ValueError, yaml.YAMLError):
+        shown = " ".join(map(str, value)) if isinstance(value, list) else value
+        raise UserError(f"{key}: '{shown}' is not {_describe(hint)}.") from None
+
+
+def _split(argv: list[str], hints: dict[str, Any], positional: str | None) -> dict[str, list[str]]:
+    """argv -> {flag without dashes: its strings}; what follows no flag is given to `positional`."""
+    given: dict[str, list[str]] = {}
+    index = 0
+    while index < len(argv):
+        token = argv[index]
+        index += 1
+        if not token.startswith("--"):
+            if positional is None or (given.get(positional) and not _takes_many(hints[positional])):
+                raise UserError(f"unexpected argument '{token}'; a value follows its --key.")
+            given.setdefault(positional, []).append(token)
+            continue
+        key, attached, text = token[2:].partition("=")
+        name, _, inner = key.partition(".")
+        if name not in hints and key != "config":
+            raise UserError(f"unknown flag --{key}{_nearest(name, [*hints, 'config'])}")
+        hint = str if key == "config" else hints[name]
+        values = [text] if attached else []
+        many = bool(inner) or _takes_many(hint)
+        while not attached and index < len(argv) and not argv[index].startswith("--") and (many or not values):
+            values.append(argv[index])
+            index += 1
+        if not values and not many and bool in _members(hint):
+            values = ["true"]
+        if not values:
+            raise UserError(f"--{key} needs a value.")
+        given[key] = values
+    return given
+
+
+def _with_nested(name: str, value: Any, dotted_key: str, entry: Any) -> dict:
+    """Copy of the mapping `value` with `entry` at `dotted_key`."""
+    result = copy.deepcopy(value) if value is not None else {}
+    target, path = result, name
+    *parents, last = dotted_key.split(".")
+    for parent in parents:
+        if isinstance(target, dict):
+            target, path = target.setdefault(parent, {}), f"{path}.{parent}"
+    if not isinstance(target, dict):
+        raise UserError(f"--{name}.{dotted_key}: {path} is '{target}', not a mapping.")
+    target[last] = entry
+    return result
+
+
+def _nested_value(strings: list[str]) -> Any:
+    """One string as YAML reads it, several as a list of such; 1e-3, which YAML 1.1 takes for text, is a number."""
+    if len(strings) > 1:
+        return [_nested_value([string]) for string in strings]
+    value = yaml.safe_load(strings[0])
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
+        return float(value)
+    return value
+
+
+def _check_keys(values: dict[str, Any], hints: dict[str, Any], source: str | Path) -> None:
+    for key in values:
+        if key not in hints:
+            raise UserError(f"{source}: unknown key '{key}'{_nearest(key, hints)}")
+
+
+def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else "."
+
+
+def _members(hint: Any) -> tuple:
+    """The alternatives of a union, or the type alone."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _takes_many(hint: Any) -> bool:
+    return any(typing.get_origin(member) is list for member in _members(hint))
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    members = _members(hint)
+    if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and type(None) in members):
+        if type(None) in members:
+            return None
+        raise TypeError
+    for member in members:
+        if member is type(None):
+            continue
+        try:
+            return _coerce_one(value, member)
+        except (TypeError, ValueError):
+            continue
+    raise TypeError
+
+
+def _coerce_one(value: Any, hint: Any) -> Any:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        # YAML reads a bare `no` as false.
+        value = "no" if value is False and "no" in inner else value
+        if value in inner:
+            return value
+        raise ValueError
+    if origin is list:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return [_coerce(item, inner[0]) for item in items]
+    if hint is dict or origin is dict:
+        value = yaml.safe_load(value) if isinstance(value, str) else value
+        if not isinstance(value, dict):
+            raise TypeError
+        return {_coerce(k, inner[0]): _coerce(v, inner[1]) for k, v in value.items()} if inner else value
+    if hint is bool:
+        value = yaml.safe_load(value) if isinstance(value, str) else value
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+    if isinstance(value, (bool, dict, list)):
+        raise TypeError
+    if hint is int and isinstance(value, float):
+        raise TypeError
+    return hint(value)
+
+
+def _describe(hint: Any) -> str:
+    return " or ".join(_describe_member(member) for member in _members(hint))
+
+
+def _describe_member(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin is list:
+        return f"a list, each item {_describe(inner[0])}"
+    if hint is dict or origin is dict:
+        return "a mapping such as {key: value}"
+    return {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "empty"}[hint]
+
+
+def _help_parser(
+    cls: type, prog: str | None, description: str | None, positional: str | None
+) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these keys; flags win over it.")
+    hints = typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        shown = "unset" if default is None or default is dataclasses.MISSING else default
+        if isinstance(default, list):
+            shown = " ".join(map(str, default)) or "none"
+        accepted = " or ".join(_describe_member(m) for m in _members(hints[item.name]) if m is not type(None))
+        text = f"{item.metadata['help']} ({accepted}; default: {shown})".replace("%", "%%")
+        name = item.name if item.name == positional else f"--{item.name}"
+        many = _takes_many(hints[item.name]) or item.name == positional
+        parser.add_argument(name, metavar=item.name.upper(), help=text, nargs="*" if many else None)
+    return parser

@@ -1,0 +1,326 @@
+"""From what the user names as `dataset` to checked splits."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from . import coco, columns, folder
+from . import drawn_domains as generated
+from .class_names import check_id2label, read_id2label
+from .dataset import Reader, SegmentationData, SegmentationSplit, size_message
+from .degenerate import degenerate, unused_map_notes
+from .encoding import check_threshold, lossy_message, parse_label_map, resolve_encoding
+from .images import MaskContent
+from .palettes import Palette, resolve_palette
+from .scan import ScannedMask, in_threads, palette_notes, sample_rows, scan_masks, soft_notes
+from .splits import draw_splits, no_test_note
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+# What decides, beside the data set itself, how it is read and split: arguments here, keys of a recipe.
+READ_KEYS = (
+    "mask_suffix",
+    "mask_values",
+    "mask_threshold",
+    "label_map",
+    "num_labels",
+    "id2label",
+    "group_by",
+    "channels",
+    "palette",
+    "seed",
+)
+_HINT = "the masks, mask_values and label_map"
+
+
+def load_segmentation_dataset(
+    dataset: Any,
+    *,
+    mask_suffix: str | None = None,
+    mask_values: str = "auto",
+    mask_threshold: float | None = None,
+    label_map: Mapping[int, int] | None = None,
+    num_labels: int | None = None,
+    id2label: Mapping[int, str] | None = None,
+    group_by: str | None = None,
+    channels: int | None = None,
+    palette: str | Mapping[str, Any] | Palette | None = None,
+    seed: int = 0,
+    known: Mapping[str, Sequence[str]] | None = None,
+) -> SegmentationData:
+    """Load, check and split a segmentation data set.
+
+    The headers of all files are read. The mask values of the training and validation data are read up to 2,000
+    images, beyond that of a seeded sample of 2,000; each mask is checked again when it is used. No pixel of the test
+    split is read. Where splits are drawn, the name of an image (or of its group) and the seed alone decide its side,
+    so it stays when others come or go. Validation images without foreground choose no checkpoint.
+
+    Args:
+        dataset: a folder `{train,val?,test?}/{images,masks}` or `{images,masks}`, a COCO folder, a folder written by
+            `save_to_disk`, `synthetic:<domain>` (`synthetic:landcover@looks=1` sets the speckle), a Hub id, or a
+            `datasets.Dataset` or `DatasetDict` with the columns image and mask.
+        mask_suffix: what the masks' names have at their end: `_mask` for `x.jpg` and `x_mask.png`.
+        mask_values: "auto", "binary" (above 0, lossy files above 127), "index" (as stored, 255 = ignore) or "alpha"
+            (what is drawn on a transparent layer is foreground).
+        mask_threshold: "binary" and "alpha" take values above it for foreground, in place of 0 and 127.
+        label_map: stored value -> value, applied before everything else.
+        num_labels: number of classes with the background, None = binary.
+        id2label: class to name.
+        group_by: regular expression on the ids; images whose group is equal stay in one split.
+        channels: read images with exactly so many channels, float32 (H, W, C) of the stored values, also from `.npy`;
+            None = as RGB photographs, uint8 (H, W, 3).
+        palette: colours of the classes of RGB masks, see `resolve_palette`. Other colours become 255 = ignore and are
+            counted in the notes; masks of one value a pixel are read as indices.
+        seed: of the split and of the sample that is scanned.
+        known: ids per split of an earlier run on this data set, its `splits.json`; where splits are drawn these images
+            keep their sides.
+
+    Raises:
+        UserError: whatever would end a training later, or teach it nothing, in one line.
+    """
+    source = open_source(
+        dataset,
+        mask_suffix=mask_suffix,
+        mask_values=mask_values,
+        mask_threshold=mask_threshold,
+        label_map=label_map,
+        num_labels=num_labels,
+        id2label=id2label,
+        group_by=group_by,
+        channels=channels,
+        palette=palette,
+        seed=seed,
+        known=known,
+    )
+    tables, reader, palette = source.tables, source.reader, source.palette
+    headers = [
+        header for table in tables.values() for header in _check_headers(table, reader, source.mask_values, seed)
+    ]
+    if palette is not None:
+        _check_colours(headers)
+    parts: dict[str, Any] = {name: tables[name] for name in ("train", "val") if name in tables}
+    choice = source.mask_values, source.num_labels, source.label_map, palette, reader.draws_ignored
+    asked = resolve_encoding([], *choice, source.mask_threshold)[0]
+    known = asked if palette is None and source.mask_values in ("binary", "alpha") else None
+    scanned = scan_masks(parts, reader, palette, source.label_map, known, seed)
+    masks = [mask for found in scanned.values() for mask in found]
+    stored = [(mask.name, mask.values, mask.lossy) for mask in masks]
+    colours = [] if palette is None else palette_notes(masks)
+    encoding, notes = resolve_encoding(stored, *choice, source.mask_threshold)
+    notes += unused_map_notes(source.label_map, [mask.mapped for mask in masks])
+    if mask_threshold is None:
+        notes = soft_notes(masks) + notes
+    val_chooses = True
+
+    def trouble(found: list[ScannedMask]) -> str | None:
+        classes = [mask.values if known else encoding.classes(mask.values, mask.lossy, mask.name) for mask in found]
+        return degenerate(classes, encoding)
+
+    for name, found in scanned.items():
+        problem = trouble(found)
+        if problem and len(found) < len(tables[name]):  # the sample may have missed the others
+            every = {name: tables[name]}
+            problem = trouble(
+                scan_masks(every, reader, palette, source.label_map, known, seed, limit=len(tables[name]))[name]
+            )
+        if problem and name == "train":
+            raise UserError(f"dataset: {dataset}: {problem} in {len(tables[name])} training masks; check {_HINT}")
+        if problem:
+            val_chooses = False
+            notes.append(f"{problem} in the validation masks: they choose no checkpoint, the last one is kept")
+            if "test" not in tables:
+                source.notes[-1] = no_test_note(())
+    splits = {name: SegmentationSplit(table, reader, encoding) for name, table in tables.items()}
+    return SegmentationData(
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        num_labels=source.num_labels,
+        id2label=source.id2label,
+        mask_values=encoding.mask_values,
+        name=os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__,
+        notes=colours + notes + source.notes,
+        splits=source.splits,
+        palette=palette,
+        val_chooses=val_chooses,
+    )
+
+
+@dataclass
+class Source:
+    """A data set of which no pixel has been read.
+
+    Attributes:
+        tables: per split, what `reader` takes, with the column "id".
+        mask_values, mask_threshold, label_map, num_labels, id2label, palette: as given, completed by what the source
+            itself says.
+        splits: keys per split where they were drawn by seed, else None.
+        notes: sentences about the splits and what is left out.
+    """
+
+    tables: dict[str, datasets.Dataset]
+    reader: Reader
+    mask_values: str
+    mask_threshold: float | None
+    label_map: dict[int, int] | None
+    num_labels: int | None
+    id2label: dict[int, str]
+    palette: Palette | None
+    splits: dict[str, list[str]] | None
+    notes: list[str]
+
+
+def open_source(
+    dataset: Any,
+    *,
+    mask_suffix: str | None = None,
+    mask_values: str = "auto",
+    mask_threshold: float | None = None,
+    label_map: Mapping[int, int] | None = None,
+    num_labels: int | None = None,
+    id2label: Mapping[int, str] | None = None,
+    group_by: str | None = None,
+    channels: int | None = None,
+    palette: str | Mapping[str, Any] | Palette | None = None,
+    seed: int = 0,
+    known: Mapping[str, Sequence[str]] | None = None,
+    problem: folder.Problem = folder.refuse,
+) -> Source:
+    """Find and split what `load_segmentation_dataset` then checks; the arguments are the same.
+
+    Args:
+        problem: told of files that do not pair; see `find_pairs`.
+
+    Raises:
+        UserError: no such data set, keys that contradict each other or it, or no training images.
+    """
+    label_map = parse_label_map(label_map)
+    mask_values = check_threshold(mask_threshold, mask_values)
+    if num_labels is not None and not 2 <= num_labels <= 255:
+        raise UserError(
+            f"num_labels: {num_labels} is not in 2..255; it counts the background, leave it out for binary masks"
+        )
+    if channels is not None and channels < 1:
+        raise UserError(f"channels: {channels} is below 1; leave it out for RGB photographs")
+    palette = resolve_palette(palette)
+    if palette is not None and label_map is None:
+        num_labels, id2label = _labels_of(palette, num_labels, id2label)
+    content: MaskContent = "colours" if palette is not None else "alpha" if mask_values == "alpha" else "values"
+    tables, reader, found_labels, left_out = _open(dataset, mask_suffix, channels, content, problem)
+    for key, given in (("palette", palette is not None), ("mask_values: alpha", mask_values == "alpha")):
+        if found_labels is not None and given:
+            raise UserError(f"{key}: {dataset} says its classes itself; leave it out")
+    if found_labels is not None and mask_values != "binary":
+        mask_values = "index"
+        # With a label_map the values are classes of the user's own.
+        if label_map is None:
+            id2label = id2label or found_labels
+            num_labels = num_labels or (len(found_labels) if len(found_labels) > 2 else None)
+    empty = next((name for name in ("val", "test") if name in tables and not len(tables[name])), None)
+    if empty is not None:
+        raise UserError(f"dataset: {dataset}: no images in its split {empty}; add some, or remove the split")
+    tables, splits, notes = draw_splits(tables, group_by, seed, known)
+    if "train" not in tables or not len(tables["train"]):
+        raise UserError(f"dataset: {dataset} has no training images")
+    names = _id2label(id2label, num_labels)
+    notes = left_out + notes
+    return Source(tables, reader, mask_values, mask_threshold, label_map, num_labels, names, palette, splits, notes)
+
+
+def _open(
+    dataset: Any, mask_suffix: str | None, channels: int | None, content: MaskContent, problem: folder.Problem
+) -> tuple[dict[str, datasets.Dataset], Reader, dict[int, str] | None, list[str]]:
+    """Tables per split (or "all"), their reader, class names where the source says them, and what is left out."""
+    if not isinstance(dataset, (str, os.PathLike)):
+        return columns.column_tables(dataset), columns.ColumnReader(channels, content), None, []
+    name = os.fspath(dataset)
+    if name.startswith(generated.PREFIX):
+        return *generated.generated_tables(name, channels), []
+    root = Path(name).expanduser()
+    if not root.is_dir():
+        # A path into an existing folder is a misspelt path rather than a Hub id.
+        if root.exists() or root.parent.is_dir() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+            kind = "is not a folder" if root.exists() else "missing folder"
+            raise UserError(f"dataset: {name}: {kind}; give a folder, a Hub id owner/name, or synthetic:<domain>")
+        return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(channels, content), None, []
+    if columns.is_saved_dataset(root):
+        return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(channels, content), None, []
+    files = coco.find_annotations(root)
+    if files and not folder.has_masks(root):
+        source = coco.read_coco_source(root, files, channels=channels)
+        return source.tables, coco.CocoReader(channels), source.id2label, source.lines()
+    if folder.has_images(root):
+        tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)
+        unread = folder.unread_files(root, tables)
+        named = f", such as {unread[0].relative_to(root)}" if unread else ""
+        left_out = [f"{len(unread)} files of the folder are not read{named}"] if unread else []
+        return tables, folder.FileReader(channels, content), None, left_out
+    raise UserError(
+        f"dataset: {name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
+        "annotations.json"
+    )
+
+
+def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, seed: int) -> list[tuple[str, bool]]:
+    """Name of each mask, and whether it holds colours.
+
+    Raises:
+        UserError: the first unreadable file, mask of another size, or lossy mask not read as binary.
+    """
+
+    def check(row: dict[str, Any]) -> tuple[str, bool]:
+        image, mask = reader.headers(row)
+        name = reader.name(row)
+        if mask.lossy and mask_values not in ("binary", "alpha"):
+            raise UserError(lossy_message(name))
+        sizes = (mask.height, mask.width), (image.height, image.width)
+        if sizes[0] != sizes[1]:
+            # A header may hide a rotation; the pixels decide.
+            stored, pixels = reader.read_mask(row)[0].shape[:2], reader.read_image(row).shape[:2]
+            if stored != pixels:
+                raise UserError(size_message(name, stored, pixels))
+        return name, mask.coloured
+
+    if reader.checked_rows is not None:
+        table = sample_rows(table, reader.checked_rows, seed)
+    return in_threads(check, table)
+
+
+def _check_colours(masks: list[tuple[str, bool]]) -> None:
+    """Refuse colours beside indices: a black mask without colours would be another class than black."""
+    named = {coloured: name for name, coloured in reversed(masks)}
+    if len(named) == 2:
+        raise UserError(
+            f"two mask encodings are mixed: {named[True]} holds colours, {named[False]} one value a pixel; store all "
+            "masks alike"
+        )
+
+
+def _labels_of(
+    palette: Palette, num_labels: int | None, id2label: Mapping[int, str] | None
+) -> tuple[int | None, Mapping[int, str]]:
+    """num_labels and id2label of a palette whose indices are the classes; a palette of two is binary."""
+    if num_labels not in (None, len(palette)):
+        raise UserError(f"num_labels: {num_labels}, but the palette holds {len(palette)} classes; leave it out")
+    return num_labels or (len(palette) if len(palette) > 2 else None), id2label or palette.id2label
+
+
+def _id2label(id2label: Mapping | None, num_labels: int | None) -> dict[int, str]:
+    count = num_labels or 2
+    names = read_id2label(id2label) or {}
+    if num_labels is not None and names:
+        check_id2label(names, num_labels)
+    wrong = [key for key in names if not 0 <= key < count]
+    if wrong:
+        raise UserError(f"id2label: {len(names)} classes are named, but num_labels is unset; set it to their number")
+    default = {0: "background"} | {i: "foreground" if count == 2 else f"class_{i}" for i in range(1, count)}
+    return default | names

@@ -1,0 +1,1 @@
+"""Publishing runs, adapters, pools, model folders and Spaces."""

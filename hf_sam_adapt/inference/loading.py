@@ -1,0 +1,308 @@
+"""From names to models: the base SAM, a method around it, and an adapter out of a folder or the Hub."""
+
+import dataclasses
+import difflib
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import HTTPError
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, SamModel
+
+from ..errors import UserError, first_line
+from ..files import follow_umask
+from ..repository import HubName, commit_of, find_file
+from ..sam.attention import Kind, use_fast_attention
+from ..sam.image_size import find_vision_encoder, resize_input
+from ..sam.input_channels import inflate_channels, input_channels
+from ..sam.processing import SamAdaptProcessor
+from ..sam.tiny import TINY, load_tiny_sam
+from ..tuners.common.decoder import freeze_outside_adapter
+from ..tuners.conv_lora import ConvLoraConfig
+from ..tuners.cwsam import CwsamConfig
+from ..tuners.l2p import L2pConfig
+from ..tuners.moda import ModaConfig, ModaModel
+from ..tuners.sam_adapter import SamAdapterConfig
+from ..tuners.sam_decoder import SamDecoderConfig
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+METHODS = {
+    "sam_adapter": SamAdapterConfig,
+    "conv_lora": ConvLoraConfig,
+    "cwsam": CwsamConfig,
+    "moda": ModaConfig,
+    "decoder": SamDecoderConfig,
+    "l2p": L2pConfig,
+    "lora": LoraConfig,
+    "full": None,
+}
+LORA_DEFAULTS = {
+    "r": 8,
+    "lora_alpha": 16,
+    "target_modules": r"vision_encoder\.layers\.\d+\.attn\.qkv",
+    "modules_to_save": ["mask_decoder"],
+}
+
+
+def method_of(config: PeftConfig | None) -> str:
+    """The recipe's name of an adapter's method; None, a model folder, is `full`."""
+    return next(name for name, cls in METHODS.items() if cls is (None if config is None else type(config)))
+
+
+@dataclass
+class Loaded:
+    """A model ready for prediction.
+
+    Attributes:
+        model: `PeftModel` for an adapter, `ModaModel` for a pool of domains, `SamModel` for a fully fine-tuned folder.
+        processor: the processor it was trained with.
+        config: the adapter's config, None for a model folder.
+        base_name: `tiny`, folder or Hub id of the base model; None for a model folder.
+    """
+
+    model: nn.Module
+    processor: SamAdaptProcessor
+    config: PeftConfig | None
+    base_name: str | None
+
+
+def load_base(name: str, attention: Kind = "auto") -> tuple[SamModel, SamAdaptProcessor]:
+    """Load a plain SAM in fp32 with its processor.
+
+    Args:
+        name: `"tiny"`, a model folder, or a Hub id, with a revision as `owner/name@revision`.
+        attention: how the encoder computes its attention, see `use_fast_attention`.
+
+    Raises:
+        UserError: if there is no such model, or it is an adapter, or not a SAM.
+    """
+    if name == TINY:
+        model, processor = load_tiny_sam()
+        use_fast_attention(model, attention)
+        return model, processor
+    try:
+        config_file = find_file(name, "config.json")
+    except UserError as error:
+        raise UserError(f"model: cannot load {name!r}: {error}") from error
+    if config_file is None:
+        if find_file(name, ADAPTER_CONFIG) is not None:
+            raise UserError(f"model: {name} is an adapter, not a base model; pass it as --adapter")
+        raise UserError(f"model: cannot load {name!r}: no config.json; use 'tiny', a model folder or a Hub id")
+    hub = None if Path(name).is_dir() else HubName.parse(name)
+    place, commit = (name, None) if hub is None else (hub.id, commit_of(config_file))
+    try:
+        config = AutoConfig.from_pretrained(place, revision=commit)
+        if config.model_type != "sam":
+            raise UserError(f"model: {name} is of type {config.model_type!r}; this package adapts 'sam' models")
+        model = SamModel.from_pretrained(place, revision=commit, dtype=torch.float32)
+    except (OSError, HTTPError) as error:
+        raise UserError(
+            f"model: cannot load {name!r}: {first_line(error)} Use 'tiny', a model folder or a Hub id"
+        ) from error
+    use_fast_attention(model, attention)
+    return model, _load_processor(name, model, commit)
+
+
+def load_plain(name: str, processor: SamAdaptProcessor, attention: Kind = "auto") -> SamModel:
+    """A plain SAM that takes the images of `processor`: beside an adapted model, zero-shot."""
+    base, _ = load_base(name, attention)
+    if base.vision_encoder.config.image_size != processor.image_size:
+        resize_input(base, processor.image_size)
+    channels = 3 if processor.channels is None else processor.channels
+    if input_channels(base.vision_encoder) != channels:
+        inflate_channels(base, channels)
+    return base
+
+
+def build_model(method: str, method_args: dict, base: SamModel, image_size: int | None = None) -> nn.Module:
+    """Put a method around a base model, with everything that it does not train frozen.
+
+    Args:
+        method: one of `sam_adapter`, `decoder`, `lora`, `full`.
+        method_args: fields of the method's config.
+        base: the model to adapt; changed in place.
+        image_size: side of the network input in pixels, None = the base's.
+
+    Returns:
+        `PeftModel`, or for `full` the base itself with encoder and decoder trainable.
+
+    Raises:
+        UserError: unknown method, or a key that its config does not have.
+    """
+    if method not in METHODS:
+        raise UserError(f"method: {method!r} is unknown{_nearest(method, METHODS)}; use one of {', '.join(METHODS)}")
+    if method == "moda":
+        raise UserError("method: a pool of domains is trained by `continual`; name the domains' method there")
+    if method == "full":
+        if method_args:
+            raise UserError(f"method_args: 'full' takes none, found {', '.join(method_args)}")
+        if image_size is not None and image_size != base.config.vision_config.image_size:
+            resize_input(base, image_size)
+        base.requires_grad_(True)
+        freeze_outside_adapter(base)
+        return base
+    if method == "lora":
+        if image_size is not None and image_size != base.config.vision_config.image_size:
+            raise UserError("image_size: a plain LoRA file cannot store another input size; use sam_adapter or full")
+        method_args = LORA_DEFAULTS | method_args
+    elif image_size is not None:
+        method_args = {"image_size": image_size} | method_args
+    config_cls = METHODS[method]
+    known = [field.name for field in dataclasses.fields(config_cls)]
+    for key in method_args:
+        if key not in known:
+            raise UserError(f"method_args.{key} is no field of {config_cls.__name__}{_nearest(key, known)}")
+    try:
+        model = get_peft_model(base, config_cls(**method_args))
+    except (ValueError, TypeError, NotImplementedError) as error:  # of PEFT, for a value that it does not take
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"method_args: {config_cls.__name__} refuses them: {first_line(error)}") from error
+    freeze_outside_adapter(model)
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper) and not any(p.requires_grad for p in module.parameters()):
+            raise UserError(
+                f"method_args.modules_to_save: no loss reaches {name.removeprefix('base_model.model.')}, so it would "
+                "be saved untrained; leave it out"
+            )
+    return model
+
+
+def load_adapted(path: str, model: str | None = None, trainable: bool = False, attention: Kind = "auto") -> Loaded:
+    """Load an adapter (any PEFT method) on its base model, or a fully fine-tuned model folder; strict about both.
+
+    Args:
+        path: run folder, adapter folder or Hub id, with a revision as `owner/name@revision`.
+        model: base model to use instead of the one that the adapter names; its fingerprint is compared.
+        trainable: leave the adapter's weights trainable.
+        attention: how the encoder computes its attention, see `use_fast_attention`.
+
+    Raises:
+        UserError: no adapter there, a pickle only, missing or unexpected keys, another base model or input size.
+    """
+    config_file = find_file(path, ADAPTER_CONFIG)
+    if config_file is None:
+        if find_file(path, "config.json") is None:
+            raise UserError(
+                f"adapter: {path} holds neither {ADAPTER_CONFIG} nor config.json; name a run folder or Hub id"
+            )
+        base, processor = load_base(path, attention)
+        return Loaded(base, processor, None, None)
+    commit = commit_of(config_file)
+    weights = find_file(path, ADAPTER_WEIGHTS, commit)
+    if weights is None:
+        raise UserError(
+            f"adapter: {path} holds no {ADAPTER_WEIGHTS}; a pickle (adapter_model.bin) can run code and is not "
+            "loaded: save it again as safetensors"
+        )
+    named = json.loads(config_file.read_text())
+    base_name = model or named_base(named)
+    if not base_name:
+        raise UserError(f"adapter: {path} does not name its base model; pass --model")
+    base, processor = load_base(base_name, attention)
+    if named.get("pool"):
+        if trainable:
+            raise UserError(f"adapter: {path} is a pool of domains; `continual` with protocol moda adds domains to it")
+        pool = ModaModel.from_pretrained(base, path, commit)
+        return Loaded(pool, _trained_processor(path, base, processor, commit), pool.moda_config, base_name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error, below
+        try:
+            peft_model = PeftModel.from_pretrained(base, str(config_file.parent), is_trainable=trainable)
+        except KeyError as error:  # of PEFT, for an entry of modules_to_save
+            raise UserError(f"adapter: {weights} does not fit its config: it misses {error}") from error
+    _check_keys(peft_model, weights)
+    freeze_outside_adapter(peft_model)
+    peft_model.eval()
+    processor = _trained_processor(path, base, processor, commit)
+    return Loaded(peft_model, processor, peft_model.peft_config["default"], base_name)
+
+
+def is_pool(path: str, revision: str | None = None) -> bool:
+    """Whether a folder or Hub id is a pool of domains, as `ModaModel.save_pretrained` writes it."""
+    config_file = find_file(path, ADAPTER_CONFIG, revision)
+    return config_file is not None and bool(json.loads(config_file.read_text(encoding="utf-8")).get("pool"))
+
+
+def save_adapter(model: nn.Module, folder: str | Path) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`, or for a plain SAM its model folder.
+
+    Args:
+        model: unwrapped `PeftModel` or `SamModel`.
+        folder: where to; created if needed.
+    """
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        model.save_pretrained(folder)
+    follow_umask(Path(folder))
+
+
+def base_revision(name: str) -> str | None:
+    """The revision in the name of a base model, as an adapter's config stores it."""
+    return None if name == TINY or Path(name).is_dir() else HubName.parse(name).revision
+
+
+def named_base(config: dict) -> str | None:
+    """Name of the base model that an adapter's config names, with the revision if it names one."""
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    return f"{name}@{revision}" if name and revision and not Path(name).is_dir() else name
+
+
+def _load_processor(name: str, model: SamModel, commit: str | None) -> SamAdaptProcessor:
+    vision = model.config.vision_config
+    for file_name in ("preprocessor_config.json", "processor_config.json"):
+        file = find_file(name, file_name, commit)
+        if file is not None:
+            return SamAdaptProcessor.from_pretrained(str(file.parent))
+    return SamAdaptProcessor(image_size=vision.image_size, patch_size=vision.patch_size)
+
+
+def _check_keys(model: PeftModel, weights: Path) -> None:
+    with safe_open(weights, framework="pt") as file:
+        found = set(file.keys())
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    wrong = sorted(expected ^ found)
+    if wrong:
+        raise UserError(
+            f"adapter: {weights} does not fit its config: {len(wrong)} keys differ, the first is {wrong[0]}"
+        )
+
+
+def _trained_processor(
+    path: str, base: SamModel, processor: SamAdaptProcessor, commit: str | None
+) -> SamAdaptProcessor:
+    """The processor of an adapter's folder, of its pool, or `processor`; it must fit the adapted base."""
+    file = find_file(path, "preprocessor_config.json", commit)
+    if file is None and (pool := _pool_of(path, commit)) is not None:
+        file = find_file(pool, "preprocessor_config.json", commit)
+    if file is not None:
+        processor = SamAdaptProcessor.from_pretrained(str(file.parent))
+    size = find_vision_encoder(base).config.image_size
+    if processor.image_size != size:
+        raise UserError(
+            f"adapter: {path} was trained at image_size {processor.image_size}, its model runs at {size}; "
+            "the files in this folder do not belong together"
+        )
+    return processor
+
+
+def _pool_of(path: str, commit: str | None) -> str | None:
+    """The pool in whose folder a domain's adapter lies; its one processor is for all domains."""
+    if not Path(path).is_dir() and HubName.parse(path).folder is None:
+        return None
+    parent = str(Path(path).parent)
+    return parent if is_pool(parent, commit) else None
+
+
+def _nearest(word: str, known) -> str:
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""

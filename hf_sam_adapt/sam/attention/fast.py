@@ -1,0 +1,154 @@
+"""Which attention the encoder of a SAM runs, chosen for a model in place."""
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+from transformers.models.sam.modeling_sam import SamPatchEmbeddings, SamVisionAttention, SamVisionSdpaAttention
+from transformers.utils import logging
+
+from ...errors import UserError
+from .flex import flexible_attention
+from .folded import folded_attention
+from .positions import position_tables
+from .tiles import tiled_attention
+
+
+Kind = Literal["auto", "folded", "flex", "sdpa", "eager"]
+KINDS: tuple[str, ...] = get_args(Kind)
+_OWN = {"sdpa": SamVisionSdpaAttention, "eager": SamVisionAttention}
+
+logger = logging.get_logger(__name__)
+
+
+class FastAttention:
+    """What stands as `forward` on one attention module; calls its `qkv` and `proj`, whatever layers these are.
+
+    transformers chooses SAM's attention by class when the model is built and asks none of its attention interfaces in
+    the forward, so there is no hook to register with. An object as the instance's own `forward` changes neither the
+    module's class nor its parameters and their names; hooks of the module run as ever, and as the object refers to
+    its module by an attribute, a copy or a pickle of the model has its own.
+
+    Args:
+        attention: the module.
+        kind: one of `KINDS`.
+    """
+
+    def __init__(self, attention: SamVisionAttention, kind: str) -> None:
+        self.attention, self.kind = attention, kind
+
+    def __call__(self, hidden_states: torch.Tensor, output_attentions: bool | None = None):
+        """(B, h, w, C) -> (B, h, w, C), and the attention's weights of kind `eager`, None of the others."""
+        attention = self.attention
+        kind = fastest(attention, hidden_states.device) if self.kind == "auto" else self.kind
+        if kind in _OWN:
+            return _OWN[kind].forward(attention, hidden_states, output_attentions)
+        batch, height, width, _ = hidden_states.shape
+        qkv = attention.qkv(hidden_states)
+        if torch.is_autocast_enabled(qkv.device.type):
+            qkv = qkv.to(torch.get_autocast_dtype(qkv.device.type))
+        # (B, h, w, 3 C) -> (B, S, 3, heads, d)
+        qkv = qkv.reshape(batch, height * width, 3, attention.num_attention_heads, -1)
+        tables = position_tables(attention, height, width)
+        attended = self._function(kind, qkv.device.type)(qkv, *tables, attention.scale)
+        return attention.proj(attended.reshape(batch, height, width, -1)), None
+
+    @staticmethod
+    def _function(kind: str, device: str):
+        if kind == "flex":
+            return flexible_attention
+        # What is exported has to run without this package, whose operation the tiles are.
+        tiled = device == "cpu" and not torch.compiler.is_exporting()
+        return tiled_attention if tiled else folded_attention
+
+
+def fastest(attention: SamVisionAttention, device: torch.device) -> str:
+    """What `auto` means for a module on a device; benchmarks/attention.py has the measurements."""
+    reason = _unsupported(attention)
+    if reason is None and device.type not in ("cpu", "cuda"):
+        reason = f"it was never measured on {device.type}"
+    if reason is None:
+        return "folded"
+    own = "sdpa" if isinstance(attention, SamVisionSdpaAttention) else "eager"
+    if not torch.compiler.is_compiling():
+        logger.warning_once(f"attention: the model keeps its {own} attention, for {reason}.")
+    return own
+
+
+def use_fast_attention(model: nn.Module, kind: Kind = "auto") -> None:
+    """Make the encoder of a SAM compute its attention in another way, with the same result but for rounding.
+
+    Changes the instance only: parameters, state-dict keys and classes stay. The patch embedding gets a hook that lays
+    its output out as the blocks read it (`token_major`). It works before and after an adapter is added, and a copy or
+    pickle of the model keeps it. A second call chooses anew; `restore_attention` undoes it.
+
+    Args:
+        model: `SamModel`, `SamVisionModel`, or a PEFT model of one.
+        kind: `folded` never makes the bias of the relative positions as a whole; `flex` is FlexAttention; `sdpa` and
+            `eager` are transformers' own. `auto` is the fastest measured on the device that the model runs on.
+
+    Raises:
+        UserError: unknown kind, no SAM encoder, or one whose attention the named kind cannot compute.
+    """
+    if kind not in KINDS:
+        raise UserError(f"attention: unknown {kind!r}; choose from {', '.join(KINDS)}.")
+    modules = list(attention_modules(model))
+    if not modules:
+        raise UserError(f"attention: {type(model).__name__} has no image encoder of SAM.")
+    for attention in modules:
+        reason = _unsupported(attention)
+        if kind in ("folded", "flex") and reason is not None:
+            raise UserError(f"attention: {kind} cannot be used, for {reason}; use auto.")
+    restore_attention(model)
+    for attention in modules:
+        vars(attention)["forward"] = FastAttention(attention, kind)
+    for patches in _patch_embeddings(model):
+        patches.register_forward_hook(token_major)
+
+
+def restore_attention(model: nn.Module) -> None:
+    """Undo `use_fast_attention`: the model's attention is that of its classes."""
+    for attention in attention_modules(model):
+        vars(attention).pop("forward", None)
+    for patches in _patch_embeddings(model):
+        hooks = patches._forward_hooks
+        for key in [key for key, hook in hooks.items() if hook is token_major]:
+            del hooks[key]
+
+
+def token_major(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    """Forward hook of the patch embedding: (B, h, w, C) with C innermost in memory too.
+
+    SAM permutes a convolution's output, and every residual sum keeps that layout: all blocks would add across memory
+    and copy the map for each layer norm.
+    """
+    return output.contiguous()
+
+
+def attention_kind(model: nn.Module) -> str:
+    """The kind that `use_fast_attention` chose, or that of transformers which the model was built with."""
+    for attention in attention_modules(model):
+        own = vars(attention).get("forward")
+        if isinstance(own, FastAttention):
+            return own.kind
+        return "sdpa" if isinstance(attention, SamVisionSdpaAttention) else "eager"
+    raise UserError(f"attention: {type(model).__name__} has no image encoder of SAM.")
+
+
+def attention_modules(model: nn.Module) -> Iterator[SamVisionAttention]:
+    """The attention of every block of the encoder."""
+    return (module for module in model.modules() if isinstance(module, SamVisionAttention))
+
+
+def _patch_embeddings(model: nn.Module) -> Iterator[SamPatchEmbeddings]:
+    return (module for module in model.modules() if isinstance(module, SamPatchEmbeddings))
+
+
+def _unsupported(attention: SamVisionAttention) -> str | None:
+    """Why `folded` and `flex` cannot stand for a module's own attention."""
+    if not attention.use_rel_pos:
+        return "it has no relative positions"
+    if attention.dropout > 0 and not isinstance(attention, SamVisionSdpaAttention):
+        return "it has dropout"
+    return None

@@ -2,14 +2,41 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 
 class UserError(ValueError):
     """Bad input from the user.
 
-    The message is one line: what is wrong, where (file or key), and how to mend it. The command line prints it
-    without a traceback and exits with status 2.
+    As text it is one line: where, what is wrong, and how to fix it. The command line prints it without a traceback
+    and exits with status 2.
+
+    Args:
+        problem: what is wrong.
+        key: the recipe key or flag that it is about.
+        where: the file or other place.
+        fix: what the user can do.
+        code: a stable name of the kind of error, for programs; unset = that of the key.
     """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        key: str | None = None,
+        where: object = None,
+        fix: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        self.problem, self.key, self.fix = problem, key, fix
+        self.where = None if where is None else str(where)
+        self.code = code or (key or "input").split(",")[0].replace("_", "-").replace(".", "-")
+        place = "".join(f"{part}: " for part in (key, self.where) if part)
+        super().__init__(f"{place}{problem}{f'; {fix}' if fix else ''}")
+
+    def __reduce__(self) -> tuple:
+        fields = {"key": self.key, "where": self.where, "fix": self.fix, "code": self.code}
+        return partial(UserError, **fields), (self.problem,)
 
 
 def first_line(error: BaseException) -> str:

@@ -34,11 +34,11 @@ def follow_umask(folder: Path) -> None:
 def check_domain_name(name: str, taken: list[str]) -> None:
     """Raise `UserError` unless `name` can stand for a new domain, as part of keys and as a folder."""
     if name in taken:
-        raise UserError(f"domain {name!r} is in the pool already; its domains are {', '.join(taken)}")
+        raise UserError(f"domain {name!r} is in the pool already", fix=f"its domains are {', '.join(taken)}")
     if not isinstance(name, str) or name in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
         raise UserError(
-            f"domain name {name!r} is reserved, holds other than letters, digits, '-' and '_', or is longer than 100; "
-            "choose another"
+            f"domain name {name!r} is reserved, holds other than letters, digits, '-' and '_', or is longer than 100",
+            fix="choose another",
         )
 
 

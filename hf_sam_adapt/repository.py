@@ -71,20 +71,22 @@ def find_file(path: str, name: str, revision: str | None = None) -> Path | None:
             raise UserError(
                 f"{path} is neither a folder nor a repository whose {file} is in the cache, and HF_HUB_OFFLINE is set"
             ) from error
-        raise UserError(f"{path}: {_trouble(error.__cause__ or error)}, and {file} is not in the cache") from error
+        raise UserError(f"{_trouble(error.__cause__ or error)}, and {file} is not in the cache", where=path) from error
     except EntryNotFoundError:
         return None
     except RevisionNotFoundError as error:
-        raise UserError(f"{path}: the repository has no revision {revision!r}") from error
+        raise UserError(f"the repository has no revision {revision!r}", where=path) from error
     except GatedRepoError as error:
-        raise UserError(f"{path}: accept its terms on its page on the Hub, and log in with `hf auth login`") from error
+        raise UserError(
+            "accept its terms on its page on the Hub, and log in with `hf auth login`", where=path
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
-            f"{path} is neither a folder nor a repository on the Hub that can be read; if it is private, log in with "
-            "`hf auth login`"
+            f"{path} is neither a folder nor a repository on the Hub that can be read",
+            fix="if it is private, log in with `hf auth login`",
         ) from error
     except (HTTPError, OSError) as error:
-        raise UserError(f"{path}: {_trouble(error)}; nothing is lost, try again") from error
+        raise UserError(f"{_trouble(error)}", where=path, fix="nothing is lost, try again") from error
 
 
 def commit_of(file: Path) -> str | None:
@@ -116,7 +118,7 @@ def domains_of(weights: Path) -> list[str] | None:
         return None
     domains = json.loads(listed)
     if not isinstance(domains, list):
-        raise UserError(f"{weights} does not list its domains; the file is damaged")
+        raise UserError(f"{weights} does not list its domains", fix="the file is damaged")
     for index, name in enumerate(domains):
         check_domain_name(name, domains[:index])
     return domains

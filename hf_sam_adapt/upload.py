@@ -81,7 +81,7 @@ def upload_folder(
                 token=token,
             )
     except UserError as error:
-        raise UserError(f"push: {error}. {folder} is untouched; push again with: {again}") from error
+        raise UserError(f"{error}. {folder} is untouched", key="push", fix=f"push again with: {again}") from error
 
 
 def check_can_push(repo: str, token: str | None = None) -> None:
@@ -93,11 +93,11 @@ def check_can_push(repo: str, token: str | None = None) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"push: {repo!r} is no name of a repository, owner/name: {error}") from error
+        raise UserError(f"{repo!r} is no name of a repository, owner/name: {error}", key="push") from error
     if constants.HF_HUB_OFFLINE:
-        raise UserError("push: HF_HUB_OFFLINE is set; unset it to reach the Hub")
+        raise UserError("HF_HUB_OFFLINE is set", key="push", fix="unset it to reach the Hub")
     if (token or get_token()) is None:
-        raise UserError("push: no token; log in with `hf auth login`, or set HF_TOKEN")
+        raise UserError("no token", key="push", fix="log in with `hf auth login`, or set HF_TOKEN")
 
 
 def pushed_files(folder: Path) -> dict[str, Path]:
@@ -107,7 +107,7 @@ def pushed_files(folder: Path) -> dict[str, Path]:
         UserError: no run, adapter, pool or model there; it names no base model; or a file is not what its name says.
     """
     if not folder.is_dir():
-        raise UserError(f"push: {folder} is no folder; name a run, an adapter, a pool or a model folder")
+        raise UserError(f"{folder} is no folder", key="push", fix="name a run, an adapter, a pool or a model folder")
     places = ["", _EVAL_RESULTS, *_check_contents(folder)]
     files = {}
     for place in places:
@@ -177,16 +177,18 @@ def _check_contents(folder: Path) -> list[str]:
         hint = (
             "" if part is None else f"; of a continual run push {folder / part}{'' if part == 'pool' else '/<task>'}"
         )
-        raise UserError(f"push: {folder} holds neither an adapter nor a model with safetensors{hint}")
+        raise UserError(f"{folder} holds neither an adapter nor a model with safetensors{hint}", key="push")
     if not weights.is_file():
-        raise UserError(f"push: {folder} holds adapter_config.json but no adapter_model.safetensors")
+        raise UserError(f"{folder} holds adapter_config.json but no adapter_model.safetensors", key="push")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"push: {config_file} is no JSON: {error}") from error
+        raise UserError(f"{config_file} is no JSON: {error}", key="push") from error
     base = config.get("base_model_name_or_path")
     if not base:
-        raise UserError(f"push: {config_file} names no base model; set base_model_name_or_path to its Hub id")
+        raise UserError(
+            f"{config_file} names no base model", key="push", fix="set base_model_name_or_path to its Hub id"
+        )
     if base != TINY and Path(base).exists():
         print(
             f"note: {config_file} names the folder {base} as base model, which only you have: push that too and set "
@@ -199,7 +201,7 @@ def _check_contents(folder: Path) -> list[str]:
     domains = domains_of(weights) or []
     for domain in domains:
         if not (folder / domain / weights.name).is_file() or not (folder / domain / config_file.name).is_file():
-            raise UserError(f"push: the pool {folder} is incomplete: {domain}/ holds no adapter")
+            raise UserError(f"the pool {folder} is incomplete: {domain}/ holds no adapter", key="push")
     return domains
 
 
@@ -218,7 +220,7 @@ def _check_format(path: Path) -> None:
     except (SafetensorError, ValueError):
         fine = False
     if not fine:
-        raise UserError(f"push: {path} is no {path.suffix[1:]} file; remove or repair it")
+        raise UserError(f"{path} is no {path.suffix[1:]} file", key="push", fix="remove or repair it")
 
 
 @contextmanager

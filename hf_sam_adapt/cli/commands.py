@@ -77,7 +77,9 @@ class Command:
             if self.extra is None:
                 raise
             raise UserError(
-                f"{name}: the package {error.name} is not installed; run pip install 'hf-sam-adapt[{self.extra}]'"
+                f"the package {error.name} is not installed",
+                where=name,
+                fix=f"run pip install 'hf-sam-adapt[{self.extra}]'",
             ) from None
         return function(args)
 
@@ -175,7 +177,7 @@ _COMMANDS = {
 
 def _run(name: str, argv: list[str]) -> object:
     if name not in _COMMANDS:
-        raise UserError(f"unknown command '{name}'; use one of {', '.join(_COMMANDS)}.")
+        raise UserError(f"unknown command '{name}'", fix=f"use one of {', '.join(_COMMANDS)}.")
     if name == "convert":  # `from` is a keyword of Python, which no field can be named
         argv = [re.sub(r"^--from(?==|$)", "--format", token) for token in argv]
     return _COMMANDS[name](name, argv)

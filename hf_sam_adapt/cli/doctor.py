@@ -64,13 +64,13 @@ def doctor_command(args: DoctorArguments) -> int:
         raise UserError("doctor needs a data set, as in: hf-sam-adapt doctor my_polyps")
     for name in ("limit", "processes"):
         if (getattr(args, name) or 0) < 0:
-            raise UserError(f"{name}: {getattr(args, name)} is below 0")
+            raise UserError(f"{getattr(args, name)} is below 0", where=name)
     for file in (args.json, args.contact_sheet):
         if file is not None and not Path(file).absolute().parent.is_dir():
-            raise UserError(f"{file}: its folder does not exist; create it")
+            raise UserError("its folder does not exist", where=file, fix="create it")
     image_size = args.image_size or (TINY_IMAGE_SIZE if args.model == "tiny" else IMAGE_SIZE)
     if image_size < PATCH or image_size % PATCH:
-        raise UserError(f"image_size: {image_size} is not a positive multiple of the patch size {PATCH}")
+        raise UserError(f"{image_size} is not a positive multiple of the patch size {PATCH}", key="image_size")
     diagnosis = examine_dataset(
         args.dataset,
         mask_size=4 * (image_size // PATCH),

@@ -122,8 +122,9 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
         data = load_segmentation_dataset(**chosen, **classes, known=known)
     if data.num_labels != num_labels:
         raise UserError(
-            f"dataset: {data.name} has {data.num_labels or 'no'} classes, the model segments {num_labels or 'one'}; "
-            "make them agree with label_map, palette or mask_values"
+            f"{data.name} has {data.num_labels or 'no'} classes, the model segments {num_labels or 'one'}",
+            key="dataset",
+            fix="make them agree with label_map, palette or mask_values",
         )
     check_metrics(further, prompts, num_labels, **settings)
     check_ignore_background(ignore_background, num_labels)
@@ -141,10 +142,14 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     if num_labels is not None:
         if args.clicks or args.prompt_sensitivity or args.instances:
             raise UserError(
-                "clicks, prompt_sensitivity, instances: classes are segmented without prompts; leave them unset"
+                "classes are segmented without prompts",
+                key="clicks, prompt_sensitivity, instances",
+                fix="leave them unset",
             )
         if prompts != ["none"]:
-            raise UserError(f"prompts: {' '.join(prompts)}, but classes are segmented without prompts; leave it unset")
+            raise UserError(
+                f"{' '.join(prompts)}, but classes are segmented without prompts", key="prompts", fix="leave it unset"
+            )
         constant_map = constant_labels(data.train, num_labels)
         how |= {"constant": constant_map, "ignore_background": ignore_background}
         classes_found = evaluate_classes(model, processor, split, num_labels, **how)
@@ -273,14 +278,14 @@ def _chosen_data(args: EvaluateArguments, earlier: EarlierRun | None) -> dict[st
 def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
     """The output folder, after everything that can be refused before loading."""
     if "dataset" not in chosen:
-        raise UserError("dataset: not given; name a folder, a Hub id or synthetic:<domain>")
+        raise UserError("not given", key="dataset", fix="name a folder, a Hub id or synthetic:<domain>")
     if args.adapter is None and args.model is None:
-        raise UserError("adapter: not given; name a run folder or Hub id, or a plain SAM with --model")
+        raise UserError("not given", key="adapter", fix="name a run folder or Hub id, or a plain SAM with --model")
     for name in ("batch_size", "num_workers"):
         if getattr(args, name) < (name == "batch_size"):
-            raise UserError(f"{name}: {getattr(args, name)} is too small")
+            raise UserError(f"{getattr(args, name)} is too small", where=name)
     if args.clicks < 0:
-        raise UserError(f"clicks: {args.clicks} is below 0")
+        raise UserError(f"{args.clicks} is below 0", key="clicks")
     if args.instances:
         from ..evaluation.instances import check_pycocotools
 
@@ -289,5 +294,7 @@ def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
         return None
     folder = Path(args.output_dir)
     if any((folder / name).exists() for name in ("recipe.yaml", "adapter_config.json", "config.json")):
-        raise UserError(f"output_dir: {folder} holds a run, whose metrics.json would be lost; name another folder")
+        raise UserError(
+            f"{folder} holds a run, whose metrics.json would be lost", key="output_dir", fix="name another folder"
+        )
     return folder

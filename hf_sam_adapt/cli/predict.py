@@ -141,22 +141,24 @@ def predict(
             input, or a model that cannot be loaded. Every header is read before anything is written.
     """
     if batch_size < 1:
-        raise UserError(f"batch_size: {batch_size} is below 1")
+        raise UserError(f"{batch_size} is below 1", key="batch_size")
     prompt = _prompt(box, point)
     if instances is not None and prompt.kind != "none":
-        raise UserError(f"instances, {prompt.kind}: instances are found without a prompt; give one of them")
+        raise UserError(f"instances, {prompt.kind}: instances are found without a prompt", fix="give one of them")
     if points_per_side < 1:
-        raise UserError(f"points_per_side: {points_per_side} is below 1")
+        raise UserError(f"{points_per_side} is below 1", key="points_per_side")
     find_images(inputs, arrays=True)  # what is missing is said before a model is loaded
     # The processor says how images are read.
     network, processor, has_estimate, id2label = _load(adapter, model, attention)
     routed(network, domain)  # a wrong one is said before anything is written
     if id2label is not None and prompt.kind != "none":
         raise UserError(
-            f"{prompt.kind}: {adapter} segments {len(id2label)} classes, which takes no prompt; leave it out"
+            f"{adapter} segments {len(id2label)} classes, which takes no prompt", where=prompt.kind, fix="leave it out"
         )
     if id2label is not None and instances is not None:
-        raise UserError(f"instances: {adapter} segments {len(id2label)} classes, not objects; leave instances out")
+        raise UserError(
+            f"{adapter} segments {len(id2label)} classes, not objects", key="instances", fix="leave instances out"
+        )
     paths = find_images(inputs, arrays=processor.channels is not None)
     sizes, failed = _sizes(paths, processor.channels)
     _check_inside(prompt, sizes)
@@ -224,7 +226,7 @@ def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
         UserError: nothing is named, or an input is missing, matches nothing, or is a folder without images.
     """
     if not inputs:
-        raise UserError("inputs: none given; name image files, folders or glob patterns")
+        raise UserError("none given", key="inputs", fix="name image files, folders or glob patterns")
     suffixes = IMAGE_SUFFIXES | {ARRAY_SUFFIX} if arrays else IMAGE_SUFFIXES
     found: dict[Path, Path] = {}
     for text in map(str, inputs):
@@ -246,7 +248,9 @@ def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
             ]
             problem = "matches no file" if glob.has_magic(text) else "does not exist"
         if not matches:
-            raise UserError(f"inputs: {text} {problem}; name image files, folders of images or glob patterns")
+            raise UserError(
+                f"{text} {problem}", key="inputs", fix="name image files, folders of images or glob patterns"
+            )
         for match in matches:
             found.setdefault(match.resolve(), match)
     return list(found.values())
@@ -276,14 +280,16 @@ def _plain(name: str) -> str:
 def _prompt(box: Sequence[float] | None, point: Sequence[float] | None) -> Prompt:
     """The one prompt, in image coordinates."""
     if box is not None and point is not None:
-        raise UserError("box, point: both given; give one of them")
+        raise UserError("both given", key="box, point", fix="give one of them")
     if box is not None:
         if len(box) != 4 or box[0] > box[2] or box[1] > box[3]:
-            raise UserError(f"box: {' '.join(map(str, box))} is no box; give x0 y0 x1 y1 with x0 <= x1 and y0 <= y1")
+            raise UserError(
+                f"{' '.join(map(str, box))} is no box", key="box", fix="give x0 y0 x1 y1 with x0 <= x1 and y0 <= y1"
+            )
         return Prompt("box", boxes=np.array([box], np.float32))
     if point is not None:
         if len(point) != 2:
-            raise UserError(f"point: {' '.join(map(str, point))} is no point; give x y")
+            raise UserError(f"{' '.join(map(str, point))} is no point", key="point", fix="give x y")
         return Prompt("point", points=np.array([[point]], np.float32), point_labels=np.ones((1, 1), np.int64))
     return Prompt("none")
 
@@ -321,17 +327,19 @@ def _check_inside(prompt: Prompt, sizes: Mapping[Path, tuple[int, int]]) -> None
     corners = np.asarray(prompt.boxes if prompt.kind == "box" else prompt.points).reshape(-1, 2)
     for path, (height, width) in sizes.items():
         if not (np.isfinite(corners).all() and (corners >= 0).all() and (corners < [width, height]).all()):
-            raise UserError(f"{prompt.kind}: it reaches outside {path}, which has {width}x{height} pixels")
+            raise UserError(f"it reaches outside {path}, which has {width}x{height} pixels", where=prompt.kind)
 
 
 def _check_outputs(folder: Path, paths: Sequence[Path], names: Sequence[str]) -> None:
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir: {folder} is a file; name a folder")
+        raise UserError(f"{folder} is a file", key="output_dir", fix="name a folder")
     inputs = {path.resolve() for path in paths}
     for name in names:
         for output in (folder / f"{name}_{kind}.png" for kind in ("mask", "overlay", "instances")):
             if output.resolve() in inputs:
-                raise UserError(f"output_dir: {output} is an input and would be overwritten; name another folder")
+                raise UserError(
+                    f"{output} is an input and would be overwritten", key="output_dir", fix="name another folder"
+                )
 
 
 def _load(
@@ -340,7 +348,7 @@ def _load(
     """Model, processor, whether its IoU estimate means anything, and the names of its classes, None for one class."""
     if adapter is None:
         if model is None:
-            raise UserError("adapter: not given; name a run folder or Hub id, or a plain SAM with --model")
+            raise UserError("not given", key="adapter", fix="name a run folder or Hub id, or a plain SAM with --model")
         return *load_base(model, attention), True, None
     loaded = load_adapted(adapter, model, attention=attention)
     has_estimate = bool(getattr(loaded.config, "train_iou_head", False))

@@ -122,7 +122,7 @@ def coerce(key: str, value: Any, hint: Any) -> Any:
         return _coerce(value, hint)
     except (TypeError, ValueError, yaml.YAMLError):
         shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        raise UserError(f"{key}: '{shown}' is not {_describe(hint)}.") from None
+        raise UserError(f"'{shown}' is not {_describe(hint)}.", where=key) from None
 
 
 def _split(argv: list[str], hints: dict[str, Any], positional: str | None) -> dict[str, list[str]]:
@@ -134,7 +134,7 @@ def _split(argv: list[str], hints: dict[str, Any], positional: str | None) -> di
         index += 1
         if not token.startswith("--"):
             if positional is None or (given.get(positional) and not _takes_many(hints[positional])):
-                raise UserError(f"unexpected argument '{token}'; a value follows its --key.")
+                raise UserError(f"unexpected argument '{token}'", fix="a value follows its --key.")
             given.setdefault(positional, []).append(token)
             continue
         key, attached, text = token[2:].partition("=")
@@ -182,7 +182,7 @@ def _nested_value(strings: list[str]) -> Any:
 def _check_keys(values: dict[str, Any], hints: dict[str, Any], source: str | Path) -> None:
     for key in values:
         if key not in hints:
-            raise UserError(f"{source}: unknown key '{key}'{_nearest(key, hints)}")
+            raise UserError(f"unknown key '{key}'{_nearest(key, hints)}", where=source)
 
 
 def _nearest(name: str, known: typing.Iterable[str]) -> str:

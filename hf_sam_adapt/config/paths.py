@@ -57,8 +57,9 @@ def found_from(file: str | Path) -> Change:
             return beside
         if os.path.exists(value):
             raise UserError(
-                f"{key}: {value}: paths in {file} start at its folder, where there is none; write "
-                f"{_from_folder(value, folder)} there, or give it as a flag."
+                f"{value}: paths in {file} start at its folder, where there is none",
+                where=key,
+                fix=f"write {_from_folder(value, folder)} there, or give it as a flag.",
             )
         return value if re.fullmatch(names, value) else beside
 

@@ -123,8 +123,8 @@ def _load(recipe: ContinualRecipe, domain: Domain) -> SegmentationData:
         raise UserError(f"domain {domain.name}: {error}") from error
     if data.num_labels is not None:
         raise UserError(
-            f"domain {domain.name}: {domain.dataset} has {data.num_labels} classes; make one of them with label_map, "
-            "or by mask_values: binary."
+            f"domain {domain.name}: {domain.dataset} has {data.num_labels} classes",
+            fix="make one of them with label_map, or by mask_values: binary.",
         )
     return data
 

@@ -49,7 +49,7 @@ def read_text(file: Path, encoding: str | None = None) -> tuple[str, str | None]
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise UserError(f"{file}: not readable ({error}); check the file") from error
+        raise UserError(f"not readable ({error})", where=file, fix="check the file") from error
     codec = next((codec for mark, codec in _MARKS if content.startswith(mark)), None)
     if codec is None and b"\0" in content[:2]:
         codec = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
@@ -57,16 +57,18 @@ def read_text(file: Path, encoding: str | None = None) -> tuple[str, str | None]
         return content.decode(codec or "utf-8"), None
     except UnicodeDecodeError as error:
         if codec is not None:
-            raise UserError(f"{file}: a damaged text ({error}); save it as UTF-8") from error
+            raise UserError(f"a damaged text ({error})", where=file, fix="save it as UTF-8") from error
     guess = encoding or _code_page(content)
     try:
         return content.decode(guess or "ascii"), guess
     except LookupError as error:
-        raise UserError(f"encoding: {encoding} is unknown; name one of Python's, such as gbk or shift_jis") from error
+        raise UserError(
+            f"{encoding} is unknown", key="encoding", fix="name one of Python's, such as gbk or shift_jis"
+        ) from error
     except UnicodeDecodeError as error:
         said = f"not {encoding}" if encoding else "its encoding is not clear"
         hint = "save it as UTF-8, or name its encoding by --encoding of convert"
-        raise UserError(f"{file}: not UTF-8, and {said}; {hint}") from error
+        raise UserError(f"not UTF-8, and {said}", where=file, fix=f"{hint}") from error
 
 
 def _code_page(content: bytes) -> str | None:
@@ -118,7 +120,7 @@ def find_image(name: str, folders: Sequence[Path], source: str) -> FoundImage:
                 if found is not None:
                     return FoundImage(found, stem_of(Path(*parts[-length:])))
     hint = "put it there, or name its folder by --images of convert"
-    raise UserError(f"{source}: the image {name} is not in {folders[0]} nor beside it; {hint}")
+    raise UserError(f"the image {name} is not in {folders[0]} nor beside it", where=source, fix=f"{hint}")
 
 
 def stem_of(path: str | Path) -> str:
@@ -179,7 +181,7 @@ def image_side(value: Any, name: str) -> int | None:
         if isinstance(value, bool) or not math.isfinite(side) or side != int(side):
             raise ValueError(value)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: {value!r} is no height or width in pixels; correct it there") from error
+        raise UserError(f"{value!r} is no height or width in pixels", where=name, fix="correct it there") from error
     return int(side) if side > 0 else None
 
 

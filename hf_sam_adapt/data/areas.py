@@ -36,7 +36,9 @@ def draw_segmentation(segmentation: list | dict, height: int, width: int, name: 
     except UserError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{name}: a damaged segmentation ({first_line(error)}); correct the annotation") from error
+        raise UserError(
+            f"a damaged segmentation ({first_line(error)})", where=name, fix="correct the annotation"
+        ) from error
     return mask
 
 
@@ -89,7 +91,9 @@ def decode_runs(runs: dict, height: int, width: int, name: str) -> np.ndarray:
     if isinstance(counts, str):
         counts = _decompress(counts)
     if list(runs.get("size", (height, width))) != [height, width] or sum(counts) != height * width:
-        raise UserError(f"{name}: run lengths of another size than the image ({width}x{height}); mend the annotation")
+        raise UserError(
+            f"run lengths of another size than the image ({width}x{height})", where=name, fix="mend the annotation"
+        )
     values = np.arange(len(counts)) % 2 == 1
     return np.repeat(values, counts).reshape(width, height).T  # columns first
 
@@ -151,9 +155,11 @@ def check_turn(areas: Sequence[Bounds | None], size: tuple[int, int], name: str,
     ]
     if lost[0] and not lost[1]:
         raise UserError(
-            f"{name}: {lost[0]} of {len(areas)} areas lie outside of {size[1]}x{size[0]}, but inside of "
-            f"{size[0]}x{size[1]}, and EXIF turns {image}; swap width and height in the annotation, or store the "
-            "photograph upright and without EXIF orientation"
+            f"{lost[0]} of {len(areas)} areas lie outside of {size[1]}x{size[0]}, but inside of {size[0]}x{size[1]}, "
+            f"and EXIF turns {image}",
+            where=name,
+            fix="swap width and height in the annotation, or store the photograph upright and without EXIF "
+            "orientation",
         )
 
 
@@ -177,5 +183,5 @@ class Misplaced:
         if 2 * self.counts.total() > self.total:
             fault, count = self.counts.most_common(1)[0]
             example = self.examples[fault]
-            raise UserError(f"{count} of {self.total} areas are {fault}, such as in {example}; {MEND[fault]}")
+            raise UserError(f"{count} of {self.total} areas are {fault}, such as in {example}", fix=f"{MEND[fault]}")
         return {f"area {fault}, such as in {self.examples[fault]}": count for fault, count in self.counts.items()}

@@ -60,9 +60,11 @@ def check_options(options: Sequence[str] | str | None) -> tuple[str, ...]:
     names = (options,) if isinstance(options, str) else tuple(options or ())
     unknown = [name for name in names if name not in (*AUGMENTATIONS, "none")]
     if unknown:
-        raise UserError(f"augment: {unknown[0]!r} is unknown; choose from {', '.join(AUGMENTATIONS)}, or none")
+        raise UserError(
+            f"{unknown[0]!r} is unknown", key="augment", fix=f"choose from {', '.join(AUGMENTATIONS)}, or none"
+        )
     if "none" in names and len(names) > 1:
-        raise UserError("augment: none excludes the other names; leave it out or alone")
+        raise UserError("none excludes the other names", key="augment", fix="leave it out or alone")
     return () if "none" in names else names
 
 

@@ -68,8 +68,9 @@ def read_channels(source: Source, channels: int, name: str | None = None) -> np.
     wrong = int(np.count_nonzero(~np.isfinite(values).all(axis=2)))
     if wrong:
         raise UserError(
-            f"{name}: {wrong} of {values.shape[0] * values.shape[1]} pixels are NaN or infinite; give them a finite "
-            "value, and 255 (ignore) in the mask"
+            f"{wrong} of {values.shape[0] * values.shape[1]} pixels are NaN or infinite",
+            where=name,
+            fix="give them a finite value, and 255 (ignore) in the mask",
         )
     return values
 
@@ -114,10 +115,14 @@ def _open_array(source: Source, channels: int, name: str, pixels: bool) -> np.nd
             return stored.read() if pixels else placeholder(stored.shape, stored.dtype)
         if stored.mode not in _MODES:
             raise UserError(
-                f"{name}: an image of mode {stored.mode}; with channels, store values instead of palette indices"
+                f"an image of mode {stored.mode}",
+                where=name,
+                fix="with channels, store values instead of palette indices",
             )
         if narrows(stored):
-            raise UserError(f"{name}: 16 bits in several channels, of which Pillow keeps 8; store it as TIFF or .npy")
+            raise UserError(
+                "16 bits in several channels, of which Pillow keeps 8", where=name, fix="store it as TIFF or .npy"
+            )
         if not pixels and not is_cut_short(stored):
             header = header_of(stored)
             return placeholder((header.height, header.width, len(stored.getbands())), np.uint8)
@@ -125,26 +130,28 @@ def _open_array(source: Source, channels: int, name: str, pixels: bool) -> np.nd
             as_stored = stored_grey(stored)
             return _with_channels(as_stored(np.asarray(upright(stored))), name)
         except (*BROKEN, Image.DecompressionBombError) as error:
-            raise UserError(f"{name}: corrupt image ({first_line(error)}); remove or replace the file") from error
+            raise UserError(
+                f"corrupt image ({first_line(error)})", where=name, fix="remove or replace the file"
+            ) from error
 
 
 def _with_channels(array: np.ndarray, name: str) -> np.ndarray:
     """(H, W) or (H, W, C) -> (H, W, C)."""
     if array.ndim not in (2, 3):
-        raise UserError(f"{name}: image array of shape {array.shape}; expected (H, W) or (H, W, channels)")
+        raise UserError(f"image array of shape {array.shape}", where=name, fix="expected (H, W) or (H, W, channels)")
     return array if array.ndim == 3 else array[:, :, None]
 
 
 def _checked(array: np.ndarray, channels: int, name: str) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         hint = "; store its amplitude" if array.dtype.kind == "c" else ""
-        raise UserError(f"{name}: image of type {array.dtype}, expected integers or real numbers{hint}")
+        raise UserError(f"image of type {array.dtype}, expected integers or real numbers{hint}", where=name)
     if array.shape[2] != channels:
         first = array.shape[0] == channels
         hint = "store it as (H, W, channels), they come first in it" if first else "mend the file or set channels"
-        raise UserError(f"{name}: {array.shape[2]} channels, but channels is {channels}; {hint}")
+        raise UserError(f"{array.shape[2]} channels, but channels is {channels}", where=name, fix=f"{hint}")
     if 0 in array.shape:
-        raise UserError(f"{name}: image of shape {array.shape} without pixels; remove or replace the file")
+        raise UserError(f"image of shape {array.shape} without pixels", where=name, fix="remove or replace the file")
     return array
 
 
@@ -155,4 +162,6 @@ def _first_bytes(source: Encoded, name: str) -> bytes:
         with Path(source).open("rb") as file:
             return file.read(8)
     except OSError as error:
-        raise UserError(f"{name}: not a readable image ({first_line(error)}); remove or replace the file") from error
+        raise UserError(
+            f"not a readable image ({first_line(error)})", where=name, fix="remove or replace the file"
+        ) from error

@@ -33,8 +33,8 @@ def check_id2label(id2label: Mapping[int, str], num_labels: int) -> None:
     missing = [str(label) for label in range(num_labels) if not id2label.get(label)]
     if missing:
         raise UserError(
-            f"id2label: no name for class {', '.join(missing)} of num_labels {num_labels}; name each, 0 to "
-            f"{num_labels - 1}, the background included"
+            f"id2label: no name for class {', '.join(missing)} of num_labels {num_labels}",
+            fix=f"name each, 0 to {num_labels - 1}, the background included",
         )
     more = sorted(set(id2label) - set(range(num_labels)))
     if more:

@@ -172,7 +172,9 @@ def read_coco_source(
     source = CocoSource({}, {0: "background"})
     contents = {split: _load(path, encoding, source.notes) for split, path in files.items()}
     if not any(content["annotations"] for content in contents.values()):
-        raise UserError(f"{root}: the COCO files hold no annotations; annotate something, or name another file")
+        raise UserError(
+            "the COCO files hold no annotations", where=root, fix="annotate something, or name another file"
+        )
     names = {split: _used_names(content, files[split]) for split, content in contents.items()}
     if not any(names.values()):
         names = {split: {None: ONLY_CLASS} for split in contents}
@@ -182,7 +184,7 @@ def read_coco_source(
         reading = _Split(root, files[split], split, names[split], classes, channels)
         source.tables[split] = reading.table(content, source)
     if not source.misplaced.total:
-        raise UserError(f"{root}: all objects have a box only; export polygons or run lengths")
+        raise UserError("all objects have a box only", where=root, fix="export polygons or run lengths")
     return source
 
 
@@ -206,7 +208,7 @@ def _classes(
         notes[f"object without a category, {taken}"] += unnamed
     ordered = [name for name in sorted(places, key=places.__getitem__) if name not in _SPECIAL]
     if not ordered:
-        raise UserError(f"{root}: nothing is annotated but {', '.join(places)}; check the categories")
+        raise UserError(f"nothing is annotated but {', '.join(places)}", where=root, fix="check the categories")
     return {name: index for index, name in enumerate(ordered, start=1)}
 
 
@@ -217,7 +219,9 @@ def _used_names(content: dict, file: Path) -> dict[Any, str]:
     used = {_key(item["category_id"]) for item in content["annotations"]} - {None}
     unknown = sorted(str(category) for category in used if listed.get(category) is None)
     if unknown:
-        raise UserError(f"{file}: category {unknown[0]} is annotated but not listed under categories; add its name")
+        raise UserError(
+            f"category {unknown[0]} is annotated but not listed under categories", where=file, fix="add its name"
+        )
     return {category: str(listed[category]) for category in used}
 
 
@@ -237,7 +241,7 @@ def _check_ids(items: list[dict], part: str, file: Path) -> None:
         for value, count in Counter(values).most_common(1):
             if count > 1:
                 often = f"the {field_} {value} is there {count} times"
-                raise UserError(f"{file}: {often} under {part}; each needs its own")
+                raise UserError(f"{often} under {part}", where=file, fix="each needs its own")
 
 
 def _flag(value: Any) -> bool:
@@ -252,9 +256,9 @@ def _load(path: Path, encoding: str | None, notes: Counter[str]) -> dict:
         content = json.loads(text)
         missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a COCO file ({error}); it must be a JSON object") from error
+        raise UserError(f"not a COCO file ({error})", where=path, fix="it must be a JSON object") from error
     if missing:
-        raise UserError(f"{path}: not a COCO file, the list {missing[0]!r} is missing")
+        raise UserError(f"not a COCO file, the list {missing[0]!r} is missing", where=path)
     for part, fields in _FIELDS.items():
         for place, item in enumerate(content[part]):
             # VIA writes the category null where its name is no number.
@@ -264,7 +268,9 @@ def _load(path: Path, encoding: str | None, notes: Counter[str]) -> dict:
                 if not isinstance(item, dict) or key not in item or (item[key] is None and key != "category_id")
             ]
             if absent:
-                raise UserError(f"{path}: number {place + 1} of {part} has no {absent[0]!r}; correct the file")
+                raise UserError(
+                    f"number {place + 1} of {part} has no {absent[0]!r}", where=path, fix="correct the file"
+                )
     return content
 
 
@@ -297,7 +303,7 @@ class _Split:
             stray = content["annotations"][0]["image_id"] if strays else None
             why = "there are none" if stray is None else f"image_id {stray!r}, for example, is no image's"
             images = f"no annotation belongs to one of its {len(objects)} images"
-            raise UserError(f"{self.file}: {images} ({why}); correct the file")
+            raise UserError(f"{images} ({why})", where=self.file, fix="correct the file")
         if strays:
             source.left_out["annotation that names no image"] += len(strays)
         columns: dict[str, list] = {name: [] for name in ("id", "image", "height", "width", "objects")}
@@ -307,7 +313,9 @@ class _Split:
             path, stem = find_image(name, self.folders, str(self.file))
             other = entries.setdefault(str(path.resolve()), name)
             if len(entries) == len(columns["id"]):
-                raise UserError(f"{self.file}: {other} and {name} are one file, {path}; give each entry its own")
+                raise UserError(
+                    f"{other} and {name} are one file, {path}", where=self.file, fix="give each entry its own"
+                )
             height, width = self._size(item, path)
             found = objects[_key(item["id"])]
             self._check(found, height, width, path, source)

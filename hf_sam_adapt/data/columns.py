@@ -72,7 +72,7 @@ def load_saved(root: Path) -> datasets.Dataset | datasets.DatasetDict:
     try:
         return datasets.load_from_disk(str(root))
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{root}: cannot be loaded as a saved data set ({first_line(error)})") from error
+        raise UserError(f"cannot be loaded as a saved data set ({first_line(error)})", where=root) from error
 
 
 def load_hub(name: str) -> datasets.Dataset | datasets.DatasetDict:
@@ -83,7 +83,9 @@ def load_hub(name: str) -> datasets.Dataset | datasets.DatasetDict:
         return datasets.load_dataset(name)
     except Exception as error:  # the Hub client, loaders and parsers raise types of many libraries
         raise UserError(
-            f"{name}: neither a folder here nor a data set that the Hub gives ({first_line(error)}); check the name"
+            f"neither a folder here nor a data set that the Hub gives ({first_line(error)})",
+            where=name,
+            fix="check the name",
         ) from error
 
 
@@ -99,7 +101,9 @@ def column_tables(data: Any) -> dict[str, datasets.Dataset]:
         return {"all": _prepare(data)}
     if not isinstance(data, datasets.DatasetDict):
         raise UserError(
-            f"dataset: {type(data).__name__} is not supported; pass a folder, a Hub id or a datasets.Dataset"
+            f"{type(data).__name__} is not supported",
+            key="dataset",
+            fix="pass a folder, a Hub id or a datasets.Dataset",
         )
     tables = {}
     for split, names in SPLIT_NAMES.items():
@@ -107,7 +111,7 @@ def column_tables(data: Any) -> dict[str, datasets.Dataset]:
         if found:
             tables[split] = _prepare(data[found])
     if "train" not in tables:
-        raise UserError(f"dataset: no split named train, only {', '.join(data)}; rename one of them")
+        raise UserError(f"no split named train, only {', '.join(data)}", key="dataset", fix="rename one of them")
     return tables
 
 
@@ -117,8 +121,9 @@ def _prepare(table: datasets.Dataset) -> datasets.Dataset:
     missing = [name for name in ("image", "mask") if name not in table.column_names]
     if missing:
         raise UserError(
-            f"dataset: no column {missing[0]!r}, only {', '.join(table.column_names)}; rename the columns to image "
-            "and mask"
+            f"no column {missing[0]!r}, only {', '.join(table.column_names)}",
+            key="dataset",
+            fix="rename the columns to image and mask",
         )
     has_ids = "id" in table.column_names
     table = table.select_columns(["image", "mask"] + ["id"] * has_ids)
@@ -175,8 +180,9 @@ def _check_filled(table: datasets.Dataset, name: str) -> None:
         empty += [start + index for index, cell in enumerate(nothing.to_pylist()) if cell]
     if empty:
         raise UserError(
-            f"dataset: {len(empty)} of {len(table)} rows have no {name}, such as row {empty[0]}; fill them, or leave "
-            "them out with the data set's filter"
+            f"{len(empty)} of {len(table)} rows have no {name}, such as row {empty[0]}",
+            key="dataset",
+            fix="fill them, or leave them out with the data set's filter",
         )
 
 

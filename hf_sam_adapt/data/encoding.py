@@ -69,13 +69,15 @@ class MaskEncoding:
             if self.exact and ((mask != 0) & (mask != 255)).any():
                 value = mask[(mask != 0) & (mask != 255)][0]
                 raise UserError(
-                    f"{name}: mask value {value:g}, while other masks hold only 0 and 255; {_SOFT_HINT}, or to index "
-                    "(255 = ignore)"
+                    f"mask value {value:g}, while other masks hold only 0 and 255",
+                    where=name,
+                    fix=f"{_SOFT_HINT}, or to index (255 = ignore)",
                 )
             if mask.dtype != np.uint8 and mask.min(initial=0) < 0:
                 raise UserError(
-                    f"{name}: mask value {mask.min():g}, below 0; say what it means with label_map, such as "
-                    f"{{{mask.min():g}: 0}}"
+                    f"mask value {mask.min():g}, below 0",
+                    where=name,
+                    fix=f"say what it means with label_map, such as {{{mask.min():g}: 0}}",
                 )
             threshold = (LOSSY_THRESHOLD if lossy else 0) if self.threshold is None else self.threshold
             found = (mask > threshold).astype(np.uint8)
@@ -128,11 +130,11 @@ def parse_label_map(label_map: Mapping | None) -> dict[int, int] | None:
         parsed = {int(old): int(new) for old, new in label_map.items()}
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"label_map: {label_map!r} must map stored values to classes, such as {{1: 0, 2: 1}}"
+            f"{label_map!r} must map stored values to classes, such as {{1: 0, 2: 1}}", key="label_map"
         ) from error
     wrong = [value for value in parsed.values() if not 0 <= value <= 255]
     if wrong:
-        raise UserError(f"label_map: {wrong[0]} is outside 0..255")
+        raise UserError(f"{wrong[0]} is outside 0..255", key="label_map")
     return parsed
 
 
@@ -160,10 +162,12 @@ def resolve_encoding(
         UserError: lossy masks read as anything but binary, a value above the last class, or two encodings mixed.
     """
     if mask_values not in MASK_VALUES:
-        raise UserError(f"mask_values: {mask_values!r} is unknown; choose from {', '.join(MASK_VALUES)}")
+        raise UserError(f"{mask_values!r} is unknown", key="mask_values", fix=f"choose from {', '.join(MASK_VALUES)}")
     if palette is not None:
         if mask_values == "binary":
-            raise UserError("mask_values: binary, but a palette gives class indices; leave one of them out")
+            raise UserError(
+                "binary, but a palette gives class indices", key="mask_values", fix="leave one of them out"
+            )
         mask_values = "index"
     mask_values = check_threshold(threshold, mask_values)
     if mask_values in ("binary", "alpha"):
@@ -190,7 +194,9 @@ def _notes(found: list[tuple[str, np.ndarray]]) -> list[str]:
     """What is odd about masks of class indices; `UserError` where none of them holds a label."""
     unlabelled = [name for name, values in found if not values[:IGNORE].any()]
     if found and len(unlabelled) == len(found):
-        raise UserError("all masks of the training data are 255 = ignore everywhere; check label_map and mask_values")
+        raise UserError(
+            "all masks of the training data are 255 = ignore everywhere", fix="check label_map and mask_values"
+        )
     notes = []
     if unlabelled:
         some = f"{len(unlabelled)} of {len(found)} masks are 255 = ignore everywhere, such as {unlabelled[0]}"
@@ -207,9 +213,11 @@ def check_threshold(threshold: float | None, mask_values: str) -> str:
     if threshold is None:
         return mask_values
     if mask_values == "index":
-        raise UserError("mask_threshold: class indices have none; leave it out, or set mask_values to binary")
+        raise UserError(
+            "class indices have none", key="mask_threshold", fix="leave it out, or set mask_values to binary"
+        )
     if not 0 <= threshold < np.inf:
-        raise UserError(f"mask_threshold: {threshold:g} is no number of at least 0")
+        raise UserError(f"{threshold:g} is no number of at least 0", key="mask_threshold")
     return "binary" if mask_values == "auto" else mask_values
 
 
@@ -235,8 +243,9 @@ def check_classes(values: np.ndarray, num_labels: int | None, name: str) -> None
         value = largest + 1 + int(wrong[0])
         labels = f"num_labels {num_labels} allows 0..{largest}" if num_labels else "a binary mask holds 0 and 1"
         raise UserError(
-            f"{name}: mask value {value}, but {labels} and 255 = ignore; {_SOFT_HINT}, or to index with num_labels "
-            f"above {value} or a label_map"
+            f"mask value {value}, but {labels} and 255 = ignore",
+            where=name,
+            fix=f"{_SOFT_HINT}, or to index with num_labels above {value} or a label_map",
         )
 
 
@@ -245,8 +254,9 @@ def present_values(mask: np.ndarray, name: str) -> np.ndarray:
     if mask.dtype != np.uint8:
         wrong = mask[(mask < 0) | (mask > 255) | (mask % 1 != 0)][0]
         raise UserError(
-            f"{name}: mask value {wrong:g}, class indices are integers in 0..254 and 255 = ignore; {_SOFT_HINT}, or "
-            "say with label_map what it means"
+            f"mask value {wrong:g}, class indices are integers in 0..254 and 255 = ignore",
+            where=name,
+            fix=f"{_SOFT_HINT}, or say with label_map what it means",
         )
     return np.bincount(mask.ravel(), minlength=256) > 0
 
@@ -273,8 +283,8 @@ def _check_unmixed(found: list[tuple[str, np.ndarray]]) -> None:
     classes = next((name for name, values in found if values[1:IGNORE].any()), None)
     if picture and classes:
         raise UserError(
-            f"two mask encodings are mixed: {picture} holds 255 and no class, {classes} holds class indices; set "
-            "mask_values to index (255 = ignore) or binary (above 0 is foreground), or mend one of them"
+            f"two mask encodings are mixed: {picture} holds 255 and no class, {classes} holds class indices",
+            fix="set mask_values to index (255 = ignore) or binary (above 0 is foreground), or mend one of them",
         )
 
 

@@ -100,7 +100,9 @@ def find_pairs(
             return {"all": table}
         other = next((name for name, top in zip(table["id"], tops) if top not in splits), None)
         if other is not None:
-            raise UserError(f"{root / 'images'}: {other} lies beside the folder {min(splits)}; move it into a split")
+            raise UserError(
+                f"{other} lies beside the folder {min(splits)}", where=root / "images", fix="move it into a split"
+            )
         places = {split: [i for i, top in enumerate(tops) if splits[top] == split] for split in splits.values()}
         return {split: table.select(found) for split, found in places.items()}
     tables = {}
@@ -129,13 +131,17 @@ def _pair_folder(folder: Path, mask_suffix: str | None, arrays: bool, problem: P
     images, masks = folder / "images", folder / "masks"
     for part in (images, masks):
         if not part.is_dir():
-            raise UserError(f"{part}: missing folder; expected images/ and masks/ with equal file names in {folder}")
+            raise UserError(
+                "missing folder", where=part, fix=f"expected images/ and masks/ with equal file names in {folder}"
+            )
     suffixes = IMAGE_SUFFIXES | {ARRAY_SUFFIX} if arrays else IMAGE_SUFFIXES
     image_files, mask_files = _by_stem(images, suffixes, problem), _by_stem(masks, suffixes, problem)
     if not image_files and files_below(images, {ARRAY_SUFFIX}):
-        raise UserError(f"{images}: only {ARRAY_SUFFIX} arrays; set channels to the number of their channels")
+        raise UserError(
+            f"only {ARRAY_SUFFIX} arrays", where=images, fix="set channels to the number of their channels"
+        )
     if not image_files:
-        raise UserError(f"{images}: no images in it; the data set is empty")
+        raise UserError("no images in it", where=images, fix="the data set is empty")
     wanted = {stem + suffix: stem for stem in image_files}
     hint = "" if mask_suffix else " (or set mask_suffix if the masks' names end differently)"
     images_alone = [image_files[stem] for name, stem in wanted.items() if name not in mask_files]

@@ -111,7 +111,9 @@ def read_image(source: Encoded | Image.Image | np.ndarray, name: str | None = No
         except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{name}: corrupt image ({reason(error)}); remove or replace the file") from error
+            raise UserError(
+                f"corrupt image ({reason(error)})", where=name, fix="remove or replace the file"
+            ) from error
 
 
 def read_mask(
@@ -149,7 +151,7 @@ def read_mask_file(
         except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{name}: corrupt mask ({reason(error)}); remove or replace the file") from error
+            raise UserError(f"corrupt mask ({reason(error)})", where=name, fix="remove or replace the file") from error
         return _array_to_mask(array, name, content), is_lossy(stored)
 
 
@@ -164,7 +166,9 @@ def load_array(source: Encoded, name: str | None = None) -> np.ndarray:
         return np.load(source, mmap_mode=None if isinstance(source, BytesIO) else "r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{name or source}: not a readable .npy array ({reason(error)}); store plain numbers with numpy.save"
+            f"not a readable .npy array ({reason(error)})",
+            where=name or source,
+            fix="store plain numbers with numpy.save",
         ) from error
 
 
@@ -173,11 +177,13 @@ def array_to_rgb(array: np.ndarray, name: str = "image array") -> np.ndarray:
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4):
-        raise UserError(f"{name}: shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4)")
+        raise UserError(f"shape {array.shape}", where=name, fix="expected (H, W), (H, W, 3) or (H, W, 4)")
     if array.dtype not in (bool, np.uint8, np.uint16):
         raise UserError(
-            f"{name}: values of type {array.dtype}; pass uint8 values 0..255 (or uint16), or set channels to "
-            f"{array.shape[2]} for values as they are stored"
+            f"values of type {array.dtype}",
+            where=name,
+            fix=f"pass uint8 values 0..255 (or uint16), or set channels to {array.shape[2]} for values as they are "
+            "stored",
         )
     if array.shape[2] in (2, 4):
         _check_opaque(array[:, :, -1], name, array.shape[2])
@@ -218,16 +224,18 @@ def _check_photograph(stored: Image.Image | Values, name: str) -> None:
     """Refuse what reading as RGB of 8 bits would leave out, as far as the head of the file says it."""
     if isinstance(stored, Image.Image):
         if stored.mode == "F":
-            raise UserError(f"{name}: floating-point image; {_AS_STORED.format(1)}")
+            raise UserError("floating-point image", where=name, fix=f"{_AS_STORED.format(1)}")
         if stored.mode == "LAB":
-            raise UserError(f"{name}: colours of mode LAB; store it as RGB")
+            raise UserError("colours of mode LAB", where=name, fix="store it as RGB")
         return
     bands = stored.shape[2]
     if bands - stored.alpha not in (1, 3):
-        raise UserError(f"{name}: {bands} bands, a photograph has red, green and blue; {_AS_STORED.format(bands)}")
+        raise UserError(
+            f"{bands} bands, a photograph has red, green and blue", where=name, fix=f"{_AS_STORED.format(bands)}"
+        )
     if stored.dtype not in (bool, np.uint8, np.uint16):
         kind = "floating-point image" if stored.dtype.kind == "f" else f"values of type {stored.dtype}"
-        raise UserError(f"{name}: {kind}; {_AS_STORED.format(bands)}")
+        raise UserError(f"{kind}", where=name, fix=f"{_AS_STORED.format(bands)}")
 
 
 def _check_opaque(alpha: np.ndarray, name: str, channels: int) -> None:
@@ -236,8 +244,9 @@ def _check_opaque(alpha: np.ndarray, name: str, channels: int) -> None:
     if share:
         as_stored = f", or set channels to {channels} to read alpha as one of them" if channels in (2, 4) else ""
         raise UserError(
-            f"{name}: {100 * share:.3g} % of the pixels are transparent, which reading as RGB leaves out; store it "
-            f"without alpha{as_stored}"
+            f"{100 * share:.3g} % of the pixels are transparent, which reading as RGB leaves out",
+            where=name,
+            fix=f"store it without alpha{as_stored}",
         )
 
 
@@ -250,18 +259,20 @@ def _opaque(alpha: np.ndarray) -> Any:
 
 def _wide_to_uint16(array: np.ndarray, name: str) -> np.ndarray:
     if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
-        raise UserError(f"{name}: values outside 0..65535; {_AS_STORED.format(1)}")
+        raise UserError("values outside 0..65535", where=name, fix=f"{_AS_STORED.format(1)}")
     return array.astype(np.uint16)
 
 
 def _mask_of_picture(stored: Image.Image, name: str, content: MaskContent) -> np.ndarray:
     """(H, W) or (H, W, C) of the values that the file stores."""
     if narrows(stored):
-        raise UserError(f"{name}: more than 8 bits in several channels, of which Pillow keeps 8; store it as PNG")
+        raise UserError(
+            "more than 8 bits in several channels, of which Pillow keeps 8", where=name, fix="store it as PNG"
+        )
     as_stored, image = stored_grey(stored), upright(stored)
     if content == "alpha":
         if not has_alpha(image):
-            raise UserError(f"{name}: a mask without an alpha channel; set mask_values to binary or index")
+            raise UserError("a mask without an alpha channel", where=name, fix="set mask_values to binary or index")
         return np.asarray(image.convert("RGBA").getchannel("A"))
     if image.mode == "PA":
         return np.stack([np.asarray(image.getchannel(band)) for band in (0, 0, 0, 1)], axis=2)
@@ -273,7 +284,7 @@ def _mask_of_picture(stored: Image.Image, name: str, content: MaskContent) -> np
 def _array_to_mask(array: np.ndarray, name: str, content: MaskContent) -> np.ndarray:
     """(H, W) or (H, W, C) of any real type -> what `read_mask` returns."""
     if array.dtype.kind not in "biuf":
-        raise UserError(f"{name}: mask of type {array.dtype}; store class indices as 8-bit, 255 = ignore")
+        raise UserError(f"mask of type {array.dtype}", where=name, fix="store class indices as 8-bit, 255 = ignore")
     if array.ndim == 3 and array.shape[2] in (2, 4):
         if content == "alpha":
             return _narrowed(array[..., -1], name)
@@ -281,25 +292,28 @@ def _array_to_mask(array: np.ndarray, name: str, content: MaskContent) -> np.nda
         share = float((alpha < _opaque(alpha)).mean()) if alpha.size else 0.0
         if share:
             raise UserError(
-                f"{name}: {100 * share:.3g} % of the mask is transparent, and its values do not say what is drawn; "
-                "set mask_values to alpha (what is visible is foreground), or store it without alpha"
+                f"{100 * share:.3g} % of the mask is transparent, and its values do not say what is drawn",
+                where=name,
+                fix="set mask_values to alpha (what is visible is foreground), or store it without alpha",
             )
         array = array[..., :-1]
     elif content == "alpha" and array.ndim == 3 and array.shape[2] != 1:
-        raise UserError(f"{name}: a mask without an alpha channel; set mask_values to binary or index")
+        raise UserError("a mask without an alpha channel", where=name, fix="set mask_values to binary or index")
     if array.ndim == 3 and array.shape[2] == 3:
         if content == "colours":
             return _colours(array, name)
         if not ((array[..., 0] == array[..., 1]) & (array[..., 0] == array[..., 2])).all():
             raise UserError(
-                f"{name}: a coloured mask, and no palette is given; set palette to the colours of the classes, or "
-                "store one class index per pixel (grey or palette PNG)"
+                "a coloured mask, and no palette is given",
+                where=name,
+                fix="set palette to the colours of the classes, or store one class index per pixel (grey or palette "
+                "PNG)",
             )
         array = array[..., 0]
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim != 2:
-        raise UserError(f"{name}: mask of shape {array.shape}; expected one value per pixel (H, W)")
+        raise UserError(f"mask of shape {array.shape}", where=name, fix="expected one value per pixel (H, W)")
     return _narrowed(array, name)
 
 
@@ -308,14 +322,18 @@ def _colours(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype == np.uint16 and not (array % 257).any():
         array = (array // 257).astype(np.uint8)
     if array.dtype != np.uint8:
-        raise UserError(f"{name}: colours of type {array.dtype}, a palette has 8 bits; store it as 8-bit RGB")
+        raise UserError(
+            f"colours of type {array.dtype}, a palette has 8 bits", where=name, fix="store it as 8-bit RGB"
+        )
     return np.ascontiguousarray(array)
 
 
 def _narrowed(array: np.ndarray, name: str) -> np.ndarray:
     """As uint8 where no value is lost by it."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise UserError(f"{name}: a mask with values that are NaN or infinite; give them a number, 255 = ignore")
+        raise UserError(
+            "a mask with values that are NaN or infinite", where=name, fix="give them a number, 255 = ignore"
+        )
     if array.dtype != np.uint8:
         fits = array.min(initial=0) >= 0 and array.max(initial=0) <= 255
         if not fits or (array.dtype.kind == "f" and (array % 1).any()):

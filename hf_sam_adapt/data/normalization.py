@@ -49,7 +49,7 @@ def fit_normalization(split: SegmentationSplit, kind: str, seed: int = 0) -> dic
         UserError: unknown kind; negative values with "db", or with "imagenet" values outside 0..65535.
     """
     if kind not in NORMALIZATIONS:
-        raise UserError(f"normalization: {kind!r} is unknown; choose from {', '.join(NORMALIZATIONS)}")
+        raise UserError(f"{kind!r} is unknown", key="normalization", fix=f"choose from {', '.join(NORMALIZATIONS)}")
     moments, sample = _read(split, kind, seed)
     if kind == "imagenet":
         return _imagenet(moments)
@@ -85,7 +85,7 @@ def normalize(image: np.ndarray, normalization: Mapping[str, Any]) -> np.ndarray
     per_channel = {key: np.asarray(normalization[key], np.float32) for key in ("mean", "std")}
     if normalization["kind"] == "db":
         if (values < 0).any():
-            raise UserError("normalization: db needs amplitudes, the image holds negative values")
+            raise UserError("db needs amplitudes, the image holds negative values", key="normalization")
         values = _decibels(values, np.asarray(normalization["eps"], np.float32))
     if normalization.get("low") is not None:
         low, high = (np.asarray(normalization[key], np.float32) for key in ("low", "high"))
@@ -97,18 +97,20 @@ def check_normalization(normalization: Mapping[str, Any], channels: int) -> dict
     """A copy with plain floats. Raises `UserError` if it is not one of `channels` channels that can be applied."""
     kind = normalization.get("kind")
     if kind not in NORMALIZATIONS:
-        raise UserError(f"normalization: kind {kind!r} is unknown; choose from {', '.join(NORMALIZATIONS)}")
+        raise UserError(
+            f"kind {kind!r} is unknown", key="normalization", fix=f"choose from {', '.join(NORMALIZATIONS)}"
+        )
     wanted = ["mean", "std"] + ["low", "high"] * (kind != "zscore") + ["eps"] * (kind == "db")
     checked: dict[str, Any] = {"kind": kind}
     for key in wanted:
         values = normalization.get(key)
         if not isinstance(values, (list, tuple)) or len(values) != channels or not np.isfinite(values).all():
-            raise UserError(f"normalization: {key} must list one number for each of {channels} channels")
+            raise UserError(f"{key} must list one number for each of {channels} channels", key="normalization")
         checked[key] = [float(value) for value in values]
     if min(checked["std"]) <= 0 or any(
         low >= high for low, high in zip(checked.get("low", ()), checked.get("high", ()))
     ):
-        raise UserError("normalization: std must be above 0, and high above low, in every channel")
+        raise UserError("std must be above 0, and high above low, in every channel", key="normalization")
     return checked
 
 
@@ -149,8 +151,9 @@ def _read(split: SegmentationSplit, kind: str, seed: int) -> tuple[_Moments, np.
         pixels = image.reshape(-1, channels)  # (H, W, C) -> (H * W, C)
         if kind == "db" and (pixels < 0).any():
             raise UserError(
-                f"normalization: db needs amplitudes, {split.ids[index]} holds {np.count_nonzero(pixels < 0)} "
-                "negative values; choose percentile, or zscore for decibels"
+                f"db needs amplitudes, {split.ids[index]} holds {np.count_nonzero(pixels < 0)} negative values",
+                key="normalization",
+                fix="choose percentile, or zscore for decibels",
             )
         moments.add(pixels)
         if kind in ("percentile", "db"):
@@ -164,8 +167,9 @@ def _imagenet(moments: _Moments) -> dict[str, Any]:
     scale = next((scale for scale in SCALES if largest <= scale), None)
     if scale is None or moments.low.min() < 0:
         raise UserError(
-            f"normalization: imagenet needs values in 0..65535, the images hold {moments.low.min():g}..{largest:g}; "
-            "choose percentile"
+            f"imagenet needs values in 0..65535, the images hold {moments.low.min():g}..{largest:g}",
+            key="normalization",
+            fix="choose percentile",
         )
     mean, std = np.asarray(IMAGENET_DEFAULT_MEAN), np.asarray(IMAGENET_DEFAULT_STD)
     if channels != 3:

@@ -106,12 +106,14 @@ def resolve_palette(palette: str | Mapping[str, Any] | Palette | None) -> Palett
             return PALETTES[palette.upper()]
         palette = _read_file(palette)
     if not isinstance(palette, Mapping) or not 2 <= len(palette) <= 255:
-        raise UserError("palette: it must map 2 to 255 classes to colours, such as {water: [0, 0, 255], …}")
+        raise UserError("it must map 2 to 255 classes to colours, such as {water: [0, 0, 255], …}", key="palette")
     classes: dict[str, Colour] = {}
     for name, colour in palette.items():
         checked = _checked_colour(str(name), colour)
         if checked in classes.values():
-            raise UserError(f"palette: the colour {checked} of {name} is that of another class; give each its own")
+            raise UserError(
+                f"the colour {checked} of {name} is that of another class", key="palette", fix="give each its own"
+            )
         classes[str(name)] = checked
     return Palette(classes)
 
@@ -122,17 +124,19 @@ def _read_file(name: str) -> Any:
     if Path(name).suffix.lower() not in (".yaml", ".yml"):
         close = difflib.get_close_matches(name.upper(), PALETTES, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UserError(f"palette: {name!r} is unknown{hint}; use {', '.join(PALETTES)}, a mapping or a .yaml file")
+        raise UserError(
+            f"{name!r} is unknown{hint}", key="palette", fix=f"use {', '.join(PALETTES)}, a mapping or a .yaml file"
+        )
     try:
         return yaml.safe_load(Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"palette: {name} cannot be read ({' '.join(str(error).split())})") from error
+        raise UserError(f"{name} cannot be read ({' '.join(str(error).split())})", key="palette") from error
 
 
 def _checked_colour(name: str, colour: Any) -> Colour:
     values = list(colour) if isinstance(colour, (list, tuple)) else []
     if len(values) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in values):
-        raise UserError(f"palette: {name}: {colour!r} is no colour; give [red, green, blue], each 0..255")
+        raise UserError(f"{name}: {colour!r} is no colour", key="palette", fix="give [red, green, blue], each 0..255")
     return values[0], values[1], values[2]
 
 

@@ -111,8 +111,9 @@ def palette_notes(scanned: list[ScannedMask]) -> list[str]:
     (most, count), total = unknown.most_common(1)[0], unknown.total()
     if total == sum(mask.pixels for mask in scanned):
         raise UserError(
-            f"palette: it holds none of the colours of the masks, whose most frequent one is {most}; name that of "
-            "each class"
+            f"it holds none of the colours of the masks, whose most frequent one is {most}",
+            key="palette",
+            fix="name that of each class",
         )
     masks = sum(bool(mask.unknown) for mask in scanned)
     return [

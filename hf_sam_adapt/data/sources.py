@@ -133,7 +133,9 @@ def load_segmentation_dataset(
                 scan_masks(every, reader, palette, source.label_map, known, seed, limit=len(tables[name]))[name]
             )
         if problem and name == "train":
-            raise UserError(f"dataset: {dataset}: {problem} in {len(tables[name])} training masks; check {_HINT}")
+            raise UserError(
+                f"{dataset}: {problem} in {len(tables[name])} training masks", key="dataset", fix=f"check {_HINT}"
+            )
         if problem:
             val_chooses = False
             notes.append(f"{problem} in the validation masks: they choose no checkpoint, the last one is kept")
@@ -207,10 +209,12 @@ def open_source(
     mask_values = check_threshold(mask_threshold, mask_values)
     if num_labels is not None and not 2 <= num_labels <= 255:
         raise UserError(
-            f"num_labels: {num_labels} is not in 2..255; it counts the background, leave it out for binary masks"
+            f"{num_labels} is not in 2..255",
+            key="num_labels",
+            fix="it counts the background, leave it out for binary masks",
         )
     if channels is not None and channels < 1:
-        raise UserError(f"channels: {channels} is below 1; leave it out for RGB photographs")
+        raise UserError(f"{channels} is below 1", key="channels", fix="leave it out for RGB photographs")
     palette = resolve_palette(palette)
     if palette is not None and label_map is None:
         num_labels, id2label = _labels_of(palette, num_labels, id2label)
@@ -218,7 +222,7 @@ def open_source(
     tables, reader, found_labels, left_out = _open(dataset, mask_suffix, channels, content, problem)
     for key, given in (("palette", palette is not None), ("mask_values: alpha", mask_values == "alpha")):
         if found_labels is not None and given:
-            raise UserError(f"{key}: {dataset} says its classes itself; leave it out")
+            raise UserError(f"{dataset} says its classes itself", where=key, fix="leave it out")
     if found_labels is not None and mask_values != "binary":
         mask_values = "index"
         # With a label_map the values are classes of the user's own.
@@ -227,10 +231,12 @@ def open_source(
             num_labels = num_labels or (len(found_labels) if len(found_labels) > 2 else None)
     empty = next((name for name in ("val", "test") if name in tables and not len(tables[name])), None)
     if empty is not None:
-        raise UserError(f"dataset: {dataset}: no images in its split {empty}; add some, or remove the split")
+        raise UserError(
+            f"{dataset}: no images in its split {empty}", key="dataset", fix="add some, or remove the split"
+        )
     tables, splits, notes = draw_splits(tables, group_by, seed, known)
     if "train" not in tables or not len(tables["train"]):
-        raise UserError(f"dataset: {dataset} has no training images")
+        raise UserError(f"{dataset} has no training images", key="dataset")
     names = _id2label(id2label, num_labels)
     notes = left_out + notes
     return Source(tables, reader, mask_values, mask_threshold, label_map, num_labels, names, palette, splits, notes)
@@ -250,7 +256,9 @@ def _open(
         # A path into an existing folder is a misspelt path rather than a Hub id.
         if root.exists() or root.parent.is_dir() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
             kind = "is not a folder" if root.exists() else "missing folder"
-            raise UserError(f"dataset: {name}: {kind}; give a folder, a Hub id owner/name, or synthetic:<domain>")
+            raise UserError(
+                f"{name}: {kind}", key="dataset", fix="give a folder, a Hub id owner/name, or synthetic:<domain>"
+            )
         return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(channels, content), None, []
     if columns.is_saved_dataset(root):
         return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(channels, content), None, []
@@ -265,8 +273,9 @@ def _open(
         left_out = [f"{len(unread)} files of the folder are not read{named}"] if unread else []
         return tables, folder.FileReader(channels, content), None, left_out
     raise UserError(
-        f"dataset: {name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
-        "annotations.json"
+        f"{name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
+        "annotations.json",
+        key="dataset",
     )
 
 
@@ -300,8 +309,8 @@ def _check_colours(masks: list[tuple[str, bool]]) -> None:
     named = {coloured: name for name, coloured in reversed(masks)}
     if len(named) == 2:
         raise UserError(
-            f"two mask encodings are mixed: {named[True]} holds colours, {named[False]} one value a pixel; store all "
-            "masks alike"
+            f"two mask encodings are mixed: {named[True]} holds colours, {named[False]} one value a pixel",
+            fix="store all masks alike",
         )
 
 
@@ -310,7 +319,9 @@ def _labels_of(
 ) -> tuple[int | None, Mapping[int, str]]:
     """num_labels and id2label of a palette whose indices are the classes; a palette of two is binary."""
     if num_labels not in (None, len(palette)):
-        raise UserError(f"num_labels: {num_labels}, but the palette holds {len(palette)} classes; leave it out")
+        raise UserError(
+            f"{num_labels}, but the palette holds {len(palette)} classes", key="num_labels", fix="leave it out"
+        )
     return num_labels or (len(palette) if len(palette) > 2 else None), id2label or palette.id2label
 
 
@@ -321,6 +332,8 @@ def _id2label(id2label: Mapping | None, num_labels: int | None) -> dict[int, str
         check_id2label(names, num_labels)
     wrong = [key for key in names if not 0 <= key < count]
     if wrong:
-        raise UserError(f"id2label: {len(names)} classes are named, but num_labels is unset; set it to their number")
+        raise UserError(
+            f"id2label: {len(names)} classes are named, but num_labels is unset", fix="set it to their number"
+        )
     default = {0: "background"} | {i: "foreground" if count == 2 else f"class_{i}" for i in range(1, count)}
     return default | names

@@ -142,16 +142,20 @@ def group_keys(ids: Sequence[str], group_by: str) -> list[str]:
     try:
         pattern = re.compile(one_form(group_by))
     except re.error as error:
-        raise UserError(f"group_by: {group_by!r} is no regular expression ({error})") from error
+        raise UserError(f"{group_by!r} is no regular expression ({error})", key="group_by") from error
     if pattern.groups != 1:
         raise UserError(
-            f"group_by: {group_by!r} has {pattern.groups} groups; it needs exactly one, such as '^(p[0-9]+)_'"
+            f"{group_by!r} has {pattern.groups} groups",
+            key="group_by",
+            fix="it needs exactly one, such as '^(p[0-9]+)_'",
         )
     keys = []
     for name in ids:
         match = pattern.search(name)
         if match is None or match.group(1) is None:
-            raise UserError(f"group_by: {group_by!r} does not match the image {name!r}; every image needs a group")
+            raise UserError(
+                f"{group_by!r} does not match the image {name!r}", key="group_by", fix="every image needs a group"
+            )
         keys.append(match.group(1))
     return keys
 
@@ -162,7 +166,9 @@ def read_splits(file: Path) -> dict[str, list[str]]:
         content = json.loads(file.read_text(encoding="utf-8"))
         return {str(name): [str(key) for key in keys] for name, keys in content.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{file}: not a readable splits.json ({error}); remove it to deal the images anew") from error
+        raise UserError(
+            f"not a readable splits.json ({error})", where=file, fix="remove it to deal the images anew"
+        ) from error
 
 
 def changes(before: Mapping[str, Sequence[str]], after: Mapping[str, Sequence[str]]) -> str | None:

@@ -93,7 +93,9 @@ def open_stored(
         if isinstance(error, UnidentifiedImageError) and _is_tiff(source):
             yield _tiff_values(source, name, channels)
             return
-        raise UserError(f"{name}: not a readable image ({reason(error)}); remove or replace the file") from error
+        raise UserError(
+            f"not a readable image ({reason(error)})", where=name, fix="remove or replace the file"
+        ) from error
     with image:
         yield _values_of(image, source, name, channels)
 
@@ -273,7 +275,9 @@ def _tiff_values(source: Any, name: str, channels: int | None) -> Values:
     try:
         import tifffile
     except ImportError as error:
-        raise UserError(f"{name}: this TIFF needs tifffile; pip install tifffile, or hf-sam-adapt[train]") from error
+        raise UserError(
+            "this TIFF needs tifffile", where=name, fix="pip install tifffile, or hf-sam-adapt[train]"
+        ) from error
 
     def read(pixels: bool = True) -> tuple[np.ndarray, int, bool, bool]:
         """(H, W, C), the number of pictures, whether the last channel is opacity, and whether it is lossy."""
@@ -288,13 +292,13 @@ def _tiff_values(source: Any, name: str, channels: int | None) -> Values:
                 orientation = first.tags.valueof(EXIF_ORIENTATION, default=1)
         except BROKEN as error:
             raise UserError(
-                f"{name}: not a readable TIFF ({first_line(error)}); store it uncompressed or as .npy"
+                f"not a readable TIFF ({first_line(error)})", where=name, fix="store it uncompressed or as .npy"
             ) from error
         # tifffile writes an array (H, W, C) as H pages unless told otherwise; their axes then have no meaning.
         if axes == "QYX" and array.shape[2] == channels != array.shape[0]:
             axes = "YXS"
         if "Y" not in axes or "X" not in axes:
-            raise UserError(f"{name}: a TIFF with the axes {axes}; store it as height, width and channels")
+            raise UserError(f"a TIFF with the axes {axes}", where=name, fix="store it as height, width and channels")
         pages = int(np.prod([size for size, axis in zip(array.shape, axes) if axis not in "YXS"]))
         array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (0, 1))
         array = _turned(array.reshape(*array.shape[:2], -1), orientation)  # (H, W, …) -> (H, W, C)

@@ -47,7 +47,9 @@ def files_below(root: Path, suffixes: Collection[str] | None = None, *, deep: bo
     """
 
     def fail(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions") from error
+        raise UserError(
+            f"cannot be listed ({error.strerror})", where=error.filename, fix="check its permissions"
+        ) from error
 
     found: list[Path] = []
     above: dict[str, frozenset[str]] = {}  # the real paths of the folders that a folder lies in

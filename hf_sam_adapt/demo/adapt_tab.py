@@ -156,10 +156,10 @@ class AdaptTab:
 
         def pairs() -> list[Pair]:
             if painted is None or painted["background"] is None:
-                raise UserError("there is no image to paint on; open one first")
+                raise UserError("there is no image to paint on", fix="open one first")
             height, width = painted["background"].shape[:2]
             if height * width > self.app.max_pixels:
-                raise UserError(f"{width}x{height} pixels are too many here; make the image smaller")
+                raise UserError(f"{width}x{height} pixels are too many here", fix="make the image smaller")
             return [painted_pair(painted["background"], painted["layers"], f"painted_{len(session.pairs) + 1}.png")]
 
         return self._added(session, pairs)
@@ -175,7 +175,7 @@ class AdaptTab:
             try:
                 found = [*([] if replace else session.pairs), *pairs()]
                 if len(found) > MOST_PAIRS:
-                    raise UserError(f"{len(found)} images are more than {MOST_PAIRS}; remove some")
+                    raise UserError(f"{len(found)} images are more than {MOST_PAIRS}", fix="remove some")
                 session.pairs = found
             except UserError as error:
                 return {self.gathered: complaint(str(error))}
@@ -242,7 +242,7 @@ class AdaptTab:
             if session.job is None or session.job.progress().state != "finished":
                 raise UserError("there is no adapter yet: let a training finish first")
             if not (token or "").strip():  # never that of the machine
-                raise UserError("type a token with write access; it is used for this push alone")
+                raise UserError("type a token with write access", fix="it is used for this push alone")
             address = push_folder(
                 session.job.adapter, (repo or "").strip(), token=token.strip(), again="the button Push"
             )

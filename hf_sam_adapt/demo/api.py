@@ -99,7 +99,7 @@ class Api:
         """
         try:
             if len(images or ()) > MOST_IMAGES:
-                raise UserError(f"{len(images or ())} images are more than {MOST_IMAGES}; send fewer")
+                raise UserError(f"{len(images or ())} images are more than {MOST_IMAGES}", fix="send fewer")
             pools = self.app.pools()
             entry = self.app.entry(adapter or (pools[0][1] if pools else ""))
             found = []
@@ -150,7 +150,7 @@ def _clicks(points: Any, box: Any) -> Clicks:
         UserError: both, or another form than the documented one.
     """
     if points and box:
-        raise UserError("points, box: both given; give one of them")
+        raise UserError("both given", key="points, box", fix="give one of them")
     clicks = Clicks()
     try:
         if box:

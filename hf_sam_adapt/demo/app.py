@@ -75,17 +75,17 @@ class DemoApp:
         # A typed folder would let visitors of a Space look into its disk, and into each other's trainings.
         private = on_a_space() or self.folder in Path(name).resolve().parents
         if name not in known.values() and private and Path(name).exists():
-            raise UserError(f"{name}: folders cannot be named here; type a Hub id, owner/name")
+            raise UserError("folders cannot be named here", where=name, fix="type a Hub id, owner/name")
         return self.shelf.get(next((choice.source for choice in self.choices if choice.value == name), name))
 
     def _called(self, name: str) -> str:
         """The value of the one listed adapter that has this name; of none, the name."""
         found = [choice.value for choice in self.choices if name in choice.names]
         if len(found) > 1:
-            raise UserError(f"{name}: several adapters are called so; name one of {', '.join(found)}")
+            raise UserError("several adapters are called so", where=name, fix=f"name one of {', '.join(found)}")
         if not found and "/" not in name and not Path(name).exists():
             offered = ", ".join(sorted(Path(choice.value).name or choice.label for choice in self.choices))
-            raise UserError(f"{name}: no such adapter here; use one of {offered}, or a Hub id, owner/name")
+            raise UserError("no such adapter here", where=name, fix=f"use one of {offered}, or a Hub id, owner/name")
         return found[0] if found else name
 
     def warm(self) -> None:

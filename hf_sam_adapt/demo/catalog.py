@@ -77,7 +77,9 @@ def choices(adapters: list[str], model: str) -> list[Choice]:
             [folder] if _is_adapter(folder) else sorted(child for child in folder.iterdir() if _is_adapter(child))
         )
         if not folders:
-            raise UserError(f"adapters: {name} holds neither an adapter nor folders of adapters; name run folders")
+            raise UserError(
+                f"{name} holds neither an adapter nor folders of adapters", key="adapters", fix="name run folders"
+            )
         found += [_describe(one) for one in folders]
     found += [_describe(folder) for folder in sorted(built_in_folder().iterdir()) if _is_adapter(folder)]
     labels = [choice.label for choice in found]

@@ -92,8 +92,10 @@ def check_pixels(path: str | Path, max_pixels: int, name: str) -> None:
         height, width = stored.shape[:2] if isinstance(stored, Values) else (stored.height, stored.width)
     if width * height > max_pixels:
         raise UserError(
-            f"{name}: {width}x{height} pixels are {width * height / 1e6:.1f} million, more than the "
-            f"{max_pixels / 1e6:.0f} million that are taken here; make it smaller"
+            f"{width}x{height} pixels are {width * height / 1000000.0:.1f} million, more than the "
+            f"{max_pixels / 1000000.0:.0f} million that are taken here",
+            where=name,
+            fix="make it smaller",
         )
 
 

@@ -110,9 +110,9 @@ class AdaptJob:
     ) -> None:
         check_pairs(pairs)
         if method not in METHODS:
-            raise UserError(f"method: {method!r} is not offered; use one of {', '.join(METHODS)}")
+            raise UserError(f"{method!r} is not offered", key="method", fix=f"use one of {', '.join(METHODS)}")
         if not 1 <= steps <= MOST_STEPS:
-            raise UserError(f"steps: {steps} is not in 1..{MOST_STEPS}")
+            raise UserError(f"{steps} is not in 1..{MOST_STEPS}", key="steps")
         self.pairs, self.steps, self.max_seconds = list(pairs), int(steps), max_seconds
         self.folder = Path(tempfile.mkdtemp(prefix="adapt_", dir=root))
         write_pairs(self.pairs, self.folder / "data")

@@ -155,8 +155,8 @@ class Shelf:
             raise UserError(str(error).removeprefix("adapter: ")) from error
         if loaded.processor.channels is not None:
             raise UserError(
-                f"{Path(name).name} reads images of {loaded.processor.channels} channels, which a page cannot show; "
-                "use hf-sam-adapt predict"
+                f"{Path(name).name} reads images of {loaded.processor.channels} channels, which a page cannot show",
+                fix="use hf-sam-adapt predict",
             )
         base = self._base(loaded.base_name or self.model)
         model = loaded.model.eval().to(self.device)

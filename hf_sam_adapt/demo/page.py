@@ -81,5 +81,5 @@ def open_page(app: DemoApp) -> gr.Blocks:
             prevent_thread_lock=True,
         )
     except OSError as error:
-        raise UserError(f"server_port: {args.server_port} is taken ({error}); name another") from error
+        raise UserError(f"{args.server_port} is taken ({error})", key="server_port", fix="name another") from error
     return page

@@ -114,7 +114,7 @@ class RouteTab:
             try:
                 files = files or []
                 if len(files) > MOST_IMAGES:
-                    raise UserError(f"{len(files)} images are more than {MOST_IMAGES}; choose fewer")
+                    raise UserError(f"{len(files)} images are more than {MOST_IMAGES}", fix="choose fewer")
                 session.routed = [ImageState(read_picture(file, self.app.max_pixels)) for file in files]
             except UserError as error:
                 return self._wrong(error)
@@ -164,13 +164,15 @@ class RouteTab:
     def _pool(self, session: Session, name: str) -> Entry:
         entry = self.app.entry(name, session)
         if entry.pool is None:
-            raise UserError("this adapter is no pool of domains; choose or type one that `continual` has trained")
+            raise UserError(
+                "this adapter is no pool of domains", fix="choose or type one that `continual` has trained"
+            )
         return entry
 
     def _show(self, session: Session, entry: Entry, number: int) -> Update:
         """Scores, domain and masks of one image."""
         if not 0 <= number < len(session.routed):
-            raise UserError("this image is gone; choose another")
+            raise UserError("this image is gone", fix="choose another")
         routing = route_image(session.routed[number], entry)
         domain, names = routing.domains[0], entry.pool.domains  # type: ignore[union-attr]
         choices = [*((name, name) for name in names), ("plain SAM", BASE)]

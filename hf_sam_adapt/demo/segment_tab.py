@@ -165,7 +165,7 @@ class SegmentTab:
     def click(self, event: gr.SelectData, session: Session, adapter: str, domain: str, mode: str) -> Update:
         """The image was clicked on."""
         if session.image is None:
-            raise UserError("there is no image to click on; upload one first")
+            raise UserError("there is no image to click on", fix="upload one first")
         x, y = event.index
         session.click(x, y, MODES[mode])
         if session.clicks.corners and session.clicks.box is None:

@@ -40,7 +40,7 @@ def read_pairs(images: Sequence[str], masks: Sequence[str], max_pixels: int) -> 
         UserError: different numbers, an unreadable file, other sizes, or an empty mask.
     """
     if not images or not masks:
-        raise UserError("images, masks: choose the files of both")
+        raise UserError("choose the files of both", key="images, masks")
     images, masks = ([file for file in files if not is_leftover(Path(file).name)] for files in (images, masks))
     if len(images) != len(masks):
         raise UserError(f"{len(images)} images and {len(masks)} masks: choose one mask for each image")
@@ -91,7 +91,9 @@ def _read(image: str, mask: str, max_pixels: int) -> Pair:
     picture, values = read_picture(image, max_pixels), read_binary_mask(mask, max_pixels)
     if values.shape != picture.size:
         sizes = [f"{width}x{height}" for height, width in (values.shape, picture.size)]
-        raise UserError(f"{Path(mask).name}: {sizes[0]} pixels for {picture.name} of {sizes[1]}; they must be equal")
+        raise UserError(
+            f"{sizes[0]} pixels for {picture.name} of {sizes[1]}", where=Path(mask).name, fix="they must be equal"
+        )
     if not ((values > 0) & (values != IGNORE)).any():
-        raise UserError(f"{Path(mask).name}: no pixel is foreground; mark the object")
+        raise UserError("no pixel is foreground", where=Path(mask).name, fix="mark the object")
     return Pair(picture, values)

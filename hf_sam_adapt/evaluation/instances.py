@@ -83,7 +83,9 @@ def evaluate_instances(
     found = {name: [one for part in parts for one in part[1][name]] for name in found}
     objects = sum(len(annotations) for _, annotations in truth)
     if not objects:
-        raise UserError("instances: the masks hold no object, so there is no average precision; leave instances out")
+        raise UserError(
+            "the masks hold no object, so there is no average precision", key="instances", fix="leave instances out"
+        )
     scores = {name: average_precision(truth, own) for name, own in found.items()}
     return {
         "source": source,
@@ -129,7 +131,9 @@ def check_pycocotools() -> None:
         import pycocotools.cocoeval  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"instances: average precision needs pycocotools ({error}); pip install 'hf-sam-adapt[instances]'"
+            f"average precision needs pycocotools ({error})",
+            key="instances",
+            fix="pip install 'hf-sam-adapt[instances]'",
         ) from error
 
 

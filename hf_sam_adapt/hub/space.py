@@ -43,7 +43,9 @@ def push_space(
     files = space_files(folder)
     sdk = (metadata_load(files["README.md"]) or {}).get("sdk")
     if sdk is None:
-        raise UserError(f"push: {folder / 'README.md'} names no sdk in its head; add `sdk: docker` or `sdk: gradio`")
+        raise UserError(
+            f"{folder / 'README.md'} names no sdk in its head", key="push", fix="add `sdk: docker` or `sdk: gradio`"
+        )
     repo = repo or folder.resolve().name
     check_can_push(repo)
     flags = ("" if private else " --public") + (f" --revision {shlex.quote(revision)}" if revision else "")
@@ -53,7 +55,7 @@ def push_space(
         named = [line.split("[")[0].strip() for line in files["requirements.txt"].read_text().splitlines()]
         if f"./{wheel.name}" not in named:
             raise UserError(
-                f"push: {files['requirements.txt']} does not name ./{wheel.name}, the wheel of this checkout"
+                f"{files['requirements.txt']} does not name ./{wheel.name}, the wheel of this checkout", key="push"
             )
         chosen = files | {wheel.name: wheel}
         try:
@@ -61,7 +63,7 @@ def push_space(
                 lambda name: chosen, repo, private=private, revision=revision, repo_type="space", space_sdk=sdk
             )
         except UserError as error:
-            raise UserError(f"push: {error}. {folder} is untouched; push again with: {again}") from error
+            raise UserError(f"{error}. {folder} is untouched", key="push", fix=f"push again with: {again}") from error
 
 
 def space_files(folder: Path) -> dict[str, Path]:
@@ -72,7 +74,7 @@ def space_files(folder: Path) -> dict[str, Path]:
     """
     missing = [name for name in ("README.md", "app.py", "requirements.txt") if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"push: {folder} is no Space: it holds no {', '.join(missing)}")
+        raise UserError(f"{folder} is no Space: it holds no {', '.join(missing)}", key="push")
     files = {path.relative_to(folder): path for path in sorted(files_below(folder))}
     return {
         inside.as_posix(): path
@@ -91,7 +93,9 @@ def checkout_of(folder: Path) -> Path:
     for parent in folder.resolve().parents:
         if (parent / "pyproject.toml").is_file() and (parent / "hf_sam_adapt").is_dir():
             return parent
-    raise UserError(f"push: {folder} lies in no checkout of this package, of which a Space brings the wheel along")
+    raise UserError(
+        f"{folder} lies in no checkout of this package, of which a Space brings the wheel along", key="push"
+    )
 
 
 def build_wheel(checkout: Path, folder: Path) -> Path:
@@ -110,5 +114,5 @@ def build_wheel(checkout: Path, folder: Path) -> Path:
     found = list(folder.glob("*.whl"))
     if result.returncode or len(found) != 1:
         reason = (result.stderr.strip().splitlines() or ["no wheel came out"])[-1]
-        raise UserError(f"push: the wheel of {checkout} could not be built: {reason}")
+        raise UserError(f"the wheel of {checkout} could not be built: {reason}", key="push")
     return found[0]

@@ -91,21 +91,25 @@ def load_base(name: str, attention: Kind = "auto") -> tuple[SamModel, SamAdaptPr
     try:
         config_file = find_file(name, "config.json")
     except UserError as error:
-        raise UserError(f"model: cannot load {name!r}: {error}") from error
+        raise UserError(f"cannot load {name!r}: {error}", key="model") from error
     if config_file is None:
         if find_file(name, ADAPTER_CONFIG) is not None:
-            raise UserError(f"model: {name} is an adapter, not a base model; pass it as --adapter")
-        raise UserError(f"model: cannot load {name!r}: no config.json; use 'tiny', a model folder or a Hub id")
+            raise UserError(f"{name} is an adapter, not a base model", key="model", fix="pass it as --adapter")
+        raise UserError(
+            f"cannot load {name!r}: no config.json", key="model", fix="use 'tiny', a model folder or a Hub id"
+        )
     hub = None if Path(name).is_dir() else HubName.parse(name)
     place, commit = (name, None) if hub is None else (hub.id, commit_of(config_file))
     try:
         config = AutoConfig.from_pretrained(place, revision=commit)
         if config.model_type != "sam":
-            raise UserError(f"model: {name} is of type {config.model_type!r}; this package adapts 'sam' models")
+            raise UserError(
+                f"{name} is of type {config.model_type!r}", key="model", fix="this package adapts 'sam' models"
+            )
         model = SamModel.from_pretrained(place, revision=commit, dtype=torch.float32)
     except (OSError, HTTPError) as error:
         raise UserError(
-            f"model: cannot load {name!r}: {first_line(error)} Use 'tiny', a model folder or a Hub id"
+            f"cannot load {name!r}: {first_line(error)} Use 'tiny', a model folder or a Hub id", key="model"
         ) from error
     use_fast_attention(model, attention)
     return model, _load_processor(name, model, commit)
@@ -138,12 +142,16 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
         UserError: unknown method, or a key that its config does not have.
     """
     if method not in METHODS:
-        raise UserError(f"method: {method!r} is unknown{_nearest(method, METHODS)}; use one of {', '.join(METHODS)}")
+        raise UserError(
+            f"{method!r} is unknown{_nearest(method, METHODS)}", key="method", fix=f"use one of {', '.join(METHODS)}"
+        )
     if method == "moda":
-        raise UserError("method: a pool of domains is trained by `continual`; name the domains' method there")
+        raise UserError(
+            "a pool of domains is trained by `continual`", key="method", fix="name the domains' method there"
+        )
     if method == "full":
         if method_args:
-            raise UserError(f"method_args: 'full' takes none, found {', '.join(method_args)}")
+            raise UserError(f"'full' takes none, found {', '.join(method_args)}", key="method_args")
         if image_size is not None and image_size != base.config.vision_config.image_size:
             resize_input(base, image_size)
         base.requires_grad_(True)
@@ -151,7 +159,9 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
         return base
     if method == "lora":
         if image_size is not None and image_size != base.config.vision_config.image_size:
-            raise UserError("image_size: a plain LoRA file cannot store another input size; use sam_adapter or full")
+            raise UserError(
+                "a plain LoRA file cannot store another input size", key="image_size", fix="use sam_adapter or full"
+            )
         method_args = LORA_DEFAULTS | method_args
     elif image_size is not None:
         method_args = {"image_size": image_size} | method_args
@@ -165,13 +175,14 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
     except (ValueError, TypeError, NotImplementedError) as error:  # of PEFT, for a value that it does not take
         if isinstance(error, UserError):
             raise
-        raise UserError(f"method_args: {config_cls.__name__} refuses them: {first_line(error)}") from error
+        raise UserError(f"{config_cls.__name__} refuses them: {first_line(error)}", key="method_args") from error
     freeze_outside_adapter(model)
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper) and not any(p.requires_grad for p in module.parameters()):
             raise UserError(
-                f"method_args.modules_to_save: no loss reaches {name.removeprefix('base_model.model.')}, so it would "
-                "be saved untrained; leave it out"
+                f"no loss reaches {name.removeprefix('base_model.model.')}, so it would be saved untrained",
+                key="method_args.modules_to_save",
+                fix="leave it out",
             )
     return model
 
@@ -192,7 +203,9 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False, a
     if config_file is None:
         if find_file(path, "config.json") is None:
             raise UserError(
-                f"adapter: {path} holds neither {ADAPTER_CONFIG} nor config.json; name a run folder or Hub id"
+                f"{path} holds neither {ADAPTER_CONFIG} nor config.json",
+                key="adapter",
+                fix="name a run folder or Hub id",
             )
         base, processor = load_base(path, attention)
         return Loaded(base, processor, None, None)
@@ -200,17 +213,20 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False, a
     weights = find_file(path, ADAPTER_WEIGHTS, commit)
     if weights is None:
         raise UserError(
-            f"adapter: {path} holds no {ADAPTER_WEIGHTS}; a pickle (adapter_model.bin) can run code and is not "
-            "loaded: save it again as safetensors"
+            f"{path} holds no {ADAPTER_WEIGHTS}",
+            key="adapter",
+            fix="a pickle (adapter_model.bin) can run code and is not loaded: save it again as safetensors",
         )
     named = json.loads(config_file.read_text())
     base_name = model or named_base(named)
     if not base_name:
-        raise UserError(f"adapter: {path} does not name its base model; pass --model")
+        raise UserError(f"{path} does not name its base model", key="adapter", fix="pass --model")
     base, processor = load_base(base_name, attention)
     if named.get("pool"):
         if trainable:
-            raise UserError(f"adapter: {path} is a pool of domains; `continual` with protocol moda adds domains to it")
+            raise UserError(
+                f"{path} is a pool of domains", key="adapter", fix="`continual` with protocol moda adds domains to it"
+            )
         pool = ModaModel.from_pretrained(base, path, commit)
         return Loaded(pool, _trained_processor(path, base, processor, commit), pool.moda_config, base_name)
     with warnings.catch_warnings():
@@ -218,7 +234,7 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False, a
         try:
             peft_model = PeftModel.from_pretrained(base, str(config_file.parent), is_trainable=trainable)
         except KeyError as error:  # of PEFT, for an entry of modules_to_save
-            raise UserError(f"adapter: {weights} does not fit its config: it misses {error}") from error
+            raise UserError(f"{weights} does not fit its config: it misses {error}", key="adapter") from error
     _check_keys(peft_model, weights)
     freeze_outside_adapter(peft_model)
     peft_model.eval()
@@ -273,7 +289,7 @@ def _check_keys(model: PeftModel, weights: Path) -> None:
     wrong = sorted(expected ^ found)
     if wrong:
         raise UserError(
-            f"adapter: {weights} does not fit its config: {len(wrong)} keys differ, the first is {wrong[0]}"
+            f"{weights} does not fit its config: {len(wrong)} keys differ, the first is {wrong[0]}", key="adapter"
         )
 
 
@@ -289,8 +305,9 @@ def _trained_processor(
     size = find_vision_encoder(base).config.image_size
     if processor.image_size != size:
         raise UserError(
-            f"adapter: {path} was trained at image_size {processor.image_size}, its model runs at {size}; "
-            "the files in this folder do not belong together"
+            f"{path} was trained at image_size {processor.image_size}, its model runs at {size}",
+            key="adapter",
+            fix="the files in this folder do not belong together",
         )
     return processor
 

@@ -149,7 +149,7 @@ class SamAdaptPredictor:
         # A fully trained model is a model folder with a recipe; a plain SAM has neither file.
         plain = name == TINY or not any(find_file(name, file) for file in (ADAPTER_CONFIG, "recipe.yaml"))
         if plain and model is not None:
-            raise UserError(f"model: {name} is a SAM, not an adapter; leave model out")
+            raise UserError(f"{name} is a SAM, not an adapter", key="model", fix="leave model out")
         if plain:
             (network, processor), config = load_base(name, attention), None
         else:
@@ -198,9 +198,9 @@ class SamAdaptPredictor:
         if images is None:
             encoded = getattr(self._current, "image", None)
             if encoded is None:
-                raise UserError("images: none given, and this thread has not called set_image")
+                raise UserError("none given, and this thread has not called set_image", key="images")
             if domain is not None:
-                raise UserError("domain: name it in set_image, where the image is encoded")
+                raise UserError("name it in set_image, where the image is encoded", key="domain")
             asked = [prompts or Prompt("none")] if prompts is None or isinstance(prompts, Prompt) else list(prompts)
             return self.decode(encoded[[0] * len(asked)], asked, **options)
         several = isinstance(images, Sequence) and not isinstance(images, str)
@@ -292,9 +292,11 @@ class SamAdaptPredictor:
         kinds = {prompt.kind for prompt in prompts} - {"none"}
         if self.classes is not None and (kinds or instances is not None):
             asked = "instances" if instances is not None else min(kinds)
-            raise UserError(f"{asked}: the model segments {len(self.classes)} classes without prompts; leave it out")
+            raise UserError(
+                f"the model segments {len(self.classes)} classes without prompts", where=asked, fix="leave it out"
+            )
         if instances is not None and kinds:
-            raise UserError(f"instances, {min(kinds)}: instances are found without a prompt; give one of them")
+            raise UserError(f"instances, {min(kinds)}: instances are found without a prompt", fix="give one of them")
 
     def _read(self, image: ImageInput) -> Any:
         return load_image(Path(image), self.processor.channels) if isinstance(image, (str, Path)) else image
@@ -304,7 +306,9 @@ class SamAdaptPredictor:
         if prompts is None or isinstance(prompts, Prompt):
             return [prompts or Prompt("none")] * count
         if isinstance(prompts, Mapping) or len(prompts) != count:
-            raise UserError(f"prompts: {len(prompts)} prompts for {count} images; give one Prompt, or one an image")
+            raise UserError(
+                f"{len(prompts)} prompts for {count} images", key="prompts", fix="give one Prompt, or one an image"
+            )
         return list(prompts)
 
 
@@ -314,4 +318,4 @@ def check_inside(prompt: Prompt, size: tuple[int, int], where: str = "the image"
     for values in (prompt.boxes, prompt.points):
         corners = np.empty((0, 2)) if values is None else np.asarray(values).reshape(-1, 2)  # (x, y) pairs
         if not (np.isfinite(corners).all() and (corners >= 0).all() and (corners < [width, height]).all()):
-            raise UserError(f"{prompt.kind}: it reaches outside {where}, which has {width}x{height} pixels")
+            raise UserError(f"it reaches outside {where}, which has {width}x{height} pixels", where=prompt.kind)

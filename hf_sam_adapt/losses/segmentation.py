@@ -36,22 +36,26 @@ def parse_loss(loss: str, channels: int | None = None) -> list[str]:
     for term in terms:
         if term not in BINARY_LOSSES + CLASS_LOSSES:
             raise UserError(
-                f"loss: unknown term '{term}' in '{loss}'; use one of {', '.join(BINARY_LOSSES)}, with num_labels one "
-                f"of {', '.join(CLASS_LOSSES)}, or a sum such as bce+dice."
+                f"unknown term '{term}' in '{loss}'",
+                key="loss",
+                fix=f"use one of {', '.join(BINARY_LOSSES)}, with num_labels one of {', '.join(CLASS_LOSSES)}, or a "
+                "sum such as bce+dice.",
             )
     if channels is None:
         if not set(terms) <= set(BINARY_LOSSES) and not set(terms) <= set(CLASS_LOSSES):
             raise UserError(
-                f"loss: '{loss}' mixes the losses of binary masks ({', '.join(BINARY_LOSSES)}) with those of several "
-                f"classes ({', '.join(CLASS_LOSSES)})."
+                f"'{loss}' mixes the losses of binary masks ({', '.join(BINARY_LOSSES)}) with those of several "
+                f"classes ({', '.join(CLASS_LOSSES)}).",
+                key="loss",
             )
         return terms
     names, masks = (BINARY_LOSSES, "binary masks") if channels == 1 else (CLASS_LOSSES, f"masks of {channels} classes")
     for term in terms:
         if term not in names:
             raise UserError(
-                f"loss: '{term}' is no loss for {masks}; use one of {', '.join(names)}, or a sum such as "
-                f"{'bce' if channels == 1 else 'ce'}+dice."
+                f"'{term}' is no loss for {masks}",
+                key="loss",
+                fix=f"use one of {', '.join(names)}, or a sum such as {('bce' if channels == 1 else 'ce')}+dice.",
             )
     return terms
 
@@ -130,7 +134,9 @@ def loss_of_labels(
     terms = parse_loss(loss, channels)
     if class_weights is not None and (channels == 1 or class_weights.shape != (channels,)):
         raise UserError(
-            f"class_weights: {class_weights.numel()} values for {channels} channels; give one a class (binary: none)."
+            f"{class_weights.numel()} values for {channels} channels",
+            key="class_weights",
+            fix="give one a class (binary: none).",
         )
     # (N,K,h,w) -> (N,K,H,W)
     scores = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
@@ -160,8 +166,9 @@ def _check_labels(labels: Tensor, channels: int) -> None:
     if wrong.any():
         held = "one channel takes 0, 1" if channels == 1 else f"{channels} channels take 0..{channels - 1}"
         raise UserError(
-            f"labels: value {labels[wrong][0].item():g}, but {held} and 255 = ignore; pass labels > 0 for one class, "
-            "or masks through SamAdaptProcessor"
+            f"value {labels[wrong][0].item():g}, but {held} and 255 = ignore",
+            key="labels",
+            fix="pass labels > 0 for one class, or masks through SamAdaptProcessor",
         )
     if channels == 1 and (labels == IGNORE).any() and not (labels == 1).any():
         warnings.warn(

@@ -40,7 +40,7 @@ def derive_prompts(
         `Prompt` in image coordinates, with `targets` and `labels` set; n = 0 when no component is large enough.
     """
     if kind not in PROMPT_KINDS:
-        raise UserError(f"prompts: unknown kind {kind!r}; choose from {', '.join(PROMPT_KINDS)}")
+        raise UserError(f"unknown kind {kind!r}", key="prompts", fix=f"choose from {', '.join(PROMPT_KINDS)}")
     if kind == "none":
         return Prompt("none")
     (mask,) = decode_masks([(mask, False)], mask_values)

@@ -84,5 +84,5 @@ class Prompt:
 def boolean_masks(masks: np.ndarray) -> np.ndarray:
     """Masks of objects (n, H, W), of 0 and 1 or of 0 and 255, as bool. Raises `UserError` for other values."""
     if masks.dtype != bool and not any(np.isin(masks, (0, value)).all() for value in (1, 255)):
-        raise UserError("prompt mask: values other than 0 and 1 (or 0 and 255); pass a boolean array")
+        raise UserError("prompt mask: values other than 0 and 1 (or 0 and 255)", fix="pass a boolean array")
     return masks > 0

@@ -61,10 +61,12 @@ def check_fingerprint(stored: dict, model: nn.Module, adapter: str) -> None:
             if max(abs(a - b) for a, b in zip(expected, found, strict=True)) > limit:
                 raise UserError(
                     f"adapter {adapter!r} was trained on a base model with other weights (base_fingerprint.pos_embed "
-                    "differs); load the base model that base_model_name_or_path in its adapter_config.json names"
+                    "differs)",
+                    fix="load the base model that base_model_name_or_path in its adapter_config.json names",
                 )
         elif expected != found:
             raise UserError(
                 f"adapter {adapter!r} was trained on another base model: base_fingerprint.{part} is {expected}, this "
-                f"model has {found}; load the base model that base_model_name_or_path in its adapter_config.json names"
+                f"model has {found}",
+                fix="load the base model that base_model_name_or_path in its adapter_config.json names",
             )

@@ -60,9 +60,11 @@ class SamAdaptProcessor(BaseImageProcessor):
     ) -> None:
         super().__init__(**kwargs)
         if resize not in RESIZE_MODES:
-            raise UserError(f"resize: {resize!r} is unknown; choose from {', '.join(RESIZE_MODES)}")
+            raise UserError(f"{resize!r} is unknown", key="resize", fix=f"choose from {', '.join(RESIZE_MODES)}")
         if image_size <= 0 or image_size % patch_size:
-            raise UserError(f"image_size: {image_size} is not a positive multiple of the patch size {patch_size}")
+            raise UserError(
+                f"{image_size} is not a positive multiple of the patch size {patch_size}", key="image_size"
+            )
         self.image_size = image_size
         self.patch_size = patch_size
         self.resize = resize
@@ -71,7 +73,9 @@ class SamAdaptProcessor(BaseImageProcessor):
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         if channels is not None and normalization is None:
-            raise UserError(f"normalization: images of {channels} channels need one; fit it with fit_normalization")
+            raise UserError(
+                f"images of {channels} channels need one", key="normalization", fix="fit it with fit_normalization"
+            )
         self.channels = channels
         self.normalization = None if normalization is None else check_normalization(normalization, channels or 3)
 
@@ -118,7 +122,7 @@ class SamAdaptProcessor(BaseImageProcessor):
             UserError: masks or prompts that do not fit their images, an unsupported array, or values of no class.
         """
         if return_tensors != "pt":
-            raise UserError(f"return_tensors: {return_tensors!r} is not supported, only 'pt' is")
+            raise UserError(f"{return_tensors!r} is not supported, only 'pt' is", key="return_tensors")
         data = self.pack(images, masks, prompts, mask_values)
         data["pixel_values"] = self.unpack(data["pixel_values"], data["reshaped_input_sizes"])
         if masks is not None:
@@ -329,7 +333,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         unused = kwargs.pop("return_unused_kwargs", False)
         for step in ("do_resize", "do_rescale", "do_normalize", "do_pad", "do_convert_rgb"):
             if config.get(step) is False:
-                raise UserError(f"preprocessor_config.json: {step} is false; SAM's preprocessing needs it")
+                raise UserError(f"{step} is false", key="preprocessor_config.json", fix="SAM's preprocessing needs it")
         if "image_size" not in config:
             size = config.get("size")
             config["image_size"] = size.get("longest_edge") if isinstance(size, dict) else size
@@ -339,7 +343,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         names += ("resample", "antialias")
         chosen = {name: config[name] for name in names if config.get(name) is not None}
         if "image_size" not in chosen:
-            raise UserError("preprocessor_config.json: neither image_size nor size.longest_edge is given")
+            raise UserError("neither image_size nor size.longest_edge is given", key="preprocessor_config.json")
         chosen |= {name: kwargs.pop(name) for name in names if name in kwargs}
         processor = cls(**chosen)
         return (processor, kwargs) if unused else processor
@@ -364,7 +368,7 @@ def _matched(items: Any, sizes: list[tuple[int, int]], name: str) -> list | None
         items = list(items)
     items = _as_list(items)
     if len(items) != len(sizes):
-        raise UserError(f"{name}: {len(items)} given for {len(sizes)} images; give one per image")
+        raise UserError(f"{len(items)} given for {len(sizes)} images", where=name, fix="give one per image")
     return items
 
 

@@ -22,7 +22,7 @@ def resampling_name(resample: str | int) -> str:
     for name, number in RESAMPLING.items():
         if resample in (name, number.value):
             return name
-    raise UserError(f"resample: {resample!r} is unknown; choose from {', '.join(RESAMPLING)}")
+    raise UserError(f"{resample!r} is unknown", key="resample", fix=f"choose from {', '.join(RESAMPLING)}")
 
 
 def resized(

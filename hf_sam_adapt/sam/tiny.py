@@ -37,7 +37,7 @@ def export_tiny(folder: str | Path) -> None:
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists and is not an empty folder; name another")
+        raise UserError(f"{folder} already exists and is not an empty folder", fix="name another")
     model, processor = load_tiny_sam()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

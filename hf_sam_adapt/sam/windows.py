@@ -42,7 +42,7 @@ def remove_windows(model: nn.Module) -> None:
     """
     encoder = find_vision_encoder(model)
     if encoder is None:
-        raise UserError(f"global_attention: {type(model).__name__} has no SAM vision encoder")
+        raise UserError(f"{type(model).__name__} has no SAM vision encoder", key="global_attention")
     grid = encoder.config.image_size // encoder.config.patch_size
     original = OriginalWindows(list(encoder.config.global_attn_indexes))
     for index, layer in enumerate(encoder.layers):

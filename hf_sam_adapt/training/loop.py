@@ -112,8 +112,10 @@ class TrainingLoop:
         self.state = self.checkpoints.load(path)
         if self.state.images_per_step != self.schedule.images_per_step:
             raise UserError(
-                f"resume_from_checkpoint: {path} took {self.state.images_per_step} images per optimizer step, this "
-                f"run takes {self.schedule.images_per_step}; keep processes * batch_size * accumulation."
+                f"{path} took {self.state.images_per_step} images per optimizer step, this run takes "
+                f"{self.schedule.images_per_step}",
+                key="resume_from_checkpoint",
+                fix="keep processes * batch_size * accumulation.",
             )
         self.accelerator.print(f"Resumed at step {self.state.step} of {self.schedule.total}.")
 
@@ -189,8 +191,9 @@ class TrainingLoop:
         loss, iou = self.accelerator.reduce(torch.stack(figures).mean(dim=0), "mean").tolist()
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss became {loss} at step {step + 1}; lower learning_rate (now {self.recipe.learning_rate:g}), "
-                f"lengthen warmup{', or use precision bf16' if self.recipe.precision == 'fp16' else ''}."
+                f"the loss became {loss} at step {step + 1}",
+                fix=f"lower learning_rate (now {self.recipe.learning_rate:g}), lengthen "
+                f"warmup{(', or use precision bf16' if self.recipe.precision == 'fp16' else '')}.",
             )
         return loss, iou
 

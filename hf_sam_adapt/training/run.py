@@ -81,9 +81,11 @@ def train(
         UserError: bad input, a loss that is not finite, or, when all is saved, a push that failed.
     """
     if recipe.dataset is None:
-        raise UserError("dataset: missing; name a folder with images/ and masks/, a Hub id, or synthetic:<domain>.")
+        raise UserError(
+            "missing", key="dataset", fix="name a folder with images/ and masks/, a Hub id, or synthetic:<domain>."
+        )
     if recipe.precision == "fp16" and start_processes().device.type == "cpu":
-        raise UserError("precision: fp16 needs a GPU; use bf16 or no on a CPU.")
+        raise UserError("fp16 needs a GPU", key="precision", fix="use bf16 or no on a CPU.")
     check_trackers(recipe.report_to)
     if recipe.push_to_hub:
         check_can_push(recipe.repository)
@@ -96,7 +98,7 @@ def train(
     check_metrics(recipe.metrics, recipe.prompts, data.num_labels)
     check_ignore_background(recipe.ignore_background, data.num_labels)
     if recipe.early_stopping is not None and data.val is None:
-        raise UserError("early_stopping: there are no validation images; add some, or leave it out.")
+        raise UserError("there are no validation images", key="early_stopping", fix="add some, or leave it out.")
     recipe, model, processor = load_model(recipe, data)
     if recipe.cache_embeddings:
         check_cacheable(model)
@@ -179,19 +181,25 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         method, base_name = recipe.method, recipe.model
     else:
         if recipe.method_args:
-            raise UserError("method_args: an adapter to start from has its own config; leave method_args out.")
+            raise UserError(
+                "an adapter to start from has its own config", key="method_args", fix="leave method_args out."
+            )
         loaded = load_adapted(recipe.adapter, model=recipe.model, trainable=True, attention=recipe.attention)
         model, processor = loaded.model, loaded.processor
         method = method_of(loaded.config)
         if recipe.method not in (Recipe.method, method):
-            raise UserError(f"method: {recipe.method}, but {recipe.adapter} is {method}; leave method out.")
+            raise UserError(
+                f"{recipe.method}, but {recipe.adapter} is {method}", key="method", fix="leave method out."
+            )
         check_adapter_classes(getattr(loaded.config, "num_labels", None), data, recipe.adapter)
         base_name = loaded.base_name or recipe.adapter
         if method == "full":
             model = build_model("full", {}, model, image_size=recipe.image_size)
     image_size = model.config.vision_config.image_size
     if recipe.image_size not in (None, image_size):
-        raise UserError(f"image_size: the adapter {recipe.adapter} runs at {image_size}, not at {recipe.image_size}.")
+        raise UserError(
+            f"the adapter {recipe.adapter} runs at {image_size}, not at {recipe.image_size}.", key="image_size"
+        )
     resize = recipe.resize or processor.resize
     normalization = input_normalization(recipe, data, processor)
     processor = SamAdaptProcessor.from_dict(
@@ -232,8 +240,9 @@ def input_normalization(recipe: Recipe, data: SegmentationData, processor: SamAd
     if trained and recipe.channels != processor.channels:
         takes = "RGB photographs" if processor.channels is None else f"images of {processor.channels} channels"
         raise UserError(
-            f"channels: {recipe.channels}, but {recipe.adapter or recipe.model} takes {takes}; set channels to "
-            f"{processor.channels or 'none'}."
+            f"{recipe.channels}, but {recipe.adapter or recipe.model} takes {takes}",
+            key="channels",
+            fix=f"set channels to {processor.channels or 'none'}.",
         )
     if own is not None and recipe.normalization in (None, own["kind"]):
         return own
@@ -303,8 +312,9 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
         result = measure(loop, split if of_images else cache.embed(split)[0], zero_shot)
     except UserError as error:
         raise UserError(
-            f"dataset: {measured_on}: {error}. The trained weights are in {folder.checkpoints}; then go on with "
-            "resume_from_checkpoint: latest"
+            f"{measured_on}: {error}. The trained weights are in {folder.checkpoints}",
+            key="dataset",
+            fix="then go on with resume_from_checkpoint: latest",
         ) from error
 
     def write(target: Path) -> None:

@@ -78,16 +78,19 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"output_dir: {self.path} is a file; name a folder.")
+            raise UserError(f"{self.path} is a file", key="output_dir", fix="name a folder.")
         found = [name for name in _OWN if (self.path / name).exists()]
         if recipe.resume_from_checkpoint is None:
             if found:
                 raise UserError(
-                    f"output_dir: {self.path} already holds {found[0]}; name another folder, or continue that run "
-                    "with resume_from_checkpoint: latest."
+                    f"{self.path} already holds {found[0]}",
+                    key="output_dir",
+                    fix="name another folder, or continue that run with resume_from_checkpoint: latest.",
                 )
         elif found and "recipe.yaml" not in found:
-            raise UserError(f"output_dir: {self.path} holds {found[0]} but no recipe.yaml, so it is no run to resume.")
+            raise UserError(
+                f"{self.path} holds {found[0]} but no recipe.yaml, so it is no run to resume.", key="output_dir"
+            )
 
     def check_same_run(self, recipe: Recipe) -> None:
         """A continued run must have the recipe of its beginning.
@@ -103,8 +106,9 @@ class RunFolder:
             old, new = getattr(before, field.name), getattr(recipe, field.name)
             if field.name not in _MAY_CHANGE and old != new:
                 raise UserError(
-                    f"resume_from_checkpoint: {field.name} is {new!r}, the run in {self.path} has {old!r}; keep it, "
-                    "or start another output_dir."
+                    f"{field.name} is {new!r}, the run in {self.path} has {old!r}",
+                    key="resume_from_checkpoint",
+                    fix="keep it, or start another output_dir.",
                 )
 
     def begin(self, recipe: Recipe, data: SegmentationData) -> None:

@@ -44,8 +44,9 @@ class Olora(Naive):
         recipe = run.recipe
         if recipe.method != "lora" or recipe.adapter is not None or recipe.method_args.get("use_rslora"):
             raise UserError(
-                f"protocol: olora adds up fresh LoRAs, not method {recipe.method}; use method lora, without adapter "
-                "and use_rslora."
+                f"olora adds up fresh LoRAs, not method {recipe.method}",
+                key="protocol",
+                fix="use method lora, without adapter and use_rslora.",
             )
         fields = LORA_DEFAULTS | recipe.method_args
         self.rank, self.alpha = fields["r"], fields["lora_alpha"]

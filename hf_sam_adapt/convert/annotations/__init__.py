@@ -58,12 +58,12 @@ def convert_annotations(
         UserError: bad annotations, an `out` that holds something, or a push that failed.
     """
     if format not in (*READERS, "folder"):
-        raise UserError(f"format: {format!r} is unknown; use one of {', '.join(READERS)} or folder")
+        raise UserError(f"{format!r} is unknown", key="format", fix=f"use one of {', '.join(READERS)} or folder")
     if out is None and push is None:
         raise UserError("convert needs --out, the folder to create, or --push owner/name")
     place = Path(source).expanduser()
     if not place.exists():
-        raise UserError(f"{source}: does not exist; name the folder or file of the annotations")
+        raise UserError("does not exist", where=source, fix="name the folder or file of the annotations")
     if out is not None:
         check_free(Path(out))
     if push is not None:
@@ -101,7 +101,9 @@ def _check_inside(annotations: Annotations, folders: list[Path], archive: Path) 
     for image in annotations.images:
         path = image.image
         if isinstance(path, Path) and not any(path.resolve().is_relative_to(root) for root in roots):
-            raise UserError(f"{archive}: {image.name} names {path}, which is not in the archive; add it there")
+            raise UserError(
+                f"{image.name} names {path}, which is not in the archive", where=archive, fix="add it there"
+            )
 
 
 @contextmanager
@@ -115,7 +117,7 @@ def _unpacked(source: Path) -> Iterator[Path]:
             with zipfile.ZipFile(source) as archive:
                 archive.extractall(folder)
         except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{source}: not a readable zip archive ({error}); export it again") from error
+            raise UserError(f"not a readable zip archive ({error})", where=source, fix="export it again") from error
         inside = [path for path in Path(folder).iterdir() if not is_leftover(path.name)]
         try:
             yield inside[0] if len(inside) == 1 and inside[0].is_dir() else Path(folder)

@@ -30,7 +30,9 @@ def read_coco(source: Path, images: Path | None = None, encoding: str | None = N
     """
     files = {UNSPLIT: source} if source.is_file() else find_annotations(source)
     if not files:
-        raise UserError(f"{source}: no annotations.json or annotations/instances_*.json in it; name the file itself")
+        raise UserError(
+            "no annotations.json or annotations/instances_*.json in it", where=source, fix="name the file itself"
+        )
     root = images or (source.parent if source.is_file() else source)
     read = read_coco_source(root, files, encoding=encoding)
     annotations = Annotations(classes=[name for label, name in sorted(read.id2label.items()) if label])

@@ -42,8 +42,9 @@ def read_cvat(source: Path, images: Path | None = None, encoding: str | None = N
         palette = _read_labelmap(labelmap, annotations)
         return _read_masks(source, palette, images or source / "JPEGImages", annotations)
     raise UserError(
-        f"{source}: neither annotations.xml nor labelmap.txt with SegmentationClass/ in it; export from CVAT as 'CVAT "
-        "for images 1.1' or 'Segmentation mask 1.1'"
+        "neither annotations.xml nor labelmap.txt with SegmentationClass/ in it",
+        where=source,
+        fix="export from CVAT as 'CVAT for images 1.1' or 'Segmentation mask 1.1'",
     )
 
 
@@ -52,7 +53,7 @@ def _read_xml(file: Path, folders: list[Path], annotations: Annotations) -> Anno
     root = _parse(file, annotations)
     if root.tag != "annotations" or root.find("image") is None:
         hint = "; videos (tracks) are exported as 'CVAT for images 1.1'" if root.find("track") is not None else ""
-        raise UserError(f"{file}: no images of CVAT for images 1.1 in it{hint}")
+        raise UserError(f"no images of CVAT for images 1.1 in it{hint}", where=file)
     names = [label_of(name.text) for name in root.findall("./meta//labels/label/name")]
     annotations.classes = list(dict.fromkeys(name for name in names if name is not None)) or None
     for entry in root.findall("image"):
@@ -61,12 +62,12 @@ def _read_xml(file: Path, folders: list[Path], annotations: Annotations) -> Anno
         try:
             shapes = sorted((s for s in entry if s.tag != "tag"), key=lambda shape: float(shape.get("z_order") or 0))
         except ValueError as error:
-            raise UserError(f"{name}: damaged z_order ({error!r}); export it again") from error
+            raise UserError(f"damaged z_order ({error!r})", where=name, fix="export it again") from error
         for shape in shapes:
             try:
                 area = _shape(shape)
             except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{name}: a damaged {shape.tag} ({error!r}); correct it in CVAT") from error
+                raise UserError(f"a damaged {shape.tag} ({error!r})", where=name, fix="correct it in CVAT") from error
             if area is None:
                 annotations.left_out[f"{shape.tag} without an area"] += 1
             else:
@@ -86,7 +87,7 @@ def _parse(file: Path, annotations: Annotations) -> ElementTree.Element:
             annotations.encoding = named[1].decode()
         return ElementTree.fromstring(annotations.read_text(file))
     except (OSError, ElementTree.ParseError) as error:
-        raise UserError(f"{file}: not a readable XML file ({error}); export it again") from error
+        raise UserError(f"not a readable XML file ({error})", where=file, fix="export it again") from error
 
 
 def _with_subset(folders: list[Path], subset: str | None) -> list[Path]:
@@ -129,11 +130,11 @@ def _read_labelmap(file: Path, annotations: Annotations) -> Palette:
         try:
             classes[fields[0].strip()] = [int(value) for value in fields[1].split(",")]
         except (IndexError, ValueError) as error:
-            raise UserError(f"{file}: line {number} is not `name:red,green,blue::`; mend it") from error
+            raise UserError(f"line {number} is not `name:red,green,blue::`", where=file, fix="mend it") from error
     try:
         palette = resolve_palette(classes)
     except UserError as error:
-        raise UserError(f"{file}: {str(error).removeprefix('palette: ')}") from error
+        raise UserError(f"{str(error).removeprefix('palette: ')}", where=file) from error
     assert palette is not None  # as it is of None only
     return palette
 
@@ -156,7 +157,7 @@ def _read_masks(source: Path, palette: Palette, images: Path, annotations: Annot
         image = pictures.get(one_form(stem.as_posix()))
         if image is None:
             hint = "export with 'Save images', or name its folder by --images"
-            raise UserError(f"{mask}: no image {stem} in {images}; {hint}")
+            raise UserError(f"no image {stem} in {images}", where=mask, fix=f"{hint}")
         names = [*enumerate(palette.classes), (IGNORE, IGNORE_LABELS[0])]
         regions = [Region(name, _ClassOfMask(read, mask, index)) for index, name in names]
         split = subsets.get(one_form(stem.as_posix()), UNSPLIT)

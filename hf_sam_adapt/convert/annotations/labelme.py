@@ -56,7 +56,9 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
             try:
                 kind, area = shape.get("shape_type") or "polygon", _shape(shape)
             except (AttributeError, KeyError, IndexError, TypeError, ValueError, OSError) as error:
-                raise UserError(f"{file}: shape {number} is damaged ({error!r}); correct it in labelme") from error
+                raise UserError(
+                    f"shape {number} is damaged ({error!r})", where=file, fix="correct it in labelme"
+                ) from error
             if area is None:
                 annotations.left_out[f"{kind} without an area"] += 1
             else:
@@ -64,7 +66,7 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
         size = (height, width) if height is not None and width is not None else None
         annotations.images.append(AnnotatedImage(split, stem, image, size, regions, str(file)))
     if not annotations.images:
-        raise UserError(f"{source}: no JSON file of labelme in it; name the folder that labelme saved to")
+        raise UserError("no JSON file of labelme in it", where=source, fix="name the folder that labelme saved to")
     alone = [path for path in files_below(source, IMAGE_SUFFIXES) if path.resolve() not in annotated]
     if alone:
         annotations.left_out["image without a JSON file"] += len(alone)
@@ -78,7 +80,7 @@ def _load(file: Path, annotations: Annotations) -> dict[str, Any] | None:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{file}: not a readable JSON file ({error}); correct or remove it") from error
+        raise UserError(f"not a readable JSON file ({error})", where=file, fix="correct or remove it") from error
     return content if isinstance(content, dict) and isinstance(content.get("shapes"), list) else None
 
 
@@ -99,7 +101,7 @@ def _decode(data: str, file: Path) -> bytes:
     try:
         return _base64(data)
     except (AttributeError, binascii.Error, ValueError, TypeError) as error:
-        raise UserError(f"{file}: its imageData is damaged ({error}); put the image beside it") from error
+        raise UserError(f"its imageData is damaged ({error})", where=file, fix="put the image beside it") from error
 
 
 def _base64(data: str) -> bytes:

@@ -60,7 +60,7 @@ def push_dataset(folder: Path, repo: str, group_by: str | None = None, again: st
             return upload(files, repo, repo_type="dataset")
         except UserError as error:
             again = again or f"hf-sam-adapt convert --from folder {folder} --push {repo}"
-            raise UserError(f"push: {error}; push again with: {again}") from error
+            raise UserError(f"{error}", key="push", fix=f"push again with: {again}") from error
 
 
 def save_dataset(folder: Path, out: Path, group_by: str | None = None) -> None:
@@ -77,7 +77,9 @@ def write_parquet(folder: Path, stage: Path, group_by: str | None = None) -> dic
     """Write `data/<split>-<number>.parquet` under `stage`; images per split. At most 32 MB are in memory."""
     source = open_source(folder, group_by=group_by)
     if not isinstance(source.reader, FileReader):
-        raise UserError(f"{folder}: no folder of images and masks; convert it with --from coco or another format")
+        raise UserError(
+            "no folder of images and masks", where=folder, fix="convert it with --from coco or another format"
+        )
     (stage / "data").mkdir()
     for note in source.notes:
         print(note)

@@ -57,18 +57,20 @@ def write_folder(annotations: Annotations, folder: Path, classes: Sequence[str] 
             (place / part).mkdir(parents=True, exist_ok=True)
         mask_file = place / "masks" / f"{image.stem}.png"
         if mask_file in written:
-            raise UserError(f"{image.name}: another image is called {image.stem}, too; rename one of them")
+            raise UserError(f"another image is called {image.stem}, too", where=image.name, fix="rename one of them")
         written.add(mask_file)
         if isinstance(image.image, Path):
             other = sources.setdefault(image.image.resolve(), image.name)
             if other is not image.name:
-                raise UserError(f"{image.name}: its image {image.image} is that of {other}, too; keep one of them")
+                raise UserError(
+                    f"its image {image.image} is that of {other}, too", where=image.name, fix="keep one of them"
+                )
         mask = _draw(image, _store_image(image, place / "images"), values, annotations, misplaced)
         foreground = foreground or bool(((mask > 0) & (mask < IGNORE)).any())
         _save_mask(mask, mask_file, len(names) + 1)
     annotations.notes.update(misplaced.notes())
     if not foreground:
-        raise UserError(f"no mask holds a pixel of {' or '.join(names)}; check the annotations")
+        raise UserError(f"no mask holds a pixel of {' or '.join(names)}", fix="check the annotations")
     return names
 
 
@@ -88,12 +90,12 @@ def _values(annotations: Annotations, classes: Sequence[str] | None) -> tuple[li
             hint = f", only {', '.join(sorted(occurring))}" if occurring else ""
             left_out = "".join(f"; left out: {count} x {what}" for what, count in sorted(annotations.left_out.items()))
             what = " or ".join(names) or "a class"
-            raise UserError(f"nothing is annotated with {what}{hint}; check the annotations{left_out}")
+            raise UserError(f"nothing is annotated with {what}{hint}", fix=f"check the annotations{left_out}")
         if labels[None]:
             annotations.notes["area without a label, ignored (255)"] += labels[None]
             values[None] = IGNORE
     if len(names) > 254:
-        raise UserError(f"{len(names)} classes, a mask of 8 bits holds 254; choose some by --classes")
+        raise UserError(f"{len(names)} classes, a mask of 8 bits holds 254", fix="choose some by --classes")
     values.update({name: value for value, name in enumerate(names, start=1)})
     values.update(dict.fromkeys(BACKGROUND_LABELS, 0) | dict.fromkeys(IGNORE_LABELS, IGNORE))
     return names, values
@@ -171,8 +173,9 @@ def _store_image(image: AnnotatedImage, folder: Path) -> tuple[int, int]:
         if size is None:
             height, width = image.size or (0, 0)
             raise UserError(
-                f"{image.name}: made for an image of {width}x{height}, {shown} has {upright[1]}x{upright[0]}; put the "
-                "annotated image there"
+                f"made for an image of {width}x{height}, {shown} has {upright[1]}x{upright[0]}",
+                where=image.name,
+                fix="put the annotated image there",
             )
         if upright != stored:
             check_turn([region.shape.bounds(*size) for region in image.regions], size, image.name, shown)
@@ -182,7 +185,9 @@ def _store_image(image: AnnotatedImage, folder: Path) -> tuple[int, int]:
             return size
         pixels = ImageOps.exif_transpose(opened) if size == upright else opened
         if pixels.mode in ("I", "F"):
-            raise UserError(f"{shown}: turned by its EXIF orientation, and its values fit no PNG; store it upright")
+            raise UserError(
+                "turned by its EXIF orientation, and its values fit no PNG", where=shown, fix="store it upright"
+            )
         # A copy without metadata: the orientation must not turn it again.
         kept = pixels.mode in ("1", "L", "LA", "RGB", "RGBA", "I;16")
         mode = pixels.mode if kept else "RGBA" if has_alpha(pixels) else "RGB"

@@ -40,7 +40,7 @@ def read_yolo(source: Path, images: Path | None = None, encoding: str | None = N
     candidates = [source] if source.is_file() else [source / name for name in (*YAML_NAMES, CLASSES)]
     file = next((path for path in candidates if path.is_file()), None)
     if file is None:
-        raise UserError(f"{source}: no data.yaml in it, which names classes and folders; write one")
+        raise UserError("no data.yaml in it, which names classes and folders", where=source, fix="write one")
     annotations = Annotations(encoding=encoding)
     content = _listed(file, images, annotations) if file.name == CLASSES else _load(file, annotations)
     names = _names(content["names"], file)
@@ -58,7 +58,7 @@ def read_yolo(source: Path, images: Path | None = None, encoding: str | None = N
         _add_split(split if len(splits) > 1 else UNSPLIT, own, names, annotations, split == "train")
     annotations.left_out = +annotations.left_out
     if not annotations.images:
-        raise UserError(f"{file}: it names no images under train, val or test; add them")
+        raise UserError("it names no images under train, val or test", where=file, fix="add them")
     return annotations
 
 
@@ -70,7 +70,9 @@ def _add_split(
     missing = sum(not label.is_file() for label in labels)
     if found and missing == len(found):
         if needed or home == UNSPLIT:
-            raise UserError(f"{labels[0]}: no image of {found[0][0].parent} has a label file; put them into labels/")
+            raise UserError(
+                f"no image of {found[0][0].parent} has a label file", where=labels[0], fix="put them into labels/"
+            )
         annotations.left_out[f"image of {home}, where none has a label file"] += missing
         return
     annotations.notes["image without a label file, taken as background"] += missing
@@ -85,11 +87,11 @@ def _load(file: Path, annotations: Annotations) -> dict[str, Any]:
         # All values as they are written: names may be `yes`, `on` or `1e3`.
         content = yaml.load(annotations.read_text(file), Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"{file}: not valid YAML ({' '.join(str(error).split())}); correct it") from error
+        raise UserError(f"not valid YAML ({' '.join(str(error).split())})", where=file, fix="correct it") from error
     if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)) or not content["names"]:
-        raise UserError(f"{file}: no class names; list them under names")
+        raise UserError("no class names", where=file, fix="list them under names")
     if content.get("kpt_shape"):
-        raise UserError(f"{file}: labels of key points (kpt_shape), which have no area; export polygons")
+        raise UserError("labels of key points (kpt_shape), which have no area", where=file, fix="export polygons")
     return content
 
 
@@ -110,10 +112,10 @@ def _names(listed: list | dict, file: Path) -> dict[int, str]:
             for key, name in (listed.items() if isinstance(listed, dict) else enumerate(listed))
         }
     except (TypeError, ValueError) as error:
-        raise UserError(f"{file}: names must map 0, 1, … to names ({error}); correct it") from error
+        raise UserError(f"names must map 0, 1, … to names ({error})", where=file, fix="correct it") from error
     nameless = [key for key, name in names.items() if name is None]
     if nameless:
-        raise UserError(f"{file}: class {nameless[0]} has no name; give it one under names")
+        raise UserError(f"class {nameless[0]} has no name", where=file, fix="give it one under names")
     return {key: str(names[key]) for key in sorted(names)}
 
 
@@ -136,7 +138,7 @@ def _split_images(
             annotations.notes[f"split test, whose folder {named} does not exist"] += 1
         else:
             hint = "correct path in it, or name the folder by --images"
-            raise UserError(f"{file}: {named} does not exist in {base}; {hint}")
+            raise UserError(f"{named} does not exist in {base}", where=file, fix=f"{hint}")
     found: list[tuple[Path, str]] = []
     folders = [place.absolute() for place in existing if place.is_dir()]
     top = Path(os.path.commonpath(folders)) if folders else file.parent
@@ -200,17 +202,21 @@ def _regions(file: Path, names: dict[int, str], annotations: Annotations) -> lis
         try:
             label, values = float(words[0]), np.array([float(word) for word in words[1:]])
         except ValueError as error:
-            raise UserError(f"{file}: line {number} is not `class x y x y …`; correct it") from error
+            raise UserError(f"line {number} is not `class x y x y …`", where=file, fix="correct it") from error
         if label not in names:
             listed = f"names lists {len(names)}"
-            raise UserError(f"{file}: line {number} has class {words[0]}, but {listed}; correct one of them")
+            raise UserError(f"line {number} has class {words[0]}, but {listed}", where=file, fix="correct one of them")
         if len(values) == 4:
             annotations.left_out["box (a line of five numbers)"] += 1
             continue
         if len(values) < 6 or len(values) % 2 or not np.isfinite(values).all():
-            raise UserError(f"{file}: line {number} is not `class x y x y …` with at least three points; correct it")
+            raise UserError(
+                f"line {number} is not `class x y x y …` with at least three points", where=file, fix="correct it"
+            )
         if values.min() < -0.1 or values.max() > 1.1:
-            raise UserError(f"{file}: line {number} has coordinates outside 0..1; divide by width and height")
+            raise UserError(
+                f"line {number} has coordinates outside 0..1", where=file, fix="divide by width and height"
+            )
         corners = values.reshape(-1, 2)
         x, y = corners.T
         area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2

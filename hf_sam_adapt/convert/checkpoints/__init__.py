@@ -96,9 +96,11 @@ def convert_official_checkpoint(
             base; an `out_folder` that holds something.
     """
     if format not in FORMATS:
-        raise UserError(f"format: {format!r} is unknown; use one of {', '.join(FORMATS)}")
+        raise UserError(f"{format!r} is unknown", key="format", fix=f"use one of {', '.join(FORMATS)}")
     if decoder not in (None, "none"):
-        raise UserError(f"decoder: {decoder!r} is unknown; use 'none', or leave it unset to convert the decoder")
+        raise UserError(
+            f"{decoder!r} is unknown", key="decoder", fix="use 'none', or leave it unset to convert the decoder"
+        )
     path = Path(checkpoint_path)
     pool = format == "cosam" and path.is_dir()
     of_folder = "a cosam folder"
@@ -109,16 +111,18 @@ def convert_official_checkpoint(
         ("classes", classes, format in ("conv-lora", "cwsam"), "conv-lora or cwsam"),
     ):
         if value is not None and not fitting:
-            raise UserError(f"{name}: only {taker} takes it")
+            raise UserError(f"only {taker} takes it", where=name)
     convert, untold = FORMATS[format]
     fields = dict(method_args or {})
     if lora_alpha is not None:
         if "lora_alpha" in fields:
-            raise UserError("lora_alpha: given twice, alone and in method_args; give it once")
+            raise UserError("given twice, alone and in method_args", key="lora_alpha", fix="give it once")
         fields["lora_alpha"] = lora_alpha
     for name in fields:
         if name not in untold:
-            raise UserError(f"method_args.{name}: of {format}, use {', '.join(untold)}; all else is in the tensors")
+            raise UserError(
+                f"method_args.{name}: of {format}, use {', '.join(untold)}", fix="all else is in the tensors"
+            )
     folder = Path(out_folder)
     check_free(folder)
     adapted = None if base is None else Base(base, *load_base(base))
@@ -136,12 +140,14 @@ def convert_official_checkpoint(
 def _check_format(checkpoint: Checkpoint, format: str) -> None:
     """Raise `UserError` if the file has names that only files of another format have."""
     if format == "cosam" and "cls_token" in checkpoint.tensors:
-        raise UserError(f"checkpoint: {checkpoint} is the router of a cosam folder; name the folder")
+        raise UserError(f"{checkpoint} is the router of a cosam folder", key="checkpoint", fix="name the folder")
     for other, sign in SIGNS:
         found = [checkpoint.name_of(name, value) for name, value in checkpoint.tensors.items() if sign in f".{name}"]
         if found:
             if other != format:
                 raise UserError(
-                    f"checkpoint: {checkpoint} holds {found[0]}, as files of {other} do; use --from {other}"
+                    f"{checkpoint} holds {found[0]}, as files of {other} do",
+                    key="checkpoint",
+                    fix=f"use --from {other}",
                 )
             return

@@ -18,14 +18,18 @@ def predictor_files(folder: Path) -> tuple[Path, dict[str, Any]]:
     """
     checkpoint = folder / "model.ckpt"
     if not checkpoint.is_file():
-        raise UserError(f"checkpoint: {folder} holds no model.ckpt; name an AutoGluon predictor's folder or a file")
+        raise UserError(
+            f"{folder} holds no model.ckpt", key="checkpoint", fix="name an AutoGluon predictor's folder or a file"
+        )
     config = folder / "config.yaml"
     if not config.is_file():
         return checkpoint, {}
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"checkpoint: {config} cannot be read; name {checkpoint} itself, with --lora_alpha") from error
+        raise UserError(
+            f"{config} cannot be read", key="checkpoint", fix=f"name {checkpoint} itself, with --lora_alpha"
+        ) from error
     for section in ("optim", "optimization"):  # since AutoGluon 1.2, and before
         lora: Any = content
         for key in (section, "lora", "alpha"):

@@ -37,7 +37,7 @@ class Checkpoint:
         self.tensors = {_WRAPPERS.sub("", name): value for name, value in state.items()}
         if len(self.tensors) < len(state):
             raise UserError(
-                f"checkpoint: {path}: some names differ in a prefix such as 'module.' only; keep one model"
+                f"{path}: some names differ in a prefix such as 'module.' only", key="checkpoint", fix="keep one model"
             )
         self._names = {id(value): name for name, value in state.items()}
 
@@ -59,19 +59,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UserError: no such file, not a PyTorch file, one that holds more than plain data, or no state dict in it.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint: {path} is no file")
+        raise UserError(f"{path} is no file", key="checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
-            raise UserError(f"checkpoint: {path} is no PyTorch file, or a damaged one") from error
+            raise UserError(f"{path} is no PyTorch file, or a damaged one", key="checkpoint") from error
         raise UserError(
-            f"checkpoint: {path} holds more than tensors ({refused[1]}), and unpickling that could run code; where "
-            "you trust the file, save its state_dict alone with torch.save and convert that"
+            f"{path} holds more than tensors ({refused[1]}), and unpickling that could run code",
+            key="checkpoint",
+            fix="where you trust the file, save its state_dict alone with torch.save and convert that",
         ) from error
     except Exception as error:  # torch checks nothing: a damaged pickle raises whatever its bytes lead to
-        raise UserError(f"checkpoint: {path} is no PyTorch file, or a damaged one") from error
+        raise UserError(f"{path} is no PyTorch file, or a damaged one", key="checkpoint") from error
     return Checkpoint(path, _state_dict(content, path))
 
 
@@ -80,14 +81,16 @@ def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
     found = [name for name in _NESTED if name in content] if isinstance(content, dict) else []
     if len(found) > 1:
         raise UserError(
-            f"checkpoint: {path} holds several models, under {', '.join(found)}; save the one to convert alone"
+            f"{path} holds several models, under {', '.join(found)}",
+            key="checkpoint",
+            fix="save the one to convert alone",
         )
     if found:
         return _state_dict(content[found[0]], path)
     named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
     if not named or not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise UserError(
-            f"checkpoint: {path} holds no state dict: tensors by name, alone or under {' or '.join(_NESTED)}"
+            f"{path} holds no state dict: tensors by name, alone or under {' or '.join(_NESTED)}", key="checkpoint"
         )
     return content
 
@@ -101,8 +104,10 @@ def check_finite(tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint) ->
     ]
     if wrong:
         raise UserError(
-            f"checkpoint: {checkpoint}: {len(wrong)} of the adapter's {len(tensors)} tensors hold NaN, infinity or no "
-            f"floating-point numbers, the first is {wrong[0]}; convert a checkpoint from before the training failed"
+            f"{checkpoint}: {len(wrong)} of the adapter's {len(tensors)} tensors hold NaN, infinity or no "
+            f"floating-point numbers, the first is {wrong[0]}",
+            key="checkpoint",
+            fix="convert a checkpoint from before the training failed",
         )
 
 
@@ -123,9 +128,10 @@ def check_frozen(frozen: Mapping[str, torch.Tensor], base: nn.Module, base_name:
     wrong = [name for name, difference in differences.items() if difference]
     if wrong:
         raise UserError(
-            f"base: {len(wrong)} of {len(frozen)} frozen weights of the checkpoint are not those of {base_name}, the "
-            f"first is {checkpoint.name_of(wrong[0], frozen[wrong[0]])} ({differences[wrong[0]]}); name the SAM that "
-            "was adapted"
+            f"{len(wrong)} of {len(frozen)} frozen weights of the checkpoint are not those of {base_name}, the first "
+            f"is {checkpoint.name_of(wrong[0], frozen[wrong[0]])} ({differences[wrong[0]]})",
+            key="base",
+            fix="name the SAM that was adapted",
         )
 
 

@@ -72,7 +72,8 @@ def _adapted_layers(state: Tensors, source: str) -> dict[int, Tensors]:
             layers.setdefault(int(found[1]), {})[found[2]] = value
     if not layers:
         raise UserError(
-            f"checkpoint: {source} has no Conv-LoRA weights (vision_encoder.layers.<i>.attn.qkv.lora_A and so on)"
+            f"{source} has no Conv-LoRA weights (vision_encoder.layers.<i>.attn.qkv.lora_A and so on)",
+            key="checkpoint",
         )
     return dict(sorted(layers.items()))
 
@@ -83,14 +84,16 @@ def _common_sizes(layers: dict[int, Tensors], source: str) -> dict[str, int]:
     for index, tensors in layers.items():
         experts = [int(found[1]) for name in tensors if (found := _EXPERT.match(name))]
         if "A" not in tensors or tensors["A"].ndim != 2 or not experts:
-            raise UserError(f"checkpoint: {source}: layer {index} has no complete Conv-LoRA weights (lora_A, experts)")
+            raise UserError(
+                f"{source}: layer {index} has no complete Conv-LoRA weights (lora_A, experts)", key="checkpoint"
+            )
         users.setdefault((*tensors["A"].shape, max(experts) + 1), []).append(index)
     if len(users) > 1:
         listed = "; ".join(
             f"r={rank}, width={width}, {experts} experts in layers {', '.join(map(str, indices))}"
             for (rank, width, experts), indices in users.items()
         )
-        raise UserError(f"checkpoint: {source}: the layers differ in size: {listed}")
+        raise UserError(f"{source}: the layers differ in size: {listed}", key="checkpoint")
     (rank, width, experts), _ = users.popitem()
     expected = {
         "A": (rank, width),
@@ -111,31 +114,36 @@ def _compare_shapes(
     for kind, names in (("misses", expected.keys() - found.keys()), ("has unknown", found.keys() - expected.keys())):
         if names:
             listed = ", ".join(f"lora_{name}" for name in sorted(names)[:3])
-            raise UserError(f"checkpoint: {source}: layer {index} {kind} {len(names)} Conv-LoRA weights: {listed}")
+            raise UserError(
+                f"{source}: layer {index} {kind} {len(names)} Conv-LoRA weights: {listed}", key="checkpoint"
+            )
     for name, shape in expected.items():
         if found[name] != shape:
-            raise UserError(f"checkpoint: {source}: lora_{name} of layer {index} is {found[name]}, expected {shape}")
+            raise UserError(
+                f"{source}: lora_{name} of layer {index} is {found[name]}, expected {shape}", key="checkpoint"
+            )
 
 
 def _decoder_fields(state: Tensors, source: str, classes: list[str] | None) -> dict[str, Any]:
     """The config's fields on the decoder; `UserError` unless the checkpoint has a trained one that AutoGluon knows."""
     if not any(name.startswith(DECODER) and not name.startswith(_IOU_HEAD) for name in state):
-        raise UserError(f"checkpoint: {source} has no mask_decoder weights{WAY_OUT}")
+        raise UserError(f"{source} has no mask_decoder weights{WAY_OUT}", key="checkpoint")
     tokens = state.get("mask_decoder.mask_tokens.weight")
     count = 1 if tokens is None else len(tokens)
     if not any(name.startswith(_CLASS_HEAD) for name in state):
         if count > 1:
             raise UserError(
-                f"checkpoint: {source} has {count} mask tokens and no class head ({_CLASS_HEAD}weight), so it is no "
-                f"decoder of AutoGluon's: one token is for one class, and several classes have a head{WAY_OUT}"
+                f"{source} has {count} mask tokens and no class head ({_CLASS_HEAD}weight), so it is no decoder of "
+                f"AutoGluon's: one token is for one class, and several classes have a head{WAY_OUT}",
+                key="checkpoint",
             )
         if classes is not None:
-            raise UserError(f"classes: {source} segments one class; leave them out")
+            raise UserError(f"{source} segments one class", key="classes", fix="leave them out")
         return {"decoder": "full", "num_mask_tokens": 1}
     head = state.get(f"{_CLASS_HEAD}weight")
     if head is None or head.ndim != 2 or len(head) < 3:
         raise UserError(
-            f"checkpoint: {source} has no whole class head ({_CLASS_HEAD}weight, classes + 1 rows){WAY_OUT}"
+            f"{source} has no whole class head ({_CLASS_HEAD}weight, classes + 1 rows){WAY_OUT}", key="checkpoint"
         )
     labels = len(head) - 1  # the last row: no object
     names = class_names(classes, labels)

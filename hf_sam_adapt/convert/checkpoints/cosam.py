@@ -47,7 +47,7 @@ _RULES: Rules = [
 def convert_cosam(checkpoint: Checkpoint, folder: Path, request: Request) -> list[str]:
     """Write the HQ decoder or prompt pool in a checkpoint as an adapter; result and errors as `convert_conv_lora`."""
     if request.decoder is not None:
-        raise UserError("decoder: a checkpoint of cosam is nothing but a decoder; leave it unset")
+        raise UserError("a checkpoint of cosam is nothing but a decoder", key="decoder", fix="leave it unset")
     pool = _prompt_pool(checkpoint.tensors)
     if pool is not None:
         return _convert_l2p(*pool, checkpoint, folder, request)
@@ -56,7 +56,9 @@ def convert_cosam(checkpoint: Checkpoint, folder: Path, request: Request) -> lis
     tensors, frozen = split(state, _RULES)
     early = tensors.get(f"{_HEAD}compress_vit_feat.0.weight")
     if early is None or early.ndim != 4:
-        raise UserError(f"checkpoint: {checkpoint} has no HQ decoder weights (hf_token, compress_vit_feat and so on)")
+        raise UserError(
+            f"{checkpoint} has no HQ decoder weights (hf_token, compress_vit_feat and so on)", key="checkpoint"
+        )
     sam_config = sam_config_of(state, len(early)) if request.base is None else request.base.model.config
     config = SamDecoderConfig(decoder="hq", **fields)
     adapter = Adapter(config, tensors, frozen, [], ("global_attention", "early_layer"), RESAMPLING)
@@ -67,7 +69,7 @@ def _taken(request: Request, names: tuple[str, ...], what: str) -> dict[str, Any
     """The caller's fields, of which only `names` are of `what`."""
     for name in request.fields:
         if name not in names:
-            raise UserError(f"method_args.{name}: {what} has none; use {', '.join(names)}")
+            raise UserError(f"method_args.{name}: {what} has none", fix=f"use {', '.join(names)}")
     return request.fields
 
 
@@ -121,8 +123,9 @@ def convert_cosam_pool(
     tokens, weight, bias = _classifier_tensors(router_source)
     if len(weight) != len(files):
         raise UserError(
-            f"checkpoint: {router_source} tells {len(weight)} domains apart, the folder has {len(files)}: "
-            f"{', '.join(files)}; name those that were trained before it as domains"
+            f"{router_source} tells {len(weight)} domains apart, the folder has {len(files)}: {', '.join(files)}",
+            key="checkpoint",
+            fix="name those that were trained before it as domains",
         )
     with write_whole(folder) as part:
         notes_of = {name: convert_cosam(read_checkpoint(path), part / name, request) for name, path in files.items()}
@@ -170,23 +173,26 @@ def _domain_files(checkpoints: Path, domains: list[str] | None) -> dict[str, Pat
     for path in sorted(checkpoints.glob("adapter_*.pth")):
         name = _domain_of(path.stem.removeprefix("adapter_"))
         if name in found:
-            raise UserError(f"domains: {found[name].name} and {path.name} are of one domain, {name}; keep one of them")
+            raise UserError(
+                f"{found[name].name} and {path.name} are of one domain, {name}", key="domains", fix="keep one of them"
+            )
         found[name] = path
     if not found:
-        raise UserError(f"checkpoint: {checkpoints} holds no adapter_<domain>.pth")
+        raise UserError(f"{checkpoints} holds no adapter_<domain>.pth", key="checkpoint")
     if domains is None:
         unknown = sorted(found.keys() - set(DOMAINS))
         if unknown:
             raise UserError(
-                f"domains: {', '.join(unknown)} in {checkpoints} are none of CoSAM's, so their order is unknown; "
-                "name all domains in the order of their training"
+                f"{', '.join(unknown)} in {checkpoints} are none of CoSAM's, so their order is unknown",
+                key="domains",
+                fix="name all domains in the order of their training",
             )
         return {name: found[name] for name in DOMAINS if name in found}
     names = [_domain_of(name) for name in domains]
     for index, name in enumerate(names):
         check_domain_name(name, names[:index])
         if name not in found:
-            raise UserError(f"domains: {checkpoints} holds no adapter_{name}.pth")
+            raise UserError(f"{checkpoints} holds no adapter_{name}.pth", key="domains")
     return {name: found[name] for name in names}
 
 
@@ -205,11 +211,13 @@ def _newest_classifier(checkpoints: Path) -> Path:
         if match := _CLASSIFIER.match(path.name):
             found.setdefault(int(match[1]), []).append(path)
     if not found:
-        raise UserError(f"checkpoint: {checkpoints} holds no task_classifier_after_<n>th_task_training*.pth")
+        raise UserError(f"{checkpoints} holds no task_classifier_after_<n>th_task_training*.pth", key="checkpoint")
     newest = found[max(found)]
     if len(newest) > 1:
         listed = ", ".join(path.name for path in newest)
-        raise UserError(f"classifier: {checkpoints} holds several of the last task: {listed}; name one as classifier")
+        raise UserError(
+            f"{checkpoints} holds several of the last task: {listed}", key="classifier", fix="name one as classifier"
+        )
     return newest[0]
 
 
@@ -221,10 +229,10 @@ def _classifier_tensors(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Ten
     weight = next((value for name, value in layers.items() if name.endswith("weight")), None)
     bias = next((value for name, value in layers.items() if name.endswith("bias")), None)
     if tokens is None or weight is None or bias is None or len(layers) != 2:
-        raise UserError(f"checkpoint: {checkpoint} is no task classifier (cls_token and one linear layer)")
+        raise UserError(f"{checkpoint} is no task classifier (cls_token and one linear layer)", key="checkpoint")
     if tokens.ndim != 3 or bias.ndim != 1 or weight.shape != (len(bias), tokens.shape[-1]):
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in state.items())
-        raise UserError(f"checkpoint: {checkpoint}: the sizes of its tensors do not agree: {shapes}")
+        raise UserError(f"{checkpoint}: the sizes of its tensors do not agree: {shapes}", key="checkpoint")
     check_finite(state, checkpoint)
     return tokens.float(), weight.float(), bias.float()
 

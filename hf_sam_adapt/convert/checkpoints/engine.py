@@ -133,7 +133,9 @@ def class_names(classes: list[str] | None, count: int) -> dict[int, str] | None:
         return None
     names = ["background", *classes] if len(classes) == count - 1 else classes
     if len(names) != count:
-        raise UserError(f"classes: {len(classes)} names for {count} classes; name all, or all but a background 0")
+        raise UserError(
+            f"{len(classes)} names for {count} classes", key="classes", fix="name all, or all but a background 0"
+        )
     return dict(enumerate(names))
 
 
@@ -203,7 +205,7 @@ def _check_known(frozen: Tensors, sam_config: SamConfig, checkpoint: Checkpoint,
     if unknown:
         listed = ", ".join(checkpoint.name_of(name, frozen[name]) for name in unknown[:3])
         raise UserError(
-            f"checkpoint: {checkpoint} has {len(unknown)} weights that are neither SAM's nor {title}'s: {listed}"
+            f"{checkpoint} has {len(unknown)} weights that are neither SAM's nor {title}'s: {listed}", key="checkpoint"
         )
 
 
@@ -218,12 +220,13 @@ def _check_against_peft(
         if keys:
             listed = ", ".join(_shown(key, tensors, checkpoint) for key in sorted(keys)[:3])
             way_out = "; --decoder none leaves the decoder out" if any(DECODER in key for key in keys) else ""
-            raise UserError(f"checkpoint: {checkpoint}: {len(keys)} weights {kind}: {listed}{way_out}")
+            raise UserError(f"{checkpoint}: {len(keys)} weights {kind}: {listed}{way_out}", key="checkpoint")
     for key, value in expected.items():
         if value.shape != tensors[key].shape:
             raise UserError(
-                f"checkpoint: {checkpoint}: {_shown(key, tensors, checkpoint)} is {tuple(tensors[key].shape)}, this "
-                f"SAM takes {tuple(value.shape)}"
+                f"{checkpoint}: {_shown(key, tensors, checkpoint)} is {tuple(tensors[key].shape)}, this SAM takes "
+                f"{tuple(value.shape)}",
+                key="checkpoint",
             )
     return adapted.peft_config["default"]
 
@@ -241,5 +244,7 @@ def _input_side(frozen: Tensors, patch_size: int, wanted: int | None, base: Base
     if table is not None:
         known = table.shape[1] * patch_size  # (1, h, w, C)
     if known is not None and wanted not in (None, known):
-        raise UserError(f"image_size: the checkpoint was trained at {known}, not at {wanted}; leave it unset")
+        raise UserError(
+            f"the checkpoint was trained at {known}, not at {wanted}", key="image_size", fix="leave it unset"
+        )
     return known or wanted or IMAGE_SIZE, bool(known or wanted)

@@ -20,7 +20,7 @@ from ...sam.processing import SamAdaptProcessor
 def check_free(folder: Path) -> None:
     """Raise `UserError` unless `folder` can be created or is empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"out: {folder} already exists and is not an empty folder; name another")
+        raise UserError(f"{folder} already exists and is not an empty folder", key="out", fix="name another")
 
 
 @contextmanager

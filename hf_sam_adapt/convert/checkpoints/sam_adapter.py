@@ -113,7 +113,7 @@ def _convert(format: _Format, checkpoint: Checkpoint, folder: Path, request: Req
     up = tensors.get("vision_encoder.patch_embed.sam_adapter_up.weight")
     if up is None or up.ndim != 2:
         missing = "image_encoder.prompt_generator.shared_mlp and so on"
-        raise UserError(f"checkpoint: {checkpoint} has no {format.title} weights ({missing})")
+        raise UserError(f"{checkpoint} has no {format.title} weights ({missing})", key="checkpoint")
     fields: dict[str, Any] = {"scale_factor": up.shape[0] // up.shape[1], "faithful": True} | request.fields
     if format is _CWSAM:
         fields |= _block_fields(tensors, up.shape[0])
@@ -121,7 +121,7 @@ def _convert(format: _Format, checkpoint: Checkpoint, folder: Path, request: Req
         notes += prompts_left_out
     if request.decoder is None:
         if not trained:
-            raise UserError(f"checkpoint: {checkpoint} has no mask_decoder weights{WAY_OUT}")
+            raise UserError(f"{checkpoint} has no mask_decoder weights{WAY_OUT}", key="checkpoint")
         tensors |= trained
         fields["modules_to_save"] = [_POSITION]
         if format is _CWSAM:
@@ -146,7 +146,7 @@ def _with_frequencies(tensors: Tensors, features: list[str], checkpoint: Checkpo
     """The convolution of the frequencies under the features' names; of both, each with the other's half zero."""
     if features not in _FREQUENCIES:
         known = " or ".join(str(names) for names in _FREQUENCIES)
-        raise UserError(f"method_args.features: {features} is none of the official code's; use {known}")
+        raise UserError(f"{features} is none of the official code's", key="method_args.features", fix=f"use {known}")
     result = {name: value for name, value in tensors.items() if not name.startswith(f"{_FEATURE}frequencies.")}
     for name, value in tensors.items():
         if name in result:
@@ -155,7 +155,7 @@ def _with_frequencies(tensors: Tensors, features: list[str], checkpoint: Checkpo
         parts = [value]
         if len(features) > 2:
             if value.ndim == 0 or len(value) % 2:
-                raise UserError(f"checkpoint: {checkpoint}: {checkpoint.name_of(name, value)} has no two halves")
+                raise UserError(f"{checkpoint}: {checkpoint.name_of(name, value)} has no two halves", key="checkpoint")
             low, high = value.chunk(2)
             parts = [torch.cat([low, high.new_zeros(high.shape)]), torch.cat([low.new_zeros(low.shape), high])]
         result |= {f"{_FEATURE}{feature}.{kind}": part for feature, part in zip(features[1:], parts, strict=True)}
@@ -173,8 +173,10 @@ def _without_unused_prompts(
     prompts = [name for name in tensors if "sam_adapter_" in name and not re.search("_(space|mlp)[.]", name)]
     if "use_prompts" not in fields and not any(tensors[n].count_nonzero() for n in prompts if n.endswith(".bias")):
         raise UserError(
-            f"checkpoint: {checkpoint}: all biases of the prompt_generator are zero, as before any training, so this "
-            "may be a variant of the code that adds no prompts; say so by --method_args.use_prompts false (or true)"
+            f"{checkpoint}: all biases of the prompt_generator are zero, as before any training, so this may be a "
+            "variant of the code that adds no prompts",
+            key="checkpoint",
+            fix="say so by --method_args.use_prompts false (or true)",
         )
     if fields.get("use_prompts", True):
         return tensors, []
@@ -195,6 +197,6 @@ def _class_fields(trained: Tensors, source: str, classes: list[str] | None) -> d
     head = "mask_decoder.sam_adapter_class_head."
     first, last = trained.get(f"{head}up.weight"), trained.get(f"{head}conv.weight")
     if first is None or last is None:
-        raise UserError(f"checkpoint: {source} has no class head (mask_decoder.cls_upscaling){WAY_OUT}")
+        raise UserError(f"{source} has no class head (mask_decoder.cls_upscaling){WAY_OUT}", key="checkpoint")
     labels = 2 * len(last) // len(first)
     return {"num_labels": labels, "id2label": class_names(classes, labels)}

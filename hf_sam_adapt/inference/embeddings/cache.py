@@ -58,8 +58,9 @@ def check_cacheable(model: nn.Module) -> None:
         reason = "the image encoder has dropout"
     if reason:
         raise UserError(
-            f"cache_embeddings: {reason}, so its embeddings cannot be kept; leave cache_embeddings out, or take a "
-            "method that leaves the encoder as it is, such as decoder."
+            f"{reason}, so its embeddings cannot be kept",
+            key="cache_embeddings",
+            fix="leave cache_embeddings out, or take a method that leaves the encoder as it is, such as decoder.",
         )
 
 
@@ -149,8 +150,9 @@ class EmbeddingCache:
             split.digests = _interleave([part[place][0] for part in ranks])
             if any(digest not in store for store in self._stores for digest in split.digests):
                 raise UserError(
-                    f"cache_embeddings: {self.store.folder} does not hold what other processes wrote; name a folder "
-                    "that all nodes share in HF_SAM_ADAPT_CACHE."
+                    f"{self.store.folder} does not hold what other processes wrote",
+                    key="cache_embeddings",
+                    fix="name a folder that all nodes share in HF_SAM_ADAPT_CACHE.",
                 )
         if rank == 0:
             total = sum(map(len, embedded))

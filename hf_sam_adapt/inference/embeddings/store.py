@@ -159,8 +159,9 @@ class EmbeddingWriter:
     def _refusal(self, error: OSError) -> UserError:
         self._failed = True
         return UserError(
-            f"cache_embeddings: cannot write to {self.store.folder} ({error.strerror}); name another folder in the "
-            "environment variable HF_SAM_ADAPT_CACHE, or leave cache_embeddings out."
+            f"cannot write to {self.store.folder} ({error.strerror})",
+            key="cache_embeddings",
+            fix="name another folder in the environment variable HF_SAM_ADAPT_CACHE, or leave cache_embeddings out.",
         )
 
 

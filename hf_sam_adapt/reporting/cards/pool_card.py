@@ -43,7 +43,9 @@ def pool_card(folder: Path, name: str) -> ModelCard:
         (folder / "recipe.yaml").write_text(recipe.to_yaml(folder), encoding="utf-8")
     for file in ("continual.json", "recipe.yaml"):
         if not (folder / file).is_file():
-            raise UserError(f"{folder}: no {file} here or in the folder above; a pool's card needs a finished run.")
+            raise UserError(
+                f"no {file} here or in the folder above", where=folder, fix="a pool's card needs a finished run."
+            )
     results = json.loads((folder / "continual.json").read_text(encoding="utf-8"))
     recipe = from_file(ContinualRecipe, folder / "recipe.yaml")
     inner = METHODS[results.get("method", recipe.method)]

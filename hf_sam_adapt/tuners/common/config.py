@@ -104,7 +104,7 @@ class SamConfigMixin:
         super().__post_init__()
         self.fingerprint_is_from_file = self.base_fingerprint is not None
         if self.decoder is not None and self.decoder not in DECODERS:
-            raise UserError(f"decoder={self.decoder!r} is unknown; use one of {', '.join(DECODERS)}")
+            raise UserError(f"decoder={self.decoder!r} is unknown", fix=f"use one of {', '.join(DECODERS)}")
         if self.num_mask_tokens is not None and self.num_mask_tokens < 1:
             raise UserError(f"num_mask_tokens={self.num_mask_tokens!r}: use null (SAM's four) or a positive number")
         if self.in_channels is not None and self.in_channels < 1:
@@ -114,7 +114,7 @@ class SamConfigMixin:
         self.base_model_name_or_path = located(self.base_model_name_or_path)
         self.id2label = read_id2label(self.id2label)  # JSON has text keys
         if self.init_weights not in (True, False, "paper") or not isinstance(self.init_weights, (bool, str)):
-            raise UserError(f"init_weights={self.init_weights!r} is unknown; use true, false or 'paper'")
+            raise UserError(f"init_weights={self.init_weights!r} is unknown", fix="use true, false or 'paper'")
         if self.image_size is not None and (not isinstance(self.image_size, int) or self.image_size <= 0):
             raise UserError(f"image_size={self.image_size!r} must be a positive number of pixels or null")
 

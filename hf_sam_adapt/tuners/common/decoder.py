@@ -44,11 +44,11 @@ def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
         raise UserError(f"early_layer={config.early_layer} needs decoder='hq', not {config.decoder!r}")
     if config.decoder in ("hq", "class_wise") and config.train_iou_head:
         raise UserError(
-            f"train_iou_head with decoder={config.decoder!r}: the estimate rates SAM's own masks; leave it out"
+            f"train_iou_head with decoder={config.decoder!r}: the estimate rates SAM's own masks", fix="leave it out"
         )
     if config.decoder != "frozen" and not has_decoder:
         raise UserError(
-            f"decoder={config.decoder!r}: {type(model).__name__} has no mask decoder; use SamModel or 'frozen'"
+            f"decoder={config.decoder!r}: {type(model).__name__} has no mask decoder", fix="use SamModel or 'frozen'"
         )
 
 
@@ -61,7 +61,9 @@ def early_layer(config: SamConfigMixin, model: nn.Module) -> int:
     encoder = find_vision_encoder(model).config
     if config.early_layer is None:
         if not encoder.global_attn_indexes:
-            raise UserError("decoder='hq': this encoder has no block with global attention; name one as early_layer")
+            raise UserError(
+                "decoder='hq': this encoder has no block with global attention", fix="name one as early_layer"
+            )
         return encoder.global_attn_indexes[0]
     if not 0 <= config.early_layer < encoder.num_hidden_layers:
         raise UserError(

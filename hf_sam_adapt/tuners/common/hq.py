@@ -291,5 +291,7 @@ def _places(assignment: Assignment, batch: int) -> torch.Tensor | None:
     owned = torch.cat([rows for _, rows in assignment])
     images, place = torch.arange(batch, device=owned.device), owned.argsort()
     if not torch.equal(owned[place], images):
-        raise UserError(f"hq_assignment names the images {owned.tolist()}; each of the {batch} must be there once")
+        raise UserError(
+            f"hq_assignment names the images {owned.tolist()}", fix=f"each of the {batch} must be there once"
+        )
     return None if torch.equal(owned, images) else place

@@ -96,15 +96,16 @@ class SamTunerMixin(Undoable):
         inside = decoder.base_layer.modules() if own else decoder.modules()
         if any(isinstance(module, BaseTunerLayer) for module in inside):
             raise UserError(
-                f"adapter {adapter_name!r} brings a mask decoder, in which another method has layers already; use "
-                "decoder='frozen' for one of them, or another copy of the base model"
+                f"adapter {adapter_name!r} brings a mask decoder, in which another method has layers already",
+                fix="use decoder='frozen' for one of them, or another copy of the base model",
             )
         wanted = [f"mask_decoder.{name}" for name, _ in decoder.named_modules() if name] + ["mask_decoder"]
         for name in config.modules_to_save or ():
             if any(key == name or key.endswith(f".{name}") for key in wanted):
                 raise UserError(
-                    f"modules_to_save: {name} is in the mask decoder, which the adapter brings along; leave it out or "
-                    "use decoder='frozen'"
+                    f"{name} is in the mask decoder, which the adapter brings along",
+                    key="modules_to_save",
+                    fix="leave it out or use decoder='frozen'",
                 )
 
     def _check_placed(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> None:
@@ -117,8 +118,8 @@ class SamTunerMixin(Undoable):
         for key in model.state_dict():
             if sum(part in self.peft_config for part in key.split(".")) > 1:
                 raise UserError(
-                    f"adapter name {adapter_name!r} is part of {key}, so PEFT would mix up the adapters' weights; "
-                    "choose another name"
+                    f"adapter name {adapter_name!r} is part of {key}, so PEFT would mix up the adapters' weights",
+                    fix="choose another name",
                 )
 
     @staticmethod
@@ -142,8 +143,8 @@ class SamTunerMixin(Undoable):
             return
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise UserError(
-                f"adapter {adapter_name!r} needs image_size {wanted}, but this model's adapters run at {current}; "
-                "load it on another copy of the base model"
+                f"adapter {adapter_name!r} needs image_size {wanted}, but this model's adapters run at {current}",
+                fix="load it on another copy of the base model",
             )
         resize_input(model, wanted)
 
@@ -152,7 +153,9 @@ class SamTunerMixin(Undoable):
         encoder = find_vision_encoder(model)
         if encoder is None:
             if config.in_channels is not None or config.train_patch_embed:
-                raise UserError(f"in_channels, train_patch_embed: {type(model).__name__} has no SAM vision encoder")
+                raise UserError(
+                    f"{type(model).__name__} has no SAM vision encoder", key="in_channels, train_patch_embed"
+                )
             return
         wanted = original_channels(encoder) if config.in_channels is None else config.in_channels
         if wanted == input_channels(encoder):
@@ -160,7 +163,8 @@ class SamTunerMixin(Undoable):
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise UserError(
                 f"adapter {adapter_name!r} needs {wanted} input channels, but this model's adapters take "
-                f"{input_channels(encoder)}; load it on another copy of the base model"
+                f"{input_channels(encoder)}",
+                fix="load it on another copy of the base model",
             )
         inflate_channels(model, wanted)
 
@@ -172,8 +176,9 @@ class SamTunerMixin(Undoable):
             return
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise UserError(
-                f"adapter {adapter_name!r} has global_attention={config.global_attention}, this model's adapters have "
-                f"{removed}; load it on another copy of the base model"
+                f"adapter {adapter_name!r} has global_attention={config.global_attention}, this model's adapters "
+                f"have {removed}",
+                fix="load it on another copy of the base model",
             )
         remove_windows(model)
 
@@ -230,7 +235,8 @@ class SamTunerMixin(Undoable):
         if layer.early_map is not None and layer.hq_heads and layer.early_map.layer != block:
             raise UserError(
                 f"adapter {adapter_name!r} needs early_layer {block}, but this model's hq adapters see block "
-                f"{layer.early_map.layer}; load it on another copy of the base model"
+                f"{layer.early_map.layer}",
+                fix="load it on another copy of the base model",
             )
         if layer.early_map is None or layer.early_map.layer != block:
             layer.stop_capturing()
@@ -250,7 +256,7 @@ class SamTunerMixin(Undoable):
     def _check_known(self, adapter_names: list[str] | None) -> None:
         unknown = [name for name in adapter_names or () if name not in self.peft_config]
         if unknown:
-            raise UserError(f"adapter {unknown[0]!r} is not in the model; it has {', '.join(self.peft_config)}")
+            raise UserError(f"adapter {unknown[0]!r} is not in the model", fix=f"it has {', '.join(self.peft_config)}")
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         self._check_overlays_merge(adapter_names, safe_merge)
@@ -339,8 +345,8 @@ def check_adapter_keys(
             if keys
         )
         raise UserError(
-            f"the weights of adapter {adapter_name!r} do not fit its adapter_config.json ({listed}); "
-            "the file is damaged or belongs to another adapter"
+            f"the weights of adapter {adapter_name!r} do not fit its adapter_config.json ({listed})",
+            fix="the file is damaged or belongs to another adapter",
         )
 
 
@@ -375,7 +381,7 @@ def check_adapter_name(model: nn.Module, adapter_name: str) -> None:
             base model.
     """
     if "." in adapter_name or not is_plain_name(adapter_name.replace(":", "")):  # ModaModel puts a colon in its own
-        raise UserError(f"adapter name {adapter_name!r} cannot be a folder's; use letters, digits, '-' and '_'")
+        raise UserError(f"adapter name {adapter_name!r} cannot be a folder's", fix="use letters, digits, '-' and '_'")
     layers = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     parts = {*HQ_MODULES, "base_model", "model"}  # the latter two are PEFT's own
     for name, _ in model.named_parameters():
@@ -384,8 +390,8 @@ def check_adapter_name(model: nn.Module, adapter_name: str) -> None:
             parts.update(name.split("."))
     if adapter_name in parts:
         raise UserError(
-            f"adapter name {adapter_name!r} is part of a module path of the model, so PEFT would save no weights; "
-            "choose another name"
+            f"adapter name {adapter_name!r} is part of a module path of the model, so PEFT would save no weights",
+            fix="choose another name",
         )
 
 

@@ -85,7 +85,9 @@ class ConvLoraConfig(SamConfigMixin, LoraConfig):
         self.layers_to_transform = layers
         self.peft_type = ensure_peft_type("CONV_LORA")
         if not isinstance(self.init_lora_weights, bool):
-            raise UserError(f"init_lora_weights={self.init_lora_weights!r} is not for Conv-LoRA; use true or false")
+            raise UserError(
+                f"init_lora_weights={self.init_lora_weights!r} is not for Conv-LoRA", fix="use true or false"
+            )
         if self.init_lora_weights is False:
             self.init_weights = False
         self.init_lora_weights = self.init_weights is not False
@@ -97,10 +99,10 @@ class ConvLoraConfig(SamConfigMixin, LoraConfig):
     def _check(self) -> None:
         for name in _OTHER_METHODS:
             if getattr(self, name):
-                raise UserError(f"{name} cannot be combined with Conv-LoRA; leave it out")
+                raise UserError(f"{name} cannot be combined with Conv-LoRA", fix="leave it out")
         for name, known in (("router", ROUTERS), ("eval_routing", EVAL_ROUTINGS)):
             if getattr(self, name) not in known:
-                raise UserError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
+                raise UserError(f"{name}={getattr(self, name)!r} is unknown", fix=f"use one of {', '.join(known)}")
         if self.num_experts < 1 or not 1 <= self.top_k <= self.num_experts:
             raise UserError(f"num_experts={self.num_experts}, top_k={self.top_k}: needs 1 <= top_k <= num_experts")
         if self.conv_kernel_size not in (1, 3):

@@ -193,7 +193,9 @@ def token_grid(z: torch.Tensor, config: ConvLoraConfig) -> tuple[int, int, int]:
         UserError: if the tokens are no grid, or no square one and `grid` is not given.
     """
     if z.dim() != 3:
-        raise UserError(f"Conv-LoRA needs (N, H, W, C) or (N, L, C), got {z.dim()} dimensions; change target_modules")
+        raise UserError(
+            f"Conv-LoRA needs (N, H, W, C) or (N, L, C), got {z.dim()} dimensions", fix="change target_modules"
+        )
     length, prefix = z.shape[1], config.num_prefix_tokens
     if config.grid is not None:
         height, width = config.grid
@@ -205,7 +207,7 @@ def token_grid(z: torch.Tensor, config: ConvLoraConfig) -> tuple[int, int, int]:
         side = math.isqrt(max(length - candidate, 0))
         if side * side == length - candidate and side > 1:
             return candidate, side, side
-    raise UserError(f"{length} tokens are no square grid; set grid: [rows, columns] (and num_prefix_tokens)")
+    raise UserError(f"{length} tokens are no square grid", fix="set grid: [rows, columns] (and num_prefix_tokens)")
 
 
 def balance_loss(model: nn.Module) -> torch.Tensor | None:

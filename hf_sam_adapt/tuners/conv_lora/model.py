@@ -51,7 +51,8 @@ class ConvLoraModel(SamTunerMixin, LoraModel):
             return
         if find_mask_decoder(self.model) is not None and current_key.startswith("mask_decoder."):
             raise UserError(
-                f"target_modules matches {current_key}; Conv-LoRA adapts maps of the encoder, not the decoder's tokens"
+                f"target_modules matches {current_key}",
+                fix="Conv-LoRA adapts maps of the encoder, not the decoder's tokens",
             )
         super()._create_and_replace(
             lora_config, adapter_name, target, target_name, parent, current_key, parameter_name=parameter_name
@@ -59,7 +60,7 @@ class ConvLoraModel(SamTunerMixin, LoraModel):
         layer = getattr(parent, target_name)
         if not isinstance(layer, LoraLayer) or not hasattr(layer.get_base_layer(), "in_features"):
             raise UserError(
-                f"target_modules matches {current_key}, which is no Linear; Conv-LoRA adapts Linears alone"
+                f"target_modules matches {current_key}, which is no Linear", fix="Conv-LoRA adapts Linears alone"
             )
         layer.lora_variant[adapter_name] = ConvLoraVariant()
         ConvLoraVariant.init(layer, adapter_name, lora_config)

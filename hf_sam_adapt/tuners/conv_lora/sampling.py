@@ -34,7 +34,7 @@ def check_scales(scales: list[float]) -> None:
         ratio = scale if scale >= 1 else 1 / scale if scale > 0 else math.nan
         if not abs(ratio - round(ratio)) < 1e-3:
             raise UserError(
-                f"expert_scales: {scale} is neither a whole number (upsampling) nor 1/d (taps d tokens apart)"
+                f"{scale} is neither a whole number (upsampling) nor 1/d (taps d tokens apart)", key="expert_scales"
             )
 
 

@@ -51,12 +51,12 @@ class CwsamConfig(SamAdapterConfig):
         self.lowpass_abs = self.lowpass_abs or self.faithful
         if not (self.use_prompts or self.block_adapters):
             raise UserError(
-                "use_prompts=False with block_adapters=False leaves nothing in the encoder; use SamDecoderConfig"
+                "use_prompts=False with block_adapters=False leaves nothing in the encoder", fix="use SamDecoderConfig"
             )
         if not 0 < self.adapter_ratio:
             raise UserError(f"adapter_ratio={self.adapter_ratio} must be positive")
         if self.adapter_act not in ACTIVATIONS:
-            raise UserError(f"adapter_act={self.adapter_act!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
+            raise UserError(f"adapter_act={self.adapter_act!r} is unknown", fix=f"use one of {', '.join(ACTIVATIONS)}")
 
     @property
     def low_absolute(self) -> bool:

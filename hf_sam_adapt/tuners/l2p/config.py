@@ -42,7 +42,7 @@ class L2pConfig(SamConfigMixin, PeftConfig):
         self.peft_type = ensure_peft_type("L2P")
         if self.decoder not in (None, "frozen") or self.train_iou_head:
             raise UserError(
-                "L2pConfig: the decoder beside the prompts is frozen; leave decoder and train_iou_head out"
+                "L2pConfig: the decoder beside the prompts is frozen", fix="leave decoder and train_iou_head out"
             )
         if self.prompt_length < 1:
             raise UserError(f"prompt_length={self.prompt_length} must be at least 1")

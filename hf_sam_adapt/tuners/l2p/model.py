@@ -18,7 +18,7 @@ class L2pModel(SamTunerMixin, BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: L2pConfig, model_config: dict) -> L2pConfig:
         if find_mask_decoder(self.model) is None:
-            raise UserError(f"L2pConfig: {type(self.model).__name__} has no mask decoder; use SamModel")
+            raise UserError(f"L2pConfig: {type(self.model).__name__} has no mask decoder", fix="use SamModel")
         peft_config.target_modules = {"mask_decoder"}
         return peft_config
 

@@ -87,7 +87,7 @@ class ModaConfig(PeftConfig):
         self.fingerprint_is_from_file = self.base_fingerprint is not None
         for name, value, known in (("router", self.router, ROUTERS), ("head", self.head, HEADS)):
             if value not in known:
-                raise UserError(f"{name}={value!r} is unknown; use one of {', '.join(known)}")
+                raise UserError(f"{name}={value!r} is unknown", fix=f"use one of {', '.join(known)}")
         if self.num_tokens is None:
             self.num_tokens = 1 if self.router == "probe" else 10
         for name in ("num_tokens", "buffer_size"):
@@ -96,7 +96,7 @@ class ModaConfig(PeftConfig):
         if not 0 <= self.reject < 1:
             raise UserError(f"reject={self.reject!r} must be a share of the known images, at least 0 and below 1")
         if self.reject and getattr(self.inner, "num_labels", None) is not None:
-            raise UserError(f"reject={self.reject!r}: plain SAM has no classes for unknown images; set reject=0")
+            raise UserError(f"reject={self.reject!r}: plain SAM has no classes for unknown images", fix="set reject=0")
         for index, name in enumerate(self.domains):
             check_domain_name(name, self.domains[:index])
 
@@ -123,19 +123,23 @@ def build_inner(inner: dict | PeftConfig | None) -> PeftConfig:
         fields.pop("peft_type", None)
         config_cls = {str(key.value): cls for key, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}.get(kind)
         if config_cls is None:
-            raise UserError(f"inner.peft_type: {kind!r} is no PEFT type; name one, e.g. SAM_ADAPTER or LORA")
+            raise UserError(
+                f"{kind!r} is no PEFT type", key="inner.peft_type", fix="name one, e.g. SAM_ADAPTER or LORA"
+            )
         try:
             inner = config_cls(**fields)
         except TypeError as error:
-            raise UserError(f"inner: {error}") from error
+            raise UserError(f"{error}", key="inner") from error
     if not isinstance(inner, PeftConfig) or isinstance(inner, ModaConfig):
-        raise UserError(f"inner: {type(inner).__name__} is no config of a single method; use e.g. SamAdapterConfig")
+        raise UserError(
+            f"{type(inner).__name__} is no config of a single method", key="inner", fix="use e.g. SamAdapterConfig"
+        )
     if isinstance(inner, LoraConfig):
         for name, kept in _LORA_KEEPS_BASE.items():
             if getattr(inner, name) not in kept:
                 raise UserError(
-                    f"inner.{name}={getattr(inner, name)!r} changes SAM's own weights, which the domains share; use "
-                    f"{' or '.join(map(repr, kept))}"
+                    f"inner.{name}={getattr(inner, name)!r} changes SAM's own weights, which the domains share",
+                    fix=f"use {' or '.join(map(repr, kept))}",
                 )
     return inner
 

@@ -121,7 +121,9 @@ class DomainDispatch:
         kwargs, names = self._encoded(kwargs, domain)
         groups = self.pool.decoder_groups(names)
         if len(set(names)) > 1 and module.training and torch.is_grad_enabled():
-            raise UserError("domain: a training step takes one domain at a time; name it, or call eval() first")
+            raise UserError(
+                "a training step takes one domain at a time", key="domain", fix="name it, or call eval() first"
+            )
         if self.pool.gives_one_mask:
             groups = [(name, rows, extra | {"multimask_output": False}) for name, rows, extra in groups]
         *others, last = [_rows(kwargs, rows) | {"domain": name} | extra for name, rows, extra in groups]
@@ -136,16 +138,20 @@ class DomainDispatch:
             k for k, v in kwargs.items() if k not in ("pixel_values", *_PER_IMAGE, *_WHOLE) and not _is_unset(k, v)
         ]
         if unfit:
-            raise UserError(f"{', '.join(unfit)}: not with images of several domains; name one domain for the call")
+            raise UserError(
+                "not with images of several domains", where=", ".join(unfit), fix="name one domain for the call"
+            )
         kwargs = dict(kwargs)
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is None:
             if domain == "auto":
                 raise UserError(
-                    "domain='auto' reads pixel_values; beside image_embeddings give a list with a name an image"
+                    "domain='auto' reads pixel_values", fix="beside image_embeddings give a list with a name an image"
                 )
             if kwargs.get("image_embeddings") is None:
-                raise UserError("domain: there is nothing to segment; give pixel_values or image_embeddings")
+                raise UserError(
+                    "there is nothing to segment", key="domain", fix="give pixel_values or image_embeddings"
+                )
             return kwargs, self.pool.checked(domain, len(kwargs["image_embeddings"]))
         embeddings = self.pool.encode(pixel_values, domain)
         kwargs["image_embeddings"] = embeddings.maps
@@ -163,8 +169,9 @@ class DomainDispatch:
         channels = sorted({one.pred_masks.shape[2] for one in outputs})
         if len(channels) > 1:
             raise UserError(
-                f"domain: masks of {' and '.join(map(str, channels))} channels do not fit in one batch; "
-                "segment the images of 'base' in a call of their own"
+                f"masks of {' and '.join(map(str, channels))} channels do not fit in one batch",
+                key="domain",
+                fix="segment the images of 'base' in a call of their own",
             )
         return type(output)(**{key: torch.cat([one[key] for one in outputs])[places] for key in output.keys()})
 

@@ -92,14 +92,14 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
                 "folder), or the folder of one of its domains with PeftModel.from_pretrained"
             )
         if find_mask_decoder(model) is None:
-            raise UserError(f"ModaConfig: {type(model).__name__} has no mask decoder; use SamModel")
+            raise UserError(f"ModaConfig: {type(model).__name__} has no mask decoder", fix="use SamModel")
         if config.base_fingerprint is not None and config.fingerprint_is_from_file:
             check_fingerprint(config.base_fingerprint, model, adapter_name)
         kinds = {type(one.inner).__name__ for one in self.peft_config.values()}
         if len(kinds) > 1:
             raise UserError(
-                f"adapter {adapter_name!r} is a pool of another method than the model's ({', '.join(sorted(kinds))}); "
-                "load it on another copy of the base model"
+                f"adapter {adapter_name!r} is a pool of another method than the model's ({', '.join(sorted(kinds))})",
+                fix="load it on another copy of the base model",
             )
 
     def _inject_domain(self, adapter_name: str, domain: str, low_cpu_mem_usage: bool = False) -> None:
@@ -285,7 +285,8 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
         if wrong and config.strict_load:
             raise UserError(
                 f"adapter {adapter_name!r}: the router does not fit its config: {len(wrong)} keys differ, the first "
-                f"is {min(wrong)}; the file is damaged"
+                f"is {min(wrong)}",
+                fix="the file is damaged",
             )
         # The names are in the config; a domain that was never observed has no features either.
         pool.moda_router[adapter_name].domains = config.domains[: len(left.get("router.counts", ()))]

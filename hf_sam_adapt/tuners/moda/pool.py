@@ -121,7 +121,7 @@ class DomainPool:
             UserError: no domain is open, or the tokens are frozen.
         """
         if self.open_domain is None:
-            raise UserError("fit_tokens: no domain is open; add_domain(name) first")
+            raise UserError("no domain is open", key="fit_tokens", fix="add_domain(name) first")
         images = (pixel_values.to(self.model.dtype) for pixel_values in batches)
         with self.activated(BASE):
             self.router.fit_tokens(self.model.vision_encoder, self.open_domain, images, learning_rate=learning_rate)
@@ -130,10 +130,12 @@ class DomainPool:
     def observe(self, pixel_values: torch.Tensor) -> None:
         """Keep router features of training images (B, 3, S, S), un-augmented, of the open domain."""
         if self.open_domain is None:
-            raise UserError("observe: no domain is open; add_domain(name) first")
+            raise UserError("no domain is open", key="observe", fix="add_domain(name) first")
         missing = [name for name in self.domains[:-1] if name not in self.router.domains]
         if missing:
-            raise UserError(f"observe: the router has seen no image of {', '.join(missing)}; add the domains in turn")
+            raise UserError(
+                f"the router has seen no image of {', '.join(missing)}", key="observe", fix="add the domains in turn"
+            )
         self.router.observe(self.open_domain, self.router_features(pixel_values))
 
     def finish_domain(self) -> None:
@@ -144,7 +146,7 @@ class DomainPool:
         """
         name = self.open_domain
         if name is None:
-            raise UserError("finish_domain: no domain is open; add_domain(name) first")
+            raise UserError("no domain is open", key="finish_domain", fix="add_domain(name) first")
         if name not in self.router.domains:
             raise UserError(f"domain {name!r} has no images: observe(pixel_values) of its training images first")
         self.router.fit()
@@ -182,7 +184,9 @@ class DomainPool:
         """Names of domains (B,) by their places in the pool; -1 is the base."""
         unknown = [index for index in indices.tolist() if not -1 <= index < len(self.domains)]
         if unknown:
-            raise UserError(f"domain: {unknown[0]} is no place in a pool of {len(self.domains)}; -1 is the base")
+            raise UserError(
+                f"{unknown[0]} is no place in a pool of {len(self.domains)}", key="domain", fix="-1 is the base"
+            )
         return [BASE if index < 0 else self.domains[index] for index in indices.tolist()]
 
     def indices_of(self, names: list[str]) -> torch.Tensor:
@@ -206,11 +210,13 @@ class DomainPool:
         if domain is None:
             domain = self._using[-1] if self._using else self.open_domain or "auto"
         if not isinstance(domain, (str, list, tuple)):
-            raise UserError(f"domain: {domain!r} is no name; use a domain's, 'base', 'auto', or a list of names")
+            raise UserError(
+                f"{domain!r} is no name", key="domain", fix="use a domain's, 'base', 'auto', or a list of names"
+            )
         if domain == "auto" and len(self.domains) < 2:
             domain = (self.domains or [BASE])[0]
         elif domain == "auto" and len(self.routed_domains) < 2:
-            raise UserError("domain='auto': the router knows fewer than two finished domains; name the domain")
+            raise UserError("domain='auto': the router knows fewer than two finished domains", fix="name the domain")
         if isinstance(domain, str):
             return domain if domain == "auto" else self.checked(domain, 1)[0]
         return self.checked(domain, len(domain))
@@ -226,9 +232,9 @@ class DomainPool:
         for name in names:
             if name not in known:
                 hint = "; 'auto' is for a whole call" if name == "auto" else ""
-                raise UserError(f"domain {name!r} is not in the pool; it has {', '.join(known)}{hint}")
+                raise UserError(f"domain {name!r} is not in the pool", fix=f"it has {', '.join(known)}{hint}")
         if len(names) != count:
-            raise UserError(f"domain: {len(names)} names for {count} images")
+            raise UserError(f"{len(names)} names for {count} images", key="domain")
         return names
 
     def activated(self, domain: str) -> AbstractContextManager[None]:

@@ -32,7 +32,7 @@ def save_pool(pool, folder: Path) -> None:
     there = domains_of(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else []
     if there is None or there != pool.domains[: len(there)]:
         holds = "an adapter" if there is None else f"a pool of {', '.join(there)}"
-        raise UserError(f"{folder} holds {holds}, which this one does not continue; name another folder")
+        raise UserError(f"{folder} holds {holds}, which this one does not continue", fix="name another folder")
     for domain in pool.domains:
         name = pool.inner_name(domain)
         _write(folder / domain / WEIGHTS, _weights_file(file_tensors(pool.inner, name), {"format": "pt"}))
@@ -46,15 +46,17 @@ def load_pool(cls: type, model: nn.Module, folder: str, revision: str | None):
     """See `ModaModel.from_pretrained`."""
     config_file = find_file(folder, CONFIG, revision)
     if config_file is None:
-        raise UserError(f"{folder} holds no {CONFIG}; name the folder or the Hub id of a pool of domain adapters")
+        raise UserError(
+            f"{folder} holds no {CONFIG}", fix="name the folder or the Hub id of a pool of domain adapters"
+        )
     kind = json.loads(config_file.read_text(encoding="utf-8"))
     if not kind.get("pool"):
-        raise UserError(f"{folder} is no pool of domain adapters but a {kind.get('peft_type')}; use PeftModel")
+        raise UserError(f"{folder} is no pool of domain adapters but a {kind.get('peft_type')}", fix="use PeftModel")
     revision = commit_of(config_file)
     weights = _weights(folder, revision)
     domains = domains_of(weights)
     if domains is None:
-        raise UserError(f"{weights} does not name its domains; it is not the router of a pool")
+        raise UserError(f"{weights} does not name its domains", fix="it is not the router of a pool")
     config = ModaConfig.from_pretrained(str(config_file.parent))
     config.pool, config.inference_mode, config.domains = False, True, domains
     found = {name: read_domain(f"{folder}/{name}", config.inner, model, revision) for name in config.domains}
@@ -85,12 +87,12 @@ def read_domain(
     """
     config_file = find_file(path, CONFIG, revision)
     if config_file is None:
-        raise UserError(f"adapter: {path} holds no {CONFIG}; name the folder or Hub id of an adapter")
+        raise UserError(f"{path} holds no {CONFIG}", key="adapter", fix="name the folder or Hub id of an adapter")
     revision = commit_of(config_file)
     own = PeftConfig.from_pretrained(str(config_file.parent))
     differing = differing_fields(inner, own)
     if differing:
-        raise UserError(f"adapter: {path} differs from the pool's inner config in {', '.join(differing)}")
+        raise UserError(f"{path} differs from the pool's inner config in {', '.join(differing)}", key="adapter")
     fingerprint = getattr(own, "base_fingerprint", None)
     if fingerprint is not None:
         check_fingerprint(fingerprint, model, path)
@@ -105,7 +107,9 @@ def router_file(router: nn.Module, domains: list[str]) -> bytes:
 def _weights(path: str, revision: str | None) -> Path:
     weights = find_file(path, WEIGHTS, revision)
     if weights is None:
-        raise UserError(f"adapter: {path} holds no {WEIGHTS}; a pickle is not loaded, save it again as safetensors")
+        raise UserError(
+            f"{path} holds no {WEIGHTS}", key="adapter", fix="a pickle is not loaded, save it again as safetensors"
+        )
     return weights
 
 

@@ -55,11 +55,11 @@ class DomainRouter(StateOfAnyShape):
     ) -> None:
         super().__init__()
         if mode not in ("probe", "joint"):
-            raise UserError(f"router mode {mode!r} is unknown; use probe or joint")
+            raise UserError(f"router mode {mode!r} is unknown", fix="use probe or joint")
         if head not in HEADS:
-            raise UserError(f"router head {head!r} is unknown; use one of {', '.join(HEADS)}")
+            raise UserError(f"router head {head!r} is unknown", fix=f"use one of {', '.join(HEADS)}")
         if not 0 <= reject < 1:
-            raise UserError(f"reject={reject} is not a share; use 0 (refuse no image) or a value below 1")
+            raise UserError(f"reject={reject} is not a share", fix="use 0 (refuse no image) or a value below 1")
         self.image_size, self.mode, self.statistics, self.reject = image_size, mode, statistics, reject
         self.buffer_size, self.seed, self.head_name = buffer_size, seed, head
         self.domains: list[str] = []
@@ -94,8 +94,8 @@ class DomainRouter(StateOfAnyShape):
         """
         if pixel_values.shape[-1] != self.image_size:
             raise UserError(
-                f"the router was fitted at {self.image_size} pixels and got images of {pixel_values.shape[-1]}; "
-                "use the image size that the pool was made with"
+                f"the router was fitted at {self.image_size} pixels and got images of {pixel_values.shape[-1]}",
+                fix="use the image size that the pool was made with",
             )
         with torch.set_grad_enabled(self.tokens.requires_grad and torch.is_grad_enabled()):
             if self.mode == "joint":
@@ -171,7 +171,7 @@ class DomainRouter(StateOfAnyShape):
             UserError: the tokens are not learned.
         """
         if not isinstance(self.tokens, nn.Parameter):
-            raise UserError("the router's tokens are frozen; set learn_tokens=True to train them")
+            raise UserError("the router's tokens are frozen", fix="set learn_tokens=True to train them")
         parts = dict(zip(self.domains, self.cached.split(self.counts.tolist()))) if len(self.counts) else {}
         earlier = torch.cat([part for name, part in parts.items() if name != domain] or [self.cached])
         if not len(earlier):
@@ -212,9 +212,13 @@ class DomainRouter(StateOfAnyShape):
             return
         for name, count in zip(self.domains, counts + [0] * (domains - len(counts))):
             if not count:
-                raise UserError(f"router: domain {name!r} has no images; observe its training images first")
+                raise UserError(
+                    f"domain {name!r} has no images", key="router", fix="observe its training images first"
+                )
             if count < 2 and self.reject:
-                raise UserError(f"router: domain {name!r} has one image, too few for a reject threshold; set reject=0")
+                raise UserError(
+                    f"domain {name!r} has one image, too few for a reject threshold", key="router", fix="set reject=0"
+                )
         device, cached = self.cached.device, self.cached.cpu()
         labels = torch.arange(domains).repeat_interleave(self.counts.cpu())
         self.head = self._fitted_head(cached, labels)

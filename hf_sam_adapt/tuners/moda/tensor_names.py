@@ -29,7 +29,8 @@ def model_tensors(inner: BaseTuner, name: str, tensors: dict[str, torch.Tensor])
     if wrong:
         raise UserError(
             f"the weights of domain {name.rpartition(':')[2]!r} do not fit their config: {len(wrong)} keys differ, "
-            f"the first is {wrong[0]}; the file is damaged or belongs to another adapter"
+            f"the first is {wrong[0]}",
+            fix="the file is damaged or belongs to another adapter",
         )
     mapped = {key.removeprefix(_PEFT_MODEL): value for key, value in tensors.items()}
     for path, module in inner.named_modules():

@@ -73,9 +73,11 @@ class SamAdapterConfig(SamConfigMixin, PeftConfig):
         if self.faithful:
             self.embedding_layout = "legacy"
         if self.embedding_layout not in LAYOUTS:
-            raise UserError(f"embedding_layout={self.embedding_layout!r} is unknown; use one of {', '.join(LAYOUTS)}")
+            raise UserError(
+                f"embedding_layout={self.embedding_layout!r} is unknown", fix=f"use one of {', '.join(LAYOUTS)}"
+            )
         if len(set(self.features)) != len(self.features):
-            raise UserError(f"features={self.features} names a feature twice; use feature_weights to weight it")
+            raise UserError(f"features={self.features} names a feature twice", fix="use feature_weights to weight it")
         if self.feature_weights is not None and len(self.feature_weights) != len(self.features):
             raise UserError(
                 f"feature_weights has {len(self.feature_weights)} entries for {len(self.features)} features"

@@ -84,7 +84,7 @@ def register_feature(name: str, compute: Callable[[torch.Tensor], torch.Tensor],
     """
     taken = name in BUILT_IN or name in _REGISTERED or hasattr(nn.ModuleDict, name)
     if taken or not name.isidentifier():
-        raise UserError(f"feature name {name!r} is taken or not an identifier; built in: {', '.join(BUILT_IN)}")
+        raise UserError(f"feature name {name!r} is taken or not an identifier", fix=f"built in: {', '.join(BUILT_IN)}")
     _REGISTERED[name] = Feature(compute, channels)
 
 
@@ -97,7 +97,7 @@ def get_feature(name: str) -> Feature:
     if name not in _REGISTERED:
         known = ", ".join((*BUILT_IN, *_REGISTERED))
         raise UserError(
-            f"guidance feature {name!r} is unknown (known: {known}); call hf_sam_adapt.register_feature({name!r}, …) "
-            "before the adapter is created or loaded"
+            f"guidance feature {name!r} is unknown (known: {known})",
+            fix=f"call hf_sam_adapt.register_feature({name!r}, …) before the adapter is created or loaded",
         )
     return _REGISTERED[name]

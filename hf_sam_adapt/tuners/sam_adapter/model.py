@@ -50,7 +50,8 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
         elif isinstance(target, SamAdapterBlock) and not isinstance(target, self.block_cls):
             raise UserError(
                 f"adapter {adapter_name!r} is of {type(self).__name__}, and {current_key} is wrapped for SAM-Adapter "
-                "already; add the CWSAM adapter first, or use another copy of the base model"
+                "already",
+                fix="add the CWSAM adapter first, or use another copy of the base model",
             )
         layer.update_layer(adapter_name, peft_config)
 
@@ -58,7 +59,7 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
         for module in self.model.modules():
             if isinstance(module, SamAdapterPatchEmbed) and adapter_name in module.sam_adapter_config:
                 return module.sam_adapter_state
-        raise UserError(f"target_modules matches the block {key} but no patch embedding before it; match both")
+        raise UserError(f"target_modules matches the block {key} but no patch embedding before it", fix="match both")
 
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError(

@@ -18,9 +18,9 @@ class SamDecoderModel(SamTunerMixin, BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: SamDecoderConfig, model_config: dict) -> SamDecoderConfig:
         if find_mask_decoder(self.model) is None:
-            raise UserError(f"SamDecoderConfig: {type(self.model).__name__} has no mask decoder; use SamModel")
+            raise UserError(f"SamDecoderConfig: {type(self.model).__name__} has no mask decoder", fix="use SamModel")
         if peft_config.decoder == "frozen" and not (peft_config.train_iou_head or peft_config.train_no_mask_embed):
-            raise UserError("SamDecoderConfig(decoder='frozen') would train nothing; use decoder='full'")
+            raise UserError("SamDecoderConfig(decoder='frozen') would train nothing", fix="use decoder='full'")
         peft_config.target_modules = {"mask_decoder"}
         return peft_config
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from ..config.arguments import option
-from ..config.paths import FILE
+from ..config.paths import DATASET, FILE
 from ..config.shared_keys import AdaptedModelKeys, ComputeKeys, MaskKeys, MaskValues, MetricKeys
 from ..errors import UserError
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
@@ -37,6 +37,9 @@ class EvaluateArguments(ComputeKeys, MetricKeys, MaskKeys, AdaptedModelKeys):
     are read is the run's unless it is given.
     """
 
+    dataset: str | None = option(
+        None, "Folder, Hub id, or synthetic:<domain>; unset, it and the keys of its masks are the run's.", path=DATASET
+    )
     mask_values: MaskValues | None = option(None, "How mask values are read; unset = the run's, or auto.")
     seed: int | None = option(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
     prompts: list[Literal["none", "box", "point", "mask"]] | None = option(

@@ -20,7 +20,7 @@ from hf_sam_adapt.config.continual_recipe import ContinualRecipe
 from hf_sam_adapt.inference.forward import encode, segment
 from hf_sam_adapt.inference.loading import load_adapted
 from hf_sam_adapt.inference.variants import inference
-from hf_sam_adapt.metrics import IouDice
+from hf_sam_adapt.metrics import OverlapMetric
 from hf_sam_adapt.prompts import Prompt
 from hf_sam_adapt.training.run import load_data
 
@@ -60,7 +60,7 @@ def compare(run: Path, name: str, least: float, precision: str) -> list[str]:
     domain = next(one for one in recipe.read_domains() if one.name == name)
     split = load_data(recipe.task(domain, run)).test
     loaded = load_adapted(str(run / "pool"))
-    meters = {way: IouDice() for way in WAYS}
+    meters = {way: OverlapMetric() for way in WAYS}
     with inference([loaded.model], precision):
         for sample in split:
             masks = image_masks(loaded.model, loaded.processor, sample.image, least, name)

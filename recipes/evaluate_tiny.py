@@ -18,7 +18,7 @@ from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.dataset import Sample
 from hf_sam_adapt.evaluation import evaluate
 from hf_sam_adapt.inference.forward import encode
-from hf_sam_adapt.metrics import IouDice
+from hf_sam_adapt.metrics import OverlapMetric
 from hf_sam_adapt.prompts import PROMPT_KINDS, derive_prompts
 from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
@@ -66,7 +66,7 @@ def embedding_deviation(model: SamModel, processor: SamAdaptProcessor, split: Da
 
 def filled_boxes(split: Dataset) -> float:
     """IoU of the prompt boxes themselves, filled in: what a model must beat to have looked inside them."""
-    scores = IouDice()
+    scores = OverlapMetric()
     for number in range(len(split)):
         mask = split[number].mask
         filled = np.zeros(mask.shape, bool)

@@ -19,10 +19,10 @@ from PIL import Image
 import hf_sam_adapt
 from hf_sam_adapt import load_tiny_sam
 from hf_sam_adapt.config.continual_recipe import parse_continual_recipe
+from hf_sam_adapt.config.methods import METHODS
 from hf_sam_adapt.config.presets import PRESETS
 from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.data.synthetic import draw_sample
-from hf_sam_adapt.reporting.cards.methods import METHODS
 from hf_sam_adapt.sam.tiny import export_tiny
 
 

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from transformers.image_processing_utils import BatchFeature
 
 from ..config.arguments import option
-from ..config.paths import FILE, MODEL
+from ..config.paths import FILE
+from ..config.shared_keys import AdaptedModelKeys, ComputeKeys
 from ..data.channels import ARRAY_SUFFIX, displayable, load_header, load_image
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.walk import files_below, is_leftover, one_form
@@ -38,17 +39,10 @@ from ..sam.processing import SamAdaptProcessor
 
 
 @dataclass
-class PredictArguments:
+class PredictArguments(ComputeKeys, AdaptedModelKeys):
     """Arguments of `hf-sam-adapt predict`."""
 
     inputs: list[str] = option([], "Image files, folders of images, or glob patterns.", path=FILE)
-    adapter: str | None = option(
-        None, "Adapter to predict with, a run folder or Hub id; unset = the SAM of --model.", path=MODEL
-    )
-    model: str | None = option(
-        None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.", path=MODEL
-    )
-    domain: str | None = option(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
     output_dir: str = option("predictions", "Folder for the masks, overlays and predictions.json.", path=FILE)
     box: list[float] | None = option(None, "Box prompt x0 y0 x1 y1 in pixels, the same for every image.")
     point: list[float] | None = option(None, "Point prompt x y in pixels, the same for every image.")
@@ -57,11 +51,6 @@ class PredictArguments:
     )
     points_per_side: int = option(16, "Points per side of the grid of --instances grid.")
     min_score: float = option(0.0, "Instances of a lower score, 0..1, are left out.")
-    batch_size: int = option(4, "Images encoded together.")
-    precision: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision.")
-    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = option(
-        "auto", "How the encoder computes attention."
-    )
 
 
 def predict_command(args: PredictArguments) -> int:

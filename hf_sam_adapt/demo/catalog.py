@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..config.methods import METHODS
 from ..data.walk import files_below, is_leftover
 from ..errors import UserError
 from ..inference.loading import ADAPTER_CONFIG
@@ -19,15 +20,7 @@ _TITLES = {
     "three-domains": "Radar, polyps, shadows",
 }
 _GENERIC = ("pool", "adapter", "run", "best", "final", "output", "model")  # names that need their folder's
-_METHODS = {
-    "SAM_ADAPTER": "SAM-Adapter",
-    "CONV_LORA": "Conv-LoRA",
-    "CWSAM": "CWSAM",
-    "MODA": "MoDA",
-    "SAM_DECODER": "decoder",
-    "LORA": "LoRA",
-    "L2P": "L2P",
-}
+_METHODS = {name.upper(): method.name for name, method in METHODS.items()} | {"SAM_DECODER": METHODS["decoder"].name}
 
 
 @dataclass(frozen=True)

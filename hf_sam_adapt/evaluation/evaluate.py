@@ -15,7 +15,7 @@ from ..data.images import IGNORE
 from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
 from ..inference.variants import Variant, inference, predicted_logits, variants_of
-from ..metrics import ConstantMask, IouDice, Overlap, boundary_overlap, gathered, make_metric, overlap
+from ..metrics import ConstantMask, Overlap, boundary_overlap, gathered, make_metric, mean_overlap, overlap
 from ..metrics.stream import StreamingMetric, check_metrics
 from ..prompts import Prompt, derive_prompts
 from ..sam.processing import SamAdaptProcessor
@@ -214,9 +214,9 @@ def _means(records: Sequence[ImageRecord], kinds: Sequence[str]) -> dict[str, di
     for kind in kinds:
         test[kind] = {"zero_shot": None, "adapted": None}
         for name in records[0].scores[kind]:
-            means = IouDice([record.scores[kind][name] for record in records]).compute()
+            means = mean_overlap([record.scores[kind][name] for record in records])
             if kind in records[0].boundaries:
-                means["biou"] = IouDice([record.boundaries[kind][name] for record in records]).compute()["iou"]
+                means["biou"] = mean_overlap([record.boundaries[kind][name] for record in records])["iou"]
             test[kind][name] = means
     return test
 

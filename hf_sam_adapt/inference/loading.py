@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import HTTPError
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, SamModel
 
+from ..config.methods import METHODS
 from ..errors import UserError, first_line
 from ..files import follow_umask
 from ..repository import HubName, commit_of, find_file
@@ -24,26 +25,12 @@ from ..sam.input_channels import inflate_channels, input_channels
 from ..sam.processing import SamAdaptProcessor
 from ..sam.tiny import TINY, load_tiny_sam
 from ..tuners.common.decoder import freeze_outside_adapter
-from ..tuners.conv_lora import ConvLoraConfig
-from ..tuners.cwsam import CwsamConfig
-from ..tuners.l2p import L2pConfig
-from ..tuners.moda import ModaConfig, ModaModel
-from ..tuners.sam_adapter import SamAdapterConfig
-from ..tuners.sam_decoder import SamDecoderConfig
+from ..tuners.moda import ModaModel
 
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-METHODS = {
-    "sam_adapter": SamAdapterConfig,
-    "conv_lora": ConvLoraConfig,
-    "cwsam": CwsamConfig,
-    "moda": ModaConfig,
-    "decoder": SamDecoderConfig,
-    "l2p": L2pConfig,
-    "lora": LoraConfig,
-    "full": None,
-}
+CONFIGS = {name: method.config_class() for name, method in METHODS.items()}
 LORA_DEFAULTS = {
     "r": 8,
     "lora_alpha": 16,
@@ -54,7 +41,7 @@ LORA_DEFAULTS = {
 
 def method_of(config: PeftConfig | None) -> str:
     """The recipe's name of an adapter's method; None, a model folder, is `full`."""
-    return next(name for name, cls in METHODS.items() if cls is (None if config is None else type(config)))
+    return next(name for name, cls in CONFIGS.items() if cls is (None if config is None else type(config)))
 
 
 @dataclass
@@ -165,7 +152,7 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
         method_args = LORA_DEFAULTS | method_args
     elif image_size is not None:
         method_args = {"image_size": image_size} | method_args
-    config_cls = METHODS[method]
+    config_cls = CONFIGS[method]
     known = [field.name for field in dataclasses.fields(config_cls)]
     for key in method_args:
         if key not in known:

@@ -5,7 +5,7 @@ from pathlib import Path
 from .boundary import boundary_overlap
 from .classes import ConfusionMatrix, plot_confusion
 from .constant import ConstantMask, constant_mask
-from .overlap import IouDice, Overlap, overlap
+from .overlap import Overlap, mean_overlap, overlap
 from .stream import (
     PROMPTLESS_METRICS,
     AucMetric,
@@ -37,7 +37,6 @@ __all__ = [
     "ConstantMask",
     "EMeasureMetric",
     "FMeasureMetric",
-    "IouDice",
     "MaeMetric",
     "Overlap",
     "OverlapMetric",
@@ -49,6 +48,7 @@ __all__ = [
     "constant_mask",
     "gathered",
     "make_metric",
+    "mean_overlap",
     "overlap",
     "plot_confusion",
 ]

@@ -1,7 +1,7 @@
 """IoU and Dice of binary masks, per image."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -59,36 +59,9 @@ def overlap(prediction: np.ndarray, mask: np.ndarray) -> Overlap:
     )
 
 
-@dataclass
-class IouDice:
-    """Mean IoU and Dice over images, added one at a time.
-
-    Holds three integers an image and no mask. To use several processes, gather the `per_image` lists and build one
-    metric from them: `merge` counts what it is given, so every image must be in exactly one list.
-    """
-
-    per_image: list[Overlap] = field(default_factory=list)
-
-    def update(self, prediction: np.ndarray, mask: np.ndarray) -> Overlap:
-        """Adds one image (see `overlap` for the arguments) and returns its counts."""
-        counts = overlap(prediction, mask)
-        self.per_image.append(counts)
-        return counts
-
-    def merge(self, others: Iterable["IouDice"]) -> "IouDice":
-        """The metric over the images of this one and of `others`, in that order."""
-        return IouDice(self.per_image + [counts for other in others for counts in other.per_image])
-
-    def compute(self) -> dict[str, float]:
-        """Means over the images, `{"iou": …, "dice": …}` as fractions 0..1.
-
-        Raises:
-            ValueError: no image was added.
-        """
-        if not self.per_image:
-            raise ValueError("no image was added, there is no mean to compute")
-        count = len(self.per_image)
-        return {
-            "iou": sum(image.iou for image in self.per_image) / count,
-            "dice": sum(image.dice for image in self.per_image) / count,
-        }
+def mean_overlap(images: Sequence[Overlap]) -> dict[str, float]:
+    """Means over images, `{"iou": …, "dice": …}` as fractions 0..1."""
+    return {
+        "iou": sum(image.iou for image in images) / len(images),
+        "dice": sum(image.dice for image in images) / len(images),
+    }

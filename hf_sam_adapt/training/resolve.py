@@ -6,20 +6,12 @@ from typing import Any
 
 import torch
 
+from ..config.methods import CLASS_METHODS
 from ..config.recipe import Recipe
 from ..data import SegmentationData
 from ..errors import UserError
-from ..inference.loading import METHODS
 from ..losses.class_weights import class_weights_from
 from ..losses.segmentation import DEFAULT_LOSS, parse_loss
-from ..tuners.common.config import SamConfigMixin
-
-
-CLASS_METHODS = tuple(
-    name
-    for name, cls in METHODS.items()
-    if cls is not None and issubclass(cls, SamConfigMixin) and getattr(cls, "default_decoder", None) != "frozen"
-)
 
 
 def method_fields(recipe: Recipe, data: SegmentationData) -> dict[str, Any]:

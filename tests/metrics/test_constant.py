@@ -8,7 +8,7 @@ from PIL import Image
 
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.folder import FileReader
-from hf_sam_adapt.metrics import IouDice, constant_mask
+from hf_sam_adapt.metrics import OverlapMetric, constant_mask
 
 
 @dataclass
@@ -23,7 +23,7 @@ def brute_force(split: list[Item], size: int) -> float:
     mean = sum((grid == 1).astype(int) for grid in grids) / np.maximum(known, 1)
     best = 0.0
     for threshold in np.concatenate([[-1.0], np.unique(mean), [2.0]]):
-        metric = IouDice()
+        metric = OverlapMetric()
         for grid in grids:
             metric.update(mean >= threshold - 1e-9, grid)
         best = max(best, metric.compute()["iou"])
@@ -50,7 +50,7 @@ def test_threshold_is_the_best_of_all(seed, values):
     split = split_of(np.random.default_rng(seed), 7, values)
     constant = constant_mask(split, size=16)
     assert constant.train_iou == pytest.approx(brute_force(split, 16), abs=1e-12)
-    metric = IouDice()
+    metric = OverlapMetric()
     for item in split:
         metric.update(
             constant.at(16, 16), np.asarray(Image.fromarray(item.mask).resize((16, 16), Image.Resampling.NEAREST))
@@ -63,7 +63,7 @@ def test_is_at_the_original_size():
     mask[10:30, 15:45] = 1
     constant = constant_mask([Item(mask)], size=64)
     assert constant.train_iou == 1.0
-    metric = IouDice()
+    metric = OverlapMetric()
     metric.update(
         constant.at(400, 600), np.asarray(Image.fromarray(mask).resize((600, 400), Image.Resampling.NEAREST))
     )
@@ -105,7 +105,7 @@ def test_real_domains(real_data, domain, expected):
         return [Item((np.asarray(Image.open(path)) > 0).astype(np.uint8)) for path in paths]
 
     constant = constant_mask(read("train"))
-    metric = IouDice()
+    metric = OverlapMetric()
     for item in read("test"):
         metric.update(constant.at(*item.mask.shape), item.mask)
     assert metric.compute()["iou"] == pytest.approx(expected, abs=0.01)

@@ -13,9 +13,8 @@ from peft import get_peft_model
 from sams import random_sam
 from transformers import SamConfig, SamModel
 
-from hf_sam_adapt.inference.loading import METHODS as CONFIGS
-from hf_sam_adapt.inference.loading import build_model
-from hf_sam_adapt.reporting.cards.methods import METHODS, SAM_CITATION
+from hf_sam_adapt.config.methods import METHODS, SAM_CITATION
+from hf_sam_adapt.inference.loading import CONFIGS, build_model
 
 
 ROOT = Path(__file__).parents[2]

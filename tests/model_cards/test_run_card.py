@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -10,12 +11,12 @@ from huggingface_hub import constants, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 
+from hf_sam_adapt.config.methods import METHODS
 from hf_sam_adapt.config.recipe import Recipe
-from hf_sam_adapt.inference.loading import METHODS, load_adapted
+from hf_sam_adapt.inference.loading import CONFIGS, load_adapted
 from hf_sam_adapt.reporting.cards import INSTALL, public_recipe, write_card
 from hf_sam_adapt.reporting.cards.base import base_license
 from hf_sam_adapt.reporting.cards.metadata import card_data
-from hf_sam_adapt.reporting.cards.methods import METHODS as DESCRIBED
 from hf_sam_adapt.reporting.cards.run_card import load_lines
 from hf_sam_adapt.reporting.report import ABSENT
 
@@ -233,7 +234,7 @@ def test_a_public_recipe_names_no_folder(tmp_path):
 
 
 def test_every_method_is_described_and_loaded_as_what_it_is():
-    assert DESCRIBED.keys() == METHODS.keys()
+    assert METHODS.keys() == CONFIGS.keys() == {*get_args(get_type_hints(Recipe)["method"]), "moda"}
     lines = {
         method: "\n".join(load_lines(Recipe(model=model, method=method), "me/x"))
         for method, model in (("full", "facebook/sam-vit-base"), ("cwsam", "facebook/sam-vit-base"), ("lora", "tiny"))

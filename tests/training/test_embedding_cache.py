@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from launching import ROOT
 from peft import LoraConfig, get_peft_model
@@ -25,7 +26,7 @@ from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.evaluation import evaluate
 from hf_sam_adapt.inference.embeddings.cache import EmbeddingCache, cache_key, check_cacheable, image_digest
 from hf_sam_adapt.inference.embeddings.split import EmbeddedSplit
-from hf_sam_adapt.inference.embeddings.store import EmbeddingStore, EmbeddingWriter
+from hf_sam_adapt.inference.embeddings.store import EmbeddingStore
 from hf_sam_adapt.inference.forward import encode
 from hf_sam_adapt.inference.loading import build_model
 from hf_sam_adapt.sam.processing import SamAdaptProcessor
@@ -111,7 +112,7 @@ def test_each_image_is_encoded_once_and_a_second_run_reuses_it(
     assert sum(encoded) == 10 + 4 + 5  # training, validation and test images
     (folder,) = (cache_folder / "embeddings").iterdir()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Embeddings of")]
-    size = sum(file.stat().st_size for file in folder.glob("*.bin")) / 1e6
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     assert lines[0].startswith("Embeddings of 14 images: 14 computed, 0 reused; ")
     assert lines[1] == f"Embeddings of 5 images: 5 computed, 0 reused; {folder} holds 19, {size:.1f} MB."
     train(parse_recipe(short_recipe("two", **DECODER, seed=1, cache_embeddings="true")))
@@ -122,7 +123,7 @@ def test_early_maps_are_kept_beside_the_embeddings_that_all_decoders_share(
     short_recipe, encoded, cache_folder, capsys
 ):
     def folders():
-        return {path.name: len(list(path.glob("*.bin"))) for path in (cache_folder / "embeddings").iterdir()}
+        return {path.name: len(list(path.glob("*.safetensors"))) for path in (cache_folder / "embeddings").iterdir()}
 
     train(parse_recipe(short_recipe("full", **DECODER, max_steps=1, cache_embeddings="true")))
     (shared,) = before = folders()
@@ -224,9 +225,12 @@ def test_embeddings_do_not_stand_for_another_encoder(disc_split, processor):
 
 
 def fill(store, rows):
-    with EmbeddingWriter(store) as writer:
-        for digest, embedding in rows:
-            writer.write(digest, embedding)
+    for digest, embedding in rows:
+        store.write(digest, embedding)
+
+
+def stored_bytes(row):
+    return len(safetensors.torch.save({"embedding": row}))
 
 
 def random_rows(count, dtype=torch.float32, shape=(4, 3, 3)):
@@ -234,28 +238,25 @@ def random_rows(count, dtype=torch.float32, shape=(4, 3, 3)):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rows_come_back_bit_for_bit_from_many_parts(dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_sam_adapt.inference.embeddings.store, "PART_BYTES", 1000)
+def test_rows_come_back_bit_for_bit(dtype, tmp_path):
     rows = random_rows(50, dtype)
     fill(EmbeddingStore(tmp_path / "store"), rows.items())
     store = EmbeddingStore(tmp_path / "store")
-    assert len(store) == 50 and len(list(store.folder.glob("*.bin"))) > 3
+    assert len(store) == 50 == len(list(store.folder.glob("*.safetensors")))
     for digest in np.random.default_rng(torch.initial_seed()).permutation(list(rows)):
         read = store.read(digest)
         assert read.dtype == dtype and torch.equal(read, rows[digest])
-    assert "absent" not in store and store.num_bytes == sum(t.nbytes for t in rows.values())
+    assert "absent" not in store and store.num_bytes == sum(map(stored_bytes, rows.values()))
 
 
-def test_what_is_torn_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_sam_adapt.inference.embeddings.store, "PART_BYTES", 1)
+def test_what_is_torn_is_not_read(tmp_path):
     rows = random_rows(5)
     fill(EmbeddingStore(tmp_path), rows.items())
-    parts = {json.loads(file.read_text())["digests"][0]: file for file in tmp_path.glob("*.json")}
-    binary = parts["0000"].with_suffix(".bin")
-    binary.write_bytes(binary.read_bytes()[:-1])
-    parts["0001"].write_text(parts["0001"].read_text()[:-1])
-    parts["0002"].unlink()
-    parts["0003"].with_suffix(".bin").unlink()
+    last, header, empty, missing = (tmp_path / f"000{number}.safetensors" for number in range(4))
+    last.write_bytes(last.read_bytes()[:-1])
+    header.write_bytes(header.read_bytes()[:20])
+    empty.write_bytes(b"")
+    missing.unlink()
     store = EmbeddingStore(tmp_path)
     assert [digest for digest in rows if digest in store] == ["0004"]
     fill(store, [item for item in rows.items() if item[0] not in store])
@@ -263,13 +264,12 @@ def test_what_is_torn_is_not_read(tmp_path, monkeypatch):
 
 
 def test_abandoned_files_are_removed_and_those_of_other_builds_are_not(tmp_path):
-    old, recent, undeclared = (tmp_path / name for name in (".tmp_old.bin", ".tmp_recent.bin", "undeclared.bin"))
-    for path in (old, recent, undeclared):
+    old, recent = (tmp_path / name for name in (".tmp_old.safetensors", ".tmp_recent.safetensors"))
+    for path in (old, recent):
         path.write_bytes(b"1234")
-    for path in (old, undeclared):
-        os.utime(path, (time.time() - 2e5,) * 2)
+    os.utime(old, (time.time() - 2e5,) * 2)
     fill(EmbeddingStore(tmp_path), random_rows(2).items())
-    assert recent.exists() and not old.exists() and not undeclared.exists()
+    assert recent.exists() and not old.exists()
 
 
 needs_fork = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="runs in a forked process of Linux")
@@ -293,21 +293,20 @@ def numbered(number, shape=(4, 3, 3)):
 
 
 def build_until_killed(folder):
-    with EmbeddingWriter(EmbeddingStore(folder)) as writer:
-        for number in range(50):
-            writer.write(*numbered(number))
-            if number == 36:
-                os.kill(os.getpid(), signal.SIGKILL)
+    store = EmbeddingStore(folder)
+    for number in range(50):
+        store.write(*numbered(number))
+        if number == 36:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @needs_fork
-def test_a_killed_build_leaves_whole_parts_and_is_continued(tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_sam_adapt.inference.embeddings.store, "PART_BYTES", 10 * 36 * 4)
+def test_a_killed_build_loses_nothing_that_it_wrote_and_is_continued(tmp_path):
     assert in_a_child(build_until_killed, tmp_path) == -signal.SIGKILL
     store = EmbeddingStore(tmp_path)
-    assert len(store) == 30 and list(tmp_path.glob(".tmp_*"))
+    assert len(store) == 37
     missing = {digest: row for digest, row in map(numbered, range(50)) if digest not in store}
-    assert len(missing) == 20
+    assert len(missing) == 13
     fill(store, missing.items())
     assert all(torch.equal(store.read(digest), row) for digest, row in map(numbered, range(50)))
 
@@ -384,7 +383,7 @@ def test_ten_thousand_embeddings_take_constant_memory(tmp_path):
     report = tmp_path / "report"
     assert in_a_child(build_and_read_many, tmp_path / "store", report) == 0
     stored, grown = map(int, report.read_text().split())
-    assert stored == 10_000 * 64 * 8 * 8 * 4  # 164 MB
+    assert stored == 10_000 * stored_bytes(torch.zeros(64, 8, 8))  # 164 MB
     assert grown < 20e6
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,10 @@ from ...tuners.common.hq import live_early_map
 from ..forward import encode, sam_of
 from ..variants import device_of, inference
 from .split import EmbeddedSplit
-from .store import EmbeddingStore, EmbeddingWriter
+from .store import EmbeddingStore
 
 
-_FORMAT = 1  # of what is hashed and stored
+_FORMAT = 2  # of what is hashed and stored
 # What a config says about its file; the dtype is that of the weights.
 _OF_THE_FILE = ("_name_or_path", "architectures", "dtype", "transformers_version")
 
@@ -181,8 +180,7 @@ class EmbeddingCache:
         known: set[str] = set()
         waiting: list[tuple[str, np.ndarray]] = []
         bar = tqdm(total=len(rows), desc="embed", unit="image", disable=rows.start > 0, leave=False)
-        with bar, inference([self.model], self.precision), ExitStack() as stack:
-            writers = [stack.enter_context(EmbeddingWriter(store)) for store in self._stores]
+        with bar, inference([self.model], self.precision):
             for samples in loader:
                 for sample in samples:
                     digest = image_digest(sample.image)
@@ -193,20 +191,20 @@ class EmbeddingCache:
                         waiting.append((digest, sample.image))
                 # In batches of the training's size, whatever of them was in the store before.
                 if len(waiting) >= self.batch_size:
-                    self._encode(waiting[: self.batch_size], writers)
+                    self._encode(waiting[: self.batch_size])
                     del waiting[: self.batch_size]
                 bar.update(len(samples))
             if waiting:
-                self._encode(waiting, writers)
+                self._encode(waiting)
         return digests, len(known)
 
-    def _encode(self, images: Sequence[tuple[str, np.ndarray]], writers: Sequence[EmbeddingWriter]) -> None:
+    def _encode(self, images: Sequence[tuple[str, np.ndarray]]) -> None:
         pixel_values = self.processor([image for _, image in images])["pixel_values"]
         embeddings = encode(self.model, pixel_values.to(device_of(self.model)))
-        for writer, values in zip(writers, (embeddings.maps, embeddings.early)):
+        for store, values in zip(self._stores, (embeddings.maps, embeddings.early)):
             for (digest, _), value in zip(images, values):
-                if digest not in writer.store:
-                    writer.write(digest, value)
+                if digest not in store:
+                    store.write(digest, value)
 
 
 def _interleave(parts: Sequence[list[str]]) -> list[str]:

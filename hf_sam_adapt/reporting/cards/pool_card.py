@@ -11,12 +11,12 @@ from huggingface_hub import EvalResult, ModelCard
 
 from ...config.arguments import from_file
 from ...config.continual_recipe import ContinualRecipe
+from ...config.methods import METHODS, SAM_CITATION
 from ...errors import UserError
 from ...sam.tiny import TINY
 from ..report import size_text
 from .base import base_code, base_link
 from .metadata import card_data, task_of
-from .methods import METHODS, SAM_CITATION
 from .page import HOW, TINY_LIMIT, base_of, input_facts, render, versions_fact
 from .public import public_recipe
 from .tables import METRICS, fraction, marked, table

@@ -8,13 +8,13 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from ...config.methods import METHODS, SAM_CITATION
 from ...config.recipe import Recipe
 from ...data.class_names import read_id2label
 from ...sam.tiny import TINY
 from ..report import size_text
 from .base import base_code, base_link, on_hub
 from .metadata import card_data, run_results, task_of
-from .methods import METHODS, SAM_CITATION
 from .page import HOW, TINY_LIMIT, base_of, input_facts, render, versions_fact
 from .public import public_recipe
 from .tables import class_table, fraction, score_table

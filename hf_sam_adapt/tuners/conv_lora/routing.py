@@ -55,12 +55,6 @@ def balance_loss(
     return squared_variation(torch.stack([importance, load])).sum()
 
 
-def eval_balance_loss(index: torch.Tensor, gates: torch.Tensor, experts: int) -> torch.Tensor:
-    """The same without noise, where an expert's load is the number of samples that it gets."""
-    load = _sum_by_expert(index, torch.ones_like(gates), experts)
-    return squared_variation(torch.stack([_sum_by_expert(index, gates, experts), load])).sum()
-
-
 def _sum_by_expert(index: torch.Tensor, gates: torch.Tensor, experts: int) -> torch.Tensor:
     """(N, k), (N, k) -> (M,); a GPU adds in the same order each time, which scatter_add would not."""
     return torch.where(one_hot(index, experts), gates[..., None], 0).sum((0, 1))

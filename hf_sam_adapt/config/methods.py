@@ -1,8 +1,9 @@
-"""What a card says of a method: its name, what it does in a clause, its paper, and how to cite it."""
+"""The methods of a recipe: the config of each, what it is called, what it does in a clause, and how to cite it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 
 
 SAM_CITATION = """\
@@ -69,33 +70,84 @@ _LORA = """\
 
 @dataclass(frozen=True)
 class Method:
-    """A recipe's method in words.
+    """A recipe's method.
 
     Attributes:
         name: as its authors write it.
         what: what is trained, a clause that follows "with".
+        config: `module:class` of its PEFT config, imported when it is asked for; None = no adapter.
         paper: id on arXiv, None without one.
         citation: BibTeX, None without a paper.
+        several_classes: whether it can segment several classes and take other channels than three.
     """
 
     name: str
     what: str
+    config: str | None = None
     paper: str | None = None
     citation: str | None = None
+    several_classes: bool = False
 
     @property
     def linked(self) -> str:
         """The name, in Markdown a link to the paper where there is one."""
         return self.name if self.paper is None else f"[{self.name}](https://arxiv.org/abs/{self.paper})"
 
+    def config_class(self) -> type | None:
+        """The class that `config` names."""
+        if self.config is None:
+            return None
+        module, _, name = self.config.partition(":")
+        return getattr(import_module(module), name)
 
+
+_TUNERS = "hf_sam_adapt.tuners"
 METHODS = {
-    "sam_adapter": Method("SAM-Adapter", "a learned prompt before every encoder block", "2304.09148", _SAM_ADAPTER),
-    "conv_lora": Method("Conv-LoRA", "LoRA with a mixture of convolution experts", "2401.17868", _CONV_LORA),
-    "cwsam": Method("CWSAM", "two small adapters in every encoder block", "2401.02326", _CWSAM),
-    "moda": Method("MoDA", "an adapter per domain and a router that picks one per image", "2412.06418", _MODA),
-    "l2p": Method("L2P", "a pool of prompts for the mask decoder, SAM left as it is", "2112.08654", _L2P),
-    "lora": Method("LoRA", "low-rank updates of the encoder's attention", "2106.09685", _LORA),
-    "decoder": Method("mask decoder", "a fine-tuned mask decoder, the encoder left as it is"),
+    "sam_adapter": Method(
+        "SAM-Adapter",
+        "a learned prompt before every encoder block",
+        f"{_TUNERS}.sam_adapter:SamAdapterConfig",
+        "2304.09148",
+        _SAM_ADAPTER,
+        several_classes=True,
+    ),
+    "conv_lora": Method(
+        "Conv-LoRA",
+        "LoRA with a mixture of convolution experts",
+        f"{_TUNERS}.conv_lora:ConvLoraConfig",
+        "2401.17868",
+        _CONV_LORA,
+        several_classes=True,
+    ),
+    "cwsam": Method(
+        "CWSAM",
+        "two small adapters in every encoder block",
+        f"{_TUNERS}.cwsam:CwsamConfig",
+        "2401.02326",
+        _CWSAM,
+        several_classes=True,
+    ),
+    "moda": Method(
+        "MoDA",
+        "an adapter per domain and a router that picks one per image",
+        f"{_TUNERS}.moda:ModaConfig",
+        "2412.06418",
+        _MODA,
+    ),
+    "decoder": Method(
+        "mask decoder",
+        "a fine-tuned mask decoder, the encoder left as it is",
+        f"{_TUNERS}.sam_decoder:SamDecoderConfig",
+        several_classes=True,
+    ),
+    "l2p": Method(
+        "L2P",
+        "a pool of prompts for the mask decoder, SAM left as it is",
+        f"{_TUNERS}.l2p:L2pConfig",
+        "2112.08654",
+        _L2P,
+    ),
+    "lora": Method("LoRA", "low-rank updates of the encoder's attention", "peft:LoraConfig", "2106.09685", _LORA),
     "full": Method("full fine-tuning", "every weight of encoder and decoder"),
 }
+CLASS_METHODS = tuple(name for name, method in METHODS.items() if method.several_classes)

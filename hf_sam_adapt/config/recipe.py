@@ -10,10 +10,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from ..data.class_names import read_id2label
 from ..errors import UserError
-from ..losses.segmentation import parse_loss
-from ..metrics.stream import PROMPTLESS_METRICS, check_metrics
+from ..names import METRIC_NAMES, check_metrics, parse_loss, read_id2label
 from .arguments import option, parse_arguments
 from .paths import DATASET, FILE, MODEL, NAME, Change, change_paths, stored_in
 from .presets import with_preset
@@ -74,9 +72,7 @@ class Recipe:
     correction_rounds: int = option(
         0, "Clicks on wrong pixels that follow a box, point or mask in training, each with the mask so far."
     )
-    metrics: list[str] = option(
-        [], f"Further metrics of the test images without prompts: {' '.join(PROMPTLESS_METRICS)}."
-    )
+    metrics: list[str] = option([], f"Further metrics of the test images without prompts: {' '.join(METRIC_NAMES)}.")
     beta2: float | None = option(
         None, "Weight β² of precision in f_measure and weighted_f; unset = 0.3 and 1, as most publications have it."
     )

@@ -11,7 +11,7 @@ from ..data import SegmentationData
 from ..errors import UserError
 from ..inference.loading import METHODS
 from ..losses.class_weights import class_weights_from
-from ..losses.segmentation import DEFAULT_LOSS, parse_loss
+from ..names import DEFAULT_LOSS, parse_loss
 from ..tuners.common.config import SamConfigMixin
 
 

@@ -34,7 +34,7 @@ from ..inference.loading import (
     save_adapter,
 )
 from ..metrics import constant_mask
-from ..metrics.stream import check_ignore_background, check_metrics
+from ..names import check_ignore_background, check_metrics
 from ..reporting.cards import write_card
 from ..reporting.class_maps import class_names, print_class_table, save_class_pictures
 from ..reporting.curves import save_threshold_curves

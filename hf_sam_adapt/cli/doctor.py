@@ -3,50 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ..config.arguments import option
-from ..config.paths import DATASET, FILE, NAME
 from ..data.dataset import SegmentationSplit
 from ..data.sources import READ_KEYS
 from ..doctor.examine import Diagnosis, examine_dataset
 from ..doctor.findings import ERROR, WARNING
 from ..errors import UserError
+from .arguments import DoctorArguments
 
 
 IMAGE_SIZE, PATCH, TINY_IMAGE_SIZE = 1024, 16, 256
-
-
-@dataclass
-class DoctorArguments:
-    """Arguments of `hf-sam-adapt doctor`: a data set with the keys of the recipe that say how it is read."""
-
-    dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>.", path=DATASET)
-    group_by: str | None = option(None, "Regular expression; images whose match is equal must be on one side.")
-    mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
-    mask_values: Literal["auto", "binary", "index", "alpha"] = option("auto", "How mask values are read.")
-    mask_threshold: float | None = option(None, "Mask values above it are foreground; unset = 0, of JPEG 127.")
-    label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
-    num_labels: int | None = option(None, "Number of classes with the background; unset = one foreground class.")
-    id2label: dict[int, str] | list[str] | None = option(None, "Class id -> name, or all names in order.")
-    palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.", path=NAME)
-    channels: int | None = option(None, "Channels of images read as they are stored; unset = RGB photographs.")
-    normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"] | None = option(
-        None, "Unset = imagenet, with channels percentile."
-    )
-    model: str | None = option(None, "Only `tiny` matters: the size of its input; unset = SAM's.")
-    image_size: int | None = option(None, "Side of the network's input; unset = the model's.")
-    resize: Literal["pad", "squash"] | None = option(None, "Keep the aspect ratio (pad) or not (squash); unset = pad.")
-    augment: list[str] = option(["flip", "scale", "colour"], "Augmentations of the contact sheet, or none.")
-    seed: int = option(0, "Seed of the splits.")
-    limit: int = option(20, "Findings shown of each severity and code; 0 = all.")
-    processes: int | None = option(None, "Processes that read; unset = one per CPU, 0 = the main process itself.")
-    json: str | None = option(None, "File for all findings and the numbers of each split.", path=FILE)
-    contact_sheet: str | None = option(
-        None, "PNG of what a batch will look like, after augmentation and processor.", path=FILE
-    )
 
 
 def doctor_command(args: DoctorArguments) -> int:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..config.arguments import option
-from ..config.paths import DATASET, FILE, MODEL, NAME
 from ..errors import UserError
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..evaluation.evaluate import EvalResult, evaluate
 from ..inference.variants import routed
-from ..metrics.stream import PROMPTLESS_METRICS, check_ignore_background, check_metrics
+from ..names import check_ignore_background, check_metrics
 from ..sam.attention import Kind
 from ..sam.processing import SamAdaptProcessor
 from ..training.earlier_run import EarlierRun
+from .arguments import EvaluateArguments
 
 
 if TYPE_CHECKING:
@@ -26,62 +24,6 @@ if TYPE_CHECKING:
 
 DATA_KEYS = ("dataset", "group_by", "mask_suffix", "mask_values", "mask_threshold", "label_map", "palette", "seed")
 _SCORE_KEYS = ("prompts", "metrics", "beta2", "ber_threshold", "ignore_background")
-
-
-@dataclass
-class EvaluateArguments:
-    """Arguments of `hf-sam-adapt evaluate`: an adapter or a plain SAM, and a data set whose test images are scored.
-
-    With a run as adapter and no other data set, what decides which images are test images and how their masks
-    are read is the run's unless it is given.
-    """
-
-    adapter: str | None = option(
-        None, "Adapter to evaluate, a run folder or Hub id; unset = the plain SAM of --model.", path=MODEL
-    )
-    model: str | None = option(
-        None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.", path=MODEL
-    )
-    domain: str | None = option(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
-    dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.", path=DATASET)
-    group_by: str | None = option(None, "Regular expression; images whose match is equal stay in one split.")
-    mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
-    mask_values: Literal["auto", "binary", "index", "alpha"] | None = option(
-        None, "How mask values are read; unset = auto."
-    )
-    mask_threshold: float | None = option(None, "Mask values above it are foreground; unset = 0, of JPEG 127.")
-    label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
-    palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.", path=NAME)
-    seed: int | None = option(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
-    prompts: list[Literal["none", "box", "point", "mask"]] | None = option(
-        None, "Kinds to measure; unset = no prompt."
-    )
-    metrics: list[str] | None = option(
-        None, f"Further metrics without prompts: {' '.join(PROMPTLESS_METRICS)}; unset = the run's."
-    )
-    beta2: float | None = option(None, "Weight β² of precision in f_measure and weighted_f; unset = the run's.")
-    ber_threshold: float | None = option(
-        None, "Probability above which a pixel is foreground for ber; unset = the run's."
-    )
-    ignore_background: bool | Literal["official"] | None = option(
-        None, "Classes: leave the background out of the scores; unset = the run's."
-    )
-    clicks: int = option(0, "Also let a simulated user click on each object, at most so often; 20 is usual; 0 = not.")
-    prompt_sensitivity: Literal["box", "point"] | None = option(
-        None, "Also measure what changes when this prompt is moved to another object or taken away."
-    )
-    instances: Literal["grid", "components"] | None = option(
-        None, "Also the average precision of instances: of a grid of points, or the components of the mask."
-    )
-    batch_size: int = option(4, "Images encoded together.")
-    num_workers: int = option(0, "Processes that load images; 0 = the main process itself.")
-    precision: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision.")
-    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = option(
-        "auto", "How the encoder computes attention."
-    )
-    output_dir: str | None = option(
-        None, "Folder for metrics.json and samples.png; unset = the table is printed only.", path=FILE
-    )
 
 
 def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:

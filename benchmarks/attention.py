@@ -31,7 +31,7 @@ from reference_sam import attention_with_relative_positions
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-KINDS = ("eager", "sdpa", "folded", "flex")
+KINDS = ("eager", "sdpa", "folded")
 # Width, heads, side of the map, maps.
 LAYERS = {
     "ViT-B, global 64²": (768, 12, 64, 1),
@@ -82,12 +82,10 @@ def compare(name: str, precision: str, rounds: int) -> list[list[str]]:
     attention = build(width, heads, side).to(DTYPES[precision])
     attention.requires_grad_(False)
     maps = torch.randn(count, side, side, width, device=DEVICE, dtype=DTYPES[precision])
-    # On a CPU FlexAttention has no backward, and its forward takes ten times as long as the others'.
-    kinds = [kind for kind in KINDS if kind != "flex" or DEVICE.type == "cuda"]
-    times: dict[tuple[str, bool], list[float]] = {(kind, back): [] for kind in kinds for back in (False, True)}
+    times: dict[tuple[str, bool], list[float]] = {(kind, back): [] for kind in KINDS for back in (False, True)}
     peaks: dict[tuple[str, bool], int] = dict.fromkeys(times, 0)
     for number in range(rounds + 1):
-        for kind in kinds if number % 2 else kinds[::-1]:
+        for kind in KINDS if number % 2 else KINDS[::-1]:
             use_fast_attention(attention, kind)
             for backward in (False, True):
                 seconds, peak = measure(attention, maps, backward)
@@ -95,7 +93,7 @@ def compare(name: str, precision: str, rounds: int) -> list[list[str]]:
                     times[kind, backward].append(seconds)
                     peaks[kind, backward] = max(peaks[kind, backward], peak)
     rows = []
-    for kind in kinds:
+    for kind in KINDS:
         cells = [f"{name}, {precision}", kind]
         for backward in (False, True):
             middle, theirs = (statistics.median(times[which, backward]) for which in (kind, "sdpa"))

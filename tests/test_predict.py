@@ -133,7 +133,9 @@ def test_names_are_unique_whatever_the_files(tmp_path):
 
 def test_a_second_prediction_replaces_the_first(adapter, images, tmp_path):
     for _ in range(2):
-        predict_command(PredictArguments([str(images / "a.png")], str(adapter), output_dir=str(tmp_path / "out")))
+        predict_command(
+            PredictArguments(inputs=[str(images / "a.png")], adapter=str(adapter), output_dir=str(tmp_path / "out"))
+        )
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
@@ -212,7 +214,7 @@ def test_one_unreadable_image_of_thirteen_costs_no_other(adapter, tmp_path, caps
     for number, name in enumerate(names):
         Image.fromarray(np.full((30, 40 + number, 3), 9 * number, np.uint8)).save(folder / name)
     unreadable(folder / names[place], kind)
-    arguments = PredictArguments([str(folder)], str(adapter), output_dir=str(tmp_path / "out"))
+    arguments = PredictArguments(inputs=[str(folder)], adapter=str(adapter), output_dir=str(tmp_path / "out"))
     assert predict_command(arguments) == 1
     shown = capsys.readouterr()
     errors = [line for line in shown.err.splitlines() if line.startswith("error: ")]

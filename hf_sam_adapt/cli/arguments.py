@@ -6,45 +6,30 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..config.arguments import option
-from ..config.paths import DATASET, FILE, MODEL, NAME
+from ..config.paths import DATASET, FILE, MODEL
 from ..config.recipe import Recipe
+from ..config.shared_keys import AdaptedModelKeys, ComputeKeys, DataKeys, MaskKeys, MaskValues, MetricKeys
 from ..names import METRIC_NAMES
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(ComputeKeys, MetricKeys, MaskKeys, AdaptedModelKeys):
     """Arguments of `hf-sam-adapt evaluate`: an adapter or a plain SAM, and a data set whose test images are scored.
 
     With a run as adapter and no other data set, what decides which images are test images and how their masks
     are read is the run's unless it is given.
     """
 
-    adapter: str | None = option(
-        None, "Adapter to evaluate, a run folder or Hub id; unset = the plain SAM of --model.", path=MODEL
+    dataset: str | None = option(
+        None, "Folder, Hub id, or synthetic:<domain>; unset, it and the keys of its masks are the run's.", path=DATASET
     )
-    model: str | None = option(
-        None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.", path=MODEL
-    )
-    domain: str | None = option(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
-    dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>; unset = the run's.", path=DATASET)
-    group_by: str | None = option(None, "Regular expression; images whose match is equal stay in one split.")
-    mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
-    mask_values: Literal["auto", "binary", "index", "alpha"] | None = option(
-        None, "How mask values are read; unset = auto."
-    )
-    mask_threshold: float | None = option(None, "Mask values above it are foreground; unset = 0, of JPEG 127.")
-    label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
-    palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.", path=NAME)
+    mask_values: MaskValues | None = option(None, "How mask values are read; unset = the run's, or auto.")
     seed: int | None = option(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
     prompts: list[Literal["none", "box", "point", "mask"]] | None = option(
         None, "Kinds to measure; unset = no prompt."
     )
     metrics: list[str] | None = option(
         None, f"Further metrics without prompts: {' '.join(METRIC_NAMES)}; unset = the run's."
-    )
-    beta2: float | None = option(None, "Weight β² of precision in f_measure and weighted_f; unset = the run's.")
-    ber_threshold: float | None = option(
-        None, "Probability above which a pixel is foreground for ber; unset = the run's."
     )
     ignore_background: bool | Literal["official"] | None = option(
         None, "Classes: leave the background out of the scores; unset = the run's."
@@ -56,29 +41,17 @@ class EvaluateArguments:
     instances: Literal["grid", "components"] | None = option(
         None, "Also the average precision of instances: of a grid of points, or the components of the mask."
     )
-    batch_size: int = option(4, "Images encoded together.")
     num_workers: int = option(0, "Processes that load images; 0 = the main process itself.")
-    precision: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision.")
-    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = option(
-        "auto", "How the encoder computes attention."
-    )
     output_dir: str | None = option(
         None, "Folder for metrics.json and samples.png; unset = the table is printed only.", path=FILE
     )
 
 
 @dataclass
-class PredictArguments:
+class PredictArguments(ComputeKeys, AdaptedModelKeys):
     """Arguments of `hf-sam-adapt predict`."""
 
     inputs: list[str] = option([], "Image files, folders of images, or glob patterns.", path=FILE)
-    adapter: str | None = option(
-        None, "Adapter to predict with, a run folder or Hub id; unset = the SAM of --model.", path=MODEL
-    )
-    model: str | None = option(
-        None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.", path=MODEL
-    )
-    domain: str | None = option(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
     output_dir: str = option("predictions", "Folder for the masks, overlays and predictions.json.", path=FILE)
     box: list[float] | None = option(None, "Box prompt x0 y0 x1 y1 in pixels, the same for every image.")
     point: list[float] | None = option(None, "Point prompt x y in pixels, the same for every image.")
@@ -87,11 +60,6 @@ class PredictArguments:
     )
     points_per_side: int = option(16, "Points per side of the grid of --instances grid.")
     min_score: float = option(0.0, "Instances of a lower score, 0..1, are left out.")
-    batch_size: int = option(4, "Images encoded together.")
-    precision: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision.")
-    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = option(
-        "auto", "How the encoder computes attention."
-    )
 
 
 DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "folder")
@@ -112,8 +80,8 @@ class ConvertArguments:
         Literal["sam-adapter", "conv-lora", "cwsam", "cosam", "labelme", "coco", "yolo", "cvat", "folder"] | None
     ) = option(
         None,
-        "What wrote it: conv-lora is AutoGluon's model.ckpt or its folder, cosam also a folder; folder is the package's "
-        "own images/ and masks/, to be pushed.",
+        "What wrote it: conv-lora is AutoGluon's model.ckpt or its folder, cosam also a folder; folder is this "
+        "package's images/ and masks/, to be pushed.",
         flag="from",
     )
     out: str | None = option(None, "Folder to create for the adapter or the data set.", path=FILE)
@@ -144,7 +112,7 @@ class ConvertArguments:
         "Names of the classes 1, 2, ... (of a checkpoint also 0, 1, ...); unset = the annotations' order, or by name.",
     )
     layout: Literal["folder", "datasets"] = option(
-        "folder", "Images/ and masks/, or what datasets.load_from_disk reads."
+        "folder", "A folder of images/ and masks/, or what datasets.load_from_disk reads."
     )
     push: str | None = option(None, "Private data set of the Hub to publish them in, owner/name.")
     group_by: str | None = option(
@@ -163,27 +131,10 @@ class EstimateArguments(Recipe):
 
 
 @dataclass
-class DoctorArguments:
+class DoctorArguments(DataKeys):
     """Arguments of `hf-sam-adapt doctor`: a data set with the keys of the recipe that say how it is read."""
 
-    dataset: str | None = option(None, "Folder, Hub id, or synthetic:<domain>.", path=DATASET)
-    group_by: str | None = option(None, "Regular expression; images whose match is equal must be on one side.")
-    mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
-    mask_values: Literal["auto", "binary", "index", "alpha"] = option("auto", "How mask values are read.")
-    mask_threshold: float | None = option(None, "Mask values above it are foreground; unset = 0, of JPEG 127.")
-    label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
-    num_labels: int | None = option(None, "Number of classes with the background; unset = one foreground class.")
-    id2label: dict[int, str] | list[str] | None = option(None, "Class id -> name, or all names in order.")
-    palette: str | dict[str, list[int]] | None = option(None, "Colours of the classes of RGB masks.", path=NAME)
-    channels: int | None = option(None, "Channels of images read as they are stored; unset = RGB photographs.")
-    normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"] | None = option(
-        None, "Unset = imagenet, with channels percentile."
-    )
     model: str | None = option(None, "Only `tiny` matters: the size of its input; unset = SAM's.")
-    image_size: int | None = option(None, "Side of the network's input; unset = the model's.")
-    resize: Literal["pad", "squash"] | None = option(None, "Keep the aspect ratio (pad) or not (squash); unset = pad.")
-    augment: list[str] = option(["flip", "scale", "colour"], "Augmentations of the contact sheet, or none.")
-    seed: int = option(0, "Seed of the splits.")
     limit: int = option(20, "Findings shown of each severity and code; 0 = all.")
     processes: int | None = option(None, "Processes that read; unset = one per CPU, 0 = the main process itself.")
     json: str | None = option(None, "File for all findings and the numbers of each split.", path=FILE)

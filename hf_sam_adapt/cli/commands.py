@@ -65,7 +65,7 @@ class Command:
 
     Attributes:
         summary: a line of `hf-sam-adapt --help`.
-        example: a command line that its own help begins with.
+        examples: arguments that its own help begins with.
         arguments, function: `module:name` of its dataclass and of what is called with one.
         description: of its own help; unset = the summary.
         positional: field that takes the arguments without a flag.
@@ -76,7 +76,7 @@ class Command:
     """
 
     summary: str
-    example: str
+    examples: tuple[str, ...]
     arguments: str
     function: str
     description: str | None = None
@@ -105,7 +105,7 @@ class Command:
             description=self.description or self.summary,
             positional=self.positional,
             also_in_config=Recipe if self.reads_recipe else None,
-            example=f"{PROG} {name} {self.example}",
+            examples=[f"{PROG} {name} {example}" for example in self.examples],
             groups=self.groups or GROUPS,
         )
 
@@ -133,7 +133,7 @@ def export_tiny_command(args: Any) -> None:
 COMMANDS = {
     "train": Command(
         "Train by a recipe.",
-        "--dataset my_polyps --method conv_lora --output_dir runs/polyps",
+        ("--dataset my_polyps --method conv_lora --output_dir runs/polyps",),
         "..config.recipe:Recipe",
         "..training:train",
         description="Adapt SAM to a folder of images and masks.",
@@ -142,7 +142,7 @@ COMMANDS = {
     ),
     "continual": Command(
         "Learn one domain after the other.",
-        "--domains synthetic:polyp synthetic:shadow --epochs 2 --output_dir runs/two",
+        ("--domains synthetic:polyp synthetic:shadow --epochs 2 --output_dir runs/two",),
         "..config.continual_recipe:ContinualRecipe",
         "..continual.run:continual",
         description="Adapt SAM to one domain after the other, and score all of them.",
@@ -151,7 +151,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "Measure an adapter beside zero-shot SAM.",
-        "runs/polyps --prompts none box",
+        ("runs/polyps --prompts none box",),
         ".arguments:EvaluateArguments",
         ".evaluate:evaluate_command",
         description="Measure an adapter, and zero-shot SAM beside it, on the test images of a data set.",
@@ -162,7 +162,7 @@ COMMANDS = {
     ),
     "predict": Command(
         "Segment images.",
-        "photos/*.jpg --adapter runs/polyps --output_dir masks",
+        ("photos/*.jpg --adapter runs/polyps --output_dir masks",),
         ".arguments:PredictArguments",
         ".predict:predict_command",
         description="Segment files, folders or globs: masks at original size, overlays, predictions.json.",
@@ -172,7 +172,10 @@ COMMANDS = {
     ),
     "convert": Command(
         "Turn an official checkpoint into an adapter, or annotations into a data set.",
-        "--from labelme photos --out my_polyps",
+        (
+            "--from labelme photos --out my_polyps",
+            "--from conv-lora model.ckpt --out adapter --base facebook/sam-vit-huge",
+        ),
         ".arguments:ConvertArguments",
         ".convert:convert_command",
         description="Turn a checkpoint of a method's official implementation into an adapter folder, or the "
@@ -183,7 +186,7 @@ COMMANDS = {
     ),
     "estimate": Command(
         "Say what a recipe will need before it runs.",
-        "--dataset my_polyps --method conv_lora --preset 8gb",
+        ("--dataset my_polyps --method conv_lora --preset 8gb",),
         ".arguments:EstimateArguments",
         ".estimate:estimate_command",
         description="Parameters, peak memory and time of a training, by its recipe, its data and this machine.",
@@ -192,7 +195,7 @@ COMMANDS = {
     ),
     "doctor": Command(
         "Find what is wrong with a data set.",
-        "my_polyps --contact_sheet sheet.png",
+        ("my_polyps --contact_sheet sheet.png",),
         ".arguments:DoctorArguments",
         ".doctor:doctor_command",
         description="Read all of a data set as a training would, and say what is wrong: a line for each finding, "
@@ -204,7 +207,7 @@ COMMANDS = {
     ),
     "push": Command(
         "Publish a run, an adapter, a pool or a model folder on the Hub.",
-        "runs/polyps --repo me/polyps",
+        ("runs/polyps --repo me/polyps",),
         ".arguments:PushArguments",
         ".push:push_command",
         description="Publish a run, an adapter, a pool or a model folder on the Hub, in one commit.",
@@ -212,7 +215,7 @@ COMMANDS = {
     ),
     "demo": Command(
         "Open a page to segment, route and adapt in the browser.",
-        "runs/polyps runs/leaves",
+        ("runs/polyps runs/leaves",),
         "..demo.settings:DemoArguments",
         "..demo.page:serve",
         description="Serve a page to segment, route and adapt in the browser, offline.",
@@ -221,7 +224,7 @@ COMMANDS = {
     ),
     "export-tiny": Command(
         "Write the embedded model as an ordinary model folder.",
-        "tiny_sam",
+        ("tiny_sam",),
         ".arguments:ExportTinyArguments",
         ".commands:export_tiny_command",
         positional="folder",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..config.shared_keys import MaskKeys
 from ..errors import UserError
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..evaluation.evaluate import EvalResult, evaluate
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from ..data import SegmentationData, SegmentationSplit
 
 
-DATA_KEYS = ("dataset", "group_by", "mask_suffix", "mask_values", "mask_threshold", "label_map", "palette", "seed")
+DATA_KEYS = (*(field.name for field in fields(MaskKeys)), "mask_values", "seed")
 _SCORE_KEYS = ("prompts", "metrics", "beta2", "ber_threshold", "ignore_background")
 
 

@@ -1,4 +1,4 @@
-"""The command that is likely to follow another, as the arguments of `hf-sam-adapt`; each from what the other was given.
+"""The command that is likely to follow another, as arguments of `hf-sam-adapt`, made of those of the other.
 
 Words in capitals are for the user to fill in.
 """

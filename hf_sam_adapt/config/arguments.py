@@ -44,7 +44,7 @@ def parse_arguments(
     description: str | None = None,
     positional: str | None = None,
     also_in_config: type | None = None,
-    example: str | None = None,
+    examples: Sequence[str] = (),
     groups: Mapping[str, Sequence[str]] = GROUPS,
 ) -> T:
     """Build the dataclass `cls` from `--config file.yaml` and `--key value` flags; flags win.
@@ -58,14 +58,14 @@ def parse_arguments(
         prog, description: shown by `--help`.
         positional: field that takes the arguments without a flag.
         also_in_config: another dataclass whose keys the file may hold too; they are left out.
-        example, groups: a command line, and the keys under each heading, that `--help` shows.
+        examples, groups: command lines, and the keys under each heading, that `--help` shows.
 
     Raises:
         UserError: unreadable file, unknown key or flag (with the nearest name), a value of another type than expected.
     """
     argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
-        help_parser(cls, prog, description, positional=positional, example=example, groups=groups).print_help()
+        help_parser(cls, prog, description, positional=positional, examples=examples, groups=groups).print_help()
         raise SystemExit(0)
     hints = typing.get_type_hints(cls)
     fields = {flag: name for name, flag in _flags(cls).items()}
@@ -206,12 +206,12 @@ def _nearest(name: str, known: typing.Iterable[str]) -> str:
 
 
 def _coerce(value: Any, hint: Any) -> Any:
-    members = members(hint)
-    if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and type(None) in members):
-        if type(None) in members:
+    alternatives = members(hint)
+    if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and type(None) in alternatives):
+        if type(None) in alternatives:
             return None
         raise TypeError
-    for member in members:
+    for member in alternatives:
         if member is type(None):
             continue
         try:

@@ -14,6 +14,7 @@ from ..names import DRAWN
 from .arguments import from_values, option, parse_arguments
 from .paths import DATASET
 from .recipe import Recipe
+from .shared_keys import MaskValues
 
 
 NATURAL = "natural"  # name of the data set that is evaluated only
@@ -31,7 +32,7 @@ class Domain:
     name: str
     dataset: str
     mask_suffix: str | None = None
-    mask_values: Literal["auto", "binary", "index", "alpha"] | None = None
+    mask_values: MaskValues | None = None
     mask_threshold: float | None = None
     label_map: dict[int, int] | None = None
     group_by: str | None = None

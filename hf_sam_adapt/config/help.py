@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import textwrap
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -40,17 +41,20 @@ def help_parser(
     description: str | None,
     *,
     positional: str | None = None,
-    example: str | None = None,
+    examples: Sequence[str] = (),
     groups: Mapping[str, Sequence[str]] = GROUPS,
 ) -> argparse.ArgumentParser:
     """A parser that prints the help of the dataclass `cls`; arguments are read by `parse_arguments`."""
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     inputs = "" if positional is None else f" [{positional.upper()}{' ...' if takes_many(hints[positional]) else ''}]"
+    about = textwrap.fill(description or "", 79)
+    if examples:
+        about = "\n  ".join([f"{about}\n\nfor example:", *examples])
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"%(prog)s{inputs} [--config FILE] [--KEY VALUE ...]",
-        description=f"{description}\n\nexample:\n  {example}" if example else description,
+        description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
@@ -58,7 +62,8 @@ def help_parser(
     everyday = parser.add_argument_group("everyday")
     everyday.add_argument("-h", "--help", action="help", help="Show this.")
     everyday.add_argument("--config", metavar="PATH", help="YAML file with any of these keys; flags win over it.")
-    for title, names in {"everyday": [name for name in fields if name not in grouped], **groups}.items():
+    others = sorted((name for name in fields if name not in grouped), key=lambda name: name != positional)
+    for title, names in {"everyday": others, **groups}.items():
         chosen = [fields[name] for name in names if name in fields]
         group = everyday if title == "everyday" or not chosen else parser.add_argument_group(title)
         for field in chosen:

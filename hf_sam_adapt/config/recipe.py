@@ -13,15 +13,16 @@ import yaml
 from ..errors import UserError
 from ..names import METRIC_NAMES, check_metrics, parse_loss, read_id2label
 from .arguments import option, parse_arguments
-from .paths import DATASET, FILE, MODEL, NAME, Change, change_paths, stored_in
+from .paths import FILE, MODEL, Change, change_paths, stored_in
 from .presets import with_preset
+from .shared_keys import ComputeKeys, DataKeys, MetricKeys
 
 
 R = TypeVar("R", bound="Recipe")
 
 
 @dataclass
-class Recipe:
+class Recipe(ComputeKeys, MetricKeys, DataKeys):
     """Everything that decides a run. A run folder's `recipe.yaml` holds all of it, resolved.
 
     Raises:
@@ -42,23 +43,6 @@ class Recipe:
         None, "Model, precision, batch size and checkpointing for a GPU of that memory, where no key says otherwise."
     )
 
-    dataset: str | None = option(None, "Folder with images/ and masks/, Hub id, or synthetic:<domain>.", path=DATASET)
-    group_by: str | None = option(None, "Regular expression; images whose match is equal stay in one split.")
-    mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
-    mask_values: Literal["auto", "binary", "index", "alpha"] = option("auto", "How mask values are read.")
-    mask_threshold: float | None = option(None, "Mask values above it are foreground; unset = 0, of JPEG 127.")
-    label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
-    num_labels: int | None = option(None, "Number of classes with the background; unset = one foreground class.")
-    id2label: dict[int, str] | list[str] | None = option(None, "Class id -> name, or all names in order.")
-    palette: str | dict[str, list[int]] | None = option(
-        None,
-        "Colours of the classes of RGB masks: FUSAR_MAP_1, FUSAR_MAP_2, a .yaml file, or name -> [r, g, b].",
-        path=NAME,
-    )
-    channels: int | None = option(None, "Channels of images read as they are stored; unset = RGB photographs.")
-    normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"] | None = option(
-        None, "Per channel, fitted to the training images; unset = imagenet, with channels percentile."
-    )
     num_workers: int = option(0, "Processes per GPU that load images; 0 = the training process itself.")
 
     prompts: list[str] = option(["none"], "Prompt kinds to train and measure: none box point mask.")
@@ -73,27 +57,13 @@ class Recipe:
         0, "Clicks on wrong pixels that follow a box, point or mask in training, each with the mask so far."
     )
     metrics: list[str] = option([], f"Further metrics of the test images without prompts: {' '.join(METRIC_NAMES)}.")
-    beta2: float | None = option(
-        None, "Weight β² of precision in f_measure and weighted_f; unset = 0.3 and 1, as most publications have it."
-    )
-    ber_threshold: float | None = option(
-        None, "Probability above which a pixel is foreground for ber; unset = 0.5, SAM-Adapter's code 125/255."
-    )
     ignore_background: bool | Literal["official"] = option(
         False,
         "Classes: leave the background out of the scores; official = CWSAM's way, which hides confusions with it.",
     )
-    image_size: int | None = option(
-        None, "Side of the network's input, a multiple of the patch size; unset = the model's."
-    )
-    resize: Literal["pad", "squash"] | None = option(
-        None, "Keep the aspect ratio (pad) or not (squash); unset = the model's."
-    )
-    augment: list[str] = option(["flip", "scale", "colour"], "Augmentations: flip scale crop colour jitter, or none.")
 
     epochs: int = option(20, "Passes over the training images.")
     max_steps: int = option(0, "Optimizer steps; above 0 it wins over epochs.")
-    batch_size: int = option(4, "Images per process and micro-step.")
     gradient_accumulation_steps: int = option(1, "Micro-steps per optimizer step.")
     learning_rate: float | None = option(None, "Highest learning rate; unset = 2e-4, tiny 1e-3.")
     lr_scheduler: Literal["cosine", "linear", "step"] = option(
@@ -122,12 +92,8 @@ class Recipe:
     early_stopping: int | None = option(
         None, "Validations in a row without a better IoU after which the training ends; unset = never."
     )
-    precision: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision.")
     gradient_checkpointing: bool | Literal["selective"] = option(
         False, "Recompute the encoder's blocks in backward to save memory; selective = all but their attention."
-    )
-    attention: Literal["auto", "folded", "flex", "sdpa", "eager"] = option(
-        "auto", "How the encoder computes its attention; auto = the fastest measured, of the same result."
     )
     compile: bool = option(
         False, "Compile the encoder with torch.compile: slow to start, for long trainings on a GPU."
@@ -135,7 +101,6 @@ class Recipe:
     cache_embeddings: bool = option(
         False, "Encode each image once and keep its embedding on disk; for methods that leave the encoder as it is."
     )
-    seed: int = option(0, "Seed of everything random.")
 
     output_dir: str = option("runs/hf-sam-adapt", "The run folder.", path=FILE)
     resume_from_checkpoint: str | None = option(

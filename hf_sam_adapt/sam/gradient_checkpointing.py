@@ -31,7 +31,7 @@ def enable_checkpointing(model: SamModel | PeftModel, kind: Literal[True, "selec
     Args:
         model: the model to train.
         kind: True keeps the blocks' inputs; "selective" what their attention returns, too, where it is one of
-            `ATTENTION` (not `flex`, and not the bias of all pairs in `eager` and `sdpa`).
+            `ATTENTION` (not the bias of all pairs in `eager` and `sdpa`).
     """
     how: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":

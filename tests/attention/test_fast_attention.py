@@ -258,20 +258,13 @@ def test_a_named_kind_is_used_or_raises():
     assert torch.equal(without(images).last_hidden_state, wanted)
     dropout = built_with("eager", attention_dropout=0.5).train()
     with pytest.raises(UserError, match="dropout"):
-        use_fast_attention(dropout, "flex")
+        use_fast_attention(dropout, "folded")
     use_fast_attention(dropout, "auto")
     torch.manual_seed(0)
     fast = dropout(images).last_hidden_state
     restore_attention(dropout)
     torch.manual_seed(0)
     assert torch.equal(fast, dropout(images).last_hidden_state)
-
-
-def test_flex_has_no_gradients_on_a_cpu():
-    model = random_vision_sam()
-    use_fast_attention(model, "flex")
-    with pytest.raises(UserError, match="flex has no gradients on a CPU"):
-        model(pixels())
 
 
 def test_blocks_get_tokens_with_channels_innermost():
@@ -306,16 +299,6 @@ def test_what_is_exported_needs_only_torch():
         found = program.module()(images).last_hidden_state
         torch.testing.assert_close(found, model(images).last_hidden_state, atol=1e-4, rtol=1e-4)
     assert not any("hf_sam_adapt" in str(node.target) for node in program.graph.nodes)
-
-
-@pytest.mark.slow
-def test_flex_equals_eager():
-    model = random_vision_sam()
-    images = pixels()
-    with torch.no_grad():
-        wanted = model(images).last_hidden_state
-        use_fast_attention(model, "flex")
-        torch.testing.assert_close(model(images).last_hidden_state, wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

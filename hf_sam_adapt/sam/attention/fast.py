@@ -9,13 +9,12 @@ from transformers.models.sam.modeling_sam import SamPatchEmbeddings, SamVisionAt
 from transformers.utils import logging
 
 from ...errors import UserError
-from .flex import flexible_attention
 from .folded import folded_attention
 from .positions import position_tables
 from .tiles import tiled_attention
 
 
-Kind = Literal["auto", "folded", "flex", "sdpa", "eager"]
+Kind = Literal["auto", "folded", "sdpa", "eager"]
 KINDS: tuple[str, ...] = get_args(Kind)
 _OWN = {"sdpa": SamVisionSdpaAttention, "eager": SamVisionAttention}
 
@@ -56,8 +55,6 @@ class FastAttention:
 
     @staticmethod
     def _function(kind: str, device: str):
-        if kind == "flex":
-            return flexible_attention
         # What is exported has to run without this package, whose operation the tiles are.
         tiled = device == "cpu" and not torch.compiler.is_exporting()
         return tiled_attention if tiled else folded_attention
@@ -85,8 +82,8 @@ def use_fast_attention(model: nn.Module, kind: Kind = "auto") -> None:
 
     Args:
         model: `SamModel`, `SamVisionModel`, or a PEFT model of one.
-        kind: `folded` never makes the bias of the relative positions as a whole; `flex` is FlexAttention; `sdpa` and
-            `eager` are transformers' own. `auto` is the fastest measured on the device that the model runs on.
+        kind: `folded` never makes the bias of the relative positions as a whole; `sdpa` and `eager` are
+             transformers' own. `auto` is the fastest measured on the device that the model runs on.
 
     Raises:
         UserError: unknown kind, no SAM encoder, or one whose attention the named kind cannot compute.
@@ -98,7 +95,7 @@ def use_fast_attention(model: nn.Module, kind: Kind = "auto") -> None:
         raise UserError(f"{type(model).__name__} has no image encoder of SAM.", key="attention")
     for attention in modules:
         reason = _unsupported(attention)
-        if kind in ("folded", "flex") and reason is not None:
+        if kind == "folded" and reason is not None:
             raise UserError(f"{kind} cannot be used, for {reason}", key="attention", fix="use auto.")
     restore_attention(model)
     for attention in modules:
@@ -146,7 +143,7 @@ def _patch_embeddings(model: nn.Module) -> Iterator[SamPatchEmbeddings]:
 
 
 def _unsupported(attention: SamVisionAttention) -> str | None:
-    """Why `folded` and `flex` cannot stand for a module's own attention."""
+    """Why `folded` cannot stand for a module's own attention."""
     if not attention.use_rel_pos:
         return "it has no relative positions"
     if attention.dropout > 0 and not isinstance(attention, SamVisionSdpaAttention):

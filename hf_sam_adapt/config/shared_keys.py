@@ -1,0 +1,85 @@
+"""Keys that recipes and commands share: how a data set is read, what is scored, which model runs and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .arguments import option
+from .paths import DATASET, MODEL, NAME
+
+
+MaskValues = Literal["auto", "binary", "index", "alpha"]
+
+
+@dataclass
+class MaskKeys:
+    """Where a data set is, and how its images and masks are paired and split; what is unset may be a run's."""
+
+    dataset: str | None = option(None, "Folder with images/ and masks/, Hub id, or synthetic:<domain>.", path=DATASET)
+    group_by: str | None = option(None, "Regular expression; images whose match is equal stay in one split.")
+    mask_suffix: str | None = option(None, "What a mask's file name has after the image's, e.g. _mask.")
+    mask_threshold: float | None = option(None, "Mask values above it are foreground; unset = 0, of JPEG 127.")
+    label_map: dict[int, int] | None = option(None, "Mask value -> value on reading, 255 = ignore.")
+    palette: str | dict[str, list[int]] | None = option(
+        None,
+        "Colours of the classes of RGB masks: FUSAR_MAP_1, FUSAR_MAP_2, a .yaml file, or name -> [r, g, b].",
+        path=NAME,
+    )
+
+
+@dataclass
+class DataKeys(MaskKeys):
+    """How a data set becomes the input of a network."""
+
+    mask_values: MaskValues = option("auto", "How mask values are read.")
+    num_labels: int | None = option(None, "Number of classes with the background; unset = one foreground class.")
+    id2label: dict[int, str] | list[str] | None = option(None, "Class id -> name, or all names in order.")
+    channels: int | None = option(None, "Channels of images read as they are stored; unset = RGB photographs.")
+    normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"] | None = option(
+        None, "Per channel, fitted to the training images; unset = imagenet, with channels percentile."
+    )
+    image_size: int | None = option(
+        None, "Side of the network's input, a multiple of the patch size; unset = the model's."
+    )
+    resize: Literal["pad", "squash"] | None = option(
+        None, "Keep the aspect ratio (pad) or not (squash); unset = the model's."
+    )
+    augment: list[str] = option(["flip", "scale", "colour"], "Augmentations: flip scale crop colour jitter, or none.")
+    seed: int = option(0, "Seed of the splits and of everything else that is random.")
+
+
+@dataclass
+class MetricKeys:
+    """Settings of metrics, each for those that take it."""
+
+    beta2: float | None = option(
+        None, "Weight β² of precision in f_measure and weighted_f; unset = 0.3 and 1, as most publications have it."
+    )
+    ber_threshold: float | None = option(
+        None, "Probability above which a pixel is foreground for ber; unset = 0.5, SAM-Adapter's code 125/255."
+    )
+
+
+@dataclass
+class AdaptedModelKeys:
+    """What is predicted with."""
+
+    adapter: str | None = option(
+        None, "Adapter, a run folder or Hub id; unset = the plain SAM of --model.", path=MODEL
+    )
+    model: str | None = option(
+        None, "`tiny`, a model folder, or a Hub id; unset = the adapter's own base.", path=MODEL
+    )
+    domain: str | None = option(None, "Domain of a pool, or `base`; unset = what its router chooses for each image.")
+
+
+@dataclass
+class ComputeKeys:
+    """How a model computes."""
+
+    batch_size: int = option(4, "Images that a process takes at once; in training, of one micro-step.")
+    precision: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision.")
+    attention: Literal["auto", "folded", "sdpa", "eager"] = option(
+        "auto", "How the encoder computes its attention; auto = the fastest measured, of the same result."
+    )

@@ -99,7 +99,7 @@ class ConvertArguments:
         None, "Of a cosam folder: its domains in the order of their training; unset = CoSAM's."
     )
     classifier: str | None = option(
-        None, "Of a cosam folder: the router's file in it, where several are of the last task."
+        None, "Of cosam: the router to take where several are of the last task, such as task_classifier_after_3.pth."
     )
     method_args: dict | None = option(
         None,

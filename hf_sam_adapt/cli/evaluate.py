@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..config.shared_keys import MaskKeys
-from ..errors import UserError
+from ..errors import UserError, require_extra
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..evaluation.evaluate import EvalResult, evaluate
 from ..inference.variants import routed
@@ -231,9 +231,7 @@ def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
     if args.clicks < 0:
         raise UserError(f"{args.clicks} is below 0", key="clicks")
     if args.instances:
-        from ..evaluation.instances import check_pycocotools
-
-        check_pycocotools()
+        require_extra("instances", "average precision")
     if args.output_dir is None:
         return None
     folder = Path(args.output_dir)

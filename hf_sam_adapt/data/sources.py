@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import UserError, require_extra
 from ..names import DRAWN, check_id2label, read_id2label
 from . import coco, columns, folder
 from . import drawn_domains as generated
@@ -87,6 +87,7 @@ def load_segmentation_dataset(
     Raises:
         UserError: whatever would end a training later, or teach it nothing, in one line.
     """
+    require_extra("train", "reading a data set")
     source = open_source(
         dataset,
         mask_suffix=mask_suffix,

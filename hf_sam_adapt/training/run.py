@@ -18,7 +18,7 @@ from ..config.recipe import Recipe
 from ..data import SegmentationData, SegmentationSplit, load_segmentation_dataset
 from ..data.normalization import fit_normalization
 from ..data.sources import READ_KEYS
-from ..errors import UserError
+from ..errors import UserError, require_extra
 from ..evaluation import EvalResult, evaluate
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..hub.push import push_folder
@@ -80,6 +80,7 @@ def train(
     Raises:
         UserError: bad input, a loss that is not finite, or, when all is saved, a push that failed.
     """
+    require_extra("train", "training")
     if recipe.dataset is None:
         raise UserError(
             "missing", key="dataset", fix="name a folder with images/ and masks/, a Hub id, or synthetic:<domain>."

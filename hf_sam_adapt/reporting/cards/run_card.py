@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from ...config.recipe import Recipe
-from ...data.class_names import read_id2label
+from ...names import read_id2label
 from ...sam.tiny import TINY
 from ..report import size_text
 from .base import base_code, base_link, on_hub

@@ -32,7 +32,7 @@ from hf_sam_adapt.names import METRIC_NAMES
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "numpy", "accelerate", "huggingface_hub", "PIL", "gradio")
 HELP = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
-METAVARS = {"INT", "FLOAT", "BOOL", "TEXT", "CHOICE", "MAPPING", "PATH", "PATH|ID"}
+METAVARS = {"INT", "FLOAT", "BOOL", "TEXT", "CHOICE", "MAPPING", "PATH", "PATH_OR_ID"}
 
 
 def help_of(name, capsys):
@@ -79,7 +79,7 @@ def test_help_of_a_training_is_in_groups(capsys):
     shown = help_of("train", capsys)
     titles = re.findall(r"^(\w[\w ]*):$", shown, re.MULTILINE)
     assert titles == ["for example", "everyday", *GROUPS]
-    assert shown.index("everyday:") < shown.index("--dataset") < shown.index("data:") < shown.index("--mask_suffix")
+    assert shown.index("everyday:") < shown.index("--dataset P") < shown.index("data:") < shown.index("--mask_suffix")
 
 
 def test_every_key_of_a_group_is_that_of_a_command():

@@ -62,5 +62,5 @@ def to_train(args: DoctorArguments | EstimateArguments) -> list[str]:
             continue
         for key, single in value.items() if isinstance(value, dict) else [("", value)]:
             flag = f"--{field.name}.{key}" if key != "" else f"--{field.name}"
-            words += [flag, *map(str, single if isinstance(single, list) else [single])]
+            words += [flag, *(map(str, single or ["none"]) if isinstance(single, list) else [str(single)])]
     return words

@@ -65,7 +65,8 @@ def parse_arguments(
     """
     argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
-        help_parser(cls, prog, description, positional=positional, examples=examples, groups=groups).print_help()
+        parser = help_parser(cls, prog, description, positional=positional, examples=examples, groups=groups)
+        print(parser.format_help(), end="")
         raise SystemExit(0)
     hints = typing.get_type_hints(cls)
     fields = {flag: name for name, flag in _flags(cls).items()}

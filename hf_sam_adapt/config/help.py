@@ -105,7 +105,7 @@ def _is_choice(hint: Any) -> bool:
 def _metavar(field: dataclasses.Field, hint: Any) -> str:
     """A word for each kind of value, the same in every command."""
     path = field.metadata.get("path")
-    text = {None: "TEXT", NAME: "TEXT", FILE: "PATH"}.get(path, "PATH|ID")
+    text = {None: "TEXT", NAME: "TEXT", FILE: "PATH"}.get(path, "PATH_OR_ID")
     kinds = ((kind, typing.get_origin(kind) or kind) for kind in _items(hint))
     names = ("CHOICE" if _is_choice(kind) else text if plain is str else _METAVARS[plain] for kind, plain in kinds)
     return "|".join(dict.fromkeys(names))

@@ -3,6 +3,15 @@
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
+
+
+# What the extras of pyproject.toml install, by the names that are imported.
+EXTRAS = {
+    "train": ("datasets", "evaluate", "matplotlib", "psutil", "rich", "scipy", "tifffile"),
+    "demo": ("gradio",),
+    "instances": ("pycocotools",),
+}
 
 
 class UserError(ValueError):
@@ -39,6 +48,22 @@ class UserError(ValueError):
         return partial(UserError, **fields), (self.problem,)
 
 
+def require_extra(extra: str, user: str) -> None:
+    """Raise `UserError` unless the packages of an extra of this package are installed, which `user` needs."""
+    missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    if missing:
+        raise _not_installed(user, missing, extra)
+
+
+def _not_installed(user: str, packages: list[str], extra: str) -> UserError:
+    verb = "is" if len(packages) == 1 else "are"
+    return UserError(
+        f"{user} needs {', '.join(packages)}, which {verb} not installed",
+        fix=f"run pip install 'hf-sam-adapt[{extra}]'",
+        code="missing-extra",
+    )
+
+
 def first_line(error: BaseException) -> str:
     """What a library's error says, for a part of our message: its first line, or its kind if it says nothing."""
     said = str(error).strip()
@@ -51,7 +76,7 @@ def exit_status(action: Callable[[], object]) -> int:
     An action that returns a number sets the status itself.
     """
     try:
-        result = action()
+        result = _with_extra_named(action)
     except UserError as error:
         # One that a DataLoader's worker raised arrives with the worker's traceback before its message.
         message = str(error).rsplit("UserError: ", 1)[-1]
@@ -61,3 +86,15 @@ def exit_status(action: Callable[[], object]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return result if isinstance(result, int) else 0
+
+
+def _with_extra_named(action: Callable[[], object]) -> object:
+    """The result of `action`; that a package of an extra is missing where it is first used becomes a `UserError`."""
+    try:
+        return action()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+        if extra is None:
+            raise
+        raise _not_installed("this", [package], extra) from error

@@ -8,16 +8,8 @@ again goes on where it stopped, and learns the domains that were added at the en
 
 import sys
 
-from hf_sam_adapt.config.continual_recipe import parse_continual_recipe
-from hf_sam_adapt.continual.run import continual
-from hf_sam_adapt.errors import exit_status
-
-
-def main() -> None:
-    """Parse the recipe, run it."""
-    recipe = parse_continual_recipe()
-    continual(recipe)
+from hf_sam_adapt.cli import main
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(main(["continual", *sys.argv[1:]]))

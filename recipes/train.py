@@ -8,16 +8,8 @@ Every key of the YAML file is a flag too, and flags win; `--help` lists them wit
 
 import sys
 
-from hf_sam_adapt.config.recipe import parse_recipe
-from hf_sam_adapt.errors import exit_status
-from hf_sam_adapt.training import train
-
-
-def main() -> None:
-    """Parse the recipe, train by it."""
-    recipe = parse_recipe()
-    train(recipe)
+from hf_sam_adapt.cli import main
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -11,7 +11,7 @@ PACKAGE = "hf_sam_adapt"
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # lowest first; what stands beside one another imports none of the others
     ["errors"],
-    ["files", "distributed"],
+    ["files", "distributed", "names"],
     ["repository"],
     ["data"],
     ["prompts"],

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-import hf_sam_adapt.cli as cli
-from hf_sam_adapt.errors import UserError
+from hf_sam_adapt import cli
+from hf_sam_adapt.cli import commands
+from hf_sam_adapt.errors import UserError, exit_status
 
 
 COMMANDS = ("train", "evaluate", "predict", "doctor", "export-tiny")
@@ -60,11 +61,11 @@ def test_ctrl_c_is_130_and_other_errors_keep_their_traceback(monkeypatch, capsys
     def refused(name, argv):
         raise UserError("two\nlines")
 
-    monkeypatch.setitem(cli._COMMANDS, "train", interrupted)
+    monkeypatch.setitem(commands.COMMANDS, "train", interrupted)
     assert cli.main(["train"]) == 130
-    monkeypatch.setitem(cli._COMMANDS, "train", refused)
+    monkeypatch.setitem(commands.COMMANDS, "train", refused)
     assert cli.main(["train"]) == 2 and "error: two lines\n" in capsys.readouterr().err
-    monkeypatch.setitem(cli._COMMANDS, "train", broken)
+    monkeypatch.setitem(commands.COMMANDS, "train", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["train"])
 
@@ -97,7 +98,7 @@ class Broken(torch.utils.data.Dataset):
 
 def test_a_mistake_found_by_a_worker_process_is_one_line_too(capsys):
     loader = torch.utils.data.DataLoader(Broken(), num_workers=1)
-    assert cli.exit_status(lambda: list(loader)) == 2
+    assert exit_status(lambda: list(loader)) == 2
     assert capsys.readouterr().err == "error: a.png: corrupt file; replace it\n"
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from hf_sam_adapt import segmentation_loss
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.losses.segmentation import CLASS_LOSSES, parse_loss
+from hf_sam_adapt.names import CLASS_LOSSES, parse_loss
 
 
 K = 5

@@ -8,14 +8,14 @@ import typing
 import pytest
 import yaml
 
-from hf_sam_adapt.cli.commands import _COMMANDS, _imported
+from hf_sam_adapt.cli.commands import COMMANDS, imported
 from hf_sam_adapt.config.arguments import from_file, parse_arguments
 from hf_sam_adapt.config.continual_recipe import ContinualRecipe
 from hf_sam_adapt.config.recipe import Recipe, parse_recipe
 from hf_sam_adapt.errors import UserError
 
 
-ARGUMENTS = {name: _imported(command.arguments) for name, command in _COMMANDS.items()}
+ARGUMENTS = {name: imported(command.arguments) for name, command in COMMANDS.items()}
 
 
 @pytest.fixture

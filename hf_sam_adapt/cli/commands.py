@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import re
+import os
+import select
+import shlex
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ..config.arguments import option, parse_arguments
-from ..config.paths import FILE
+from .. import __version__
+from ..config.arguments import parse_arguments
+from ..config.help import GROUPS
 from ..config.recipe import Recipe
-from ..errors import UserError, exit_status
+from ..errors import UserError, exit_status, require_extra
+from . import next_command
+from .arguments import OF_CHECKPOINTS, OF_DATA
+from .quiet import quiet_libraries
 
 
 PROG = "hf-sam-adapt"
-
-
-@dataclass
-class ExportTinyArguments:
-    """Arguments of `export-tiny`."""
-
-    folder: str | None = option(None, "Folder to create.", path=FILE)
+BROKEN_PIPE = 141  # what a shell reports of a program whose reader has gone
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,12 +33,37 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         Exit status: 0, 1 if `doctor` found an error or `predict` an unreadable image, 2 after bad input (one line on
-        stderr), 130 after Ctrl-C.
+        stderr), 130 after Ctrl-C, 141 where the reader of a pipe has gone.
     """
     argv = sys.argv[1:] if argv is None else argv
+    try:
+        try:
+            return _main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at exit
+        return BROKEN_PIPE
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"{PROG} {__version__}")
+        return 0
     return exit_status(lambda: _run(argv[0], argv[1:]))
 
 
@@ -47,49 +73,62 @@ class Command:
 
     Attributes:
         summary: a line of `hf-sam-adapt --help`.
+        examples: arguments that its own help begins with.
         arguments, function: `module:name` of its dataclass and of what is called with one.
         description: of its own help; unset = the summary.
         positional: field that takes the arguments without a flag.
         reads_recipe: its `--config` may be a run's recipe, of which it takes the keys that it knows.
-        extra: of the package that `function` needs.
+        extra: of the package, without which it does nothing.
+        groups: headings of its help.
+        next: its arguments -> the command to type after it.
     """
 
     summary: str
+    examples: tuple[str, ...]
     arguments: str
     function: str
     description: str | None = None
     positional: str | None = None
     reads_recipe: bool = False
     extra: str | None = None
+    groups: Mapping[str, Sequence[str]] | None = None
+    next: Callable[[Any], list[str]] | None = None
 
     def __call__(self, name: str, argv: list[str]) -> object:
-        args = parse_arguments(
-            _imported(self.arguments),
+        args = self.parse(name, argv)
+        if self.extra is not None:
+            require_extra(self.extra, name)
+        quiet_libraries()
+        result = imported(self.function)(args)
+        if self.next is not None and (not isinstance(result, int) or result == 0) and _is_main_process():
+            print(f"Next: {PROG} {shlex.join(self.next(args))}")
+        return result
+
+    def parse(self, name: str, argv: list[str]) -> Any:
+        """The dataclass of the arguments."""
+        return parse_arguments(
+            imported(self.arguments),
             argv,
             prog=f"{PROG} {name}",
             description=self.description or self.summary,
             positional=self.positional,
             also_in_config=Recipe if self.reads_recipe else None,
+            examples=[f"{PROG} {name} {example}" for example in self.examples],
+            groups=self.groups or GROUPS,
         )
-        try:
-            function = _imported(self.function)
-        except ModuleNotFoundError as error:
-            if self.extra is None:
-                raise
-            raise UserError(
-                f"the package {error.name} is not installed",
-                where=name,
-                fix=f"run pip install 'hf-sam-adapt[{self.extra}]'",
-            ) from None
-        return function(args)
 
 
-def _imported(place: str) -> Any:
+def imported(place: str) -> Any:
+    """What `module:name` is, the module as seen from this package."""
     module, _, name = place.partition(":")
     return getattr(import_module(module, __package__), name)
 
 
-def export_tiny_command(args: ExportTinyArguments) -> None:
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def export_tiny_command(args: Any) -> None:
     """Write the embedded model as an ordinary model folder."""
     if args.folder is None:
         raise UserError("export-tiny needs the folder to create.")
@@ -99,67 +138,92 @@ def export_tiny_command(args: ExportTinyArguments) -> None:
     print(f"Saved to {args.folder}.")
 
 
-_COMMANDS = {
+COMMANDS = {
     "train": Command(
         "Train by a recipe.",
+        ("--dataset my_polyps --method conv_lora --output_dir runs/polyps",),
         "..config.recipe:Recipe",
         "..training:train",
         description="Adapt SAM to a folder of images and masks.",
+        extra="train",
+        next=next_command.after_train,
     ),
     "continual": Command(
         "Learn one domain after the other.",
+        ("--domains synthetic:polyp synthetic:shadow --epochs 2 --output_dir runs/two",),
         "..config.continual_recipe:ContinualRecipe",
         "..continual.run:continual",
         description="Adapt SAM to one domain after the other, and score all of them.",
+        extra="train",
+        next=next_command.after_continual,
     ),
     "evaluate": Command(
         "Measure an adapter beside zero-shot SAM.",
-        ".evaluate:EvaluateArguments",
+        ("runs/polyps --prompts none box",),
+        ".arguments:EvaluateArguments",
         ".evaluate:evaluate_command",
         description="Measure an adapter, and zero-shot SAM beside it, on the test images of a data set.",
         positional="adapter",
         reads_recipe=True,
+        extra="train",
+        next=next_command.after_evaluate,
     ),
     "predict": Command(
         "Segment images.",
-        ".predict:PredictArguments",
+        ("photos/*.jpg --adapter runs/polyps --output_dir masks",),
+        ".arguments:PredictArguments",
         ".predict:predict_command",
         description="Segment files, folders or globs: masks at original size, overlays, predictions.json.",
         positional="inputs",
         reads_recipe=True,
+        next=next_command.after_predict,
     ),
     "convert": Command(
         "Turn an official checkpoint into an adapter, or annotations into a data set.",
-        ".convert:ConvertArguments",
+        (
+            "--from labelme photos --out my_polyps",
+            "--from conv-lora model.ckpt --out adapter --base facebook/sam-vit-huge",
+        ),
+        ".arguments:ConvertArguments",
         ".convert:convert_command",
         description="Turn a checkpoint of a method's official implementation into an adapter folder, or the "
         "annotations of labelme, COCO, YOLO or CVAT into a folder of images and masks.",
         positional="source",
+        groups={"of a checkpoint": (*OF_CHECKPOINTS, "decoder"), "of annotations": (*OF_DATA, "layout")},
+        next=next_command.after_convert,
     ),
     "estimate": Command(
         "Say what a recipe will need before it runs.",
-        ".estimate:EstimateArguments",
+        ("--dataset my_polyps --method conv_lora --preset 8gb",),
+        ".arguments:EstimateArguments",
         ".estimate:estimate_command",
         description="Parameters, peak memory and time of a training, by its recipe, its data and this machine.",
+        extra="train",
+        next=next_command.to_train,
     ),
     "doctor": Command(
         "Find what is wrong with a data set.",
-        ".doctor:DoctorArguments",
+        ("my_polyps --contact_sheet sheet.png",),
+        ".arguments:DoctorArguments",
         ".doctor:doctor_command",
         description="Read all of a data set as a training would, and say what is wrong: a line for each finding, "
-        "with its mend. Exit status 1 if one is an error.",
+        "and its fix. Exit status 1 if one is an error.",
         positional="dataset",
         reads_recipe=True,
+        extra="train",
+        next=next_command.to_train,
     ),
     "push": Command(
         "Publish a run, an adapter, a pool or a model folder on the Hub.",
-        "..hub.push:PushArguments",
-        "..hub.push:push_command",
+        ("runs/polyps --repo me/polyps",),
+        ".arguments:PushArguments",
+        ".push:push_command",
         description="Publish a run, an adapter, a pool or a model folder on the Hub, in one commit.",
         positional="folder",
     ),
     "demo": Command(
         "Open a page to segment, route and adapt in the browser.",
+        ("runs/polyps runs/leaves",),
         "..demo.settings:DemoArguments",
         "..demo.page:serve",
         description="Serve a page to segment, route and adapt in the browser, offline.",
@@ -168,23 +232,30 @@ _COMMANDS = {
     ),
     "export-tiny": Command(
         "Write the embedded model as an ordinary model folder.",
-        ".commands:ExportTinyArguments",
+        ("tiny_sam",),
+        ".arguments:ExportTinyArguments",
         ".commands:export_tiny_command",
         positional="folder",
+        next=next_command.after_export_tiny,
     ),
 }
 
 
 def _run(name: str, argv: list[str]) -> object:
-    if name not in _COMMANDS:
-        raise UserError(f"unknown command '{name}'", fix=f"use one of {', '.join(_COMMANDS)}.")
-    if name == "convert":  # `from` is a keyword of Python, which no field can be named
-        argv = [re.sub(r"^--from(?==|$)", "--format", token) for token in argv]
-    return _COMMANDS[name](name, argv)
+    if name not in COMMANDS:
+        raise UserError(f"unknown command '{name}'", fix=f"use one of {', '.join(COMMANDS)}.")
+    return COMMANDS[name](name, argv)
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {name:<13}{command.summary}" for name, command in _COMMANDS.items())
-    return (
-        f"usage: {PROG} COMMAND [--help] ...\n\nAdapt the Segment Anything Model to a domain.\n\ncommands:\n{commands}"
-    )
+    commands = "\n".join(f"  {name:<13}{command.summary}" for name, command in COMMANDS.items())
+    return f"""usage: {PROG} COMMAND [--help] ...
+       {PROG} --version
+
+Adapt the Segment Anything Model to a domain.
+
+commands:
+{commands}
+
+example:
+  {PROG} train --dataset synthetic:polyp --max_steps 60 --output_dir runs/first"""

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.arguments import option
-from ..config.paths import FILE
-from ..config.shared_keys import DataKeys
 from ..data.dataset import SegmentationSplit
 from ..data.sources import READ_KEYS
 from ..doctor.examine import Diagnosis, examine_dataset
 from ..doctor.findings import ERROR, WARNING
 from ..errors import UserError
+from .arguments import DoctorArguments
 
 
 IMAGE_SIZE, PATCH, TINY_IMAGE_SIZE = 1024, 16, 256
-
-
-@dataclass
-class DoctorArguments(DataKeys):
-    """Arguments of `hf-sam-adapt doctor`: a data set with the keys of the recipe that say how it is read."""
-
-    model: str | None = option(None, "Only `tiny` matters: the size of its input; unset = SAM's.")
-    limit: int = option(20, "Findings shown of each severity and code; 0 = all.")
-    processes: int | None = option(None, "Processes that read; unset = one per CPU, 0 = the main process itself.")
-    json: str | None = option(None, "File for all findings and the numbers of each split.", path=FILE)
-    contact_sheet: str | None = option(
-        None, "PNG of what a batch will look like, after augmentation and processor.", path=FILE
-    )
 
 
 def doctor_command(args: DoctorArguments) -> int:

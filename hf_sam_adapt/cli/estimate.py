@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.arguments import option
-from ..config.paths import FILE
 from ..config.recipe import Recipe
 from ..estimate.estimate import Estimate, estimate
 from ..reporting.report import size_text, write_json
+from .arguments import EstimateArguments
 
 
 CARDS = (8, 12, 24, 40, 80)  # gigabytes
-
-
-@dataclass
-class EstimateArguments(Recipe):
-    """A recipe's keys, and where to write the numbers."""
-
-    json: str | None = option(None, "File to write the numbers to, in bytes and seconds.", path=FILE)
 
 
 def estimate_command(args: EstimateArguments) -> None:

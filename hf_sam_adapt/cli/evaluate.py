@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..config.arguments import option
-from ..config.paths import DATASET, FILE
-from ..config.shared_keys import AdaptedModelKeys, ComputeKeys, MaskKeys, MaskValues, MetricKeys
-from ..errors import UserError
+from ..config.shared_keys import MaskKeys
+from ..errors import UserError, require_extra
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..evaluation.evaluate import EvalResult, evaluate
 from ..inference.variants import routed
-from ..metrics.stream import PROMPTLESS_METRICS, check_ignore_background, check_metrics
+from ..names import check_ignore_background, check_metrics
 from ..sam.attention import Kind
 from ..sam.processing import SamAdaptProcessor
 from ..training.earlier_run import EarlierRun
+from .arguments import EvaluateArguments
 
 
 if TYPE_CHECKING:
@@ -27,41 +26,6 @@ if TYPE_CHECKING:
 
 DATA_KEYS = (*(field.name for field in fields(MaskKeys)), "mask_values", "seed")
 _SCORE_KEYS = ("prompts", "metrics", "beta2", "ber_threshold", "ignore_background")
-
-
-@dataclass
-class EvaluateArguments(ComputeKeys, MetricKeys, MaskKeys, AdaptedModelKeys):
-    """Arguments of `hf-sam-adapt evaluate`: an adapter or a plain SAM, and a data set whose test images are scored.
-
-    With a run as adapter and no other data set, what decides which images are test images and how their masks
-    are read is the run's unless it is given.
-    """
-
-    dataset: str | None = option(
-        None, "Folder, Hub id, or synthetic:<domain>; unset, it and the keys of its masks are the run's.", path=DATASET
-    )
-    mask_values: MaskValues | None = option(None, "How mask values are read; unset = the run's, or auto.")
-    seed: int | None = option(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
-    prompts: list[Literal["none", "box", "point", "mask"]] | None = option(
-        None, "Kinds to measure; unset = no prompt."
-    )
-    metrics: list[str] | None = option(
-        None, f"Further metrics without prompts: {' '.join(PROMPTLESS_METRICS)}; unset = the run's."
-    )
-    ignore_background: bool | Literal["official"] | None = option(
-        None, "Classes: leave the background out of the scores; unset = the run's."
-    )
-    clicks: int = option(0, "Also let a simulated user click on each object, at most so often; 20 is usual; 0 = not.")
-    prompt_sensitivity: Literal["box", "point"] | None = option(
-        None, "Also measure what changes when this prompt is moved to another object or taken away."
-    )
-    instances: Literal["grid", "components"] | None = option(
-        None, "Also the average precision of instances: of a grid of points, or the components of the mask."
-    )
-    num_workers: int = option(0, "Processes that load images; 0 = the main process itself.")
-    output_dir: str | None = option(
-        None, "Folder for metrics.json and samples.png; unset = the table is printed only.", path=FILE
-    )
 
 
 def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
@@ -267,9 +231,7 @@ def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
     if args.clicks < 0:
         raise UserError(f"{args.clicks} is below 0", key="clicks")
     if args.instances:
-        from ..evaluation.instances import check_pycocotools
-
-        check_pycocotools()
+        require_extra("instances", "average precision")
     if args.output_dir is None:
         return None
     folder = Path(args.output_dir)

@@ -6,9 +6,8 @@ import glob
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,6 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers.image_processing_utils import BatchFeature
 
-from ..config.arguments import option
-from ..config.paths import FILE
-from ..config.shared_keys import AdaptedModelKeys, ComputeKeys
 from ..data.channels import ARRAY_SUFFIX, displayable, load_header, load_image
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.walk import files_below, is_leftover, one_form
@@ -36,21 +32,7 @@ from ..reporting.report import MASK_COLOURS, overlay, write_json
 from ..sam.attention import Kind
 from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
-
-
-@dataclass
-class PredictArguments(ComputeKeys, AdaptedModelKeys):
-    """Arguments of `hf-sam-adapt predict`."""
-
-    inputs: list[str] = option([], "Image files, folders of images, or glob patterns.", path=FILE)
-    output_dir: str = option("predictions", "Folder for the masks, overlays and predictions.json.", path=FILE)
-    box: list[float] | None = option(None, "Box prompt x0 y0 x1 y1 in pixels, the same for every image.")
-    point: list[float] | None = option(None, "Point prompt x y in pixels, the same for every image.")
-    instances: Literal["grid", "components"] | None = option(
-        None, "Also instances.json: of a grid of points, or the connected components of the promptless mask."
-    )
-    points_per_side: int = option(16, "Points per side of the grid of --instances grid.")
-    min_score: float = option(0.0, "Instances of a lower score, 0..1, are left out.")
+from .arguments import PredictArguments
 
 
 def predict_command(args: PredictArguments) -> int:

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 import difflib
 import re
 import sys
-import types
 import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
 from ..errors import UserError
+from .help import GROUPS, help_parser
+from .hints import members, takes_many
 from .paths import change_paths, found_from
 
 
 T = TypeVar("T")
 
 
-def option(default: Any, help: str, path: str | None = None) -> Any:
+def option(default: Any, help: str, path: str | None = None, flag: str | None = None) -> Any:
     """A field of such a dataclass with its help; a list or dictionary is copied for each object.
 
     Args:
         path: of a field that takes paths, what else it may name: `FILE`, `MODEL`, `DATASET` or `NAME` of `paths`.
+        flag: its name to users where Python reserves that, such as `from`; the field's own is a synonym.
     """
-    metadata = {"help": help, "path": path}
+    metadata = {"help": help, "path": path, "flag": flag}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -42,6 +44,8 @@ def parse_arguments(
     description: str | None = None,
     positional: str | None = None,
     also_in_config: type | None = None,
+    examples: Sequence[str] = (),
+    groups: Mapping[str, Sequence[str]] = GROUPS,
 ) -> T:
     """Build the dataclass `cls` from `--config file.yaml` and `--key value` flags; flags win.
 
@@ -54,19 +58,22 @@ def parse_arguments(
         prog, description: shown by `--help`.
         positional: field that takes the arguments without a flag.
         also_in_config: another dataclass whose keys the file may hold too; they are left out.
+        examples, groups: command lines, and the keys under each heading, that `--help` shows.
 
     Raises:
         UserError: unreadable file, unknown key or flag (with the nearest name), a value of another type than expected.
     """
     argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
-        _help_parser(cls, prog, description, positional).print_help()
+        parser = help_parser(cls, prog, description, positional=positional, examples=examples, groups=groups)
+        print(parser.format_help(), end="")
         raise SystemExit(0)
     hints = typing.get_type_hints(cls)
-    given = _split(argv, hints, positional)
+    fields = {flag: name for name, flag in _flags(cls).items()}
+    given = _split(argv, hints, positional, fields)
     values: dict[str, Any] = {}
     for path in given.pop("config", []):
-        values = read_yaml(path)
+        values = {fields.get(key, key): value for key, value in read_yaml(path).items()}
         if also_in_config is not None:
             elsewhere = {field.name for field in dataclasses.fields(also_in_config)} - hints.keys()
             values = {key: value for key, value in values.items() if key not in elsewhere}
@@ -78,8 +85,8 @@ def parse_arguments(
         if inner:
             values[name] = _with_nested(name, values.get(name), inner, _nested_value(strings))
         else:
-            text_too = len(strings) == 1 and str in _members(hints[name])
-            values[name] = strings if _takes_many(hints[name]) and not text_too else strings[0]
+            text_too = len(strings) == 1 and str in members(hints[name])
+            values[name] = strings if takes_many(hints[name]) and not text_too else strings[0]
     return from_values(cls, values)
 
 
@@ -92,7 +99,8 @@ def from_values(cls: type[T], values: dict[str, Any], source: str = "arguments")
     _check_keys(values, hints, source)
     complete = getattr(cls, "complete", None)
     values = values if complete is None else complete(values)
-    return cls(**{name: coerce(name, value, hints[name]) for name, value in values.items()})
+    flags = _flags(cls)
+    return cls(**{name: coerce(flags.get(name, name), value, hints[name]) for name, value in values.items()})
 
 
 def from_file(cls: type[T], path: str | Path) -> T:
@@ -125,29 +133,37 @@ def coerce(key: str, value: Any, hint: Any) -> Any:
         raise UserError(f"'{shown}' is not {_describe(hint)}.", where=key) from None
 
 
-def _split(argv: list[str], hints: dict[str, Any], positional: str | None) -> dict[str, list[str]]:
-    """argv -> {flag without dashes: its strings}; what follows no flag is given to `positional`."""
+def _flags(cls: type) -> dict[str, str]:
+    """Field -> the flag by which users know it, where the two differ."""
+    return {field.name: field.metadata["flag"] for field in dataclasses.fields(cls) if field.metadata.get("flag")}
+
+
+def _split(
+    argv: list[str], hints: dict[str, Any], positional: str | None, fields: dict[str, str]
+) -> dict[str, list[str]]:
+    """argv -> {field: its strings}, by `fields` of flags; what follows no flag is given to `positional`."""
     given: dict[str, list[str]] = {}
     index = 0
     while index < len(argv):
         token = argv[index]
         index += 1
         if not token.startswith("--"):
-            if positional is None or (given.get(positional) and not _takes_many(hints[positional])):
+            if positional is None or (given.get(positional) and not takes_many(hints[positional])):
                 raise UserError(f"unexpected argument '{token}'", fix="a value follows its --key.")
             given.setdefault(positional, []).append(token)
             continue
         key, attached, text = token[2:].partition("=")
+        key = fields.get(key, key)
         name, _, inner = key.partition(".")
         if name not in hints and key != "config":
-            raise UserError(f"unknown flag --{key}{_nearest(name, [*hints, 'config'])}")
+            raise UserError(f"unknown flag --{key}{_nearest(name, [*hints, *fields, 'config'])}")
         hint = str if key == "config" else hints[name]
         values = [text] if attached else []
-        many = bool(inner) or _takes_many(hint)
+        many = bool(inner) or takes_many(hint)
         while not attached and index < len(argv) and not argv[index].startswith("--") and (many or not values):
             values.append(argv[index])
             index += 1
-        if not values and not many and bool in _members(hint):
+        if not values and not many and bool in members(hint):
             values = ["true"]
         if not values:
             raise UserError(f"--{key} needs a value.")
@@ -190,22 +206,13 @@ def _nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else "."
 
 
-def _members(hint: Any) -> tuple:
-    """The alternatives of a union, or the type alone."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def _takes_many(hint: Any) -> bool:
-    return any(typing.get_origin(member) is list for member in _members(hint))
-
-
 def _coerce(value: Any, hint: Any) -> Any:
-    members = _members(hint)
-    if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and type(None) in members):
-        if type(None) in members:
+    alternatives = members(hint)
+    if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and type(None) in alternatives):
+        if type(None) in alternatives:
             return None
         raise TypeError
-    for member in members:
+    for member in alternatives:
         if member is type(None):
             continue
         try:
@@ -244,7 +251,7 @@ def _coerce_one(value: Any, hint: Any) -> Any:
 
 
 def _describe(hint: Any) -> str:
-    return " or ".join(_describe_member(member) for member in _members(hint))
+    return " or ".join(_describe_member(member) for member in members(hint))
 
 
 def _describe_member(hint: Any) -> str:
@@ -256,22 +263,3 @@ def _describe_member(hint: Any) -> str:
     if hint is dict or origin is dict:
         return "a mapping such as {key: value}"
     return {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "empty"}[hint]
-
-
-def _help_parser(
-    cls: type, prog: str | None, description: str | None, positional: str | None
-) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these keys; flags win over it.")
-    hints = typing.get_type_hints(cls)
-    for item in dataclasses.fields(cls):
-        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-        shown = "unset" if default is None or default is dataclasses.MISSING else default
-        if isinstance(default, list):
-            shown = " ".join(map(str, default)) or "none"
-        accepted = " or ".join(_describe_member(m) for m in _members(hints[item.name]) if m is not type(None))
-        text = f"{item.metadata['help']} ({accepted}; default: {shown})".replace("%", "%%")
-        name = item.name if item.name == positional else f"--{item.name}"
-        many = _takes_many(hints[item.name]) or item.name == positional
-        parser.add_argument(name, metavar=item.name.upper(), help=text, nargs="*" if many else None)
-    return parser

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data.drawn_domains import PREFIX
 from ..errors import UserError
 from ..files import check_domain_name
+from ..names import DRAWN
 from .arguments import from_values, option, parse_arguments
 from .paths import DATASET
 from .recipe import Recipe
@@ -53,7 +53,7 @@ class Domain:
             raise UserError(
                 f"{value} names no dataset", where=key, fix="give name: … and dataset: …, or name: dataset"
             )
-        named = value.get("name") or Path(str(value["dataset"]).removeprefix(PREFIX)).name
+        named = value.get("name") or Path(str(value["dataset"]).removeprefix(DRAWN)).name
         domain = from_values(cls, {**value, "name": named}, key)
         try:
             check_domain_name(domain.name, [])

@@ -10,10 +10,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from ..data.class_names import read_id2label
 from ..errors import UserError
-from ..losses.segmentation import parse_loss
-from ..metrics.stream import PROMPTLESS_METRICS, check_metrics
+from ..names import METRIC_NAMES, check_metrics, parse_loss, read_id2label
 from .arguments import option, parse_arguments
 from .paths import FILE, MODEL, Change, change_paths, stored_in
 from .presets import with_preset
@@ -58,9 +56,7 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
     correction_rounds: int = option(
         0, "Clicks on wrong pixels that follow a box, point or mask in training, each with the mask so far."
     )
-    metrics: list[str] = option(
-        [], f"Further metrics of the test images without prompts: {' '.join(PROMPTLESS_METRICS)}."
-    )
+    metrics: list[str] = option([], f"Further metrics of the test images without prompts: {' '.join(METRIC_NAMES)}.")
     ignore_background: bool | Literal["official"] = option(
         False,
         "Classes: leave the background out of the scores; official = CWSAM's way, which hides confusions with it.",

@@ -15,7 +15,7 @@ from ..config.arguments import from_file, from_values
 from ..config.continual_recipe import NATURAL, ContinualRecipe, Domain
 from ..config.recipe import Recipe
 from ..data import SegmentationData
-from ..errors import UserError
+from ..errors import UserError, require_extra
 from ..hub.push import push_folder
 from ..inference.loading import is_pool, load_plain
 from ..reporting.cards import write_card
@@ -60,6 +60,7 @@ def continual(recipe: ContinualRecipe) -> Path:
     Raises:
         UserError: bad input, before anything is written.
     """
+    require_extra("train", "continual learning")
     state = start_processes()
     run, protocol = _open(recipe)
     # Every process has looked at the folder before one of them writes.

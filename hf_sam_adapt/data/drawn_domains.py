@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
+from ..names import DRAWN
 from .channels import load_image
 from .images import Header
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import datasets
 
 
-PREFIX = "synthetic:"
 LOOKS = (0.01, 10_000.0)  # far beyond any radar on both sides
 SIZES = {"train": 200, "val": 40, "test": 60}
 
@@ -35,7 +35,7 @@ class GeneratedReader:
         self.domain, self.looks, self.channels = domain, looks, channels
 
     def name(self, row: dict[str, Any]) -> str:
-        return f"{PREFIX}{self.domain} {row['id']}"
+        return f"{DRAWN}{self.domain} {row['id']}"
 
     def path(self, row: dict[str, Any]) -> str | None:
         return None
@@ -67,7 +67,7 @@ def generated_tables(
 
     from .synthetic import SYNTHETIC_DOMAINS
 
-    domain, at, setting = name.removeprefix(PREFIX).partition("@")
+    domain, at, setting = name.removeprefix(DRAWN).partition("@")
     if domain not in SYNTHETIC_DOMAINS:
         raise UserError(
             f"{name}: unknown domain", key="dataset", fix=f"choose from {', '.join(sorted(SYNTHETIC_DOMAINS))}"

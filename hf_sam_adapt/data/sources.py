@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import UserError, require_extra
+from ..names import DRAWN, check_id2label, read_id2label
 from . import coco, columns, folder
 from . import drawn_domains as generated
-from .class_names import check_id2label, read_id2label
 from .dataset import Reader, SegmentationData, SegmentationSplit, size_message
 from .degenerate import degenerate, unused_map_notes
 from .encoding import check_threshold, lossy_message, parse_label_map, resolve_encoding
@@ -87,6 +87,7 @@ def load_segmentation_dataset(
     Raises:
         UserError: whatever would end a training later, or teach it nothing, in one line.
     """
+    require_extra("train", "reading a data set")
     source = open_source(
         dataset,
         mask_suffix=mask_suffix,
@@ -249,7 +250,7 @@ def _open(
     if not isinstance(dataset, (str, os.PathLike)):
         return columns.column_tables(dataset), columns.ColumnReader(channels, content), None, []
     name = os.fspath(dataset)
-    if name.startswith(generated.PREFIX):
+    if name.startswith(DRAWN):
         return *generated.generated_tables(name, channels), []
     root = Path(name).expanduser()
     if not root.is_dir():

@@ -22,7 +22,7 @@ from ..data.scan import SCANNED, in_threads, sample_rows
 from ..data.sources import Source, open_source
 from ..data.splits import group_keys
 from ..data.walk import is_leftover
-from ..errors import UserError
+from ..errors import UserError, require_extra
 from .checks import SplitFacts, check_classes, check_objects, check_pixels, check_splits
 from .findings import ERROR, WARNING, Finding, Findings, from_message
 from .leakage import check_groups, check_leakage
@@ -97,6 +97,7 @@ def examine_dataset(
     Raises:
         UserError: no such data set, or keys that contradict each other or it.
     """
+    require_extra("train", "examining a data set")
     start, findings = time.perf_counter(), Findings(limit)
     keys: dict[str, Any] = {
         "mask_suffix": mask_suffix,

@@ -14,7 +14,7 @@ from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
 from ..inference.variants import inference, label_maps
 from ..metrics import ConfusionMatrix
-from ..metrics.classes import IgnoreBackground
+from ..names import IgnoreBackground
 from ..sam.processing import SamAdaptProcessor
 from .evaluate import no_foreground
 

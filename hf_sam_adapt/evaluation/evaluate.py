@@ -16,7 +16,8 @@ from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
 from ..inference.variants import Variant, inference, predicted_logits, variants_of
 from ..metrics import ConstantMask, Overlap, boundary_overlap, gathered, make_metric, mean_overlap, overlap
-from ..metrics.stream import StreamingMetric, check_metrics
+from ..metrics.stream import StreamingMetric
+from ..names import check_metrics
 from ..prompts import Prompt, derive_prompts
 from ..sam.processing import SamAdaptProcessor
 

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from ..distributed import of_all_ranks, own_batches
-from ..errors import UserError
+from ..errors import UserError, require_extra
 from ..inference.instances import Instance, InstanceSource, coco_content, find_instances
 from ..inference.variants import embeddings_of, inference, model_inputs, variants_of
 from ..prompts import components, instance_masks
@@ -57,7 +57,7 @@ def evaluate_instances(
     Raises:
         UserError: pycocotools is not installed, or the images hold no object.
     """
-    check_pycocotools()
+    require_extra("instances", "average precision")
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
     estimate = getattr(getattr(model, "peft_config", {}).get("default"), "train_iou_head", False)
     truth: list[Described] = []
@@ -123,18 +123,6 @@ def average_precision(truth: Sequence[Described], found: Sequence[Described]) ->
         evaluation.accumulate()
         evaluation.summarize()
     return {name: max(0.0, float(evaluation.stats[place])) for place, name in enumerate(("ap", "ap50", "ap75"))}
-
-
-def check_pycocotools() -> None:
-    """Raise `UserError` unless pycocotools can be imported."""
-    try:
-        import pycocotools.cocoeval  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"average precision needs pycocotools ({error})",
-            key="instances",
-            fix="pip install 'hf-sam-adapt[instances]'",
-        ) from error
 
 
 def _true_masks(split: SegmentationSplit | EmbeddedSplit, sample: Sample | EmbeddedSample) -> np.ndarray:

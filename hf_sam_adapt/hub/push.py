@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from ..config.arguments import from_file, option, read_yaml
+from ..config.arguments import from_file, read_yaml
 from ..config.continual_recipe import ContinualRecipe
-from ..config.paths import FILE
 from ..config.recipe import Recipe
 from ..errors import UserError
 from ..reporting.cards import public_recipe, write_card
 from ..reporting.cards.pool_card import FILES
 from ..reporting.report import hide_names
 from ..upload import PUSHED_SUFFIXES, upload_folder
-
-
-@dataclass
-class PushArguments:
-    """Arguments of `push`."""
-
-    folder: str | None = option(None, "Run, adapter, pool or model folder to publish.", path=FILE)
-    repo: str | None = option(None, "Repository, owner/name; unset = the folder's name, in your account.")
-    public: bool = option(False, "Create a public repository; otherwise it is private.")
-    revision: str | None = option(None, "Branch, created if needed; unset = main.")
-    repo_type: Literal["model", "space"] = option(
-        "model", "space: a folder with app.py, pushed with the wheel of its checkout."
-    )
-
-
-def push_command(args: PushArguments) -> None:
-    """Publish a folder, and print where."""
-    if args.folder is None:
-        raise UserError("push needs the folder to publish, such as a run's output_dir.")
-    if args.repo_type == "space":
-        from .space import push_space
-
-        push_space(args.folder, args.repo, private=not args.public, revision=args.revision)
-        return
-    push_folder(args.folder, args.repo, private=not args.public, revision=args.revision)
 
 
 def push_folder(

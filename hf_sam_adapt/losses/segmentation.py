@@ -10,54 +10,13 @@ from torch.nn import functional as F
 
 from ..data.images import IGNORE
 from ..errors import UserError
+from ..names import DEFAULT_LOSS, parse_loss
 from .points import point_losses
 
-
-BINARY_LOSSES = ("bce", "bbce", "iou", "dice", "structure", "structure_unweighted", "points")
-CLASS_LOSSES = ("ce", "ce_official", "dice", "focal")
-DEFAULT_LOSS = {"binary": "structure", "classes": "ce+dice"}
 
 # Side of the window in which the structure loss looks for borders, in label pixels (PraNet).
 _BORDER_WINDOW = 31
 _FOCAL_GAMMA = 2
-
-
-def parse_loss(loss: str, channels: int | None = None) -> list[str]:
-    """Split a loss name such as `"ce+dice"` into its terms.
-
-    Args:
-        loss: a name of `BINARY_LOSSES` or of `CLASS_LOSSES`, or a sum of names of one of them.
-        channels: of the logits the loss is for, 1 = binary, K = classes; None = not known yet.
-
-    Raises:
-        UserError: a term is unknown, or no model with `channels` channels could use all of them.
-    """
-    terms = [term.strip() for term in loss.split("+")]
-    for term in terms:
-        if term not in BINARY_LOSSES + CLASS_LOSSES:
-            raise UserError(
-                f"unknown term '{term}' in '{loss}'",
-                key="loss",
-                fix=f"use one of {', '.join(BINARY_LOSSES)}, with num_labels one of {', '.join(CLASS_LOSSES)}, or a "
-                "sum such as bce+dice.",
-            )
-    if channels is None:
-        if not set(terms) <= set(BINARY_LOSSES) and not set(terms) <= set(CLASS_LOSSES):
-            raise UserError(
-                f"'{loss}' mixes the losses of binary masks ({', '.join(BINARY_LOSSES)}) with those of several "
-                f"classes ({', '.join(CLASS_LOSSES)}).",
-                key="loss",
-            )
-        return terms
-    names, masks = (BINARY_LOSSES, "binary masks") if channels == 1 else (CLASS_LOSSES, f"masks of {channels} classes")
-    for term in terms:
-        if term not in names:
-            raise UserError(
-                f"'{term}' is no loss for {masks}",
-                key="loss",
-                fix=f"use one of {', '.join(names)}, or a sum such as {('bce' if channels == 1 else 'ce')}+dice.",
-            )
-    return terms
 
 
 def segmentation_loss(

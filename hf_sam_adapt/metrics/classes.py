@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.images import IGNORE
+from ..names import IgnoreBackground
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_PRINTED = 20
-IgnoreBackground = bool | Literal["official"]
 
 
 class ConfusionMatrix:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -12,9 +11,9 @@ import numpy as np
 import torch.distributed as dist
 
 from ..data.images import IGNORE
-from ..errors import UserError
+from ..names import METRIC_SETTINGS, IgnoreBackground
 from .boundary import boundary_overlap
-from .classes import ConfusionMatrix, IgnoreBackground
+from .classes import ConfusionMatrix
 from .overlap import overlap
 from .saliency import e_measure, f_measure, mean_absolute_error, s_measure, threshold_counts, weighted_f
 
@@ -339,8 +338,6 @@ PROMPTLESS_METRICS: dict[str, type[StreamingMetric]] = {
     "auc": AucMetric,
     "ber": BerMetric,
 }
-# The settings that are keys, and the arguments that they are, by metric.
-_SETTINGS = {"beta2": {"f_measure": "beta2", "weighted_f": "beta2"}, "ber_threshold": {"ber": "threshold"}}
 # How tables name their scores.
 TITLES = {
     "s_measure": "S-measure",
@@ -362,45 +359,9 @@ TITLES = {
 
 def make_metric(name: str, **settings: float | None) -> StreamingMetric:
     """The metric `name` of `PROMPTLESS_METRICS`; of `beta2` and `ber_threshold` it takes its own, unless None."""
-    known = ((_SETTINGS[key].get(name), value) for key, value in settings.items())
+    known = ((METRIC_SETTINGS[key].get(name), value) for key, value in settings.items())
     own: dict[str, Any] = {argument: value for argument, value in known if argument is not None and value is not None}
     return PROMPTLESS_METRICS[name](**own)
-
-
-def check_metrics(
-    metrics: Sequence[str], prompts: Sequence[str], num_labels: int | None, **settings: float | None
-) -> None:
-    """Raise `UserError` unless `metrics` are known, and can be computed for such prompts, masks and settings."""
-    unknown = [name for name in metrics if name not in PROMPTLESS_METRICS]
-    if unknown:
-        raise UserError(f"unknown '{unknown[0]}'", key="metrics", fix=f"choose from {', '.join(PROMPTLESS_METRICS)}.")
-    for key, value in settings.items():
-        if value is not None and not _SETTINGS[key].keys() & set(metrics):
-            raise UserError(
-                f"of {' and '.join(_SETTINGS[key])}, which metrics does not name",
-                where=key,
-                fix="add one, or leave it.",
-            )
-        if value is not None and not (0 < value < (1 if key == "ber_threshold" else math.inf)):
-            raise UserError(
-                f"{value} is out of range",
-                where=key,
-                fix=f"give {('0 to 1' if key == 'ber_threshold' else 'above 0')}.",
-            )
-    if metrics and "none" not in prompts:
-        raise UserError(f"{' '.join(metrics)} are computed without prompts", key="metrics", fix="add none to prompts.")
-    if metrics and num_labels is not None:
-        raise UserError(
-            f"{' '.join(metrics)} are of binary masks, and this data set has classes",
-            key="metrics",
-            fix="leave it out.",
-        )
-
-
-def check_ignore_background(value: IgnoreBackground, num_labels: int | None) -> None:
-    """Raise `UserError` where there are no classes that it could be of."""
-    if value and num_labels is None:
-        raise UserError("of scores of classes, and the masks have one", key="ignore_background", fix="leave it out.")
 
 
 def gathered(metric: StreamingMetric) -> StreamingMetric:

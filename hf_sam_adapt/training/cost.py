@@ -10,7 +10,6 @@ import threading
 import time
 from typing import ClassVar
 
-import psutil
 import torch
 
 
@@ -48,8 +47,11 @@ class CostMeter:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
+            import psutil
+
             release_free_memory()
-            memory = psutil.Process().memory_info()
+            self._process = psutil.Process()
+            memory = self._process.memory_info()
             pages = getattr(memory, "shared", 0)  # of files, above all libraries; Linux alone counts them
             CostMeter._first_pages = pages if CostMeter._first_pages is None else CostMeter._first_pages
             self._before, self._highest = memory.rss - max(0, pages - CostMeter._first_pages), memory.rss
@@ -88,9 +90,8 @@ class CostMeter:
         return self._highest - self._before
 
     def _watch(self) -> None:
-        process = psutil.Process()
         while not self._done.wait(_SAMPLE_SECONDS):
-            self._highest = max(self._highest, process.memory_info().rss)
+            self._highest = max(self._highest, self._process.memory_info().rss)
 
 
 def release_free_memory() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import __version__
-from ..data.drawn_domains import PREFIX
+from ..names import DRAWN
 
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def environment_facts(device: torch.device, processes: int) -> dict[str, Any]:
 
 
 def _source(name: str) -> str:
-    if name.startswith(PREFIX):
+    if name.startswith(DRAWN):
         return "drawn"
     if Path(name).expanduser().is_dir():
         return "folder"

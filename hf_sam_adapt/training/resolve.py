@@ -11,7 +11,7 @@ from ..config.recipe import Recipe
 from ..data import SegmentationData
 from ..errors import UserError
 from ..losses.class_weights import class_weights_from
-from ..losses.segmentation import DEFAULT_LOSS, parse_loss
+from ..names import DEFAULT_LOSS, parse_loss
 
 
 def method_fields(recipe: Recipe, data: SegmentationData) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..config.recipe import Recipe
 from ..data import SegmentationData, SegmentationSplit, load_segmentation_dataset
 from ..data.normalization import fit_normalization
 from ..data.sources import READ_KEYS
-from ..errors import UserError
+from ..errors import UserError, require_extra
 from ..evaluation import EvalResult, evaluate
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..hub.push import push_folder
@@ -34,7 +34,7 @@ from ..inference.loading import (
     save_adapter,
 )
 from ..metrics import constant_mask
-from ..metrics.stream import check_ignore_background, check_metrics
+from ..names import check_ignore_background, check_metrics
 from ..reporting.cards import write_card
 from ..reporting.class_maps import class_names, print_class_table, save_class_pictures
 from ..reporting.curves import save_threshold_curves
@@ -80,6 +80,7 @@ def train(
     Raises:
         UserError: bad input, a loss that is not finite, or, when all is saved, a push that failed.
     """
+    require_extra("train", "training")
     if recipe.dataset is None:
         raise UserError(
             "missing", key="dataset", fix="name a folder with images/ and masks/, a Hub id, or synthetic:<domain>."

@@ -11,7 +11,7 @@ from test_saliency import predictions, truths
 from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.metrics import AucMetric, BerMetric, FMeasureMetric, SemanticMetric, make_metric
-from hf_sam_adapt.metrics.stream import check_metrics
+from hf_sam_adapt.names import check_metrics
 from hf_sam_adapt.reporting.cards.tables import class_table
 from hf_sam_adapt.reporting.curves import save_threshold_curves
 

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from ...config.methods import METHODS, SAM_CITATION
 from ...config.recipe import Recipe
-from ...data.class_names import read_id2label
+from ...names import read_id2label
 from ...sam.tiny import TINY
 from ..report import size_text
 from .base import base_code, base_link, on_hub

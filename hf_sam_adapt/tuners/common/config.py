@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ...data.class_names import read_id2label
 from ...errors import UserError
+from ...names import read_id2label
 from ...sam.base_names import located, stored
 
 

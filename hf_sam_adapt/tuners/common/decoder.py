@@ -6,8 +6,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from ...data.class_names import check_id2label
 from ...errors import UserError
+from ...names import check_id2label
 from ...sam.image_size import find_vision_encoder
 from .config import SamConfigMixin
 

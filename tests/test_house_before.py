@@ -1,7 +1,7 @@
 """Files that an earlier version of the package wrote load today, and give the masks that they gave then.
 
-`data_before/` was written at commit 8a3df86: a small random SAM, an adapter of each method, a pool of two domains and a
-run folder, each with the logits that the version which wrote it computed from `pixels` and `BOXES`.
+`data_before/` was written at commit 8a3df86: a small random SAM, an adapter of each method, a pool of two domains and
+a run folder, each with the logits that the version which wrote it computed from `pixels` and `BOXES`.
 """
 
 import json

@@ -13,12 +13,13 @@ from torch import nn
 from ...errors import UserError
 from ...files import is_plain_name
 from ...sam.base_names import TINY, located, stored
+from ...sam.families import check_no_unknown_sam, encoder_shape, family_of, find_mask_decoder, find_vision_encoder
 from ...sam.fingerprint import check_fingerprint, compute_fingerprint
-from ...sam.image_size import find_vision_encoder, original_position_embedding, resize_input, restore_input
+from ...sam.image_size import original_position_embedding, resize_input, restore_input
 from ...sam.input_channels import inflate_channels, input_channels, original_channels, restore_channels
 from ...sam.windows import remove_windows, restore_windows, windows_removed
 from .config import SamConfigMixin
-from .decoder import decoder_parameters, early_layer, find_mask_decoder, prompt_encoder_parameters, resolve_decoder
+from .decoder import decoder_parameters, early_layer, prompt_encoder_parameters, resolve_decoder
 from .hq import HQ_MODULES, EarlyMap, HqHead
 from .layer import ParameterOverlay, as_keywords
 from .undo import Undoable
@@ -65,6 +66,7 @@ class SamTunerMixin(Undoable):
 
     def _place(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         config: SamConfigMixin = self.peft_config[adapter_name]
+        check_no_unknown_sam(model)
         check_adapter_name(model, adapter_name)
         if config.base_fingerprint is not None and config.fingerprint_is_from_file:
             check_fingerprint(config.base_fingerprint, model, adapter_name)
@@ -137,7 +139,7 @@ class SamTunerMixin(Undoable):
             if config.image_size is not None:
                 raise UserError(f"image_size={config.image_size}: {type(model).__name__} has no SAM vision encoder")
             return
-        current, original = encoder.config.image_size, original_position_embedding(encoder)[1]
+        current, original = encoder_shape(encoder).image_size, original_position_embedding(encoder)[1]
         wanted = original if config.image_size is None else config.image_size
         if wanted == current:
             return
@@ -207,7 +209,7 @@ class SamTunerMixin(Undoable):
             return []
         if key == "prompt_encoder":
             return prompt_encoder_parameters(config)
-        return decoder_parameters(config, getattr(decoder, "base_layer", decoder))
+        return decoder_parameters(config, family_of(model), getattr(decoder, "base_layer", decoder))
 
     def create_overlay(self, config: SamConfigMixin, adapter_name: str, target, target_name: str, parent) -> None:
         """Wrap `target`, one of the overlaid modules, or extend its wrapper, with this adapter's weights."""
@@ -241,7 +243,7 @@ class SamTunerMixin(Undoable):
         if layer.early_map is None or layer.early_map.layer != block:
             layer.stop_capturing()
             layer.early_map = EarlyMap(self.model, block)
-        head = HqHead(layer.base_layer, find_vision_encoder(self.model).config.hidden_size)
+        head = HqHead(layer.base_layer, encoder_shape(self.model).hidden_size)
         if config.init_weights is True:
             head.start_near(layer.base_layer)
         return head

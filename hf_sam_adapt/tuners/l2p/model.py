@@ -3,7 +3,7 @@
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
 from ...errors import UserError
-from ..common.decoder import find_mask_decoder
+from ...sam.families import FAMILIES, find_mask_decoder
 from ..common.model import SamTunerMixin
 from .config import L2pConfig
 from .layer import L2pDecoder
@@ -14,7 +14,7 @@ class L2pModel(SamTunerMixin, BaseTuner):
 
     prefix = "l2p_"
     tuner_layer_cls = BaseTunerLayer
-    target_module_mapping = {"sam": ["mask_decoder"]}
+    target_module_mapping = {family.model_type: [family.mask_decoder] for family in FAMILIES}
 
     def _prepare_adapter_config(self, peft_config: L2pConfig, model_config: dict) -> L2pConfig:
         if find_mask_decoder(self.model) is None:

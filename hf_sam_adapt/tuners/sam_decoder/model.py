@@ -3,7 +3,7 @@
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
 from ...errors import UserError
-from ..common.decoder import find_mask_decoder
+from ...sam.families import FAMILIES, find_mask_decoder
 from ..common.model import SamTunerMixin
 from .config import SamDecoderConfig
 
@@ -14,7 +14,7 @@ class SamDecoderModel(SamTunerMixin, BaseTuner):
     prefix = "sam_decoder_"
     needs_targets = False
     tuner_layer_cls = BaseTunerLayer
-    target_module_mapping = {"sam": ["mask_decoder"]}
+    target_module_mapping = {family.model_type: [family.mask_decoder] for family in FAMILIES}
 
     def _prepare_adapter_config(self, peft_config: SamDecoderConfig, model_config: dict) -> SamDecoderConfig:
         if find_mask_decoder(self.model) is None:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ..config.recipe import Recipe
 from ..inference.forward import PromptedSam, sam_of
 from ..prompts import Prompt
-from ..sam.families import encoder_shape
+from ..sam.families import encoder_shape, find_mask_decoder
 from ..sam.image_embeddings import ImageEmbeddings
 from ..training.loop import batch_loss
 from ..tuners.conv_lora.sampling import forget_tables
@@ -81,7 +81,7 @@ def _step_of_kind(model: nn.Module, recipe: Recipe, batch_size: int, objects: in
 
 
 def _is_hq(model: nn.Module) -> bool:
-    return getattr(sam_of(model).mask_decoder, "hq_is_live", False)
+    return getattr(find_mask_decoder(sam_of(model)), "hq_is_live", False)
 
 
 def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects: int, kind: str) -> int:

@@ -111,6 +111,10 @@ class SamFamily:
         module = attrgetter(self.patch_embedding)(encoder)
         return getattr(module, "base_layer", module)
 
+    def is_patch_embedding(self, name: str) -> bool:
+        """Whether a module of this name, in the model or in what holds it, is the patch embedding."""
+        return name.rpartition(".")[2] == self.patch_embedding.rpartition(".")[2]
+
     def neck_of(self, encoder: nn.Module) -> nn.Module:
         return attrgetter(self.neck)(encoder)
 

@@ -13,7 +13,14 @@ from torch import nn
 from ...errors import UserError
 from ...files import is_plain_name
 from ...sam.base_names import TINY, located, stored
-from ...sam.families import check_no_unknown_sam, encoder_shape, family_of, find_mask_decoder, find_vision_encoder
+from ...sam.families import (
+    check_no_unknown_sam,
+    encoder_shape,
+    family_of,
+    find_family,
+    find_mask_decoder,
+    find_vision_encoder,
+)
 from ...sam.fingerprint import check_fingerprint, compute_fingerprint
 from ...sam.image_size import original_position_embedding, resize_input, restore_input
 from ...sam.input_channels import inflate_channels, input_channels, original_channels, restore_channels
@@ -23,9 +30,6 @@ from .decoder import decoder_parameters, early_layer, prompt_encoder_parameters,
 from .hq import HQ_MODULES, EarlyMap, HqHead
 from .layer import ParameterOverlay, as_keywords
 from .undo import Undoable
-
-
-OVERLAID_MODULES = ("mask_decoder", "prompt_encoder")
 
 
 class MaskTokenDefault:
@@ -92,7 +96,7 @@ class SamTunerMixin(Undoable):
     def _check_decoder_is_free(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> None:
         """Raise `UserError` if the adapter brings decoder weights where others have put theirs."""
         decoder = find_mask_decoder(model)
-        if decoder is None or not self.is_overlay_target(config, model, "mask_decoder"):
+        if decoder is None or not self.is_overlay_target(config, model, family_of(model).mask_decoder):
             return
         own = isinstance(decoder, ParameterOverlay) and decoder.weights_name == f"{self.prefix}weights"
         inside = decoder.base_layer.modules() if own else decoder.modules()
@@ -101,7 +105,8 @@ class SamTunerMixin(Undoable):
                 f"adapter {adapter_name!r} brings a mask decoder, in which another method has layers already",
                 fix="use decoder='frozen' for one of them, or another copy of the base model",
             )
-        wanted = [f"mask_decoder.{name}" for name, _ in decoder.named_modules() if name] + ["mask_decoder"]
+        path = family_of(model).mask_decoder
+        wanted = [f"{path}.{name}" for name, _ in decoder.named_modules() if name] + [path]
         for name in config.modules_to_save or ():
             if any(key == name or key.endswith(f".{name}") for key in wanted):
                 raise UserError(
@@ -124,10 +129,10 @@ class SamTunerMixin(Undoable):
                     fix="choose another name",
                 )
 
-    @staticmethod
-    def check_layers(config: SamConfigMixin, model_config: dict) -> None:
+    def check_layers(self, config: SamConfigMixin, model_config: dict) -> None:
         """Raise `UserError` if `layers_to_transform` names a layer that the encoder does not have."""
-        depth = model_config.get("vision_config", model_config).get("num_hidden_layers")
+        known = find_family(self.model) is not None
+        depth = encoder_shape(self.model).num_hidden_layers if known else model_config.get("num_hidden_layers")
         outside = [index for index in layer_indices(config) or [] if depth is not None and index >= depth]
         if outside:
             raise UserError(f"layers_to_transform={outside}: this encoder has {depth} layers, 0 to {depth - 1}")
@@ -194,22 +199,25 @@ class SamTunerMixin(Undoable):
     @classmethod
     def is_overlay_target(cls, config: SamConfigMixin, model: nn.Module, key: str) -> bool:
         """Whether the module at `key` gets an overlay of decoder or prompt-encoder weights."""
-        if key.rpartition(".")[2] == "patch_embed":
-            return config.train_patch_embed and cls.overlays_patch_embed and find_vision_encoder(model) is not None
-        if key == "mask_decoder" and config.decoder == "hq":
+        family = find_family(model)
+        if family is None:
+            return False
+        if family.is_patch_embedding(key):
+            return config.train_patch_embed and cls.overlays_patch_embed
+        if key == family.mask_decoder and config.decoder == "hq":
             return True
-        return key in OVERLAID_MODULES and bool(cls._overlay_names(config, model, key))
+        return bool(cls._overlay_names(config, model, key))
 
     @staticmethod
     def _overlay_names(config: SamConfigMixin, model: nn.Module, key: str) -> list[str]:
-        if key == "patch_embed":
+        family, decoder = family_of(model), find_mask_decoder(model)
+        if family.is_patch_embedding(key):
             return ["projection.weight", "projection.bias"]
-        decoder = find_mask_decoder(model)
-        if decoder is None:
-            return []
-        if key == "prompt_encoder":
+        if decoder is not None and key == family.prompt_encoder:
             return prompt_encoder_parameters(config)
-        return decoder_parameters(config, family_of(model), getattr(decoder, "base_layer", decoder))
+        if decoder is not None and key == family.mask_decoder:
+            return decoder_parameters(config, family, getattr(decoder, "base_layer", decoder))
+        return []
 
     def create_overlay(self, config: SamConfigMixin, adapter_name: str, target, target_name: str, parent) -> None:
         """Wrap `target`, one of the overlaid modules, or extend its wrapper, with this adapter's weights."""
@@ -218,7 +226,7 @@ class SamTunerMixin(Undoable):
             layer = ParameterOverlay(target, self.prefix)
             layer.set_adapter(self.active_adapters)
             self._replace_module(parent, target_name, layer, target)
-        decoder = target_name == "mask_decoder"
+        decoder = target_name == family_of(self.model).mask_decoder
         hq = decoder and config.decoder == "hq"
         layer.update_layer(
             adapter_name,

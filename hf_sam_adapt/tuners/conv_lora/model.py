@@ -8,7 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 
 from ...errors import UserError
-from ...sam.families import FAMILIES, find_mask_decoder
+from ...sam.families import FAMILIES, find_family
 from ..common.layer import ParameterOverlay
 from ..common.model import SamTunerMixin, in_layers
 from .config import ConvLoraConfig
@@ -49,7 +49,8 @@ class ConvLoraModel(SamTunerMixin, LoraModel):
         if self.is_overlay_target(lora_config, self.model, current_key):
             self.create_overlay(lora_config, adapter_name, target, target_name, parent)
             return
-        if find_mask_decoder(self.model) is not None and current_key.startswith("mask_decoder."):
+        family = find_family(self.model)
+        if family is not None and current_key.startswith(f"{family.mask_decoder}."):
             raise UserError(
                 f"target_modules matches {current_key}",
                 fix="Conv-LoRA adapts maps of the encoder, not the decoder's tokens",

@@ -3,7 +3,7 @@
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
 from ...errors import UserError
-from ...sam.families import FAMILIES, find_mask_decoder
+from ...sam.families import FAMILIES, family_of, find_mask_decoder
 from ..common.model import SamTunerMixin
 from .config import SamDecoderConfig
 
@@ -21,7 +21,7 @@ class SamDecoderModel(SamTunerMixin, BaseTuner):
             raise UserError(f"SamDecoderConfig: {type(self.model).__name__} has no mask decoder", fix="use SamModel")
         if peft_config.decoder == "frozen" and not (peft_config.train_iou_head or peft_config.train_no_mask_embed):
             raise UserError("SamDecoderConfig(decoder='frozen') would train nothing", fix="use decoder='full'")
-        peft_config.target_modules = {"mask_decoder"}
+        peft_config.target_modules = {family_of(self.model).mask_decoder}
         return peft_config
 
     def _check_target_module_exists(self, peft_config: SamDecoderConfig, key: str) -> bool:

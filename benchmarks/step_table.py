@@ -37,8 +37,8 @@ from hf_sam_adapt.inference.forward import encode, segment
 from hf_sam_adapt.inference.loading import build_model
 from hf_sam_adapt.prompts import Prompt
 from hf_sam_adapt.sam.attention import use_fast_attention
+from hf_sam_adapt.sam.families import find_vision_encoder
 from hf_sam_adapt.sam.gradient_checkpointing import enable_checkpointing
-from hf_sam_adapt.sam.image_size import find_vision_encoder
 from hf_sam_adapt.sam.tiny import load_tiny_sam
 from hf_sam_adapt.training.frozen_weights import cast_frozen_matrices
 from hf_sam_adapt.tuners.conv_lora import balance_loss

@@ -8,8 +8,8 @@ from transformers import SamModel
 
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.loading import build_model, load_adapted, load_base, save_adapter
+from hf_sam_adapt.sam.families import SAM
 from hf_sam_adapt.sam.processing import SamAdaptProcessor
-from hf_sam_adapt.tuners.common.decoder import reached_parameters
 
 
 METHODS = ["sam_adapter", "decoder", "lora", "full"]
@@ -47,7 +47,7 @@ def test_all_methods_train_the_same_decoder_parts(method, sam_folder):
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     decoder = {name.rpartition("mask_decoder.")[2] for name in trainable if "mask_decoder." in name}
     parts = {name.rpartition("default.")[2] for name in decoder}
-    assert parts == set(reached_parameters(random_sam().mask_decoder))
+    assert parts == set(SAM.reached_parameters(random_sam().mask_decoder))
     assert not any("prompt_encoder" in name or "shared_image_embedding" in name for name in trainable)
     loss = model(pixel_values=torch.randn(2, 3, 64, 64), multimask_output=False).pred_masks.square().mean()
     loss.backward()

@@ -15,6 +15,7 @@ from ..files import BASE
 from ..inference.forward import encode, segment, segment_scored
 from ..inference.variants import device_of, inference, largest_class, merge_objects, routed
 from ..prompts import Prompt
+from ..sam.families import find_vision_encoder
 from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
 from ..tuners.moda.encode import first_adapted_block
@@ -92,7 +93,7 @@ def _embedding(image: ImageState, entry: Entry, domain: str | None) -> tuple[Ima
     Adapters that leave the encoder as it is share that of plain SAM.
     """
     pool = entry.pool
-    in_encoder = pool is not None and first_adapted_block(pool.model.vision_encoder) is not None
+    in_encoder = pool is not None and first_adapted_block(find_vision_encoder(pool.model)) is not None
     key: tuple[str, ...] = (entry.name, str(domain)) if in_encoder else (entry.encoder,)
     if in_encoder and domain == BASE and entry.reads_as_base:
         key = (entry.base.encoder,)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ..config.recipe import Recipe
 from ..inference.forward import PromptedSam, sam_of
 from ..prompts import Prompt
+from ..sam.families import encoder_shape, find_mask_decoder
 from ..sam.image_embeddings import ImageEmbeddings
 from ..training.loop import batch_loss
 from ..tuners.conv_lora.sampling import forget_tables
@@ -80,15 +81,15 @@ def _step_of_kind(model: nn.Module, recipe: Recipe, batch_size: int, objects: in
 
 
 def _is_hq(model: nn.Module) -> bool:
-    return getattr(sam_of(model).mask_decoder, "hq_is_live", False)
+    return getattr(find_mask_decoder(sam_of(model)), "hq_is_live", False)
 
 
 def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects: int, kind: str) -> int:
     device = next(model.parameters()).device
     fake = FakeTensorMode()
     model = _without_content(model, fake).train()
-    vision = model.config.vision_config
-    side, grid = vision.image_size, vision.image_size // vision.patch_size
+    shape = encoder_shape(model)
+    side, grid = shape.image_size, shape.grid
     precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
     with fake, LiveBytes() as bytes_:
         channels = recipe.channels or 3
@@ -96,8 +97,8 @@ def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects
         if recipe.cache_embeddings:
             early = None
             if _is_hq(model):
-                early = torch.empty(batch_size, grid, grid, vision.hidden_size, device=device)
-            maps = torch.empty(batch_size, vision.output_channels, grid, grid, device=device)
+                early = torch.empty(batch_size, grid, grid, shape.hidden_size, device=device)
+            maps = torch.empty(batch_size, shape.output_channels, grid, grid, device=device)
             embeddings = ImageEmbeddings(maps, early)
         else:
             pixels = torch.empty(batch_size, channels, side, side, device=device)

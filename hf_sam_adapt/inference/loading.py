@@ -20,7 +20,8 @@ from ..errors import UserError, first_line
 from ..files import follow_umask
 from ..repository import HubName, commit_of, find_file
 from ..sam.attention import Kind, use_fast_attention
-from ..sam.image_size import find_vision_encoder, resize_input
+from ..sam.families import encoder_shape, family_of, family_of_type, find_vision_encoder
+from ..sam.image_size import resize_input
 from ..sam.input_channels import inflate_channels, input_channels
 from ..sam.processing import SamAdaptProcessor
 from ..sam.tiny import TINY, load_tiny_sam
@@ -31,12 +32,6 @@ from ..tuners.moda import ModaModel
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CONFIGS = {name: method.config_class() for name, method in METHODS.items()}
-LORA_DEFAULTS = {
-    "r": 8,
-    "lora_alpha": 16,
-    "target_modules": r"vision_encoder\.layers\.\d+\.attn\.qkv",
-    "modules_to_save": ["mask_decoder"],
-}
 
 
 def method_of(config: PeftConfig | None) -> str:
@@ -89,11 +84,9 @@ def load_base(name: str, attention: Kind = "auto") -> tuple[SamModel, SamAdaptPr
     place, commit = (name, None) if hub is None else (hub.id, commit_of(config_file))
     try:
         config = AutoConfig.from_pretrained(place, revision=commit)
-        if config.model_type != "sam":
-            raise UserError(
-                f"{name} is of type {config.model_type!r}", key="model", fix="this package adapts 'sam' models"
-            )
-        model = SamModel.from_pretrained(place, revision=commit, dtype=torch.float32)
+        model = family_of_type(config.model_type, name).model_class.from_pretrained(
+            place, revision=commit, dtype=torch.float32
+        )
     except (OSError, HTTPError) as error:
         raise UserError(
             f"cannot load {name!r}: {first_line(error)} Use 'tiny', a model folder or a Hub id", key="model"
@@ -105,10 +98,10 @@ def load_base(name: str, attention: Kind = "auto") -> tuple[SamModel, SamAdaptPr
 def load_plain(name: str, processor: SamAdaptProcessor, attention: Kind = "auto") -> SamModel:
     """A plain SAM that takes the images of `processor`: beside an adapted model, zero-shot."""
     base, _ = load_base(name, attention)
-    if base.vision_encoder.config.image_size != processor.image_size:
+    if encoder_shape(base).image_size != processor.image_size:
         resize_input(base, processor.image_size)
     channels = 3 if processor.channels is None else processor.channels
-    if input_channels(base.vision_encoder) != channels:
+    if input_channels(find_vision_encoder(base)) != channels:
         inflate_channels(base, channels)
     return base
 
@@ -136,20 +129,22 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
         raise UserError(
             "a pool of domains is trained by `continual`", key="method", fix="name the domains' method there"
         )
+    family, native = family_of(base), encoder_shape(base).image_size
     if method == "full":
         if method_args:
             raise UserError(f"'full' takes none, found {', '.join(method_args)}", key="method_args")
-        if image_size is not None and image_size != base.config.vision_config.image_size:
+        if image_size is not None and image_size != native:
             resize_input(base, image_size)
         base.requires_grad_(True)
         freeze_outside_adapter(base)
         return base
     if method == "lora":
-        if image_size is not None and image_size != base.config.vision_config.image_size:
+        if image_size is not None and image_size != native:
             raise UserError(
                 "a plain LoRA file cannot store another input size", key="image_size", fix="use sam_adapter or full"
             )
-        method_args = LORA_DEFAULTS | method_args
+        placed = {"target_modules": family.qkv_names, "modules_to_save": [family.mask_decoder]}
+        method_args = {"r": 8, "lora_alpha": 16} | placed | method_args
     elif image_size is not None:
         method_args = {"image_size": image_size} | method_args
     config_cls = CONFIGS[method]
@@ -261,12 +256,12 @@ def named_base(config: dict) -> str | None:
 
 
 def _load_processor(name: str, model: SamModel, commit: str | None) -> SamAdaptProcessor:
-    vision = model.config.vision_config
     for file_name in ("preprocessor_config.json", "processor_config.json"):
         file = find_file(name, file_name, commit)
         if file is not None:
             return SamAdaptProcessor.from_pretrained(str(file.parent))
-    return SamAdaptProcessor(image_size=vision.image_size, patch_size=vision.patch_size)
+    shape = encoder_shape(model)
+    return SamAdaptProcessor(shape.image_size, shape.patch_size, **family_of(model).processor)
 
 
 def _check_keys(model: PeftModel, weights: Path) -> None:
@@ -289,7 +284,7 @@ def _trained_processor(
         file = find_file(pool, "preprocessor_config.json", commit)
     if file is not None:
         processor = SamAdaptProcessor.from_pretrained(str(file.parent))
-    size = find_vision_encoder(base).config.image_size
+    size = encoder_shape(base).image_size
     if processor.image_size != size:
         raise UserError(
             f"{path} was trained at image_size {processor.image_size}, its model runs at {size}",

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from .image_size import find_vision_encoder, original_position_embedding
+from .families import encoder_shape, find_vision_encoder
+from .image_size import original_position_embedding
 
 
 POSITION_ENTRIES = 64
@@ -31,10 +32,11 @@ def compute_fingerprint(model: nn.Module) -> dict:
         flat = table.detach().flatten()
         picks = torch.linspace(0, flat.numel() - 1, POSITION_ENTRIES, dtype=torch.float64).long().to(flat.device)
         values = flat[picks].float().tolist()
+    shape = encoder_shape(encoder)
     return {
-        "hidden_size": encoder.config.hidden_size,
-        "num_hidden_layers": encoder.config.num_hidden_layers,
-        "patch_size": encoder.config.patch_size,
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.num_hidden_layers,
+        "patch_size": shape.patch_size,
         "image_size": image_size,
         "pos_embed": values,
     }

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UserError
+from .families import family_of, find_vision_encoder
 
 
 ORIGINAL = "_hf_sam_adapt_original_size"
@@ -20,24 +21,18 @@ class OriginalSize:
     """
 
     image_size: int
-    pos_embed: nn.Parameter | None
-    rel_pos: dict[str, nn.Parameter] = field(default_factory=dict)
-
-
-def find_vision_encoder(model: nn.Module) -> nn.Module | None:
-    """Return the SAM vision encoder inside `model` (patch embedding, layers and neck), or None."""
-    for module in model.modules():
-        if hasattr(module, "patch_embed") and hasattr(module, "layers") and hasattr(module, "neck"):
-            return module
-    return None
+    tables: dict[str, nn.Parameter] = field(default_factory=dict)
 
 
 def original_position_embedding(encoder: nn.Module) -> tuple[nn.Parameter | None, int]:
     """Return the absolute position table (1, h, w, C) and the input size in pixels that the base came with."""
     original = getattr(encoder, ORIGINAL, None)
     if original is not None:
-        return original.pos_embed, original.image_size
-    return encoder.pos_embed, encoder.config.image_size
+        return original.tables.get("pos_embed"), original.image_size
+    family = family_of(encoder)
+    shape = family.shape(encoder)
+    tables = family.position_tables(encoder, shape.grid)
+    return next((getattr(module, at) for name, module, at, _ in tables if name == "pos_embed"), None), shape.image_size
 
 
 def resize_input(model: nn.Module, image_size: int) -> None:
@@ -56,20 +51,17 @@ def resize_input(model: nn.Module, image_size: int) -> None:
     encoder = find_vision_encoder(model)
     if encoder is None:
         raise UserError(f"image_size={image_size}: {type(model).__name__} has no SAM vision encoder to resize")
-    patch_size = encoder.config.patch_size
+    family = family_of(encoder)
+    shape = family.shape(encoder)
+    patch_size = shape.patch_size
     if image_size < patch_size or image_size % patch_size:
         raise UserError(f"image_size={image_size} is not a multiple of the patch size {patch_size} of this model")
-    grid = image_size // patch_size
-    original = OriginalSize(encoder.config.image_size, encoder.pos_embed)
-    if encoder.pos_embed is not None:
-        replace_parameter(encoder, "pos_embed", resized_table(encoder.pos_embed, grid))
-    for layer, attention in _global_attention(encoder):
-        for name in ("rel_pos_h", "rel_pos_w"):
-            table = getattr(attention, name)
-            original.rel_pos[f"{layer}.{name}"] = table
-            replace_parameter(attention, name, resized_table(table, 2 * grid - 1))
+    original = OriginalSize(shape.image_size)
+    for name, module, attribute, length in family.position_tables(encoder, image_size // patch_size):
+        original.tables[name] = table = getattr(module, attribute)
+        replace_parameter(module, attribute, resized_table(table, length))
     setattr(encoder, ORIGINAL, original)
-    _set_size(model, encoder, image_size)
+    family.set_image_size(model, encoder, image_size)
 
 
 def restore_input(model: nn.Module) -> None:
@@ -78,20 +70,11 @@ def restore_input(model: nn.Module) -> None:
     original = getattr(encoder, ORIGINAL, None)
     if original is None:
         return
-    if encoder.pos_embed is not None:
-        encoder.pos_embed = placed_like(original.pos_embed, encoder.pos_embed)
-    for layer, attention in _global_attention(encoder):
-        for name in ("rel_pos_h", "rel_pos_w"):
-            setattr(attention, name, placed_like(original.rel_pos[f"{layer}.{name}"], getattr(attention, name)))
+    family = family_of(encoder)
+    for name, module, attribute, _ in family.position_tables(encoder, family.shape(encoder).grid):
+        setattr(module, attribute, placed_like(original.tables[name], getattr(module, attribute)))
     delattr(encoder, ORIGINAL)
-    _set_size(model, encoder, original.image_size)
-
-
-def _global_attention(encoder: nn.Module):
-    """Yield (index, attention module) of the layers with relative positions over the whole grid."""
-    for index, layer in enumerate(encoder.layers):
-        if layer.window_size == 0 and layer.attn.use_rel_pos:
-            yield index, layer.attn
+    family.set_image_size(model, encoder, original.image_size)
 
 
 def resized_table(table: nn.Parameter, size: int) -> nn.Parameter:
@@ -118,21 +101,3 @@ def placed_like(table: nn.Parameter, current: nn.Parameter) -> nn.Parameter:
     table.data = table.data.to(device=current.device, dtype=current.dtype)
     table.requires_grad_(current.requires_grad)
     return table
-
-
-def _set_size(model: nn.Module, encoder: nn.Module, image_size: int) -> None:
-    grid = image_size // encoder.config.patch_size
-    patch_embed = encoder.patch_embed
-    patch_embed = getattr(patch_embed, "base_layer", patch_embed)
-    patch_embed.image_size = (image_size, image_size)
-    patch_embed.num_patches = grid * grid
-    encoder.image_size = image_size
-    encoder.config.image_size = image_size
-    prompt_encoder = getattr(model, "prompt_encoder", None)
-    if prompt_encoder is not None:
-        prompt_encoder = getattr(prompt_encoder, "base_layer", prompt_encoder)
-        prompt_encoder.image_embedding_size = (grid, grid)
-        prompt_encoder.input_image_size = image_size
-        model.config.vision_config.image_size = image_size
-        model.config.prompt_encoder_config.image_size = image_size
-        model.config.prompt_encoder_config.image_embedding_size = grid

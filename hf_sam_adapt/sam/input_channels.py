@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from .image_size import find_vision_encoder
+from .families import family_of, find_vision_encoder
 
 
 ORIGINAL = "_hf_sam_adapt_original_projection"
@@ -69,7 +69,7 @@ def restore_channels(model: nn.Module) -> None:
 
 
 def _projection(encoder: nn.Module) -> nn.Conv2d:
-    return getattr(encoder.patch_embed, "base_layer", encoder.patch_embed).projection
+    return family_of(encoder).patch_embedding_of(encoder).projection
 
 
 def _set_weight(model: nn.Module, encoder: nn.Module, weight: nn.Parameter, channels: int) -> None:
@@ -77,8 +77,7 @@ def _set_weight(model: nn.Module, encoder: nn.Module, weight: nn.Parameter, chan
     # By-passes register_parameter, which PEFT's low_cpu_mem_usage patches (see image_size.replace_parameter).
     projection._parameters["weight"] = weight
     projection.in_channels = channels
-    patch_embed = getattr(encoder.patch_embed, "base_layer", encoder.patch_embed)
-    patch_embed.num_channels = channels
+    family_of(encoder).patch_embedding_of(encoder).num_channels = channels
     encoder.config.num_channels = channels
     if hasattr(model.config, "vision_config"):
         model.config.vision_config.num_channels = channels

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..errors import UserError
-from .image_size import find_vision_encoder, placed_like, replace_parameter, resized_table
+from .families import family_of, find_vision_encoder
+from .image_size import placed_like, replace_parameter, resized_table
 
 
 ORIGINAL = "_hf_sam_adapt_original_windows"
@@ -43,17 +44,19 @@ def remove_windows(model: nn.Module) -> None:
     encoder = find_vision_encoder(model)
     if encoder is None:
         raise UserError(f"{type(model).__name__} has no SAM vision encoder", key="global_attention")
-    grid = encoder.config.image_size // encoder.config.patch_size
+    family = family_of(encoder)
+    grid = family.shape(encoder).grid
     original = OriginalWindows(list(encoder.config.global_attn_indexes))
-    for index, layer in enumerate(encoder.layers):
-        if not layer.window_size:
+    for index, block in enumerate(family.blocks_of(encoder)):
+        if not block.window_size:
             continue
-        original.sizes[index], layer.window_size = layer.window_size, 0
-        for name in ("rel_pos_h", "rel_pos_w") if layer.attn.use_rel_pos else ():
-            original.rel_pos[f"{index}.{name}"] = table = getattr(layer.attn, name)
-            replace_parameter(layer.attn, name, resized_table(table, 2 * grid - 1))
+        original.sizes[index], block.window_size = block.window_size, 0
+        attention = family.attention_of(block)
+        for name in ("rel_pos_h", "rel_pos_w") if attention.use_rel_pos else ():
+            original.rel_pos[f"{index}.{name}"] = table = getattr(attention, name)
+            replace_parameter(attention, name, resized_table(table, 2 * grid - 1))
     setattr(encoder, ORIGINAL, original)
-    _set_indexes(model, encoder, list(range(len(encoder.layers))))
+    _set_indexes(model, encoder, list(range(len(family.blocks_of(encoder)))))
 
 
 def restore_windows(model: nn.Module) -> None:
@@ -62,11 +65,13 @@ def restore_windows(model: nn.Module) -> None:
     original = getattr(encoder, ORIGINAL, None)
     if original is None:
         return
+    family = family_of(encoder)
+    blocks = family.blocks_of(encoder)
     for index, size in original.sizes.items():
-        encoder.layers[index].window_size = size
+        blocks[index].window_size = size
     for place, table in original.rel_pos.items():
         index, _, name = place.partition(".")
-        attention = encoder.layers[int(index)].attn
+        attention = family.attention_of(blocks[int(index)])
         setattr(attention, name, placed_like(table, getattr(attention, name)))
     delattr(encoder, ORIGINAL)
     _set_indexes(model, encoder, original.global_attn_indexes)

@@ -23,7 +23,7 @@ from ..evaluation.classes import evaluate_classes
 from ..inference.forward import PromptedSam
 from ..inference.variants import AUTOCAST_DTYPES
 from ..losses.segmentation import loss_of_labels
-from ..sam.image_size import find_vision_encoder
+from ..sam.families import find_vision_encoder
 from ..sam.processing import SamAdaptProcessor
 from .batches import BatchStream, TrainingSamples, prompt_shares, seed_micro_step, to_device, training_loader
 from .checkpoints import Checkpoints, TrainingState

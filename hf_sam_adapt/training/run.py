@@ -39,8 +39,8 @@ from ..reporting.cards import write_card
 from ..reporting.class_maps import class_names, print_class_table, save_class_pictures
 from ..reporting.curves import save_threshold_curves
 from ..reporting.report import print_table, save_samples, write_json
+from ..sam.families import encoder_shape, find_vision_encoder
 from ..sam.gradient_checkpointing import enable_checkpointing
-from ..sam.image_size import find_vision_encoder
 from ..sam.input_channels import inflate_channels
 from ..sam.processing import SamAdaptProcessor
 from ..sam.windows import windows_removed
@@ -196,7 +196,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         base_name = loaded.base_name or recipe.adapter
         if method == "full":
             model = build_model("full", {}, model, image_size=recipe.image_size)
-    image_size = model.config.vision_config.image_size
+    image_size = encoder_shape(model).image_size
     if recipe.image_size not in (None, image_size):
         raise UserError(
             f"the adapter {recipe.adapter} runs at {image_size}, not at {recipe.image_size}.", key="image_size"

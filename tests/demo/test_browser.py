@@ -12,7 +12,7 @@ from PIL import Image
 from hf_sam_adapt.demo.catalog import PLAIN
 from hf_sam_adapt.demo.examples import EXAMPLES
 from hf_sam_adapt.inference.forward import sam_of
-from hf_sam_adapt.sam.image_size import find_vision_encoder
+from hf_sam_adapt.sam.families import find_vision_encoder
 
 
 sync_api = pytest.importorskip("playwright.sync_api")

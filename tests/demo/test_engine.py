@@ -14,7 +14,7 @@ from hf_sam_adapt.demo.loaded_adapters import Shelf
 from hf_sam_adapt.demo.session import Clicks, ImageState
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.forward import sam_of
-from hf_sam_adapt.sam.image_size import find_vision_encoder
+from hf_sam_adapt.sam.families import find_vision_encoder
 
 
 PROMPTS = {

@@ -8,7 +8,7 @@ from sams import perturb, random_sam
 from transformers import SamConfig, SamModel
 
 from hf_sam_adapt import SamAdapterConfig
-from hf_sam_adapt.tuners.common.decoder import reached_parameters
+from hf_sam_adapt.sam.families import SAM
 from hf_sam_adapt.tuners.sam_adapter.features import frequency_component
 from hf_sam_adapt.tuners.sam_adapter.layer import legacy_order
 
@@ -159,7 +159,7 @@ def test_reached_parameters_by_gradient():
     sam(pixel_values=torch.randn(1, 3, 64, 64), multimask_output=False).pred_masks.square().mean().backward()
     parameters = sam.mask_decoder.named_parameters()
     reached = {name for name, p in parameters if p.grad is not None and p.grad.any()}
-    assert reached == set(reached_parameters(sam.mask_decoder))
+    assert reached == set(SAM.reached_parameters(sam.mask_decoder))
 
 
 def test_faithful_trains_the_whole_decoder_and_no_mask_embed():

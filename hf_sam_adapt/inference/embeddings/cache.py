@@ -24,7 +24,7 @@ from ...data import SegmentationSplit
 from ...distributed import rank_and_world
 from ...errors import UserError
 from ...sam.attention import attention_kind
-from ...sam.image_size import find_vision_encoder
+from ...sam.families import find_vision_encoder
 from ...sam.processing import SamAdaptProcessor
 from ...tuners.common.hq import live_early_map
 from ..forward import encode, sam_of

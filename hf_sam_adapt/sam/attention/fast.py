@@ -5,10 +5,11 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
-from transformers.models.sam.modeling_sam import SamPatchEmbeddings, SamVisionAttention, SamVisionSdpaAttention
+from transformers.models.sam.modeling_sam import SamVisionAttention, SamVisionSdpaAttention
 from transformers.utils import logging
 
 from ...errors import UserError
+from ..families import find_family
 from .folded import folded_attention
 from .positions import position_tables
 from .tiles import tiled_attention
@@ -135,11 +136,13 @@ def attention_kind(model: nn.Module) -> str:
 
 def attention_modules(model: nn.Module) -> Iterator[SamVisionAttention]:
     """The attention of every block of the encoder."""
-    return (module for module in model.modules() if isinstance(module, SamVisionAttention))
+    family = find_family(model)
+    return (module for module in model.modules() if family and isinstance(module, family.attention_class))
 
 
-def _patch_embeddings(model: nn.Module) -> Iterator[SamPatchEmbeddings]:
-    return (module for module in model.modules() if isinstance(module, SamPatchEmbeddings))
+def _patch_embeddings(model: nn.Module) -> Iterator[nn.Module]:
+    family = find_family(model)
+    return (module for module in model.modules() if family and isinstance(module, family.patch_embedding_class))
 
 
 def _unsupported(attention: SamVisionAttention) -> str | None:

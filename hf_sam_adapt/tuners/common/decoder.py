@@ -8,13 +8,8 @@ from torch import nn
 
 from ...errors import UserError
 from ...names import check_id2label
-from ...sam.image_size import find_vision_encoder
+from ...sam.families import SamFamily, encoder_shape, family_of, find_mask_decoder
 from .config import SamConfigMixin
-
-
-# Not reached by a loss on mask token 0: their outputs are discarded.
-_UNREACHED = ("iou_prediction_head.", "output_hypernetworks_mlps.")
-_REACHED = "output_hypernetworks_mlps.0."
 
 
 def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
@@ -58,40 +53,26 @@ def early_layer(config: SamConfigMixin, model: nn.Module) -> int:
     Raises:
         UserError: the encoder has no such block, or none with global attention.
     """
-    encoder = find_vision_encoder(model).config
+    shape = encoder_shape(model)
     if config.early_layer is None:
-        if not encoder.global_attn_indexes:
+        if not shape.global_blocks:
             raise UserError(
                 "decoder='hq': this encoder has no block with global attention", fix="name one as early_layer"
             )
-        return encoder.global_attn_indexes[0]
-    if not 0 <= config.early_layer < encoder.num_hidden_layers:
-        raise UserError(
-            f"early_layer={config.early_layer}: the encoder has blocks 0 to {encoder.num_hidden_layers - 1}"
-        )
+        return shape.global_blocks[0]
+    if not 0 <= config.early_layer < shape.num_hidden_layers:
+        raise UserError(f"early_layer={config.early_layer}: the encoder has blocks 0 to {shape.num_hidden_layers - 1}")
     return config.early_layer
 
 
-def find_mask_decoder(model: nn.Module) -> nn.Module | None:
-    """Return SAM's mask decoder inside `model`, wrapped or not, or None."""
-    decoder = getattr(model, "mask_decoder", None)
-    return decoder if decoder is not None and hasattr(decoder, "output_hypernetworks_mlps") else None
-
-
-def reached_parameters(mask_decoder: nn.Module) -> list[str]:
-    """Names of the decoder parameters that a loss on mask token 0 reaches: 3,506,304 values in SAM's decoder."""
-    names = [name for name, _ in mask_decoder.named_parameters()]
-    return [name for name in names if name.startswith(_REACHED) or not name.startswith(_UNREACHED)]
-
-
-def decoder_parameters(config: SamConfigMixin, mask_decoder: nn.Module) -> list[str]:
+def decoder_parameters(config: SamConfigMixin, family: SamFamily, mask_decoder: nn.Module) -> list[str]:
     """Names of the mask decoder's parameters in an adapter with this config; none of a frozen decoder."""
     names = [name for name, _ in mask_decoder.named_parameters()]
     if config.decoder in ("frozen", "hq"):
         return [name for name in names if config.train_iou_head and name.startswith("iou_prediction_head.")]
     if config.faithful and config.num_mask_tokens is None:
         return names
-    reached = set(reached_parameters(mask_decoder))
+    reached = set(family.reached_parameters(mask_decoder))
     return [n for n in names if n in reached or (config.train_iou_head and n.startswith("iou_prediction_head."))]
 
 
@@ -118,10 +99,11 @@ def freeze_outside_adapter(model: nn.Module) -> None:
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             for attribute in module.adapter_layer_names:
                 owned.update(map(id, getattr(module, attribute).parameters()))
+    family = family_of(model)
     for name, parameter in model.named_parameters():
-        inside = name.replace("modules_to_save.default.", "").rpartition("mask_decoder.")[1:]
-        unreached = inside[0] and inside[1].startswith(_UNREACHED) and not inside[1].startswith(_REACHED)
-        kept = "prompt_encoder." in name or "shared_image_embedding." in name
+        _, decoder, inside = name.replace("modules_to_save.default.", "").rpartition(f"{family.mask_decoder}.")
+        unreached = decoder and family.not_reached.match(inside)
+        kept = any(f"{part}." in name for part in family.never_trained)
         if unreached or (kept and id(parameter) not in owned):
             parameter.requires_grad_(False)
 
@@ -132,9 +114,10 @@ def lacks_gradients(model: nn.Module, prompts: Sequence[str]) -> bool:
     Args:
         prompts: kinds that are trained.
     """
+    prompt_encoder = f"{family_of(model).prompt_encoder}."
     for name, parameter in model.named_parameters():
         # Beside a mask `no_mask_embed` is not read; the rest of the prompt encoder is read for some prompts alone.
-        if parameter.requires_grad and "prompt_encoder." in name:
+        if parameter.requires_grad and prompt_encoder in name:
             if "mask" in prompts or not name.endswith("no_mask_embed.weight"):
                 return True
     # The faithful methods train parts of the decoder that no loss reaches.

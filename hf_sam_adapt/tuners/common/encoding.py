@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...sam.families import family_of, find_vision_encoder
 from ...sam.image_embeddings import ImageEmbeddings
 from .hq import live_early_map
 
@@ -15,14 +16,11 @@ if TYPE_CHECKING:
 
 
 def encode_images(sam: SamModel, pixel_values: torch.Tensor) -> ImageEmbeddings:
-    """Embeddings of `pixel_values` (B, 3, S, S), with gradients, and for an active `hq` decoder the early map.
-
-    `SamModel.get_image_embeddings` cannot be used for training: it runs under `no_grad`.
-    """
+    """Embeddings of `pixel_values` (B, 3, S, S), with gradients, and for an active `hq` decoder the early map."""
     early_map = live_early_map(sam)
     if early_map is not None:
         early_map.expect()
-    maps = sam.vision_encoder(pixel_values.to(sam.dtype)).last_hidden_state
+    maps = family_of(sam).encode(sam, pixel_values)
     return ImageEmbeddings(maps, None if early_map is None else early_map.take()[0])
 
 
@@ -31,7 +29,5 @@ def encode_from_block(sam: SamModel, hidden: torch.Tensor, block: int) -> ImageE
     early_map = live_early_map(sam)
     if early_map is not None:
         early_map.expect()
-    for layer in sam.vision_encoder.layers[block:]:
-        hidden = layer(hidden)
-    maps = sam.vision_encoder.neck(hidden)
+    maps = family_of(sam).encode_from_block(find_vision_encoder(sam), hidden, block)
     return ImageEmbeddings(maps, None if early_map is None else early_map.take()[0])

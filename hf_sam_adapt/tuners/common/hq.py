@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...errors import UserError
-from ...sam.image_size import find_vision_encoder
+from ...sam.families import family_of, find_mask_decoder, find_vision_encoder
 from .two_way import mix_tokens, upscale
 
 
@@ -155,7 +155,7 @@ class EarlyMap:
         self.layer = layer
         self._forget()
         # The base's own block: what tuners wrap around it acts on its input, or inside it.
-        block = find_vision_encoder(model).layers[layer]
+        block = family_of(model).blocks_of(find_vision_encoder(model))[layer]
         while hasattr(block, "base_layer"):
             block = block.base_layer
         self._handles = [
@@ -203,7 +203,7 @@ class EarlyMap:
 
 def live_early_map(sam: nn.Module) -> EarlyMap | None:
     """The early map that the mask decoder of this `SamModel` waits for; None without an active HQ decoder."""
-    decoder = sam.mask_decoder
+    decoder = find_mask_decoder(sam)
     return decoder.early_map if getattr(decoder, "hq_is_live", False) else None
 
 

@@ -13,18 +13,23 @@ from torch import nn
 from ...errors import UserError
 from ...files import is_plain_name
 from ...sam.base_names import TINY, located, stored
+from ...sam.families import (
+    check_no_unknown_sam,
+    encoder_shape,
+    family_of,
+    find_family,
+    find_mask_decoder,
+    find_vision_encoder,
+)
 from ...sam.fingerprint import check_fingerprint, compute_fingerprint
-from ...sam.image_size import find_vision_encoder, original_position_embedding, resize_input, restore_input
+from ...sam.image_size import original_position_embedding, resize_input, restore_input
 from ...sam.input_channels import inflate_channels, input_channels, original_channels, restore_channels
 from ...sam.windows import remove_windows, restore_windows, windows_removed
 from .config import SamConfigMixin
-from .decoder import decoder_parameters, early_layer, find_mask_decoder, prompt_encoder_parameters, resolve_decoder
+from .decoder import decoder_parameters, early_layer, prompt_encoder_parameters, resolve_decoder
 from .hq import HQ_MODULES, EarlyMap, HqHead
 from .layer import ParameterOverlay, as_keywords
 from .undo import Undoable
-
-
-OVERLAID_MODULES = ("mask_decoder", "prompt_encoder")
 
 
 class MaskTokenDefault:
@@ -65,6 +70,7 @@ class SamTunerMixin(Undoable):
 
     def _place(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         config: SamConfigMixin = self.peft_config[adapter_name]
+        check_no_unknown_sam(model)
         check_adapter_name(model, adapter_name)
         if config.base_fingerprint is not None and config.fingerprint_is_from_file:
             check_fingerprint(config.base_fingerprint, model, adapter_name)
@@ -90,7 +96,7 @@ class SamTunerMixin(Undoable):
     def _check_decoder_is_free(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> None:
         """Raise `UserError` if the adapter brings decoder weights where others have put theirs."""
         decoder = find_mask_decoder(model)
-        if decoder is None or not self.is_overlay_target(config, model, "mask_decoder"):
+        if decoder is None or not self.is_overlay_target(config, model, family_of(model).mask_decoder):
             return
         own = isinstance(decoder, ParameterOverlay) and decoder.weights_name == f"{self.prefix}weights"
         inside = decoder.base_layer.modules() if own else decoder.modules()
@@ -99,7 +105,8 @@ class SamTunerMixin(Undoable):
                 f"adapter {adapter_name!r} brings a mask decoder, in which another method has layers already",
                 fix="use decoder='frozen' for one of them, or another copy of the base model",
             )
-        wanted = [f"mask_decoder.{name}" for name, _ in decoder.named_modules() if name] + ["mask_decoder"]
+        path = family_of(model).mask_decoder
+        wanted = [f"{path}.{name}" for name, _ in decoder.named_modules() if name] + [path]
         for name in config.modules_to_save or ():
             if any(key == name or key.endswith(f".{name}") for key in wanted):
                 raise UserError(
@@ -122,10 +129,10 @@ class SamTunerMixin(Undoable):
                     fix="choose another name",
                 )
 
-    @staticmethod
-    def check_layers(config: SamConfigMixin, model_config: dict) -> None:
+    def check_layers(self, config: SamConfigMixin, model_config: dict) -> None:
         """Raise `UserError` if `layers_to_transform` names a layer that the encoder does not have."""
-        depth = model_config.get("vision_config", model_config).get("num_hidden_layers")
+        known = find_family(self.model) is not None
+        depth = encoder_shape(self.model).num_hidden_layers if known else model_config.get("num_hidden_layers")
         outside = [index for index in layer_indices(config) or [] if depth is not None and index >= depth]
         if outside:
             raise UserError(f"layers_to_transform={outside}: this encoder has {depth} layers, 0 to {depth - 1}")
@@ -137,7 +144,7 @@ class SamTunerMixin(Undoable):
             if config.image_size is not None:
                 raise UserError(f"image_size={config.image_size}: {type(model).__name__} has no SAM vision encoder")
             return
-        current, original = encoder.config.image_size, original_position_embedding(encoder)[1]
+        current, original = encoder_shape(encoder).image_size, original_position_embedding(encoder)[1]
         wanted = original if config.image_size is None else config.image_size
         if wanted == current:
             return
@@ -192,22 +199,25 @@ class SamTunerMixin(Undoable):
     @classmethod
     def is_overlay_target(cls, config: SamConfigMixin, model: nn.Module, key: str) -> bool:
         """Whether the module at `key` gets an overlay of decoder or prompt-encoder weights."""
-        if key.rpartition(".")[2] == "patch_embed":
-            return config.train_patch_embed and cls.overlays_patch_embed and find_vision_encoder(model) is not None
-        if key == "mask_decoder" and config.decoder == "hq":
+        family = find_family(model)
+        if family is None:
+            return False
+        if family.is_patch_embedding(key):
+            return config.train_patch_embed and cls.overlays_patch_embed
+        if key == family.mask_decoder and config.decoder == "hq":
             return True
-        return key in OVERLAID_MODULES and bool(cls._overlay_names(config, model, key))
+        return bool(cls._overlay_names(config, model, key))
 
     @staticmethod
     def _overlay_names(config: SamConfigMixin, model: nn.Module, key: str) -> list[str]:
-        if key == "patch_embed":
+        family, decoder = family_of(model), find_mask_decoder(model)
+        if family.is_patch_embedding(key):
             return ["projection.weight", "projection.bias"]
-        decoder = find_mask_decoder(model)
-        if decoder is None:
-            return []
-        if key == "prompt_encoder":
+        if decoder is not None and key == family.prompt_encoder:
             return prompt_encoder_parameters(config)
-        return decoder_parameters(config, getattr(decoder, "base_layer", decoder))
+        if decoder is not None and key == family.mask_decoder:
+            return decoder_parameters(config, family, getattr(decoder, "base_layer", decoder))
+        return []
 
     def create_overlay(self, config: SamConfigMixin, adapter_name: str, target, target_name: str, parent) -> None:
         """Wrap `target`, one of the overlaid modules, or extend its wrapper, with this adapter's weights."""
@@ -216,7 +226,7 @@ class SamTunerMixin(Undoable):
             layer = ParameterOverlay(target, self.prefix)
             layer.set_adapter(self.active_adapters)
             self._replace_module(parent, target_name, layer, target)
-        decoder = target_name == "mask_decoder"
+        decoder = target_name == family_of(self.model).mask_decoder
         hq = decoder and config.decoder == "hq"
         layer.update_layer(
             adapter_name,
@@ -241,7 +251,7 @@ class SamTunerMixin(Undoable):
         if layer.early_map is None or layer.early_map.layer != block:
             layer.stop_capturing()
             layer.early_map = EarlyMap(self.model, block)
-        head = HqHead(layer.base_layer, find_vision_encoder(self.model).config.hidden_size)
+        head = HqHead(layer.base_layer, encoder_shape(self.model).hidden_size)
         if config.init_weights is True:
             head.start_near(layer.base_layer)
         return head

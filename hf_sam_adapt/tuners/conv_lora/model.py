@@ -8,14 +8,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 
 from ...errors import UserError
-from ..common.decoder import find_mask_decoder
+from ...sam.families import FAMILIES, find_family
 from ..common.layer import ParameterOverlay
 from ..common.model import SamTunerMixin, in_layers
 from .config import ConvLoraConfig
 from .layer import NOT_MERGEABLE, ConvLoraVariant
 
 
-QKV = r"(.*\.)?vision_encoder\.layers\.\d+\.attn\.qkv"
+QKV = {kind: rf"(.*\.)?{family.qkv_names}" for family in FAMILIES for kind in family.model_types}
 VIT = ["q_proj", "k_proj", "v_proj", "query", "key", "value"]  # the latter in DINOv2 before transformers 5.23
 
 
@@ -28,7 +28,7 @@ class ConvLoraModel(SamTunerMixin, LoraModel):
 
     prefix = "lora_"
     tuner_layer_cls = BaseTunerLayer
-    target_module_mapping = {"sam": QKV, "sam_vision_model": QKV, "vit": VIT, "dinov2": VIT}
+    target_module_mapping = QKV | {"vit": VIT, "dinov2": VIT}
 
     def _prepare_adapter_config(self, peft_config: ConvLoraConfig, model_config: dict) -> ConvLoraConfig:
         peft_config = super()._prepare_adapter_config(peft_config, model_config)
@@ -49,7 +49,8 @@ class ConvLoraModel(SamTunerMixin, LoraModel):
         if self.is_overlay_target(lora_config, self.model, current_key):
             self.create_overlay(lora_config, adapter_name, target, target_name, parent)
             return
-        if find_mask_decoder(self.model) is not None and current_key.startswith("mask_decoder."):
+        family = find_family(self.model)
+        if family is not None and current_key.startswith(f"{family.mask_decoder}."):
             raise UserError(
                 f"target_modules matches {current_key}",
                 fix="Conv-LoRA adapts maps of the encoder, not the decoder's tokens",

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...files import BASE
+from ...sam.families import family_of, find_vision_encoder
 from ...sam.image_embeddings import ImageEmbeddings
 from ..common.encoding import encode_from_block, encode_images
 from ..common.hq import live_early_map
@@ -32,7 +33,7 @@ def encode_domains(pool: ModaModel, pixel_values: torch.Tensor, domain: str | li
         pixel_values: float (B, 3, S, S).
         domain: `"auto"`, a name, or a list of B names.
     """
-    model, encoder, router = pool.model, pool.model.vision_encoder, pool.router
+    model, encoder, router = pool.model, find_vision_encoder(pool.model), pool.router
     pixel_values = pixel_values.to(model.dtype)
     names = None if domain == "auto" else pool.checked(domain, len(pixel_values))
     first = first_adapted_block(encoder)
@@ -74,11 +75,13 @@ def encode_domains(pool: ModaModel, pixel_values: torch.Tensor, domain: str | li
 
 def first_adapted_block(encoder: nn.Module) -> int | None:
     """Index of the first block with an adapter in it: 0 also for one before the blocks, None without any."""
+    family = family_of(encoder)
     indices = []
     for name, module in encoder.named_modules():
         if isinstance(module, ADAPTER_LAYERS):
-            part, index, *_ = [*name.split("."), ""]
-            indices.append(int(index) if part == "layers" else len(encoder.layers) if part == "neck" else 0)
+            behind = len(family.blocks_of(encoder)) if f"{name}.".startswith(f"{family.neck}.") else 0
+            block = family.block_index(name)
+            indices.append(behind if block is None else block)
     return min(indices, default=None)
 
 
@@ -95,7 +98,8 @@ def _shared_blocks(pool: ModaModel, first: int | None) -> int:
 def captured_input(encoder: nn.Module, block: int) -> Iterator[list[torch.Tensor]]:
     """The input (B, g, g, C) of a block in the encoder run within, as the one entry of a list."""
     found: list[torch.Tensor] = []
-    module = encoder.layers[block] if block < len(encoder.layers) else encoder.neck
+    family = family_of(encoder)
+    module = [*family.blocks_of(encoder), family.neck_of(encoder)][block]
     handle = module.register_forward_pre_hook(lambda module, args: found.append(args[0]))
     try:
         yield found

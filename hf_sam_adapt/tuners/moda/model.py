@@ -16,10 +16,10 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from ...errors import UserError
+from ...sam.families import check_no_unknown_sam, encoder_shape, find_mask_decoder
 from ...sam.fingerprint import check_fingerprint, compute_fingerprint
 from ...upload import upload_folder
 from ..common.config import SamConfigMixin
-from ..common.decoder import find_mask_decoder
 from ..common.model import check_adapter_name, name_tiny
 from ..common.undo import Undoable, forget_load
 from .config import ModaConfig
@@ -91,6 +91,7 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
                 "this folder is a pool of domain adapters: load it with hf_sam_adapt.ModaModel.from_pretrained(sam, "
                 "folder), or the folder of one of its domains with PeftModel.from_pretrained"
             )
+        check_no_unknown_sam(model)
         if find_mask_decoder(model) is None:
             raise UserError(f"ModaConfig: {type(model).__name__} has no mask decoder", fix="use SamModel")
         if config.base_fingerprint is not None and config.fingerprint_is_from_file:
@@ -148,10 +149,10 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
         self.inner.load_state_dict(mapped, strict=False)
 
     def _build_router(self, config: ModaConfig) -> DomainRouter:
-        vision = self.model.vision_encoder.config
+        shape = encoder_shape(self.model)
         router = DomainRouter(
-            vision.hidden_size,
-            image_size=vision.image_size,
+            shape.hidden_size,
+            image_size=shape.image_size,
             mode=config.router,
             head=config.head,
             statistics=config.statistics,

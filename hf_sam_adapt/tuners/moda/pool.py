@@ -11,6 +11,7 @@ import torch
 
 from ...errors import UserError
 from ...files import BASE, check_domain_name
+from ...sam.families import encoder_shape, find_vision_encoder
 from ..common.undo import unchanged_if_refused
 from .config import ModaConfig
 from .dispatch import activated, adapter_layers, groups_of
@@ -105,7 +106,7 @@ class DomainPool:
         self.inner._cast_adapter_dtype(self.inner_name(name))
         if tensors is not None:
             self._load_domain(pool, name, tensors)
-        self.router.image_size = self.model.vision_encoder.config.image_size
+        self.router.image_size = encoder_shape(self.model).image_size
         self._open[pool] = name
         self.model.train(self.model.training)  # new modules begin in training mode
         self.set_adapter(pool, inference_mode=adapter is not None)
@@ -124,7 +125,8 @@ class DomainPool:
             raise UserError("no domain is open", key="fit_tokens", fix="add_domain(name) first")
         images = (pixel_values.to(self.model.dtype) for pixel_values in batches)
         with self.activated(BASE):
-            self.router.fit_tokens(self.model.vision_encoder, self.open_domain, images, learning_rate=learning_rate)
+            encoder = find_vision_encoder(self.model)
+            self.router.fit_tokens(encoder, self.open_domain, images, learning_rate=learning_rate)
 
     @torch.no_grad()
     def observe(self, pixel_values: torch.Tensor) -> None:
@@ -167,7 +169,7 @@ class DomainPool:
     def router_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Router features (B, D) of images (B, 3, S, S), by the frozen encoder."""
         with self.activated(BASE):
-            return self.router.features(self.model.vision_encoder, pixel_values.to(self.model.dtype))
+            return self.router.features(find_vision_encoder(self.model), pixel_values.to(self.model.dtype))
 
     def route(self, pixel_values: torch.Tensor) -> Routing:
         """Which domain each image (B, 3, S, S) belongs to; with one domain, or none, there is nothing to choose."""

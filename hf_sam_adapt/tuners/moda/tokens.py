@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ...sam.families import family_of
+
 
 def global_tokens(width: int, count: int = 10, seed: int = 0) -> torch.Tensor:
     """Random tokens fp32 (1, count, width), as released: the first is read out, the others assist (CoSAM §3)."""
@@ -41,8 +43,9 @@ class TokenProbe:
     """
 
     def __init__(self, encoder: nn.Module, tokens: torch.Tensor, until: int | None = None) -> None:
-        self._blocks = [_base(layer) for layer in encoder.layers][:until]
-        self._neck = encoder.neck
+        self._family = family_of(encoder)
+        self._blocks = [_base(block) for block in self._family.blocks_of(encoder)][:until]
+        self._neck = self._family.neck_of(encoder)
         self._start = tokens
         self._handles: list = []
         self._qkv: torch.Tensor | None = None
@@ -51,7 +54,7 @@ class TokenProbe:
 
     def __enter__(self) -> TokenProbe:
         for index, block in enumerate(self._blocks):
-            self._handles.append(block.attn.qkv.register_forward_hook(self._keep))
+            self._handles.append(self._family.qkv_of(block).register_forward_hook(self._keep))
             self._handles.append(block.register_forward_hook(self._first if index == 0 else self._read))
         self._handles.append(self._neck.register_forward_hook(self._keep_embedding))
         return self
@@ -79,9 +82,9 @@ class TokenProbe:
         if patches.shape[1] > height * width:  # windows beyond the border
             inside = block.window_partition(patches.new_ones(1, height, width, 1), block.window_size)[0].flatten() > 0
         # `forward`, not the modules' call: neither our own hook nor those of a tuner shall run for the tokens.
-        own = block.attn.qkv.forward(block.layer_norm1(self.tokens))
-        attended = _attend_patches(own, patches, inside, block.attn.num_attention_heads)
-        tokens = self.tokens + block.attn.proj.forward(attended)
+        own = self._family.qkv_of(block).forward(block.layer_norm1(self.tokens))
+        attended = _attend_patches(own, patches, inside, self._family.attention_of(block).num_attention_heads)
+        tokens = self.tokens + self._family.projection_of(block).forward(attended)
         self.tokens = tokens + block.mlp.forward(block.layer_norm2(tokens))
 
 
@@ -101,19 +104,19 @@ def joint_tokens(
     Returns:
         The tokens (B, L, C) after the last block, and the output of the neck (B, 256, grid, grid).
     """
-    patches = encoder.patch_embed(pixel_values)
-    if encoder.pos_embed is not None:
-        patches = patches + encoder.pos_embed
+    family = family_of(encoder)
+    patches = family.embed(encoder, pixel_values)
     batch, height, width, channels = patches.shape
     count = tokens.shape[1]
     tokens = tokens.to(patches.device, patches.dtype).expand(batch, -1, -1)
     states = torch.cat([tokens, patches.flatten(1, 2)], 1)  # (B, L + h w, C)
-    for block in map(_base, encoder.layers):
-        query, key, value = block.attn.qkv.forward(block.layer_norm1(states)).chunk(3, -1)
-        states = states + block.attn.proj.forward(_attend(query, key, value, block.attn.num_attention_heads))
+    for block in map(_base, family.blocks_of(encoder)):
+        query, key, value = family.qkv_of(block).forward(block.layer_norm1(states)).chunk(3, -1)
+        attended = _attend(query, key, value, family.attention_of(block).num_attention_heads)
+        states = states + family.projection_of(block).forward(attended)
         states = states + block.mlp.forward(block.layer_norm2(states))
     patches = states[:, count:].reshape(batch, height, width, channels)
-    return states[:, :count], encoder.neck(patches)
+    return states[:, :count], family.neck_of(encoder)(patches)
 
 
 def _attend_patches(own: torch.Tensor, patches: torch.Tensor, inside: torch.Tensor | None, heads: int) -> torch.Tensor:

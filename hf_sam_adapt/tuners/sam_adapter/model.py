@@ -3,12 +3,10 @@
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 
 from ...errors import UserError
+from ...sam.families import FAMILIES
 from ..common.model import SamTunerMixin, in_layers
 from .config import SamAdapterConfig
 from .layer import SamAdapterBlock, SamAdapterPatchEmbed
-
-
-ENCODER = r"(.*\.)?vision_encoder\.(patch_embed|layers\.\d+)"
 
 
 class SamAdapterModel(SamTunerMixin, BaseTuner):
@@ -21,7 +19,7 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
     tuner_layer_cls = BaseTunerLayer
     overlays_patch_embed = False
     block_cls = SamAdapterBlock
-    target_module_mapping = {"sam": ENCODER, "sam_vision_model": ENCODER}
+    target_module_mapping = {kind: rf"(.*\.)?{family.map_names}" for family in FAMILIES for kind in family.model_types}
 
     def _prepare_adapter_config(self, peft_config: SamAdapterConfig, model_config: dict) -> SamAdapterConfig:
         peft_config = super()._prepare_adapter_config(peft_config, model_config)

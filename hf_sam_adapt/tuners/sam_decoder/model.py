@@ -3,7 +3,7 @@
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
 from ...errors import UserError
-from ..common.decoder import find_mask_decoder
+from ...sam.families import FAMILIES, family_of, find_mask_decoder
 from ..common.model import SamTunerMixin
 from .config import SamDecoderConfig
 
@@ -14,14 +14,14 @@ class SamDecoderModel(SamTunerMixin, BaseTuner):
     prefix = "sam_decoder_"
     needs_targets = False
     tuner_layer_cls = BaseTunerLayer
-    target_module_mapping = {"sam": ["mask_decoder"]}
+    target_module_mapping = {family.model_type: [family.mask_decoder] for family in FAMILIES}
 
     def _prepare_adapter_config(self, peft_config: SamDecoderConfig, model_config: dict) -> SamDecoderConfig:
         if find_mask_decoder(self.model) is None:
             raise UserError(f"SamDecoderConfig: {type(self.model).__name__} has no mask decoder", fix="use SamModel")
         if peft_config.decoder == "frozen" and not (peft_config.train_iou_head or peft_config.train_no_mask_embed):
             raise UserError("SamDecoderConfig(decoder='frozen') would train nothing", fix="use decoder='full'")
-        peft_config.target_modules = {"mask_decoder"}
+        peft_config.target_modules = {family_of(self.model).mask_decoder}
         return peft_config
 
     def _check_target_module_exists(self, peft_config: SamDecoderConfig, key: str) -> bool:

@@ -1,0 +1,110 @@
+"""The families of SAMs that can be adapted, each described in a file of its own and known by `config.model_type`."""
+
+import re
+from typing import NoReturn
+
+from torch import nn
+
+from ...errors import UserError
+from .family import EncoderShape, SamFamily
+from .sam import SAM
+
+
+__all__ = [
+    "FAMILIES",
+    "SAM",
+    "EncoderShape",
+    "SamFamily",
+    "check_no_unknown_sam",
+    "encoder_shape",
+    "family_of",
+    "family_of_type",
+    "find_family",
+    "find_mask_decoder",
+    "find_vision_encoder",
+]
+
+FAMILIES = (SAM,)
+_BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
+# Of transformers' SAMs, with or without a family: sam2, sam2_video, sam3_tracker, sam_hq, edgetam, …
+_SAM_TYPE = re.compile(r"(sam\d*|edgetam)(_|$)")
+
+
+def family_of_type(model_type: str, name: str) -> SamFamily:
+    """The family of a checkpoint.
+
+    Args:
+        model_type: of its config.
+        name: of the checkpoint, for the message.
+
+    Raises:
+        UserError: no family describes whole models of this type.
+    """
+    for family in FAMILIES:
+        if family.model_type == model_type:
+            return family
+    _refuse(name, model_type)
+
+
+def find_family(model: nn.Module) -> SamFamily | None:
+    """The family of a SAM, of its encoder alone, or of a SAM inside wrappers; None for any other model."""
+    return next((_BY_TYPE[kind] for kind in map(_model_type, model.modules()) if kind in _BY_TYPE), None)
+
+
+def family_of(model: nn.Module) -> SamFamily:
+    """`find_family`, where there has to be one.
+
+    Raises:
+        UserError: the model is of no family.
+    """
+    family = find_family(model)
+    if family is None:
+        _refuse(type(model).__name__, _model_type(model))
+    return family
+
+
+def check_no_unknown_sam(model: nn.Module) -> None:
+    """Refuse a SAM of no family, whose decoder would be mistaken for one that is known; other models pass.
+
+    Raises:
+        UserError: the model's type is that of such a SAM, or it has both a prompt encoder and a mask decoder.
+    """
+    if find_family(model) is not None:
+        return
+    for module in model.modules():
+        alike = hasattr(module, "prompt_encoder") and hasattr(module, "mask_decoder")
+        if alike or _SAM_TYPE.match(_model_type(module) or ""):
+            _refuse(type(model).__name__, _model_type(model))
+
+
+def find_vision_encoder(model: nn.Module) -> nn.Module | None:
+    """The SAM vision encoder inside `model`, or None."""
+    for module in model.modules():
+        family = _BY_TYPE.get(_model_type(module) or "")
+        if family is not None:
+            return getattr(module, family.encoder, module)
+    return None
+
+
+def find_mask_decoder(model: nn.Module) -> nn.Module | None:
+    """SAM's mask decoder in `model`, wrapped or not, or None."""
+    family = find_family(model)
+    return None if family is None else getattr(model, family.mask_decoder, None)
+
+
+def encoder_shape(model: nn.Module) -> EncoderShape:
+    """Sizes of the encoder of a SAM.
+
+    Raises:
+        UserError: the model is of no family.
+    """
+    return family_of(model).shape(find_vision_encoder(model))
+
+
+def _model_type(module: nn.Module) -> str | None:
+    return getattr(getattr(module, "config", None), "model_type", None)
+
+
+def _refuse(name: str, model_type: str | None) -> NoReturn:
+    known = " and ".join(repr(family.model_type) for family in FAMILIES)
+    raise UserError(f"{name} is of type {model_type!r}", key="model", fix=f"this package adapts {known} models")

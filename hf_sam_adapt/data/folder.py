@@ -116,12 +116,17 @@ def find_pairs(
 
 def unread_files(root: Path, tables: Mapping[str, datasets.Dataset]) -> list[Path]:
     """The images below `root` that are in none of the tables, and all else that lies among images and masks."""
-    read = {path for table in tables.values() for part in ("image", "mask") for path in table[part]}
+    paired = all("mask" in table.column_names for table in tables.values())
+    columns = ("image", "mask") if paired else ("image",)
+    read = {path for table in tables.values() for column in columns for path in table[column]}
     return [
         path
         for path in files_below(root)
         if str(path) not in read
-        and (path.suffix.lower() in IMAGE_SUFFIXES or {"images", "masks"} & set(path.relative_to(root).parts[:-1]))
+        and (
+            path.suffix.lower() in IMAGE_SUFFIXES
+            or (paired and {"images", "masks"} & set(path.relative_to(root).parts[:-1]))
+        )
     ]
 
 

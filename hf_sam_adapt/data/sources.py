@@ -150,7 +150,7 @@ def load_segmentation_dataset(
         id2label=source.id2label,
         mask_values=encoding.mask_values,
         name=os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__,
-        notes=colours + notes + source.notes,
+        notes=colours + notes + source.left_out + source.notes,
         splits=source.splits,
         palette=palette,
         val_chooses=val_chooses,
@@ -166,7 +166,8 @@ class Source:
         mask_values, mask_threshold, label_map, num_labels, id2label, palette: as given, completed by what the source
             itself says.
         splits: keys per split where they were drawn by seed, else None.
-        notes: sentences about the splits and what is left out.
+        left_out: sentences about what is not read, or otherwise than written.
+        notes: sentences about the splits.
     """
 
     tables: dict[str, datasets.Dataset]
@@ -178,6 +179,7 @@ class Source:
     id2label: dict[int, str]
     palette: Palette | None
     splits: dict[str, list[str]] | None
+    left_out: list[str]
     notes: list[str]
 
 
@@ -220,9 +222,9 @@ def open_source(
         num_labels, id2label = _labels_of(palette, num_labels, id2label)
     content: MaskContent = "colours" if palette is not None else "alpha" if mask_values == "alpha" else "values"
     tables, reader, found_labels, left_out = _open(dataset, mask_suffix, channels, content, problem)
-    for key, value, given in (("palette", None, palette is not None), ("mask_values", "alpha", mask_values == "alpha")):
-        if found_labels is not None and given:
-            raise UserError(f"{dataset} says its classes itself", key=key, where=value, fix="leave it out")
+    if found_labels is not None and content != "values":
+        key, value = ("palette", None) if palette is not None else ("mask_values", "alpha")
+        raise UserError(f"{dataset} says its classes itself", key=key, where=value, fix="leave it out")
     if found_labels is not None and mask_values != "binary":
         mask_values = "index"
         # With a label_map the values are classes of the user's own.
@@ -238,8 +240,19 @@ def open_source(
     if "train" not in tables or not len(tables["train"]):
         raise UserError(f"{dataset} has no training images", key="dataset")
     names = _id2label(id2label, num_labels)
-    notes = left_out + notes
-    return Source(tables, reader, mask_values, mask_threshold, label_map, num_labels, names, palette, splits, notes)
+    return Source(
+        tables,
+        reader,
+        mask_values,
+        mask_threshold,
+        label_map,
+        num_labels,
+        names,
+        palette,
+        splits,
+        left_out,
+        notes,
+    )
 
 
 def _open(
@@ -265,18 +278,22 @@ def _open(
     files = coco.find_annotations(root)
     if files and not folder.has_masks(root):
         source = coco.read_coco_source(root, files, channels=channels)
-        return source.tables, coco.CocoReader(channels), source.id2label, source.lines()
+        left_out = source.lines() + _unread(root, source.tables, "images that no annotation file lists")
+        return source.tables, coco.CocoReader(channels), source.id2label, left_out
     if folder.has_images(root):
         tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)
-        unread = folder.unread_files(root, tables)
-        named = f", such as {unread[0].relative_to(root)}" if unread else ""
-        left_out = [f"{len(unread)} files of the folder are not read{named}"] if unread else []
+        left_out = _unread(root, tables, "files of the folder are not read")
         return tables, folder.FileReader(channels, content), None, left_out
     raise UserError(
         f"{name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
         "annotations.json",
         key="dataset",
     )
+
+
+def _unread(root: Path, tables: Mapping[str, datasets.Dataset], what: str) -> list[str]:
+    unread = folder.unread_files(root, tables)
+    return [f"{len(unread)} {what}, such as {unread[0].relative_to(root)}"] if unread else []
 
 
 def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, seed: int) -> list[tuple[str, bool]]:

@@ -132,7 +132,7 @@ def examine_dataset(
     if source is None:
         return Diagnosis(findings, None, None, {}, {}, time.perf_counter() - start)
     name = os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__
-    if isinstance(source.reader, (FileReader, CocoReader)):
+    if isinstance(source.reader, FileReader):
         findings.add(_odd_files(Path(dataset).expanduser(), source, told))
     if isinstance(source.reader, CocoReader):
         fix = "correct the annotations, unless that is meant"
@@ -194,11 +194,8 @@ def _open(dataset: Any, keys: dict[str, Any], findings: Findings, told: set[str]
 
 def _odd_files(root: Path, source: Source, told: set[str]) -> Iterator[Finding]:
     """Files beside those of the data set that nothing reads, and with them what systems and tools have left."""
-    listed = isinstance(source.reader, CocoReader)
     for path in (path for path in unread_files(root, source.tables) if str(path) not in told):
         value, fix = f"a file of type {path.suffix.lower() or 'none'}, which nothing reads", "remove it, or convert it"
-        if listed:
-            value, fix = "an image that no annotation file lists", "annotate or remove it"
         yield Finding(WARNING, "odd-file", str(path), value, fix)
     for folder in sorted(path for part in ("images", "masks") for path in (root / part, *root.glob(f"*/{part}"))):
         for name in sorted(os.listdir(folder)) if folder.is_dir() else ():

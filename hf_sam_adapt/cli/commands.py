@@ -146,8 +146,8 @@ _COMMANDS = {
         "Find what is wrong with a data set.",
         ".doctor:DoctorArguments",
         ".doctor:doctor_command",
-        description="Read all of a data set as a training would, and say what is wrong: a line for each finding, "
-        "with its mend. Exit status 1 if one is an error.",
+        description="Read all of a data set as a training would, and say what is wrong: a line for each cause, "
+        "with its fix. Exit status 1 if one is an error.",
         positional="dataset",
         reads_recipe=True,
     ),

@@ -206,8 +206,8 @@ COMMANDS = {
         ("my_polyps --contact_sheet sheet.png",),
         ".arguments:DoctorArguments",
         ".doctor:doctor_command",
-        description="Read all of a data set as a training would, and say what is wrong: a line for each finding, "
-        "and its fix. Exit status 1 if one is an error.",
+        description="Read all of a data set as a training would, and say what is wrong: a line for each cause, "
+        "with its fix. Exit status 1 if one is an error.",
         positional="dataset",
         reads_recipe=True,
         extra="train",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from ..data.sources import READ_KEYS
 from ..doctor.examine import Diagnosis, examine_dataset
 from ..doctor.findings import ERROR, WARNING
 from ..errors import UserError
+from ..sam.base_names import TINY
 from .arguments import DoctorArguments
 
 
 IMAGE_SIZE, PATCH, TINY_IMAGE_SIZE = 1024, 16, 256
+KEPT = 20  # findings of a cause in the JSON
+SHOWN = ("severity", "code", "file", "value", "fix")  # of each
 
 
 def doctor_command(args: DoctorArguments) -> int:
-    """Examines, prints a line for each finding, and writes what was asked for.
+    """Examines, prints a line for each cause, and writes what was asked for.
 
     Returns:
         Exit status: 1 if a finding is an error, else 0.
@@ -36,18 +40,21 @@ def doctor_command(args: DoctorArguments) -> int:
     for file in (args.json, args.contact_sheet):
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise UserError("its folder does not exist", where=file, fix="create it")
-    image_size = args.image_size or (TINY_IMAGE_SIZE if args.model == "tiny" else IMAGE_SIZE)
+    image_size = args.image_size or _image_size(args.model)
     if image_size < PATCH or image_size % PATCH:
         raise UserError(f"{image_size} is not a positive multiple of the patch size {PATCH}", key="image_size")
     diagnosis = examine_dataset(
         args.dataset,
         mask_size=4 * (image_size // PATCH),
-        **{key: getattr(args, key) for key in (*READ_KEYS, "normalization", "limit", "processes")},
+        limit=KEPT if args.limit is None else args.limit,
+        **{key: getattr(args, key) for key in (*READ_KEYS, "normalization", "processes")},
     )
-    for line in diagnosis.findings.lines():
+    for line in diagnosis.findings.lines(1 if args.limit is None else args.limit):
         print(line)
     for line in _summary(diagnosis):
         print(line)
+    if args.limit is None and len(diagnosis.findings.causes) < diagnosis.findings.counts.total():
+        print("--limit 0 shows all files of each cause.")
     if args.json is not None:
         write_json(Path(args.json), _plain(args.dataset, diagnosis))
     if args.contact_sheet is not None:
@@ -80,19 +87,39 @@ def _draw(args: DoctorArguments, diagnosis: Diagnosis, image_size: int) -> None:
     print(f"Contact sheet: {args.contact_sheet}")
 
 
+def _image_size(model: str | None) -> int:
+    """Side of the input of a model: as its folder says; SAM's where it has none here.
+
+    Raises:
+        UserError: a folder whose config says no size.
+    """
+    if model in (None, TINY):
+        return TINY_IMAGE_SIZE
+    file = Path(str(model)).expanduser() / "config.json"
+    if not file.is_file():
+        return IMAGE_SIZE
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8"))["vision_config"]["image_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError("not the config of a SAM", key="model", where=file, fix="name a SAM") from error
+
+
 def _summary(diagnosis: Diagnosis) -> list[str]:
-    """What was left out, what was read, in a line for each split, and how much was found."""
+    """How the images were dealt, what can be used, in a line for each split, and how much is wrong."""
     lines = [] if diagnosis.source is None else list(diagnosis.source.notes)
     for split, facts in diagnosis.facts.items():
         sizes = {f"{size[1]}x{size[0]}" for size in (facts.smallest, facts.largest) if size is not None}
         shown = " to ".join(sorted(sizes, key=lambda text: [int(side) for side in text.split("x")]))
         shares = facts.classes / max(1, facts.classes.sum())
-        if diagnosis.encoding is not None and diagnosis.encoding.num_labels is None:
+        if not facts.classes.any():
+            content = "no mask can be used"
+        elif diagnosis.encoding is not None and diagnosis.encoding.num_labels is None:
             content = f"foreground {shares[1]:.1%}"
         else:
             names = diagnosis.source.id2label if diagnosis.source is not None else {}
             content = ", ".join(f"{names.get(label, label)} {share:.1%}" for label, share in enumerate(shares))
-        lines.append(f"{split}: {facts.images} images of {shown or 'no'} pixels; {content}")
+        usable = "" if facts.read == facts.images else f", {facts.read} usable,"
+        lines.append(f"{split}: {facts.images} images{usable} of {shown or 'no'} pixels; {content}")
     images = sum(facts.images for facts in diagnosis.facts.values())
     per_thousand = 1000 * diagnosis.seconds / max(1, images)
     counts = [f"{diagnosis.findings.total(kind)} {kind}s" for kind in (ERROR, WARNING)]
@@ -107,7 +134,7 @@ def _plain(dataset: str, diagnosis: Diagnosis) -> dict[str, Any]:
     return {
         "dataset": os.fspath(dataset),
         "ok": diagnosis.ok,
-        "findings": [vars(finding) for finding in findings.ordered()],
+        "findings": [{name: getattr(finding, name) for name in SHOWN} for finding in findings.ordered()],
         "counts": [
             {"severity": severity, "code": code, "count": count}
             for (severity, code), count in sorted(findings.counts.items())

@@ -13,9 +13,9 @@ from ..errors import UserError, require_extra
 from ..names import DRAWN, check_id2label, read_id2label
 from . import coco, columns, folder
 from . import drawn_domains as generated
-from .dataset import Reader, SegmentationData, SegmentationSplit, size_message
+from .dataset import Reader, SegmentationData, SegmentationSplit, size_mismatch
 from .degenerate import degenerate, unused_map_notes
-from .encoding import check_threshold, lossy_message, parse_label_map, resolve_encoding
+from .encoding import check_threshold, lossy_mask, parse_label_map, resolve_encoding
 from .images import MaskContent
 from .palettes import Palette, resolve_palette
 from .scan import ScannedMask, in_threads, palette_notes, sample_rows, scan_masks, soft_notes
@@ -151,7 +151,7 @@ def load_segmentation_dataset(
         id2label=source.id2label,
         mask_values=encoding.mask_values,
         name=os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__,
-        notes=colours + notes + source.notes,
+        notes=colours + notes + source.left_out + source.notes,
         splits=source.splits,
         palette=palette,
         val_chooses=val_chooses,
@@ -167,7 +167,8 @@ class Source:
         mask_values, mask_threshold, label_map, num_labels, id2label, palette: as given, completed by what the source
             itself says.
         splits: keys per split where they were drawn by seed, else None.
-        notes: sentences about the splits and what is left out.
+        left_out: sentences about what is not read, or otherwise than written.
+        notes: sentences about the splits.
     """
 
     tables: dict[str, datasets.Dataset]
@@ -179,6 +180,7 @@ class Source:
     id2label: dict[int, str]
     palette: Palette | None
     splits: dict[str, list[str]] | None
+    left_out: list[str]
     notes: list[str]
 
 
@@ -221,9 +223,9 @@ def open_source(
         num_labels, id2label = _labels_of(palette, num_labels, id2label)
     content: MaskContent = "colours" if palette is not None else "alpha" if mask_values == "alpha" else "values"
     tables, reader, found_labels, left_out = _open(dataset, mask_suffix, channels, content, problem)
-    for key, given in (("palette", palette is not None), ("mask_values: alpha", mask_values == "alpha")):
-        if found_labels is not None and given:
-            raise UserError(f"{dataset} says its classes itself", where=key, fix="leave it out")
+    if found_labels is not None and content != "values":
+        key, value = ("palette", None) if palette is not None else ("mask_values", "alpha")
+        raise UserError(f"{dataset} says its classes itself", key=key, where=value, fix="leave it out")
     if found_labels is not None and mask_values != "binary":
         mask_values = "index"
         # With a label_map the values are classes of the user's own.
@@ -239,8 +241,19 @@ def open_source(
     if "train" not in tables or not len(tables["train"]):
         raise UserError(f"{dataset} has no training images", key="dataset")
     names = _id2label(id2label, num_labels)
-    notes = left_out + notes
-    return Source(tables, reader, mask_values, mask_threshold, label_map, num_labels, names, palette, splits, notes)
+    return Source(
+        tables,
+        reader,
+        mask_values,
+        mask_threshold,
+        label_map,
+        num_labels,
+        names,
+        palette,
+        splits,
+        left_out,
+        notes,
+    )
 
 
 def _open(
@@ -266,18 +279,22 @@ def _open(
     files = coco.find_annotations(root)
     if files and not folder.has_masks(root):
         source = coco.read_coco_source(root, files, channels=channels)
-        return source.tables, coco.CocoReader(channels), source.id2label, source.lines()
+        left_out = source.lines() + _unread(root, source.tables, "images that no annotation file lists")
+        return source.tables, coco.CocoReader(channels), source.id2label, left_out
     if folder.has_images(root):
         tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)
-        unread = folder.unread_files(root, tables)
-        named = f", such as {unread[0].relative_to(root)}" if unread else ""
-        left_out = [f"{len(unread)} files of the folder are not read{named}"] if unread else []
+        left_out = _unread(root, tables, "files of the folder are not read")
         return tables, folder.FileReader(channels, content), None, left_out
     raise UserError(
         f"{name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
         "annotations.json",
         key="dataset",
     )
+
+
+def _unread(root: Path, tables: Mapping[str, datasets.Dataset], what: str) -> list[str]:
+    unread = folder.unread_files(root, tables)
+    return [f"{len(unread)} {what}, such as {unread[0].relative_to(root)}"] if unread else []
 
 
 def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, seed: int) -> list[tuple[str, bool]]:
@@ -291,13 +308,13 @@ def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, se
         image, mask = reader.headers(row)
         name = reader.name(row)
         if mask.lossy and mask_values not in ("binary", "alpha"):
-            raise UserError(lossy_message(name))
+            raise lossy_mask(name)
         sizes = (mask.height, mask.width), (image.height, image.width)
         if sizes[0] != sizes[1]:
             # A header may hide a rotation; the pixels decide.
             stored, pixels = reader.read_mask(row)[0].shape[:2], reader.read_image(row).shape[:2]
             if stored != pixels:
-                raise UserError(size_message(name, stored, pixels))
+                raise size_mismatch(name, stored, pixels)
         return name, mask.coloured
 
     if reader.checked_rows is not None:
@@ -312,6 +329,7 @@ def _check_colours(masks: list[tuple[str, bool]]) -> None:
         raise UserError(
             f"two mask encodings are mixed: {named[True]} holds colours, {named[False]} one value a pixel",
             fix="store all masks alike",
+            code="mixed-encoding",
         )
 
 
@@ -334,7 +352,7 @@ def _id2label(id2label: Mapping | None, num_labels: int | None) -> dict[int, str
     wrong = [key for key in names if not 0 <= key < count]
     if wrong:
         raise UserError(
-            f"id2label: {len(names)} classes are named, but num_labels is unset", fix="set it to their number"
+            f"{len(names)} classes are named, but num_labels is unset", key="id2label", fix="set it to their number"
         )
     default = {0: "background"} | {i: "foreground" if count == 2 else f"class_{i}" for i in range(1, count)}
     return default | names

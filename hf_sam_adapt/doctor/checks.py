@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers.image_utils import IMAGENET_DEFAULT_STD
 
+from ..data.degenerate import unused_map_notes
 from ..data.encoding import MaskEncoding
 from ..data.sources import Source
 from .findings import ERROR, WARNING, Finding
@@ -21,6 +22,8 @@ RARE = 0.001  # share of the labelled pixels
 MANY_TINY, FEW_OBJECTS = 0.2, 10  # share of the objects; below so many objects it means nothing
 LOW_CONTRAST = 0.15  # deviation after normalisation, 1 is meant
 SHIFT, FEW_IMAGES = 1.5, 3  # deviations of the training pixels between two splits' means
+RATIO, STANDARD_ERRORS = 2, 3  # of the mean foreground of two splits, and of their difference
+FEW_TRAINING, FEW_ALL = 5, 10  # images
 INVERTED_EDGE, USUAL_EDGE = 0.9, 0.2  # share of foreground on the edge of a mask, and in half of the masks
 
 
@@ -33,6 +36,8 @@ class SplitFacts:
         objects, tiny: connected components, and those smaller than a pixel of the predicted mask.
         smallest, largest: (height, width) by area.
         mean, std, low, high: float64 (C,), of the pixels of each channel; every image counts alike.
+        foreground: int and two float: number, sum and sum of squares of the share in each mask.
+        mapped: the stored values that `label_map` names and a mask holds, None where no mask is readable.
     """
 
     def __init__(self, num_labels: int) -> None:
@@ -43,12 +48,19 @@ class SplitFacts:
         self._number = 0
         self._mean = self._square = np.zeros(())
         self.low, self.high = np.full((), np.inf), np.full((), -np.inf)
+        self.foreground = np.zeros(3)
+        self.mapped: frozenset[int] | None = None
 
     def add(self, sample: SampleFacts) -> None:
         self.images += 1
         self.read += bool(sample.record["read"])
         if sample.classes is not None:
             self.classes += sample.classes
+            if sample.classes.any():
+                share = float(sample.record["foreground"])
+                self.foreground += (1, share, share**2)
+        if sample.mapped is not None:
+            self.mapped = sample.mapped | (self.mapped or frozenset())
         self.objects, self.tiny = self.objects + sample.objects[0], self.tiny + sample.objects[1]
         if sample.size is not None:
             sizes = [size for size in (sample.size, self.smallest, self.largest) if size is not None]
@@ -91,9 +103,17 @@ def check_classes(
     train = facts["train"].classes
     if not train.sum():
         return
-    if np.count_nonzero(train) == 1 and train[0] == 0:
-        value = f"every labelled pixel of the training masks is {id2label.get(int(train.argmax()), train.argmax())}"
-        yield Finding(ERROR, "class-missing", name, value, "check the masks, mask_values and label_map")
+
+    def masks_of(split: str) -> str:
+        """What its masks are called; where some are refused, nothing is said of those."""
+        all_ = facts[split].read == facts[split].images
+        return f"{'' if all_ else 'usable '}{'training' if split == 'train' else split} mask"
+
+    if np.count_nonzero(train) == 1 and (train[0] == 0 or num_labels is not None):
+        only = int(train.argmax())
+        value = f"every labelled pixel of the {masks_of('train')}s is {id2label.get(only, only)}"
+        yield Finding(ERROR, "class-missing", name, value, "check the masks, mask_values and label_map", value)
+        return
     for label in range(len(train)):
         if num_labels is None and label == 0:
             continue
@@ -102,19 +122,55 @@ def check_classes(
         elsewhere = [split for split, found in facts.items() if split != "train" and found.classes[label]]
         if not train[label]:
             severity = ERROR if elsewhere or num_labels is None else WARNING
-            value = f"{shown} is in no training mask" + (f", but in {' and '.join(elsewhere)}" if elsewhere else "")
-            yield Finding(severity, "class-missing", name, value, "add it to train, or check the mask values")
+            value = f"{shown} is in no {masks_of('train')}" + f", but in {' and '.join(elsewhere)}" * bool(elsewhere)
+            yield Finding(severity, "class-missing", name, value, "add it to train, or check the mask values", value)
             continue
         for split, found in facts.items():
             if found.classes.sum() and not found.classes[label]:
-                value = f"{shown} is in no {split} mask, so it has no score there"
+                value = f"{shown} is in no {masks_of(split)}, so it has no score there"
                 severity = ERROR if num_labels is None and split == "test" else WARNING
-                yield Finding(severity, "class-missing", name, value, f"add images of it to {split}")
+                yield Finding(severity, "class-missing", name, value, f"add images of it to {split}", value)
         share = train[label] / train.sum()
         if share < RARE:
-            mend = "set class_weights to inverse_sqrt, or merge it" if num_labels else "cut tiles around it"
+            fix = "set class_weights to inverse_sqrt, or merge it" if num_labels else "cut tiles around it"
             value = f"{shown} has {share:.3%} of the labelled training pixels"
-            yield Finding(WARNING, "class-share", name, value, mend)
+            yield Finding(WARNING, "class-share", name, value, fix, value)
+
+
+def check_amount(name: str, facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
+    """Whether there are enough images to learn from."""
+    counts = {split: found.images for split, found in facts.items()}
+    if counts["train"] < FEW_TRAINING or sum(counts.values()) < FEW_ALL:
+        shown = ", ".join(f"{count} in {split}" for split, count in counts.items())
+        value = f"{shown}: too few images to trust what is learned and measured"
+        fix = f"annotate more, at least {FEW_ALL} and {FEW_TRAINING} of them for training"
+        yield Finding(WARNING, "few-images", name, value, fix)
+
+
+def check_foreground(name: str, facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
+    """Whether the share of the foreground is another one in validation or test images than in training images."""
+    count, total, squares = facts["train"].foreground
+    for split, found in facts.items():
+        number, sum_, sum_squares = found.foreground
+        if split == "train" or min(count, number) < FEW_IMAGES or not total or not sum_:
+            continue
+        if ((found.classes > 0) != (facts["train"].classes > 0)).any():
+            continue  # a class that one of them lacks is the cause
+        mean, other = total / count, sum_ / number
+        variance = (squares - count * mean**2 + sum_squares - number * other**2) / (count + number - 2)
+        error = np.sqrt(max(variance, 0) * (1 / count + 1 / number))
+        if max(mean, other) > RATIO * min(mean, other) and abs(mean - other) > STANDARD_ERRORS * error:
+            value = f"foreground is {other:.1%} of a mask in {split}, {mean:.1%} in train"
+            fix = "check that both show the same kind of objects at the same scale"
+            yield Finding(WARNING, "split-shift", name, value, fix, value)
+
+
+def check_label_map(
+    name: str, facts: Mapping[str, SplitFacts], label_map: Mapping[int, int] | None
+) -> Iterator[Finding]:
+    """Values that `label_map` names and no mask holds."""
+    for note in unused_map_notes(label_map, [found.mapped for found in facts.values() if found.mapped is not None]):
+        yield Finding(WARNING, "label-map", name, note, "remove them from label_map, or correct them")
 
 
 def check_objects(name: str, facts: Mapping[str, SplitFacts], mask_size: int) -> Iterator[Finding]:
@@ -122,8 +178,8 @@ def check_objects(name: str, facts: Mapping[str, SplitFacts], mask_size: int) ->
     total, tiny = (sum(getattr(found, key) for found in facts.values()) for key in ("objects", "tiny"))
     if total >= FEW_OBJECTS and tiny > MANY_TINY * total:
         value = f"{tiny} of {total} objects are smaller than a pixel of the predicted mask ({mask_size}x{mask_size})"
-        mend = "cut the images into tiles or raise image_size; if they are specks, remove them"
-        yield Finding(WARNING, "tiny-object", name, value, mend)
+        fix = "cut the images into tiles or raise image_size; if they are specks, remove them"
+        yield Finding(WARNING, "tiny-object", name, value, fix)
 
 
 def check_pixels(

@@ -14,6 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..data.coco import CocoReader
 from ..data.encoding import MaskEncoding, map_values, present_values, resolve_encoding
 from ..data.folder import FileReader, unread_files
 from ..data.images import IGNORE
@@ -23,8 +24,17 @@ from ..data.sources import Source, open_source
 from ..data.splits import group_keys
 from ..data.walk import is_leftover
 from ..errors import UserError, require_extra
-from .checks import SplitFacts, check_classes, check_objects, check_pixels, check_splits
-from .findings import ERROR, WARNING, Finding, Findings, from_message
+from .checks import (
+    SplitFacts,
+    check_amount,
+    check_classes,
+    check_foreground,
+    check_label_map,
+    check_objects,
+    check_pixels,
+    check_splits,
+)
+from .findings import ERROR, WARNING, Finding, Findings, from_error
 from .leakage import check_groups, check_leakage
 from .sample import RECORD, Examiner, SampleFacts, parts_of
 
@@ -36,6 +46,11 @@ CHUNK = 16  # images that a process is given at a time
 ALONE = 200  # up to so many images are read without further processes
 MAX_PROCESSES = 16
 SPLITS = ("train", "val", "test")
+_UNPAIRED = {
+    "missing-mask": "image without mask",
+    "missing-image": "mask without image",
+    "same-stem": "another file in its folder has the same stem",
+}
 
 
 @dataclass
@@ -43,7 +58,7 @@ class Diagnosis:
     """What an examination found.
 
     Attributes:
-        findings: all of them, or as many of each code as was asked for.
+        findings: all of them, or as many of each cause as was asked for.
         source: the data set, None where it could not be opened.
         encoding: how its masks were read.
         facts: per split, sums over its images.
@@ -91,7 +106,7 @@ def examine_dataset(
             palette, seed: see `load_segmentation_dataset`.
         normalization: see `fit_normalization`; None = that of SAM, with channels "percentile".
         mask_size: side of the mask that the decoder predicts, in pixels; SAM's is 256.
-        limit: findings kept of each severity and code, 0 = all.
+        limit: findings kept of each cause, 0 = all.
         processes: that read; None = one per CPU, 0 = this one.
 
     Raises:
@@ -117,8 +132,12 @@ def examine_dataset(
     source = _open(dataset, keys, findings, told)
     if source is None:
         return Diagnosis(findings, None, None, {}, {}, time.perf_counter() - start)
+    name = os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__
     if isinstance(source.reader, FileReader):
         findings.add(_odd_files(Path(dataset).expanduser(), source, told))
+    if isinstance(source.reader, CocoReader):
+        fix = "correct the annotations, unless that is meant"
+        findings.add(Finding(WARNING, "annotations", name, text, fix, text) for text in source.left_out)
     encoding, refusal = choose_encoding(source, seed)
     ignore_named = IGNORE in (source.label_map or {}).values()
     examiner = Examiner(
@@ -136,9 +155,11 @@ def examine_dataset(
         findings.add(sample.findings)
         facts[split].add(sample)
         records[place] = sample.record
-    name = os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__
     for found in (
+        check_amount(name, facts),
+        check_label_map(name, facts, source.label_map),
         check_classes(name, facts, source.id2label, encoding.num_labels),
+        check_foreground(name, facts),
         check_objects(name, facts, mask_size),
         check_pixels(name, facts, normalization or ("imagenet" if channels is None else "percentile"), channels),
         check_splits(tables, records, source, encoding),
@@ -147,7 +168,7 @@ def examine_dataset(
     ):
         findings.add(found)
     if refusal is not None and not findings.total(ERROR):
-        findings.add([from_message(refusal, name, "refused")])
+        findings.add([from_error(refusal, name, "refused")])
     readable = {split: records["read"][part] for split, part in parts_of(tables).items()}
     return Diagnosis(findings, source, encoding, facts, readable, time.perf_counter() - start)
 
@@ -155,30 +176,28 @@ def examine_dataset(
 def _open(dataset: Any, keys: dict[str, Any], findings: Findings, told: set[str]) -> Source | None:
     """The data set without the files that do not pair, which go to `told`; None where nothing can be trained on."""
 
-    def problem(code: str, files: list[str], message: str) -> None:
-        mend = message.rpartition("; ")[2]
-        value = {"missing-mask": "image without mask", "missing-image": "mask without image"}.get(code)
-        value = value or "another file in its folder has the same stem"
-        findings.add(Finding(ERROR, code, file, value, mend) for file in files)
+    def problem(error: UserError, files: list[str]) -> None:
+        findings.add(Finding(ERROR, error.code, file, _UNPAIRED[error.code], str(error.fix)) for file in files)
         told.update(files)
 
     try:
         return open_source(dataset, **keys, problem=problem)
     except UserError as error:
-        key, message = str(error).partition(":")[0], str(error)
-        unmatched = key == "group_by" and "does not match" in message
+        unmatched = error.key == "group_by"  # it is a regular expression
         elsewhere = isinstance(dataset, (str, os.PathLike)) and not Path(dataset).expanduser().is_dir()
-        if (key in keys and not unmatched) or elsewhere:
+        if (error.key in keys and not unmatched) or elsewhere:
             raise
-    findings.add([from_message(message, str(dataset), "group-by" if unmatched else "layout")])
+        # Where files do not pair, an empty split is no other cause.
+        if not told or error.key != "dataset":
+            findings.add([from_error(error, str(dataset), "group-by" if unmatched else "layout")])
     return open_source(dataset, **{**keys, "group_by": None}, problem=lambda *told: None) if unmatched else None
 
 
 def _odd_files(root: Path, source: Source, told: set[str]) -> Iterator[Finding]:
     """Files beside those of the data set that nothing reads, and with them what systems and tools have left."""
     for path in (path for path in unread_files(root, source.tables) if str(path) not in told):
-        value = f"a file of type {path.suffix.lower() or 'none'}, which nothing reads"
-        yield Finding(WARNING, "odd-file", str(path), value, "remove it, or convert it")
+        value, fix = f"a file of type {path.suffix.lower() or 'none'}, which nothing reads", "remove it, or convert it"
+        yield Finding(WARNING, "odd-file", str(path), value, fix)
     for folder in sorted(path for part in ("images", "masks") for path in (root / part, *root.glob(f"*/{part}"))):
         for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
             if is_leftover(name):
@@ -186,8 +205,8 @@ def _odd_files(root: Path, source: Source, told: set[str]) -> Iterator[Finding]:
                 yield Finding(WARNING, "odd-file", str(folder / name), value, "remove it")
 
 
-def choose_encoding(source: Source, seed: int) -> tuple[MaskEncoding, str | None]:
-    """What a training would decide; where it would refuse, what most of the masks are, and its message.
+def choose_encoding(source: Source, seed: int) -> tuple[MaskEncoding, UserError | None]:
+    """What a training would decide; where it would refuse, what most of the masks are, and its error.
 
     Raises:
         UserError: keys that contradict each other.
@@ -222,8 +241,8 @@ def choose_encoding(source: Source, seed: int) -> tuple[MaskEncoding, str | None
         # Soft edges of 0/255 pictures hold values between.
         soft = sum(bool(present[IGNORE] and present[source.num_labels or 2 : IGNORE].any()) for present in values)
         if source.mask_values == "auto" and source.palette is None and pictures and pictures + soft > indices:
-            return MaskEncoding("binary", source.num_labels, source.label_map, exact=True), str(error)
-        return MaskEncoding("index", source.num_labels, source.label_map, palette=source.palette), str(error)
+            return MaskEncoding("binary", source.num_labels, source.label_map, exact=True), error
+        return MaskEncoding("index", source.num_labels, source.label_map, palette=source.palette), error
 
 
 class _Chunks(Dataset):

@@ -1,31 +1,58 @@
-"""What doctor says: one line a finding, with a code that does not change."""
+"""What doctor says: one line a cause, with a code that does not change."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
+
+from ..errors import UserError
 
 
 ERROR, WARNING = "error", "warning"
 SEVERITIES = (ERROR, WARNING)
-
-# The messages of the readers, and the code of what they complain about.
-_CODES = (
-    ("channels, but channels is", "channels"),
-    ("image of mode", "channels"),
-    ("NaN or infinite", "not-finite"),
-    ("stored lossily", "lossy-mask"),
-    ("coloured mask", "palette"),
-    ("mask value", "mask-values"),
-    ("floating-point image", "bit-depth"),
-    ("values of type", "bit-depth"),
-    ("values outside 0..65535", "bit-depth"),
-    ("bits in several channels", "bit-depth"),
-    ("bands, a photograph has", "channels"),
-    ("of which only one would be read", "frames"),
-    ("transparent", "alpha"),
-    ("alpha channel", "alpha"),
+CODES = frozenset(
+    {
+        "alpha",
+        "annotations",
+        "bit-depth",
+        "channels",
+        "class-missing",
+        "class-share",
+        "contradiction",
+        "duplicate",
+        "empty-mask",
+        "few-images",
+        "flat-image",
+        "frames",
+        "full-mask",
+        "group-by",
+        "ignored-mask",
+        "inverted-mask",
+        "label-map",
+        "layout",
+        "leakage",
+        "lossy-mask",
+        "mask-values",
+        "missing-image",
+        "missing-mask",
+        "mixed-encoding",
+        "near-duplicate",
+        "normalization",
+        "not-finite",
+        "odd-file",
+        "odd-size",
+        "orientation",
+        "palette",
+        "refused",
+        "same-stem",
+        "size-mismatch",
+        "soft-edges",
+        "split-shift",
+        "tiny-object",
+        "unreadable",
+    }
 )
 
 
@@ -35,64 +62,76 @@ class Finding:
 
     Attributes:
         severity: "error" (a training refuses it, or its numbers would be wrong) or "warning".
-        code: the kind, such as "size-mismatch".
+        code: the kind, such as "size-mismatch"; one of `CODES`.
         file: the file, or the row, or the data set.
-        value: what was found there.
-        mend: what to do about it.
+        value: what is wrong there.
+        fix: what to do about it.
+        cause: findings of one severity and code with equal causes share a line; unset = those with one fix do.
     """
 
     severity: str
     code: str
     file: str
     value: str
-    mend: str
+    fix: str
+    cause: str | None = None
 
-    def line(self) -> str:
-        return f"{self.severity:<8} {self.code:<15} {self.file}: {self.value}; {self.mend}"
+    @property
+    def kind(self) -> tuple[int, str, str]:
+        """What the findings of one cause have in common; errors come first."""
+        return SEVERITIES.index(self.severity), self.code, self.fix if self.cause is None else self.cause
+
+    def line(self, others: int = 0) -> str:
+        """The finding in a line that stands for `others`, too."""
+        also = f" and {others} more" if others else ""
+        return f"{self.severity:<8} {self.code:<15} {self.file}{also}: {self.value}; {self.fix}"
 
 
-def from_message(message: str, file: str, code: str | None = None) -> Finding:
-    """The error of a reader, `file: what is wrong; how to mend it`; without `code` by its words."""
-    if code is None:
-        code = next((code for words, code in _CODES if words in message), "unreadable")
-    value, _, mend = message.removeprefix(f"{file}: ").partition("; ")
-    return Finding(ERROR, code, file, value, mend or "mend or remove the file")
+def from_error(error: UserError, file: str, code: str | None = None) -> Finding:
+    """The finding that a reader's error about `file` is; `code` in place of the error's own."""
+    code = code or (error.code if error.code in CODES else "unreadable")
+    value = error.problem if error.where in (None, file) else f"{error.where}: {error.problem}"
+    # The fixes of these name values of the one mask.
+    cause = code if code == "mask-values" else None
+    return Finding(ERROR, code, file, value, error.fix or "fix or remove the file", cause)
 
 
 class Findings:
     """Collects findings in bounded memory.
 
     Args:
-        limit: how many of each severity and code are kept; the others are counted. 0 = all.
+        limit: how many of each cause are kept; the others are counted. 0 = all.
     """
 
     def __init__(self, limit: int = 20) -> None:
         self.limit = limit
         self.kept: list[Finding] = []
         self.counts: Counter[tuple[str, str]] = Counter()
+        self.causes: Counter[tuple[int, str, str]] = Counter()
 
-    def add(self, found: Iterable[Finding]) -> None:
-        for finding in found:
-            kind = finding.severity, finding.code
-            self.counts[kind] += 1
-            if not self.limit or self.counts[kind] <= self.limit:
+    def add(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self.counts[finding.severity, finding.code] += 1
+            self.causes[finding.kind] += 1
+            if not self.limit or self.causes[finding.kind] <= self.limit:
                 self.kept.append(finding)
 
     def total(self, severity: str) -> int:
-        return sum(count for (found, _), count in self.counts.items() if found == severity)
+        return sum(count for (kind, _), count in self.counts.items() if kind == severity)
 
     def ordered(self) -> list[Finding]:
-        """What was kept: errors first, each code together, in the order of the files."""
-        return sorted(self.kept, key=lambda one: (SEVERITIES.index(one.severity), one.code, one.file))
+        """What was kept: errors first, each code and cause together, in the order of the files."""
+        return sorted(self.kept, key=lambda finding: (finding.kind, finding.file))
 
-    def lines(self) -> list[str]:
-        """A line for each finding, and one for what a code has beyond the limit."""
-        lines, ordered = [], self.ordered()
-        for place, finding in enumerate(ordered):
-            lines.append(finding.line())
-            kind = finding.severity, finding.code
-            after = ordered[place + 1] if place + 1 < len(ordered) else None
-            more = self.counts[kind] - self.limit
-            if self.limit and more > 0 and (after is None or (after.severity, after.code) != kind):
-                lines.append(f"{finding.severity:<8} {finding.code:<15} … and {more} more (--limit 0 shows all)")
+    def lines(self, shown: int = 1) -> list[str]:
+        """A line for each cause, with one of its files and the number of the others.
+
+        Args:
+            shown: files of a cause that get a line of their own, 0 = all that were kept.
+        """
+        lines = []
+        for kind, group in groupby(self.ordered(), key=lambda finding: finding.kind):
+            findings = list(group)[: shown or None]
+            lines += [finding.line() for finding in findings[:-1]]
+            lines.append(findings[-1].line(self.causes[kind] - len(findings)))
         return lines

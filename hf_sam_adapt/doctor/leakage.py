@@ -10,7 +10,7 @@ import numpy as np
 from ..data.sources import Source
 from ..data.splits import group_keys
 from ..errors import UserError
-from .findings import ERROR, WARNING, Finding, from_message
+from .findings import ERROR, WARNING, Finding, from_error
 from .hashes import equal_pairs, near_pairs
 from .sample import image_name, parts_of
 
@@ -44,8 +44,8 @@ def check_leakage(tables: Mapping[str, datasets.Dataset], records: np.ndarray, s
             continue
         masks = records["mask"][[first, later]]
         if masks.all() and masks[0] != masks[1]:
-            value, mend = f"the same pixels as {named(first)}, with another mask", "keep the right one of the two"
-            yield Finding(WARNING, "contradiction", named(later), value, mend)
+            value, fix = f"the same pixels as {named(first)}, with another mask", "keep the right one of the two"
+            yield Finding(WARNING, "contradiction", named(later), value, fix)
         else:
             yield Finding(
                 WARNING, "duplicate", named(later), f"the same pixels as {named(first)}", "remove one of them"
@@ -59,8 +59,8 @@ def check_leakage(tables: Mapping[str, datasets.Dataset], records: np.ndarray, s
             yield Finding(WARNING, "near-duplicate", named(later), value, "if they are one picture, remove one")
         else:
             value = f"in {split}, looks like {named(first)} in {other}"
-            mend = "if they are one picture or scene, keep them on one side (group_by)"
-            yield Finding(WARNING, "leakage", named(later), value, mend)
+            fix = "if they are one picture or scene, keep them on one side (group_by)"
+            yield Finding(WARNING, "leakage", named(later), value, fix)
 
 
 def check_groups(tables: Mapping[str, datasets.Dataset], source: Source, group_by: str | None) -> Iterator[Finding]:
@@ -72,7 +72,7 @@ def check_groups(tables: Mapping[str, datasets.Dataset], source: Source, group_b
         try:
             keys = group_keys(table["id"], group_by)
         except UserError as error:
-            yield from_message(str(error), source_name(source), "group-by")
+            yield from_error(error, source_name(source), "group-by")
             return
         across: dict[str, int] = {}
         for index, key in enumerate(keys):

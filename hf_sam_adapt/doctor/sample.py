@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from ..data.channels import ARRAY_SUFFIX, displayable
-from ..data.dataset import Reader, size_message
+from ..data.dataset import Reader, size_mismatch
 from ..data.encoding import MaskEncoding, map_values, middle_of_edges, present_values
 from ..data.images import IGNORE
 from ..data.palettes import to_labels, unknown_colours
 from ..data.stored import EXIF_ORIENTATION, WIDE_MODES, Values, open_stored
 from ..errors import UserError, first_line
-from .findings import ERROR, WARNING, Finding, from_message
+from .findings import ERROR, WARNING, Finding, from_error
 from .hashes import THUMBNAIL, digest, perceptual
 
 
@@ -51,6 +51,7 @@ class SampleFacts:
         classes: int64 (K,), pixels of each class.
         objects: connected components of the classes above 0, and how many of them are smaller than a mask pixel.
         channels: float64 (4, C): mean, variance, smallest and largest value.
+        mapped: the stored values that `label_map` names and the mask holds, None where it is not readable.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -59,13 +60,14 @@ class SampleFacts:
     classes: np.ndarray | None = None
     objects: tuple[int, int] = (0, 0)
     channels: np.ndarray | None = None
+    mapped: frozenset[int] | None = None
 
-    def warn(self, code: str, file: str, value: str, mend: str) -> None:
-        self.findings.append(Finding(WARNING, code, file, value, mend))
+    def warn(self, code: str, file: str, value: str, fix: str) -> None:
+        self.findings.append(Finding(WARNING, code, file, value, fix))
 
-    def refuse(self, message: str, file: str, code: str | None = None) -> None:
-        """A training would end with this message."""
-        self.findings.append(from_message(message, file, code))
+    def refuse(self, error: UserError, file: str) -> None:
+        """A training would end with this error."""
+        self.findings.append(from_error(error, file))
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Examiner:
             return facts
         name = self.reader.name(row)
         if stored.shape[:2] != image.shape[:2]:
-            facts.refuse(size_message(name, stored.shape[:2], image.shape[:2]), name, "size-mismatch")
+            facts.refuse(size_mismatch(name, stored.shape[:2], image.shape[:2]), name)
             return facts
         mask = self._decoded(stored, lossy, name, facts)
         if mask is not None:
@@ -110,13 +112,13 @@ class Examiner:
             if self.photographs:
                 self._file(self.reader.path(row), facts)
         except Exception as error:  # decoders raise types of many libraries
-            facts.refuse(_message(error, name), name)
+            facts.refuse(_as_user_error(error, name), name)
             return None
         height, width = facts.size = image.shape[:2]
         facts.record["image"] = digest(image)
         if min(height, width) < SMALLEST_SIDE or max(height, width) > MOST_STRETCHED * min(height, width):
-            mend = "cut or remove it, the network's input is a square"
-            facts.warn("odd-size", name, f"{width}x{height} pixels", mend)
+            fix = "cut or remove it, the network's input is a square"
+            facts.warn("odd-size", name, f"{width}x{height} pixels", fix)
         step = int(np.ceil(np.sqrt(height * width / MAX_STATISTICS)))
         facts.channels = channel_statistics(image[::step, ::step])
         if (facts.channels[2] == facts.channels[3]).all() and (image == image[0, 0]).all():
@@ -124,8 +126,8 @@ class Examiner:
         else:
             facts.record["hash"], facts.record["thumbnail"] = perceptual(displayable(image))
         if self.amplitudes and facts.channels[2].min() < 0:
-            value = f"smallest value {facts.channels[2].min():g}, but db needs amplitudes"
-            facts.refuse(f"{value}; set normalization to percentile", name, "normalization")
+            problem = f"smallest value {facts.channels[2].min():g}, but db needs amplitudes"
+            facts.refuse(UserError(problem, fix="set normalization to percentile", code="normalization"), name)
         return image
 
     def _file(self, path: str | None, facts: SampleFacts) -> None:
@@ -146,8 +148,8 @@ class Examiner:
             turned = image.getexif().get(EXIF_ORIENTATION, 1)
             if turned in TURNS_UNSEEN or (turned > 4 and image.width == image.height):
                 value = f"EXIF orientation {turned}, and the size does not tell whether the mask is turned, too"
-                mend = "store image and mask upright, without orientation"
-                facts.warn("orientation", path, value, mend)
+                fix = "store image and mask upright, without orientation"
+                facts.warn("orientation", path, value, fix)
 
     def _mask(self, row: dict[str, Any], facts: SampleFacts) -> tuple[np.ndarray | None, bool]:
         """Stored values (of colours, classes) and whether they are stored lossily; None where that is refused."""
@@ -155,7 +157,7 @@ class Examiner:
         try:
             stored, lossy = self.reader.read_mask(row)
         except Exception as error:  # decoders raise types of many libraries
-            facts.refuse(_message(error, name), name)
+            facts.refuse(_as_user_error(error, name), name)
             return None, False
         if stored.ndim == 3 and self.encoding.palette is not None and not lossy:
             unknown = unknown_colours(stored, self.encoding.palette)
@@ -170,6 +172,7 @@ class Examiner:
 
     def _decoded(self, stored: np.ndarray, lossy: bool, name: str, facts: SampleFacts) -> np.ndarray | None:
         """Classes, or None where a training refuses the mask."""
+        facts.mapped = frozenset(value for value in self.encoding.label_map or () if (stored == value).any())
         mapped = map_values(stored, self.encoding.label_map)
         if self.mixed and not lossy and mapped.dtype == np.uint8:
             values = present_values(mapped, name)
@@ -177,8 +180,8 @@ class Examiner:
             index_mask = values[1 : classes + 1].any() and not values[classes + 1 :].any()
             if index_mask if binary else values[IGNORE] and not values[1:IGNORE].any():
                 value = "class indices, others hold 255" if binary else "255 and no class, others hold classes"
-                mend = "set mask_values to index (255 = ignore) or binary (above 0 is foreground), or mend it"
-                facts.refuse(f"{value}; {mend}", name, "mixed-encoding")
+                fix = "set mask_values to index (255 = ignore) or binary (above 0 is foreground), or fix it"
+                facts.refuse(UserError(value, fix=fix, code="mixed-encoding"), name)
                 return None
         soft = None if lossy or self.encoding.mask_values == "index" else middle_of_edges(mapped)
         if soft is not None and self.encoding.threshold is None and not self.encoding.exact:
@@ -188,7 +191,7 @@ class Examiner:
         try:
             return self.encoding.decode(stored, lossy, name)
         except UserError as error:
-            facts.refuse(str(error), name)
+            facts.refuse(error, name)
             return None
 
     def _classes(self, mask: np.ndarray, name: str, facts: SampleFacts) -> None:
@@ -197,24 +200,27 @@ class Examiner:
         facts.classes, labelled = counts[:number], int(counts[:number].sum())
         facts.record["mask"] = digest(mask)
         if not labelled:
-            value, mend = "255 = ignore everywhere: nothing is learned or measured", "check label_map and mask_values"
-            facts.warn("ignored-mask", name, value, mend)
+            value, fix = "255 = ignore everywhere: nothing is learned or measured", "check label_map and mask_values"
+            facts.warn("ignored-mask", name, value, fix)
             return
         edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
         facts.record["foreground"] = 1 - counts[0] / labelled
         facts.record["border"] = (edge[edge != IGNORE] != 0).mean() if (edge != IGNORE).any() else 0
         if counts[0] == labelled:
-            value, mend = "no foreground", "remove it with its image, unless there is nothing to see"
-            facts.warn("empty-mask", name, value, mend)
+            value, fix = "no foreground", "remove it with its image, unless there is nothing to see"
+            facts.warn("empty-mask", name, value, fix)
         elif number == 2 and not counts[0]:
-            mend = "check it, the object can hardly be all of the image"
-            facts.warn("full-mask", name, "foreground everywhere", mend)
+            fix = "check it, the object can hardly be all of the image"
+            facts.warn("full-mask", name, "foreground everywhere", fix)
         pixel = (max(mask.shape) / self.mask_size) ** 2
         facts.objects = count_objects(mask, number, pixel)
         if 0 < facts.objects[0] == facts.objects[1]:
-            value = f"no object is as large as a pixel of the predicted mask ({pixel:.3g} pixels of the image)"
-            mend = "cut the image into tiles, or raise image_size"
-            facts.warn("tiny-object", name, value, mend)
+            value = (
+                f"no object is as large as a pixel of the predicted {self.mask_size}x{self.mask_size} mask "
+                f"({pixel:.3g} pixels of the image)"
+            )
+            fix = "cut the image into tiles, or raise image_size"
+            facts.warn("tiny-object", name, value, fix)
 
 
 def channel_statistics(image: np.ndarray) -> np.ndarray:
@@ -254,7 +260,7 @@ def image_name(reader: Reader, row: dict[str, Any]) -> str:
     return reader.path(row) or f"row {row['id']}, column image"
 
 
-def _message(error: Exception, name: str) -> str:
+def _as_user_error(error: Exception, name: str) -> UserError:
     if isinstance(error, UserError):
-        return str(error)
-    return f"{name}: {first_line(error)}; remove or replace the file"
+        return error
+    return UserError(first_line(error), where=name, fix="remove or replace the file")

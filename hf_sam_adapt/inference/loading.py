@@ -31,6 +31,7 @@ from ..tuners.moda import ModaModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+LORA_SIZE = {"r": 8, "lora_alpha": 16}  # of `method: lora`, where the recipe does not say
 CONFIGS = {name: method.config_class() for name, method in METHODS.items()}
 
 
@@ -144,7 +145,7 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
                 "a plain LoRA file cannot store another input size", key="image_size", fix="use sam_adapter or full"
             )
         placed = {"target_modules": family.qkv_names, "modules_to_save": [family.mask_decoder]}
-        method_args = {"r": 8, "lora_alpha": 16} | placed | method_args
+        method_args = LORA_SIZE | placed | method_args
     elif image_size is not None:
         method_args = {"image_size": image_size} | method_args
     config_cls = CONFIGS[method]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -495,4 +496,53 @@ def no_masks_folder(root, stem, other):
 def no_images(root, stem, other):
     for path in (root / "test/images").iterdir():
         path.unlink()
+    return ""
+
+
+@fault("few-images", error=False, alone=True)
+def two_training_images(root, stem, other):
+    for path in root.glob("train/*/*"):
+        if path.stem not in (stem, other):
+            path.unlink()
+    return ""
+
+
+@fault("label-map", error=False, keys={"label_map": {7: 0}}, alone=True)
+def map_of_another_data_set(root, stem, other):
+    return ""
+
+
+@fault("split-shift", error=False, alone=True)
+def smaller_objects_in_test(root, stem, other):
+    def shrink(mask):
+        half = np.array(Image.fromarray(mask).resize((mask.shape[1] // 2, mask.shape[0] // 2)))
+        small = np.zeros_like(mask)
+        small[: half.shape[0], : half.shape[1]] = half
+        return small
+
+    for path in (root / "test/masks").iterdir():
+        change(path, shrink)
+    return ""
+
+
+def annotate(root: Path, extra: tuple[dict, ...] = (), **content: Any) -> None:
+    """COCO files in place of the masks, a rectangle around each object; `extra` in the file of the training images."""
+    for split in COUNTS:
+        images, annotations = [], list(extra) if split == "train" else []
+        for number, path in enumerate(sorted((root / split / "masks").iterdir())):
+            rows, columns = np.nonzero(np.array(Image.open(path)))
+            left, top, right, bottom = map(int, (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+            images.append({"id": number, "file_name": path.name, "height": SIZE[0], "width": SIZE[1]})
+            corners = [left, top, right, top, right, bottom, left, bottom]
+            annotations.append({"image_id": number, "category_id": 1, "segmentation": [corners]})
+        shutil.rmtree(root / split / "masks")
+        categories = [{"id": 1, "name": "thing"}]
+        whole = {"images": images, "annotations": annotations, "categories": categories} | content
+        text = json.dumps(whole, ensure_ascii=False)
+        (root / split / "annotations.json").write_bytes(text.encode("gbk"))
+
+
+@fault("annotations", error=False, alone=True)
+def box_without_an_area(root, stem, other):
+    annotate(root, ({"image_id": 3, "category_id": 1, "bbox": [1, 2, 30, 20]},))
     return ""

@@ -47,15 +47,22 @@ def test_lines_status_json_and_sheet(root, tmp_path, capsys):
     assert f"{root}/train/masks/train_03.png: mask of 78x61 pixels, its image has 80x64" in shown[0]
     found = json.loads((tmp_path / "found.json").read_text())
     assert not found["ok"] and [one["code"] for one in found["findings"]] == ["size-mismatch", "empty-mask"]
-    assert set(found["findings"][0]) == {"severity", "code", "file", "value", "mend"}
+    assert set(found["findings"][0]) == {"severity", "code", "file", "value", "fix"}
 
 
 def test_a_recipe_says_how_it_is_read(root, tmp_path, capsys):
     config = tmp_path / "recipe.yaml"
     config.write_text(Recipe(dataset=str(root), mask_suffix="_no", num_workers=0).to_yaml())
-    assert main(["doctor", "--config", str(config), "--mask_suffix", "_mask"]) == 1
+    argv = ["doctor", "--config", str(config), "--mask_suffix", "_mask"]
+    assert main(argv) == 1
     shown = capsys.readouterr().out
-    assert shown.count("image without mask") == 20 + 5 + 6 - 11 and "--limit 0 shows all" in shown
+    assert "train_00.png and 54 more: image without mask" in shown and "--limit 0 shows all" in shown
+    assert len(shown.splitlines()) == 4  # images, masks, the sum, and how to see all
+    assert main([*argv, "--limit", "20"]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("image without mask") == 20 and "train_19.png and 35 more: " in shown
+    assert main([*argv, "--limit", "0"]) == 1
+    assert capsys.readouterr().out.count("image without mask") == 44 + 5 + 6
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...config.recipe import Recipe
 from ...errors import UserError
-from ...inference.loading import LORA_DEFAULTS, load_adapted
+from ...inference.loading import LORA_SIZE, load_adapted
 from .naive import Naive
 
 
@@ -48,7 +48,7 @@ class Olora(Naive):
                 key="protocol",
                 fix="use method lora, without adapter and use_rslora.",
             )
-        fields = LORA_DEFAULTS | recipe.method_args
+        fields = LORA_SIZE | recipe.method_args
         self.rank, self.alpha = fields["r"], fields["lora_alpha"]
 
     def recipe(self, task: int) -> Recipe:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ...data.annotations import BACKGROUND_LABELS, IGNORE_LABELS, find_image, image_side, label_of, stem_of
-from ...data.dataset import size_message
+from ...data.dataset import size_mismatch
 from ...data.folder import IMAGE_SUFFIXES
 from ...data.images import IGNORE, read_image
 from ...data.palettes import Palette, resolve_palette, to_labels, unknown_colours
@@ -186,7 +186,7 @@ class _ClassOfMask:
     def draw(self, height: int, width: int) -> np.ndarray:
         labels = self.read(self.file)
         if labels.shape != (height, width):
-            raise UserError(size_message(str(self.file), labels.shape, (height, width)))
+            raise size_mismatch(str(self.file), labels.shape, (height, width))
         return labels == self.index
 
     def bounds(self, height: int, width: int) -> None:

@@ -81,7 +81,7 @@ def write_parquet(folder: Path, stage: Path, group_by: str | None = None) -> dic
             "no folder of images and masks", where=folder, fix="convert it with --from coco or another format"
         )
     (stage / "data").mkdir()
-    for note in source.notes:
+    for note in (*source.left_out, *source.notes):
         print(note)
     counts = {}
     for split, table in source.tables.items():

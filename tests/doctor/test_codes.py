@@ -1,0 +1,33 @@
+"""Codes are what programs read: none of them changes, and there are no others."""
+
+import re
+from pathlib import Path
+
+from corpus import FAULTS
+
+import hf_sam_adapt
+from hf_sam_adapt.doctor.findings import CODES
+
+
+STABLE = """
+alpha annotations bit-depth channels class-missing class-share contradiction duplicate empty-mask few-images flat-image
+frames full-mask group-by ignored-mask inverted-mask label-map layout leakage lossy-mask mask-values missing-image
+missing-mask mixed-encoding near-duplicate normalization not-finite odd-file odd-size orientation palette refused
+same-stem size-mismatch soft-edges split-shift tiny-object unreadable
+"""
+
+
+def test_the_codes_are_these():
+    assert sorted(CODES) == STABLE.split()
+    assert CODES == {fault.code for fault in FAULTS.values()} | {"refused"}
+
+
+def test_no_other_code_is_given():
+    source = "".join(path.read_text() for path in Path(hf_sam_adapt.__file__).parent.glob("doctor/*.py"))
+    given = re.findall(r"Finding\(\s*(?:ERROR|WARNING|severity), \"([a-z-]+)\"|\.warn\(\"([a-z-]+)\"", source)
+    assert len(given) > 20 and {first or second for first, second in given} <= CODES
+
+
+def test_no_message_is_parsed():
+    source = "".join(path.read_text() for path in Path(hf_sam_adapt.__file__).parent.glob("doctor/*.py"))
+    assert "str(error)" not in source and "partition(" not in source

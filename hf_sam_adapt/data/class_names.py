@@ -39,3 +39,8 @@ def check_id2label(id2label: Mapping[int, str], num_labels: int) -> None:
     more = sorted(set(id2label) - set(range(num_labels)))
     if more:
         raise UserError(f"id2label: class {more[0]} ({id2label[more[0]]}) is not below num_labels {num_labels}")
+
+
+def class_names(num_labels: int, id2label: Mapping[int, str] | None) -> list[str]:
+    """The names of the classes in order, their numbers where there are none."""
+    return [str((id2label or {}).get(label, label)) for label in range(num_labels)]

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..config.recipe import Recipe
 from ..data import SegmentationData, SegmentationSplit, load_segmentation_dataset
+from ..data.class_names import class_names
 from ..data.normalization import fit_normalization
 from ..data.sources import READ_KEYS
 from ..errors import UserError
@@ -36,7 +37,7 @@ from ..inference.loading import (
 from ..metrics import constant_mask
 from ..metrics.stream import check_ignore_background, check_metrics
 from ..reporting.cards import write_card
-from ..reporting.class_maps import class_names, print_class_table, save_class_pictures
+from ..reporting.class_maps import print_class_table, save_class_pictures
 from ..reporting.curves import save_threshold_curves
 from ..reporting.report import print_table, save_samples, write_json
 from ..sam.gradient_checkpointing import enable_checkpointing

@@ -36,6 +36,7 @@ from .variants import (
 )
 
 
+MAKE_PROMPT = "make it by Prompt.box, point, clicks or mask"
 ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
 
 
@@ -59,7 +60,7 @@ class EncodedImages:
         return EncodedImages(self.embeddings[rows], {name: values[rows] for name, values in self.sizes.items()})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What the model finds in one image.
 
@@ -163,7 +164,7 @@ class SamAdaptPredictor:
     def predict(
         self,
         images: ImageInput | Iterable[ImageInput] | None = None,
-        prompts: Prompt | Sequence[Prompt] | None = None,
+        prompts: Prompt | Iterable[Prompt] | None = None,
         domain: str | None = None,
         instances: InstanceSource | None = None,
         *,
@@ -198,7 +199,7 @@ class SamAdaptPredictor:
                 raise UserError("none given, and this thread has not called set_image", key="images")
             if domain is not None:
                 raise UserError("name it in set_image, where the image is encoded", key="domain")
-            asked = [prompts or Prompt("none")] if prompts is None or isinstance(prompts, Prompt) else list(prompts)
+            asked = self._one_each(prompts, 1) if prompts is None or isinstance(prompts, Prompt) else list(prompts)
             return self.decode(encoded[[0] * len(asked)], asked, **options)
         single = isinstance(images, ImageInput) and getattr(images, "ndim", 3) < 4
         listed: list[ImageInput] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
@@ -225,7 +226,7 @@ class SamAdaptPredictor:
     def decode(
         self,
         encoded: EncodedImages,
-        prompts: Prompt | Sequence[Prompt] | None = None,
+        prompts: Prompt | Iterable[Prompt] | None = None,
         instances: InstanceSource | None = None,
         *,
         points_per_side: int = 16,
@@ -260,6 +261,11 @@ class SamAdaptPredictor:
     ) -> None:
         """Raise `UserError` for what this model cannot do, before an image is read."""
         check_domain(self.model, domain)
+        for prompt in prompts:
+            if not isinstance(prompt, Prompt):
+                raise UserError(
+                    f"{prompt!r} is no Prompt", key="prompts", fix="make it by Prompt.box, point or clicks"
+                )
         kinds = {prompt.kind for prompt in prompts} - {"none"}
         check_options(instances, kinds)
         if self.classes is not None and (kinds or instances is not None):
@@ -292,14 +298,15 @@ class SamAdaptPredictor:
         return load_image(Path(image), self.processor.channels) if isinstance(image, (str, Path)) else image
 
     @staticmethod
-    def _one_each(prompts: Prompt | Sequence[Prompt] | None, count: int) -> list[Prompt]:
+    def _one_each(prompts: Prompt | Iterable[Prompt] | None, count: int) -> list[Prompt]:
         if prompts is None or isinstance(prompts, Prompt):
             return [prompts or Prompt("none")] * count
-        if isinstance(prompts, Mapping) or len(prompts) != count:
+        listed = list(prompts)
+        if len(listed) != count:
             raise UserError(
-                f"{len(prompts)} prompts for {count} images", key="prompts", fix="give one Prompt, or one an image"
+                f"{len(listed)} prompts for {count} images", key="prompts", fix="give one Prompt, or one an image"
             )
-        return list(prompts)
+        return listed
 
 
 def check_options(
@@ -320,9 +327,7 @@ def check_prompt(prompt: Prompt, size: tuple[int, int], where: object = "the ima
     height, width = size
     values = {"none": (), "box": prompt.boxes, "point": prompt.points, "mask": prompt.masks}
     if values.get(prompt.kind) is None:
-        raise UserError(
-            f"no prompt of kind {prompt.kind!r}", key="prompts", fix="make it by Prompt.box, point, clicks or mask"
-        )
+        raise UserError(f"no prompt of kind {prompt.kind!r}", key="prompts", fix=MAKE_PROMPT)
     for places in (prompt.boxes, prompt.points):
         corners = np.empty((0, 2)) if places is None else np.asarray(places).reshape(-1, 2)  # (x, y) pairs
         if not (np.isfinite(corners).all() and (corners >= 0).all() and (corners < [width, height]).all()):

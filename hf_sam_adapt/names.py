@@ -136,3 +136,8 @@ def check_id2label(id2label: Mapping[int, str], num_labels: int) -> None:
     if more:
         problem = f"class {more[0]} ({id2label[more[0]]}) is not below num_labels {num_labels}"
         raise UserError(problem, key="id2label")
+
+
+def class_names(num_labels: int, id2label: Mapping[int, str] | None) -> list[str]:
+    """The names of the classes in order, their numbers where there are none."""
+    return [str((id2label or {}).get(label, label)) for label in range(num_labels)]

@@ -11,7 +11,8 @@ from sams import perturb
 
 from hf_sam_adapt import ModaConfig, ModaModel, SamAdaptPredictor
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.inference.loading import build_model, load_adapted, load_base, save_adapter
+from hf_sam_adapt.inference import loading
+from hf_sam_adapt.inference.loading import build_model, load_adapted, load_base, load_named, save_adapter
 from hf_sam_adapt.prompts import Prompt
 
 
@@ -48,7 +49,7 @@ def plain_logits(folder: str, image: np.ndarray, **prompt) -> np.ndarray:
     with torch.no_grad():
         low = loaded.model(pixel_values=inputs["pixel_values"], multimask_output=False, **prompt).pred_masks[0]
     height, width = inputs["reshaped_input_sizes"][0].tolist()
-    full = F.interpolate(low, (64, 64), mode="bilinear")[..., :height, :width]
+    full = F.interpolate(low.float(), (64, 64), mode="bilinear")[..., :height, :width]
     return F.interpolate(full, image.shape[:2], mode="bilinear").numpy()
 
 
@@ -201,6 +202,25 @@ REFUSED = {
 }
 
 
+REFUSED |= {
+    "batch": (lambda p, i: p.predict(i, batch_size=0), "batch_size: 0 is below 1"),
+    "points": (lambda p, i: p.predict(i, instances="grid", points_per_side=0), "points_per_side: 0 is below 1"),
+    "source": (lambda p, i: p.predict(i, instances="grids"), "instances: 'grids' is unknown; use grid or components"),
+    "numbers": (lambda p, i: p.predict(i[0], [[1, 1, 9, 9]]), r"prompts: \[1, 1, 9, 9\] is no Prompt"),
+    "empty": (lambda p, i: p.predict(i[0], Prompt("box")), "prompts: no prompt of kind 'box'"),
+    "kind": (lambda p, i: p.predict(i[0], Prompt("boxes")), "prompts: no prompt of kind 'boxes'"),
+    "mask": (lambda p, i: p.predict(i[0], Prompt.mask(np.ones((9, 9), bool))), "mask of 9x9 for an image of 70x40"),
+    "precision": (lambda p, i: SamAdaptPredictor(p.model, p.processor, precision="bf17"), "precision: 'bf17' is unk"),
+    "three": (lambda p, i: Prompt.box((1, 2, 3)), r"box: \(1, 2, 3\) is no box"),
+    "corners": (lambda p, i: Prompt.box(5, 5, 1, 9), "box: 5 5 1 9 is no box; give x0 y0 x1 y1 with x0 <= x1"),
+    "words": (lambda p, i: Prompt.point("here"), "point: here is no point; give x y"),
+    "ragged": (lambda p, i: Prompt.point((1, 2), (3,)), "is no point"),
+    "nothing": (lambda p, i: Prompt.clicks([]), "point: nothing is no point"),
+    "labels": (lambda p, i: Prompt.clicks([(1, 2)], [2]), r"point: labels \[2\] of 1 points"),
+    "grey": (lambda p, i: Prompt.mask(np.full((4, 4), 7)), "values other than 0 and 1"),
+}
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_refused(sam_folder, images, case):
     call, message = REFUSED[case]
@@ -208,6 +228,133 @@ def test_what_is_refused(sam_folder, images, case):
         call(SamAdaptPredictor.from_pretrained(sam_folder), images)
 
 
-def test_a_base_for_a_plain_sam_is_refused(sam_folder):
-    with pytest.raises(UserError, match="is a SAM, not an adapter"):
-        SamAdaptPredictor.from_pretrained(sam_folder, model="tiny")
+@pytest.mark.parametrize("name", ["tiny", "plain", "full"])
+def test_a_base_for_a_whole_sam_is_refused(sam_folder, tmp_path, name):
+    if name == "full":
+        save_adapter(build_model("full", {}, load_base(sam_folder)[0]), tmp_path)
+        (tmp_path / "recipe.yaml").write_text("method: full\n")
+        assert not load_named(str(tmp_path)).has_estimate
+    with pytest.raises(UserError, match="is a SAM, not an adapter; leave model out"):
+        SamAdaptPredictor.from_pretrained({"plain": sam_folder, "full": tmp_path}.get(name, name), model="tiny")
+
+
+@pytest.mark.parametrize("model", [None, "tiny"])
+@pytest.mark.parametrize("name", ["empty", "missing", "owner/name", "one/two/three@x@y", "pickle", "photo.jpg"])
+def test_a_wrong_name_is_one_clear_error(tmp_path, name, model):
+    wrong = {"empty": tmp_path, "missing": tmp_path / "nowhere", "pickle": tmp_path / "pickle"}
+    (tmp_path / "pickle").mkdir()
+    (tmp_path / "pickle" / "adapter_config.json").write_text('{"base_model_name_or_path": "tiny"}')
+    with pytest.raises(UserError) as caught:
+        SamAdaptPredictor.from_pretrained(wrong.get(name, name), model=model)
+    message = str(caught.value)
+    assert str(wrong.get(name, name)) in message and "\n" not in message and len(message) < 300
+    expected = {"empty": "holds neither adapter_config.json nor config.json", "pickle": "holds no adapter_model.safet"}
+    assert expected.get(name, "neither a folder nor") in message
+
+
+@pytest.mark.parametrize("cached", [("config.json",), ("adapter_config.json",), ("config.json", "recipe.yaml")])
+def test_offline_the_cache_need_not_know_what_is_absent(monkeypatch, cached):
+    def find_file(name, file, revision=None):
+        if file not in cached:
+            raise UserError(f"{file} is not in the cache")
+        return tmp_file
+
+    tmp_file, calls = object(), []
+    monkeypatch.setattr(loading, "find_file", find_file)
+    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(loading, "load_base", lambda *args: calls.append("plain") or (None, None))
+    monkeypatch.setattr(loading, "load_adapted", lambda *args, **keys: calls.append("adapted"))
+    load_named("owner/name")
+    assert calls == (["plain"] if cached == ("config.json",) else ["adapted"])
+    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
+    if "recipe.yaml" not in cached:
+        with pytest.raises(UserError, match="not in the cache"):
+            load_named("owner/other") if cached == ("config.json",) else find_file("", "config.json")
+
+
+PLAIN_PROMPTS = {
+    "box": (Prompt.box(5, 6, 30, 35), Prompt("box", boxes=np.array([[5, 6, 30, 35]], np.float32))),
+    "boxes": (
+        Prompt.box((5, 6, 30, 35), (1, 2, 3, 4)),
+        Prompt("box", boxes=np.array([[5, 6, 30, 35], [1, 2, 3, 4]], np.float32)),
+    ),
+    "box array": (Prompt.box(np.arange(8).reshape(2, 4)), Prompt("box", boxes=np.arange(8.0).reshape(2, 4))),
+    "point": (
+        Prompt.point(20, 10),
+        Prompt("point", points=np.array([[[20, 10]]], np.float32), point_labels=np.array([[1]])),
+    ),
+    "points": (
+        Prompt.point((20, 10), (3, 4)),
+        Prompt("point", points=np.array([[[20, 10]], [[3, 4]]], np.float32), point_labels=np.array([[1], [1]])),
+    ),
+    "clicks": (
+        Prompt.clicks([(20, 10), (3, 4)], [1, 0]),
+        Prompt("point", points=np.array([[[20, 10], [3, 4]]], np.float32), point_labels=np.array([[1, 0]])),
+    ),
+    "clicks on": (
+        Prompt.clicks([[20, 10], [3, 4]]),
+        Prompt("point", points=np.array([[[20, 10], [3, 4]]], np.float32), point_labels=np.array([[1, 1]])),
+    ),
+    "mask": (Prompt.mask(np.eye(5)), Prompt("mask", masks=np.eye(5, dtype=bool)[None])),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN_PROMPTS)
+def test_prompts_of_plain_numbers(name):
+    short, long = PLAIN_PROMPTS[name]
+    assert short.kind == long.kind and len(short) == len(long)
+    for field in ("boxes", "points", "point_labels", "masks", "targets"):
+        values, expected = getattr(short, field), getattr(long, field)
+        assert (values is None) == (expected is None)
+        if values is not None:
+            assert np.array_equal(values, expected) and values.shape == expected.shape
+            assert values.dtype == {"point_labels": np.int64, "masks": bool}.get(field, np.float32)
+
+
+def test_images_in_any_form(sam_folder, images, tmp_path):
+    predictor = SamAdaptPredictor.from_pretrained(sam_folder)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    expected = [result.logits for result in predictor.predict(images)]
+    forms = {
+        "files": sorted(tmp_path.glob("*.png")),
+        "generator": (path for path in sorted(tmp_path.glob("*.png"))),
+        "names": tuple(str(tmp_path / f"{number}.png") for number in range(3)),
+        "tensors": [torch.from_numpy(image).permute(2, 0, 1) for image in images],
+    }
+    for name, form in forms.items():
+        results = predictor.predict(form, batch_size=2)
+        assert all(map(close, (result.logits for result in results), expected)), name
+        assert len(results) == 3
+    stacked = predictor.predict(np.stack([images[2]] * 2))
+    assert len(stacked) == 2 and close(stacked[1].logits, expected[2])
+    assert predictor.predict([]) == []
+
+
+@pytest.mark.parametrize("kind", ["none", "box"])
+def test_bf16_is_autocast(adapter, images, kind):
+    predictor = SamAdaptPredictor.from_pretrained(adapter, precision="bf16")
+    if predictor.classes is not None and kind == "box":
+        pytest.skip("classes take no prompts")
+    prompt, inputs = Prompt("none"), {}
+    if kind == "box":
+        prompt = Prompt.box(5, 5, 30, 30)
+        inputs = {"input_boxes": predictor.processor(images[0], prompts=prompt)["prompts"][0].boxes[None]}
+    (result,) = predictor.predict(images[0], prompt)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = plain_logits(adapter, images[0], **inputs)[0]
+    expected = expected if predictor.classes is not None else expected[0]
+    assert close(result.logits, expected) and result.logits.dtype == np.float32
+    exact = plain_logits(adapter, images[0], **inputs)[0]
+    assert not close(result.logits, exact if predictor.classes is not None else exact[0])
+    binary = predictor.classes is None
+    assert np.array_equal(result.mask, result.logits > 0 if binary else result.logits.argmax(0))
+
+
+def test_encode_and_decode_are_the_halves_of_predict(adapter, images):
+    predictor = SamAdaptPredictor.from_pretrained(adapter)
+    encoded = predictor.encode(images)
+    assert len(encoded) == 3 and len(encoded[[2, 0]]) == 2
+    whole = predictor.predict(images, batch_size=3)
+    for place, result in zip((2, 0), predictor.decode(encoded[[2, 0]]), strict=True):
+        assert np.array_equal(result.mask, whole[place].mask) and close(result.logits, whole[place].logits)

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from hf_sam_adapt.doctor.contact_sheet import save_contact_sheet
-from hf_sam_adapt.reporting.class_maps import class_colours, class_legend, class_names, class_overlay, with_legend
+from hf_sam_adapt.names import class_names
+from hf_sam_adapt.reporting.class_maps import class_colours, class_legend, class_overlay, with_legend
 from hf_sam_adapt.reporting.report import IGNORED_COLOUR
 
 

@@ -65,7 +65,7 @@ def doctor_command(args: DoctorArguments) -> int:
 def _draw(args: DoctorArguments, diagnosis: Diagnosis, image_size: int) -> None:
     """The contact sheet of the training images that can be read."""
     from ..doctor.contact_sheet import save_contact_sheet
-    from ..reporting.class_maps import class_names
+    from ..names import class_names
 
     usable = diagnosis.readable["train"].nonzero()[0].tolist() if diagnosis.source is not None else []
     if diagnosis.source is None or diagnosis.encoding is None or not usable:

@@ -12,7 +12,7 @@ from ..config.shared_keys import MaskKeys
 from ..errors import UserError, require_extra
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..evaluation.evaluate import EvalResult, evaluate
-from ..inference.variants import routed
+from ..inference.variants import check_domain, routed
 from ..names import check_ignore_background, check_metrics
 from ..sam.attention import Kind
 from ..sam.processing import SamAdaptProcessor
@@ -42,7 +42,7 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
 
     from ..data import load_segmentation_dataset
     from ..metrics import constant_mask
-    from ..reporting.class_maps import class_names
+    from ..names import class_names
     from ..reporting.curves import save_threshold_curves
     from ..reporting.prompts import print_prompt_tables, save_sensitivity
     from ..reporting.report import print_table, save_samples, write_json
@@ -54,8 +54,8 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     ignore_background = chosen.pop("ignore_background", False)
     settings = {key: chosen.pop(key, None) for key in ("beta2", "ber_threshold")}
     state = PartialState()
-    model, processor, choice = load_for_inference(args.adapter, args.model, args.attention)
-    routed(model, args.domain)  # a wrong one is said before anything is measured
+    model, processor, choice = _model_and_variants(args.adapter, args.model, args.attention)
+    check_domain(model, args.domain)  # a wrong one is said before anything is measured
     with state.main_process_first():
         config = getattr(model, "peft_config", {}).get("default")
         num_labels, id2label = getattr(config, "num_labels", None), getattr(config, "id2label", None)
@@ -160,7 +160,8 @@ def _report_classes(
     output_dir: Path | None,
 ) -> None:
     """Print the tables of an evaluation of classes; with `output_dir` write metrics.json and the pictures."""
-    from ..reporting.class_maps import class_names, print_class_table, save_class_pictures
+    from ..names import class_names
+    from ..reporting.class_maps import print_class_table, save_class_pictures
     from ..reporting.report import print_table, write_json
 
     metrics = {"test": result.test, "measured_on": measured_on}
@@ -172,7 +173,7 @@ def _report_classes(
         save_class_pictures(output_dir, model, processor, getattr(data, measured_on), result, data, args.precision)
 
 
-def load_for_inference(
+def _model_and_variants(
     adapter: str | None, model: str | None, attention: Kind = "auto"
 ) -> tuple[nn.Module, SamAdaptProcessor, dict[str, Any]]:
     """Loads an adapter, or a plain SAM where none is named.
@@ -182,12 +183,11 @@ def load_for_inference(
     Returns:
         The model on CPU, its processor, and the arguments `adapted`, `zero_shot` and `zero_shot_model` of `evaluate`.
     """
-    from ..inference.loading import load_adapted, load_base, load_plain
+    from ..inference.loading import load_for_inference, load_plain
 
+    loaded = load_for_inference(adapter, model, attention)
     if adapter is None:
-        base, processor = load_base(str(model), attention)
-        return base, processor, {"adapted": False}
-    loaded = load_adapted(adapter, model, attention=attention)
+        return loaded.model, loaded.processor, {"adapted": False}
     if loaded.config is not None:
         return loaded.model, loaded.processor, {}
     base_name = model or EarlierRun.read(adapter).taken(["model"]).get("model")

@@ -5,34 +5,31 @@ from __future__ import annotations
 import glob
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from PIL import Image
-from torch import nn
 from tqdm.auto import tqdm
-from transformers.image_processing_utils import BatchFeature
 
 from ..data.channels import ARRAY_SUFFIX, displayable, load_header, load_image
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.walk import files_below, is_leftover, one_form
 from ..errors import UserError
-from ..inference.forward import encode, pool_of, segment_scored
-from ..inference.instances import Instance, InstanceSource, coco_content, find_instances
-from ..inference.loading import load_adapted, load_base
-from ..inference.variants import Unlabelled, device_of, inference, label_maps, merge_objects, routed
+from ..inference.instances import Instance, InstanceSource, coco_content
+from ..inference.loading import load_for_inference
+from ..inference.predictor import Prediction, SamAdaptPredictor, check_options, check_prompt
 from ..prompts import Prompt
-from ..reporting.class_maps import class_colours, class_legend, class_names, class_overlay, with_legend
+from ..reporting.class_maps import class_colours, class_legend, class_overlay, with_legend
 from ..reporting.prompts import draw_instances
 from ..reporting.report import MASK_COLOURS, overlay, write_json
 from ..sam.attention import Kind
-from ..sam.image_embeddings import ImageEmbeddings
-from ..sam.processing import SamAdaptProcessor
 from .arguments import PredictArguments
+
+
+T = TypeVar("T")
 
 
 def predict_command(args: PredictArguments) -> int:
@@ -111,32 +108,24 @@ def predict(
         UserError: no image found, none that can be read, a prompt outside an image, an output that would replace an
             input, or a model that cannot be loaded. Every header is read before anything is written.
     """
-    if batch_size < 1:
-        raise UserError(f"{batch_size} is below 1", key="batch_size")
     prompt = _prompt(box, point)
-    if instances is not None and prompt.kind != "none":
-        raise UserError(f"instances, {prompt.kind}: instances are found without a prompt", fix="give one of them")
-    if points_per_side < 1:
-        raise UserError(f"{points_per_side} is below 1", key="points_per_side")
+    kinds = {prompt.kind} - {"none"}
+    check_options(instances, kinds, batch_size=batch_size, points_per_side=points_per_side)
     find_images(inputs, arrays=True)  # what is missing is said before a model is loaded
-    # The processor says how images are read.
-    network, processor, has_estimate, id2label = _load(adapter, model, attention)
-    routed(network, domain)  # a wrong one is said before anything is written
-    if id2label is not None and prompt.kind != "none":
-        raise UserError(
-            f"{adapter} segments {len(id2label)} classes, which takes no prompt", where=prompt.kind, fix="leave it out"
-        )
-    if id2label is not None and instances is not None:
-        raise UserError(
-            f"{adapter} segments {len(id2label)} classes, not objects", key="instances", fix="leave instances out"
-        )
-    paths = find_images(inputs, arrays=processor.channels is not None)
-    sizes, failed = _sizes(paths, processor.channels)
-    _check_inside(prompt, sizes)
+    loaded = load_for_inference(adapter, model, attention)
+    predictor = SamAdaptPredictor.from_loaded(loaded, device=PartialState().device, precision=precision)
+    predictor.check([prompt], domain, instances)
+    channels = predictor.processor.channels  # says how images are read
+    paths = find_images(inputs, arrays=channels is not None)
+    sizes, failed = _readable(paths, lambda path: load_header(str(path), channels))
+    if not sizes:
+        count = f" (and so {len(failed) - 1} further images)" if len(failed) > 1 else ""
+        raise UserError(f"{next(iter(failed.values()))}{count}")
+    for path, header in sizes.items():
+        check_prompt(prompt, (header.height, header.width), where=path)
     folder = Path(output_dir)
     names = dict(zip(paths, output_names(paths)))
     _check_outputs(folder, paths, list(names.values()))
-    network.to(PartialState().device)
 
     folder.mkdir(parents=True, exist_ok=True)
     records: dict[Path, dict[str, Any]] = {}
@@ -144,39 +133,23 @@ def predict(
     with tqdm(total=len(sizes), desc="predict", unit="image", disable=not progress, leave=False) as bar:
         for start in range(0, len(sizes), batch_size):
             chosen = list(sizes)[start : start + batch_size]
-            images, unread = _read(chosen, processor.channels)
+            images, unread = _readable(chosen, lambda path: load_image(path, channels))
             failed |= unread
+            results = predictor.predict(
+                list(images.values()),
+                prompt,
+                domain,
+                instances,
+                batch_size=batch_size,
+                points_per_side=points_per_side,
+                min_score=min_score,
+            )
+            for (path, image), result in zip(images.items(), results):
+                written = _write(folder, names[path], displayable(image), result, predictor.classes)
+                records[path] = {"file": str(path), **written, **_describe(prompt)}
+                if result.instances is not None:
+                    objects[path] = result.instances
             bar.update(len(chosen))
-            if not images:
-                continue
-            with inference([network], precision):
-                if id2label is not None:
-                    records |= _predict_classes(network, processor, images, names, folder, id2label)
-                    continue
-                with routed(network, domain):
-                    batch = processor(list(images.values()), prompts=[prompt] * len(images))
-                    embeddings = encode(network, batch["pixel_values"].to(device_of(network)))
-                    results = _segment(network, processor, batch, embeddings)
-                    if instances is not None:
-                        per_image = find_instances(
-                            network,
-                            processor,
-                            batch,
-                            embeddings,
-                            instances,
-                            has_estimate=has_estimate,
-                            points_per_side=points_per_side,
-                        )
-                        kept = ([one for one in found if one.score >= min_score] for found in per_image)
-                        objects |= dict(zip(images, kept))
-            for (path, image), (logits, estimate, own_domain) in zip(images.items(), results):
-                record = {"file": str(path), **_write(folder, names[path], image, logits), **_describe(prompt)}
-                record["iou_estimate"] = estimate if has_estimate else None
-                if instances is not None:
-                    picture = draw_instances(displayable(image), objects[path])
-                    Image.fromarray(picture).save(folder / f"{names[path]}_instances.png")
-                    record["instances"] = len(objects[path])
-                records[path] = record if own_domain is None else record | {"domain": own_domain}
     if not records:
         raise UserError(next(iter(failed.values())))
     if instances is not None:
@@ -253,52 +226,19 @@ def _prompt(box: Sequence[float] | None, point: Sequence[float] | None) -> Promp
     if box is not None and point is not None:
         raise UserError("both given", key="box, point", fix="give one of them")
     if box is not None:
-        if len(box) != 4 or box[0] > box[2] or box[1] > box[3]:
-            raise UserError(
-                f"{' '.join(map(str, box))} is no box", key="box", fix="give x0 y0 x1 y1 with x0 <= x1 and y0 <= y1"
-            )
-        return Prompt("box", boxes=np.array([box], np.float32))
-    if point is not None:
-        if len(point) != 2:
-            raise UserError(f"{' '.join(map(str, point))} is no point", key="point", fix="give x y")
-        return Prompt("point", points=np.array([[point]], np.float32), point_labels=np.ones((1, 1), np.int64))
-    return Prompt("none")
+        return Prompt.box(*box)
+    return Prompt("none") if point is None else Prompt.point(*point)
 
 
-def _sizes(paths: Sequence[Path], channels: int | None) -> tuple[dict[Path, tuple[int, int]], dict[Path, str]]:
-    """(height, width) of the images that can be read, and what is wrong with the others; `UserError` if all are."""
-    sizes, failed = {}, {}
+def _readable(paths: Sequence[Path], read: Callable[[Path], T]) -> tuple[dict[Path, T], dict[Path, str]]:
+    """What `read` returns of the images that can be read, and what is wrong with the others."""
+    values, failed = {}, {}
     for path in paths:
         try:
-            header = load_header(str(path), channels)
-            sizes[path] = header.height, header.width
+            values[path] = read(path)
         except UserError as error:
             failed[path] = str(error)
-    if not sizes:
-        count = f" (and so {len(failed) - 1} further images)" if len(failed) > 1 else ""
-        raise UserError(f"{next(iter(failed.values()))}{count}")
-    return sizes, failed
-
-
-def _read(paths: Sequence[Path], channels: int | None) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
-    """The images that can be read, and what is wrong with the others."""
-    images, failed = {}, {}
-    for path in paths:
-        try:
-            images[path] = load_image(path, channels)
-        except UserError as error:
-            failed[path] = str(error)
-    return images, failed
-
-
-def _check_inside(prompt: Prompt, sizes: Mapping[Path, tuple[int, int]]) -> None:
-    if prompt.kind == "none":
-        return
-    # box (1, 4) or point (1, 1, 2) -> (x, y) pairs
-    corners = np.asarray(prompt.boxes if prompt.kind == "box" else prompt.points).reshape(-1, 2)
-    for path, (height, width) in sizes.items():
-        if not (np.isfinite(corners).all() and (corners >= 0).all() and (corners < [width, height]).all()):
-            raise UserError(f"it reaches outside {path}, which has {width}x{height} pixels", where=prompt.kind)
+    return values, failed
 
 
 def _check_outputs(folder: Path, paths: Sequence[Path], names: Sequence[str]) -> None:
@@ -313,77 +253,33 @@ def _check_outputs(folder: Path, paths: Sequence[Path], names: Sequence[str]) ->
                 )
 
 
-def _load(
-    adapter: str | None, model: str | None, attention: Kind
-) -> tuple[nn.Module, SamAdaptProcessor, bool, dict[int, str] | None]:
-    """Model, processor, whether its IoU estimate means anything, and the names of its classes, None for one class."""
-    if adapter is None:
-        if model is None:
-            raise UserError("not given", key="adapter", fix="name a run folder or Hub id, or a plain SAM with --model")
-        return *load_base(model, attention), True, None
-    loaded = load_adapted(adapter, model, attention=attention)
-    has_estimate = bool(getattr(loaded.config, "train_iou_head", False))
-    num_labels = getattr(loaded.config, "num_labels", None)
-    if num_labels is None:
-        return loaded.model, loaded.processor, has_estimate, None
-    names = class_names(num_labels, getattr(loaded.config, "id2label", None))
-    return loaded.model, loaded.processor, has_estimate, dict(enumerate(names))
+def _write(
+    folder: Path, name: str, image: np.ndarray, result: Prediction, classes: list[str] | None
+) -> dict[str, Any]:
+    """Writes mask, overlay and picture of the instances; returns what is to be said of them.
 
-
-def _predict_classes(
-    network: nn.Module,
-    processor: SamAdaptProcessor,
-    images: Mapping[Path, np.ndarray],
-    names: Mapping[Path, str],
-    folder: Path,
-    id2label: dict[int, str],
-) -> dict[Path, dict[str, Any]]:
-    """Writes label maps (8-bit palette PNGs whose values are the classes) and overlays; what is to be said of them."""
-    colours = class_colours(len(id2label))
-    samples = [Unlabelled(image) for image in images.values()]
-    records = {}
-    for (path, image), labels in zip(images.items(), label_maps(network, processor, samples)):
-        files = {"mask": f"{names[path]}_mask.png", "overlay": f"{names[path]}_overlay.png"}
-        picture = Image.fromarray(labels)
-        picture.putpalette(colours.tobytes())
-        picture.save(folder / files["mask"])
-        tinted = class_overlay(displayable(image), labels, len(id2label))
-        legend = class_legend(labels, [*id2label.values()])
-        Image.fromarray(with_legend(tinted, legend)).save(folder / files["overlay"])
-        shares = np.bincount(labels.ravel(), minlength=len(id2label)) / labels.size
-        classes = {id2label[label]: float(share) for label, share in enumerate(shares)}
-        size = {"height": labels.shape[0], "width": labels.shape[1]}
-        records[path] = {"file": str(path), **files, **size, "classes": classes, "prompt": {"kind": "none"}}
-    return records
-
-
-def _segment(
-    network: nn.Module, processor: SamAdaptProcessor, inputs: BatchFeature, embeddings: ImageEmbeddings
-) -> list[tuple[torch.Tensor, float, str | None]]:
-    """Per image the logits (H, W), the IoU estimate, and of a pool the domain."""
-    scored = segment_scored(network, None, inputs["prompts"], image_embeddings=embeddings)
-    logits = merge_objects(processor, inputs, [masks for masks, _ in scored])
-    pool = pool_of(network)
-    domains: list[str | None] = [None] * len(embeddings)
-    if pool is not None and embeddings.domains is not None:
-        domains = [*pool.names_of(embeddings.domains)]
-    estimates = [float(estimate.max()) for _, estimate in scored]
-    return list(zip(logits, estimates, domains))
-
-
-def _write(folder: Path, name: str, image: np.ndarray, logits: torch.Tensor) -> dict[str, Any]:
-    """Writes mask and overlay; returns what is to be said of them."""
-    mask = (logits > 0).cpu().numpy()
+    Label maps are 8-bit palette PNGs whose values are the classes.
+    """
     files = {"mask": f"{name}_mask.png", "overlay": f"{name}_overlay.png"}
-    Image.fromarray(mask.astype(np.uint8) * 255).save(folder / files["mask"])
-    Image.fromarray(overlay(displayable(image), mask, MASK_COLOURS["adapted"])).save(folder / files["overlay"])
-    return {
-        **files,
-        "height": mask.shape[0],
-        "width": mask.shape[1],
-        "foreground": float(mask.mean()),
-        "logits": {"min": logits.min().item(), "mean": logits.mean().item(), "max": logits.max().item()},
-    }
+    about: dict[str, Any] = {**files, "height": result.mask.shape[0], "width": result.mask.shape[1]}
+    if classes is None:
+        picture = Image.fromarray(result.mask.astype(np.uint8) * 255)
+        tinted, logits = overlay(image, result.mask, MASK_COLOURS["adapted"]), result.logits
+        about["foreground"] = float(result.mask.mean())
+        about["logits"] = {"min": float(logits.min()), "mean": float(logits.mean()), "max": float(logits.max())}
+        about["iou_estimate"] = result.score
+    else:
+        picture = Image.fromarray(result.mask)
+        picture.putpalette(class_colours(len(classes)).tobytes())
+        tinted = class_overlay(image, result.mask, len(classes))
+        tinted = with_legend(tinted, class_legend(result.mask, classes))
+        about["classes"] = result.classes
+    picture.save(folder / files["mask"])
+    Image.fromarray(tinted).save(folder / files["overlay"])
+    if result.instances is not None:
+        Image.fromarray(draw_instances(image, result.instances)).save(folder / f"{name}_instances.png")
+        about["instances"] = len(result.instances)
+    return about if result.domain is None else about | {"domain": result.domain}
 
 
 def _describe(prompt: Prompt) -> dict[str, Any]:

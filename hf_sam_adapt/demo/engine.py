@@ -1,4 +1,4 @@
-"""Segmenting and routing for the page: what `predict` does, with the image's embedding kept between calls."""
+"""Segmenting and routing for the page: what `predict` does, with the encoded image kept between calls."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from transformers.image_processing_utils import BatchFeature
 
 from ..errors import UserError
 from ..files import BASE
-from ..inference.forward import encode, segment, segment_scored
-from ..inference.variants import device_of, inference, largest_class, merge_objects, routed
+from ..inference.predictor import EncodedImages
+from ..inference.variants import check_domain, device_of, inference
 from ..prompts import Prompt
 from ..sam.families import find_vision_encoder
 from ..sam.image_embeddings import ImageEmbeddings
-from ..sam.processing import SamAdaptProcessor
 from ..tuners.moda.encode import first_adapted_block
 from ..tuners.moda.pool import Routing
-from .images import Picture
 from .loaded_adapters import Entry
 from .session import ImageState
 
@@ -35,7 +31,7 @@ class Segmentation:
         estimate: the model's estimate of the mask's IoU, None where it means nothing.
         domain: of a pool, the domain that was used, "base" for plain SAM.
         seconds: all of it, the encoder's share included.
-        encoded: whether the encoder ran; False = the image's embedding was there already.
+        encoded: whether the encoder ran; False = the image had been encoded already.
     """
 
     mask: np.ndarray
@@ -47,29 +43,26 @@ class Segmentation:
 
 
 def segment_image(image: ImageState, entry: Entry, prompt: Prompt, domain: str | None = None) -> Segmentation:
-    """Segment an image, with the embedding that it has or is given now.
+    """Segment an image, encoded once for each encoder.
 
     Args:
-        image: embeddings that are missing are added.
+        image: what its encoding lacks is added.
         prompt: in pixels of the image; a model with classes takes none and labels the whole image.
         domain: of a pool, or "base"; None: its router chooses.
 
     Raises:
-        UserError: a domain that the adapter does not have.
+        UserError: a domain that the adapter does not have, or a prompt outside the image.
     """
-    start = time.perf_counter()
-    with entry.lock:
-        routed(entry.model, domain)  # raises for a wrong one
+    start, predictor = time.perf_counter(), entry.predictor
+    with predictor.lock:
+        check_domain(predictor.model, domain)
         if entry.pool is not None and domain is None:
             domain = route_image(image, entry).domains[0]
-        embedding, encoded = _embedding(image, entry, domain)
-        with inference([entry.model]):
-            if entry.classes is not None:
-                mask, estimate = _labels(image.picture, entry, embedding), None
-            else:
-                mask, estimate = _mask(image.picture, entry, embedding, prompt)
+        encoded, missing = _encoded(image, entry, domain)
+        prompts = Prompt("none") if predictor.classes is not None else prompt
+        (result,) = predictor.decode(encoded, prompts)
     seconds = time.perf_counter() - start
-    return Segmentation(mask, entry.classes, estimate if entry.has_estimate else None, domain, seconds, encoded)
+    return Segmentation(result.mask, predictor.classes, result.score, domain, seconds, missing)
 
 
 def route_image(image: ImageState, entry: Entry) -> Routing:
@@ -82,55 +75,33 @@ def route_image(image: ImageState, entry: Entry) -> Routing:
     if pool is None:
         raise UserError("this adapter is no pool of domains, so there is nothing to route", fix="choose a pool")
     if entry.name not in image.routings:
-        with entry.lock, inference([entry.model]):
-            image.routings[entry.name] = pool.route(_pixels(image.picture, entry))
+        predictor = entry.predictor
+        with predictor.lock, inference([predictor.model]):
+            pixels = predictor.processor([image.picture.image])["pixel_values"]
+            image.routings[entry.name] = pool.route(pixels.to(device_of(predictor.model)))
     return image.routings[entry.name]
 
 
-def _embedding(image: ImageState, entry: Entry, domain: str | None) -> tuple[ImageEmbeddings, bool]:
-    """The image's embedding by the encoder of `entry`, under `domain`, and whether it had to be computed.
+def _encoded(image: ImageState, entry: Entry, domain: str | None) -> tuple[EncodedImages, bool]:
+    """The image as the encoder of `entry` sees it, under `domain`, and whether the encoder had to run.
 
-    Adapters that leave the encoder as it is share that of plain SAM.
+    Adapters that leave the encoder as it is share what plain SAM's makes of it.
     """
     pool = entry.pool
     in_encoder = pool is not None and first_adapted_block(find_vision_encoder(pool.model)) is not None
     key: tuple[str, ...] = (entry.name, str(domain)) if in_encoder else (entry.encoder,)
     if in_encoder and domain == BASE and entry.reads_as_base:
         key = (entry.base.encoder,)
-    found, with_early = image.embeddings.get(key), entry.needs_early_map and domain != BASE
-    missing = found is None or (with_early and found.early is None)
-    if found is None or missing:
-        with inference([entry.model]):
-            pixels = _pixels(image.picture, entry)
-            if pool is None:
-                found = encode(entry.model, pixels)
-            else:
-                found = pool.encode(pixels, domain if in_encoder else pool.domains[0])
-        image.embeddings[key] = found
+    encoded, with_early = image.encoded.get(key), entry.needs_early_map and domain != BASE
+    missing = encoded is None or (with_early and encoded.embeddings.early is None)
+    if encoded is None or missing:
+        # Where a pool's adapters lie in the decoder, any of its domains gives the early map.
+        under = domain if pool is None or in_encoder else pool.domains[0]
+        encoded = image.encoded[key] = entry.predictor.encode([image.picture.image], under)
     # What another model of the same encoder has kept beside the maps is not for this one.
-    domains = None if pool is None else pool.indices_of([str(domain)])
-    return ImageEmbeddings(found.maps, found.early if with_early else None, domains), missing
-
-
-def _pixels(picture: Picture, entry: Entry) -> torch.Tensor:
-    return entry.processor([picture.image])["pixel_values"].to(device_of(entry.model))
-
-
-def _mask(picture: Picture, entry: Entry, embedding: ImageEmbeddings, prompt: Prompt) -> tuple[np.ndarray, float]:
-    """Mask bool (H, W) and estimate of its IoU."""
-    prompts = entry.processor.transform_prompts([dataclasses.replace(prompt)], [picture.size])
-    scored = segment_scored(entry.model, None, prompts, image_embeddings=embedding)
-    logits = merge_objects(entry.processor, _sizes(picture, entry.processor), [masks for masks, _ in scored])[0]
-    return (logits > 0).cpu().numpy(), float(scored[0][1].max())
-
-
-def _labels(picture: Picture, entry: Entry, embedding: ImageEmbeddings) -> np.ndarray:
-    """Label map uint8 (H, W)."""
-    logits = segment(entry.model, None, [Prompt("none")], image_embeddings=embedding)
-    return largest_class(entry.processor, _sizes(picture, entry.processor), logits)[0]
-
-
-def _sizes(picture: Picture, processor: SamAdaptProcessor) -> BatchFeature:
-    """The sizes in the processor's output for the picture."""
-    reshaped = torch.tensor([processor.reshaped_size(picture.size)])
-    return BatchFeature({"original_sizes": torch.tensor([picture.size]), "reshaped_input_sizes": reshaped})
+    embeddings = ImageEmbeddings(
+        encoded.embeddings.maps,
+        encoded.embeddings.early if with_early else None,
+        None if pool is None else pool.indices_of([str(domain)]),
+    )
+    return dataclasses.replace(encoded, embeddings=embeddings), missing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -17,10 +17,9 @@ from transformers import SamModel
 
 from ..errors import UserError
 from ..inference.forward import pool_of, sam_of
-from ..inference.loading import load_adapted, load_base, method_of
-from ..reporting.class_maps import class_names
+from ..inference.loading import load_adapted, load_for_inference, method_of
+from ..inference.predictor import SamAdaptPredictor
 from ..sam.families import find_vision_encoder
-from ..sam.processing import SamAdaptProcessor
 from ..tuners.common.hq import live_early_map
 from ..tuners.moda import ModaModel
 from .catalog import PLAIN
@@ -35,19 +34,15 @@ class Entry:
 
     Attributes:
         name: what it was asked for by.
-        model: `SamModel`, `PeftModel` or `ModaModel`, in `eval()` mode on its device.
-        processor: the one it was trained with.
+        predictor: the model on its device, with the processor that it was trained with.
         config: the adapter's, None for a plain or wholly trained SAM.
         base: the plain SAM beside which it is shown; itself for a plain SAM.
-        lock: held during each call: pools, class-wise and pruned decoders change the model while it runs.
     """
 
     name: str
-    model: nn.Module
-    processor: SamAdaptProcessor
+    predictor: SamAdaptPredictor
     config: PeftConfig | None = None
     base: Entry = None  # type: ignore[assignment]
-    lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
         self.base = self.base or self
@@ -57,20 +52,14 @@ class Entry:
         return self.base is self
 
     @property
+    def model(self) -> nn.Module:
+        """`SamModel`, `PeftModel` or `ModaModel`."""
+        return self.predictor.model
+
+    @property
     def method(self) -> str:
         """The recipe's name of its method."""
         return "zero-shot" if self.is_plain else method_of(self.config)
-
-    @property
-    def classes(self) -> list[str] | None:
-        """Names of the classes that it labels; None where it segments one."""
-        count = getattr(self.config, "num_labels", None)
-        return None if count is None else class_names(count, getattr(self.config, "id2label", None))
-
-    @property
-    def has_estimate(self) -> bool:
-        """Whether the model's estimate of its own IoU means anything."""
-        return self.is_plain or bool(getattr(self.config, "train_iou_head", False))
 
     @property
     def pool(self) -> ModaModel | None:
@@ -87,7 +76,7 @@ class Entry:
     @cached_property
     def reads_as_base(self) -> bool:
         """Whether it prepares images as the plain SAM beside it does."""
-        return self.processor.to_dict() == self.base.processor.to_dict()
+        return self.predictor.processor.to_dict() == self.base.predictor.processor.to_dict()
 
     @cached_property
     def encoder(self) -> str:
@@ -143,8 +132,8 @@ class Shelf:
 
     def _base(self, name: str) -> Entry:
         if name not in self._bases:
-            model, processor = load_base(name)
-            self._bases[name] = Entry(name, model.eval().to(self.device), processor)
+            loaded = load_for_inference(None, name)
+            self._bases[name] = Entry(name, SamAdaptPredictor.from_loaded(loaded, device=self.device))
             while len(self._bases) > _BASES:  # the first is the demo's own
                 del self._bases[list(self._bases)[1]]
         return self._bases[name]
@@ -160,9 +149,9 @@ class Shelf:
                 fix="use hf-sam-adapt predict",
             )
         base = self._base(loaded.base_name or self.model)
-        model = loaded.model.eval().to(self.device)
-        share_weights(sam_of(model), sam_of(base.model))
-        return Entry(name, model, loaded.processor, loaded.config, base)
+        entry = Entry(name, SamAdaptPredictor.from_loaded(loaded, device=self.device), loaded.config, base)
+        share_weights(sam_of(entry.model), sam_of(base.model))
+        return entry
 
 
 def share_weights(model: SamModel, base: SamModel) -> None:

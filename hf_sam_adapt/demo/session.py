@@ -1,4 +1,4 @@
-"""What the page remembers of one person: the image, what was clicked, and the embeddings of the image."""
+"""What the page remembers of one person: the image, what was clicked, and what the encoder made of the image."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from ..inference.predictor import EncodedImages
 from ..prompts import Prompt
-from ..sam.image_embeddings import ImageEmbeddings
 from ..tuners.moda.pool import Routing
 from .images import Picture
 
@@ -52,11 +50,9 @@ class Clicks:
     def prompt(self) -> Prompt:
         """As `predict` makes it: one object, by its points or its box, or none."""
         if self.box is not None:
-            return Prompt("box", boxes=np.array([self.box], np.float32))
+            return Prompt.box(*self.box)
         if self.points:
-            places = np.array([[point[:2] for point in self.points]], np.float32)  # (1, p, 2)
-            labels = np.array([[point[2] for point in self.points]], np.int64)  # (1, p)
-            return Prompt("point", points=places, point_labels=labels)
+            return Prompt.clicks([point[:2] for point in self.points], [point[2] for point in self.points])
         return Prompt("none")
 
 
@@ -65,12 +61,12 @@ class ImageState:
     """An image, and what was computed of it.
 
     Attributes:
-        embeddings: by `Entry.encoder`; of a pool with adapters in the encoder also by domain.
+        encoded: by `Entry.encoder`; of a pool with adapters in the encoder also by domain.
         routings: by the name of the pool.
     """
 
     picture: Picture
-    embeddings: dict[tuple[str, ...], ImageEmbeddings] = field(default_factory=dict)
+    encoded: dict[tuple[str, ...], EncodedImages] = field(default_factory=dict)
     routings: dict[str, Routing] = field(default_factory=dict)
 
 

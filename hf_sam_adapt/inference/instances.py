@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
-from transformers.image_processing_utils import BatchFeature
 
 from ..data.run_length_encoding import encode_runs
 from ..prompts import MIN_AREA, Prompt, components
 from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
-from .forward import segment, segment_scored
+from .forward import segment_scored
+from .variants import image_logits, sizes_of
 
 
 InstanceSource = Literal["grid", "components"]
@@ -49,7 +49,7 @@ class Instance:
 def find_instances(
     model: nn.Module,
     processor: SamAdaptProcessor,
-    inputs: BatchFeature,
+    inputs: Mapping[str, Any],
     embeddings: ImageEmbeddings,
     source: InstanceSource,
     *,
@@ -63,18 +63,16 @@ def find_instances(
     estimate, or else the stability. `components`: of the promptless mask, by their mean probability.
 
     Args:
-        inputs: the processor's output for the images, or `model_inputs` of embeddings.
+        inputs: the processor's output for the images, or `model_inputs` of embeddings; its sizes alone are read.
         embeddings: theirs, by `model`.
         has_estimate: whether the model's IoU estimate means anything: zero-shot SAM's, or `train_iou_head`.
         points_per_side: of the grid.
     """
-    sizes = [(int(height), int(width)) for height, width in inputs["original_sizes"]]
-    reshaped = [(int(height), int(width)) for height, width in inputs["reshaped_input_sizes"]]
     if source == "components":
-        whole = segment(model, None, [Prompt("none")] * len(sizes), image_embeddings=embeddings)
-        return [component_instances(one[0]) for one in processor.post_process_masks(whole, sizes, reshaped)]
+        promptless = [Prompt("none")] * len(embeddings)
+        return [*map(component_instances, image_logits(model, processor, inputs, embeddings, promptless))]
     found = []
-    for image, (size, inside) in enumerate(zip(sizes, reshaped)):
+    for image, (size, inside) in enumerate(sizes_of(inputs)):
         prompt = processor.transform_prompts([point_grid(size, points_per_side)], [size])[0]
         logits, scores = _decode_grid(model, embeddings[image : image + 1], prompt, inside, processor, has_estimate)
         instances = []

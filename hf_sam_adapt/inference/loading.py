@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import HTTPError
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
@@ -18,6 +19,7 @@ from transformers import AutoConfig, SamModel
 from ..config.methods import METHODS
 from ..errors import UserError, first_line
 from ..files import follow_umask
+from ..names import class_names
 from ..repository import HubName, commit_of, find_file
 from ..sam.attention import Kind, use_fast_attention
 from ..sam.families import encoder_shape, family_of, family_of_type, find_vision_encoder
@@ -49,12 +51,57 @@ class Loaded:
         processor: the processor it was trained with.
         config: the adapter's config, None for a model folder.
         base_name: `tiny`, folder or Hub id of the base model; None for a model folder.
+        plain: whether it is a SAM as it came, which nothing has adapted.
     """
 
     model: nn.Module
     processor: SamAdaptProcessor
     config: PeftConfig | None
     base_name: str | None
+    plain: bool = False
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes in the order of their labels; None for a model of one class."""
+        num_labels = getattr(self.config, "num_labels", None)
+        return None if num_labels is None else class_names(num_labels, getattr(self.config, "id2label", None))
+
+    @property
+    def has_estimate(self) -> bool:
+        """Whether the model's estimate of a mask's IoU means anything: SAM's own does until the masks change."""
+        return self.plain or bool(getattr(self.config, "train_iou_head", False))
+
+
+def load_for_inference(adapter: str | None, model: str | None = None, attention: Kind = "auto") -> Loaded:
+    """Load an adapter, as `load_adapted` does, or the plain SAM `model` where no adapter is named.
+
+    Raises:
+        UserError: neither is named, or it cannot be loaded.
+    """
+    if adapter is not None:
+        return load_adapted(adapter, model, attention=attention)
+    if model is None:
+        raise UserError("not given", key="adapter", fix="name a run folder or Hub id, or a plain SAM with --model")
+    return Loaded(*load_base(model, attention), None, None, plain=True)
+
+
+def load_named(name: str, model: str | None = None, attention: Kind = "auto") -> Loaded:
+    """Load what `name` is: an adapter, a pool, a fully trained model, or a plain SAM.
+
+    Args:
+        name: run folder, adapter folder, model folder, Hub id (`owner/name@revision`), or `tiny`.
+        model: base model in place of the one that the adapter names.
+
+    Raises:
+        UserError: nothing that can be loaded there, or a base model for what is no adapter.
+    """
+    whole = name == TINY or (not _exists(name, ADAPTER_CONFIG) and _exists(name, "config.json"))
+    if whole and model is not None:
+        raise UserError(f"{name} is a SAM, not an adapter", key="model", fix="leave model out")
+    # Of whole models, those that a run trained hold its recipe.
+    if not whole or (name != TINY and _exists(name, "recipe.yaml")):
+        return load_adapted(name, model, attention=attention)
+    return load_for_inference(None, name, attention)
 
 
 def load_base(name: str, attention: Kind = "auto") -> tuple[SamModel, SamAdaptProcessor]:
@@ -254,6 +301,16 @@ def named_base(config: dict) -> str | None:
     """Name of the base model that an adapter's config names, with the revision if it names one."""
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     return f"{name}@{revision}" if name and revision and not Path(name).is_dir() else name
+
+
+def _exists(name: str, file: str) -> bool:
+    """Whether a folder or Hub id holds `file`; offline, whether the cache does, which need not know what is absent."""
+    try:
+        return find_file(name, file) is not None
+    except UserError:
+        if not constants.HF_HUB_OFFLINE:
+            raise
+        return False
 
 
 def _load_processor(name: str, model: SamModel, commit: str | None) -> SamAdaptProcessor:

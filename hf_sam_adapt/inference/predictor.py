@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers.image_processing_utils import BatchFeature
 
 from ..data.channels import load_image
 from ..errors import UserError
 from ..prompts import Prompt
-from ..repository import find_file
 from ..sam.attention import Kind
 from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
-from ..sam.tiny import TINY
-from .forward import encode, pool_of, segment, segment_scored
+from .forward import pool_of, segment, segment_scored
 from .instances import Instance, InstanceSource, find_instances
-from .loading import ADAPTER_CONFIG, load_adapted, load_base
-from .variants import device_of, inference, largest_class, merge_objects, routed
+from .loading import Loaded, load_named
+from .variants import (
+    AUTOCAST_DTYPES,
+    check_domain,
+    embeddings_of,
+    inference,
+    largest_class,
+    merge_objects,
+    place_prompts,
+    routed,
+    sizes_of,
+)
 
 
-ImageInput = str | Path | Image.Image | np.ndarray
+MAKE_PROMPT = "make it by Prompt.box, point, clicks or mask"
+ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -39,31 +46,21 @@ class EncodedImages:
 
     Attributes:
         embeddings: of B images, on the model's device.
-        sizes: (height, width) of each image.
-        reshaped_sizes: (height, width) of each in the network's input, without padding.
+        sizes: `original_sizes` and `reshaped_input_sizes` of the processor's output, int64 (B, 2) each.
     """
 
     embeddings: ImageEmbeddings
-    sizes: list[tuple[int, int]]
-    reshaped_sizes: list[tuple[int, int]]
+    sizes: Mapping[str, torch.Tensor]
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.embeddings)
 
     def __getitem__(self, rows: Sequence[int]) -> EncodedImages:
         """The images `rows`, which may repeat."""
-        chosen = [self.sizes[row] for row in rows], [self.reshaped_sizes[row] for row in rows]
-        return EncodedImages(self.embeddings[list(rows)], *chosen)
-
-    @property
-    def inputs(self) -> BatchFeature:
-        """The sizes, as the processor's output holds them."""
-        return BatchFeature(
-            {"original_sizes": torch.tensor(self.sizes), "reshaped_input_sizes": torch.tensor(self.reshaped_sizes)}
-        )
+        return EncodedImages(self.embeddings[rows], {name: values[rows] for name, values in self.sizes.items()})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What the model finds in one image.
 
@@ -83,23 +80,26 @@ class Prediction:
     domain: str | None
     instances: list[Instance] | None
     _low_resolution: torch.Tensor = field(repr=False)
-    _sizes: BatchFeature = field(repr=False)
+    _sizes: Mapping[str, torch.Tensor] = field(repr=False)
     _processor: SamAdaptProcessor = field(repr=False)
 
     @cached_property
     def logits(self) -> np.ndarray:
         """float32 (H, W), foreground above 0; of a model with K classes (K, H, W). Computed when it is asked for."""
         if self.classes is None:
-            return merge_objects(self._processor, self._sizes, [self._low_resolution])[0].float().cpu().numpy()
-        original, reshaped = self._sizes["original_sizes"].tolist(), self._sizes["reshaped_input_sizes"].tolist()
-        full = self._processor.post_process_masks([self._low_resolution], original, reshaped)[0]
+            full = merge_objects(self._processor, self._sizes, [self._low_resolution])[0]
+        else:
+            full = self._processor.post_process_masks([self._low_resolution], *self._sizes.values())[0]
         return full.float().cpu().numpy()
 
 
 class SamAdaptPredictor:
     """Segments images with an adapter, a pool of domains, a fully trained model, or a plain SAM.
 
-    One object may serve many threads: a lock holds one forward at a time, and each thread has its own `set_image`.
+    One object may serve many threads. A lock holds one forward at a time, images are read and prepared outside it, and
+    each thread has its own `set_image`. Faster than many threads are many images in one call: they go through the
+    encoder `batch_size` at a time, and all prompts of a kind through the decoder together. An image's result does not
+    depend on the others beside it (equal within 1e-6 in full precision).
 
     Args:
         model: `PeftModel`, `ModaModel` or `SamModel`, on its device.
@@ -107,6 +107,9 @@ class SamAdaptPredictor:
         has_estimate: whether the model's estimate of a mask's IoU means anything.
         classes: names of the classes in the order of their labels; None for one class.
         precision: "no", "bf16" or "fp16" autocast.
+
+    Attributes:
+        lock: held during each forward; hold it to use the model otherwise while other threads predict.
     """
 
     def __init__(
@@ -118,9 +121,11 @@ class SamAdaptPredictor:
         classes: Sequence[str] | None = None,
         precision: str = "no",
     ) -> None:
+        if precision not in ("no", *AUTOCAST_DTYPES):
+            raise UserError(f"{precision!r} is unknown", key="precision", fix=f"use no, {', '.join(AUTOCAST_DTYPES)}")
         self.model, self.processor, self.precision = model, processor, precision
         self.has_estimate, self.classes = has_estimate, None if classes is None else list(classes)
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._current = threading.local()
 
     @classmethod
@@ -145,30 +150,21 @@ class SamAdaptPredictor:
         Raises:
             UserError: nothing that can be loaded there, or an adapter of another base model.
         """
-        name = str(name)
-        # A fully trained model is a model folder with a recipe; a plain SAM has neither file.
-        plain = name == TINY or not any(find_file(name, file) for file in (ADAPTER_CONFIG, "recipe.yaml"))
-        if plain and model is not None:
-            raise UserError(f"{name} is a SAM, not an adapter", key="model", fix="leave model out")
-        if plain:
-            (network, processor), config = load_base(name, attention), None
-        else:
-            loaded = load_adapted(name, model, attention=attention)
-            network, processor, config = loaded.model, loaded.processor, loaded.config
-        num_labels, id2label = getattr(config, "num_labels", None), getattr(config, "id2label", None) or {}
-        network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(
-            network.eval(),
-            processor,
-            has_estimate=plain or bool(getattr(config, "train_iou_head", False)),
-            classes=None if num_labels is None else [str(id2label.get(label, label)) for label in range(num_labels)],
-            precision=precision,
-        )
+        return cls.from_loaded(load_named(str(name), model, attention), device=device, precision=precision)
+
+    @classmethod
+    def from_loaded(
+        cls, loaded: Loaded, *, device: str | torch.device | None = None, precision: str = "no"
+    ) -> SamAdaptPredictor:
+        """The predictor of what `load_adapted` or `load_for_inference` returned; `device` as in `from_pretrained`."""
+        model = loaded.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        what = {"has_estimate": loaded.has_estimate, "classes": loaded.classes}
+        return cls(model, loaded.processor, **what, precision=precision)
 
     def predict(
         self,
-        images: ImageInput | Sequence[ImageInput] | None = None,
-        prompts: Prompt | Sequence[Prompt] | None = None,
+        images: ImageInput | Iterable[ImageInput] | None = None,
+        prompts: Prompt | Iterable[Prompt] | None = None,
         domain: str | None = None,
         instances: InstanceSource | None = None,
         *,
@@ -179,9 +175,9 @@ class SamAdaptPredictor:
         """Segment images, each once through the encoder.
 
         Args:
-            images: files, PIL images, or arrays (H, W, 3), one or several; None = the one of `set_image`.
+            images: files, PIL images, or what else the processor takes, one or several; None = that of `set_image`.
             prompts: in pixels of the image, one for all images or one for each; with `set_image` any number. None = no
-                prompt: the model shows what it was trained to find.
+                prompt: the model shows what it was trained to find. The objects of one `Prompt` share one mask.
             domain: of a pool, or `base`; None = its router chooses for each image.
             instances: also find the objects, see `find_instances`.
             batch_size: images encoded together.
@@ -192,8 +188,10 @@ class SamAdaptPredictor:
             One `Prediction` an image; with `set_image`, one a prompt.
 
         Raises:
-            UserError: a prompt outside its image, a prompt for a model with classes, a domain that is not there.
+            UserError: an image that cannot be read, a prompt outside its image, a prompt for a model with classes, a
+                domain that is not there. Nothing is returned then, also of the other images.
         """
+        check_options(instances, batch_size=batch_size, points_per_side=points_per_side)
         options = {"instances": instances, "points_per_side": points_per_side, "min_score": min_score}
         if images is None:
             encoded = getattr(self._current, "image", None)
@@ -201,12 +199,12 @@ class SamAdaptPredictor:
                 raise UserError("none given, and this thread has not called set_image", key="images")
             if domain is not None:
                 raise UserError("name it in set_image, where the image is encoded", key="domain")
-            asked = [prompts or Prompt("none")] if prompts is None or isinstance(prompts, Prompt) else list(prompts)
+            asked = self._one_each(prompts, 1) if prompts is None or isinstance(prompts, Prompt) else list(prompts)
             return self.decode(encoded[[0] * len(asked)], asked, **options)
-        several = isinstance(images, Sequence) and not isinstance(images, str)
-        listed: list[ImageInput] = list(images) if several else [images]  # type: ignore[arg-type, list-item]
+        single = isinstance(images, ImageInput) and getattr(images, "ndim", 3) < 4
+        listed: list[ImageInput] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
         asked = self._one_each(prompts, len(listed))
-        self._check(asked, domain, instances)
+        self.check(asked, domain, instances)
         results: list[Prediction] = []
         for start in range(0, len(listed), batch_size):
             rows = slice(start, start + batch_size)
@@ -219,51 +217,63 @@ class SamAdaptPredictor:
 
     def encode(self, images: Sequence[ImageInput], domain: str | None = None) -> EncodedImages:
         """Run the encoder once over `images`, to be given to `decode` any number of times."""
-        self._check([], domain, None)
-        pictures = [self._read(image) for image in images]
-        inputs = self.processor(pictures)
-        with self._lock, inference([self.model], self.precision), routed(self.model, domain):
-            embeddings = encode(self.model, inputs["pixel_values"].to(device_of(self.model)))
-        sizes = [(int(h), int(w)) for h, w in inputs["original_sizes"]]
-        return EncodedImages(embeddings, sizes, [(int(h), int(w)) for h, w in inputs["reshaped_input_sizes"]])
+        check_domain(self.model, domain)
+        inputs = self.processor([self._read(image) for image in images])
+        with self.lock, inference([self.model], self.precision), routed(self.model, domain):
+            embeddings = embeddings_of(self.model, inputs)
+        return EncodedImages(embeddings, {name: inputs[name] for name in ("original_sizes", "reshaped_input_sizes")})
 
     def decode(
         self,
         encoded: EncodedImages,
-        prompts: Prompt | Sequence[Prompt] | None = None,
+        prompts: Prompt | Iterable[Prompt] | None = None,
         instances: InstanceSource | None = None,
         *,
         points_per_side: int = 16,
         min_score: float = 0.0,
     ) -> list[Prediction]:
         """As `predict`, of images that are encoded: a `Prediction` for each."""
+        check_options(instances, points_per_side=points_per_side)
         asked = self._one_each(prompts, len(encoded))
-        self._check(asked, None, instances)
-        for prompt, size in zip(asked, encoded.sizes):
-            check_inside(prompt, size)
-        # What only a training needs is not resized.
-        bare = [dataclasses.replace(prompt, targets=None) for prompt in asked]
-        placed = self.processor.transform_prompts(bare, encoded.sizes)
-        found: list[list[Instance]] | None = None
-        with self._lock, inference([self.model], self.precision):
+        self.check(asked, None, instances)
+        for prompt, (size, _) in zip(asked, sizes_of(encoded.sizes)):
+            check_prompt(prompt, size)
+        placed, objects = place_prompts(self.processor, encoded.sizes, asked), None
+        with self.lock, inference([self.model], self.precision):
             if self.classes is None:
-                scored = segment_scored(self.model, None, placed, image_embeddings=encoded.embeddings)
+                masks = segment_scored(self.model, None, placed, image_embeddings=encoded.embeddings)
             else:
                 labelled = segment(self.model, None, placed, image_embeddings=encoded.embeddings)
-                scored = [(logits, None) for logits in labelled]
+                masks = [(logits, None) for logits in labelled]
             if instances is not None:
                 how: dict[str, Any] = {"has_estimate": self.has_estimate, "points_per_side": points_per_side}
-                found = find_instances(
-                    self.model, self.processor, encoded.inputs, encoded.embeddings, instances, **how
+                objects = find_instances(
+                    self.model, self.processor, encoded.sizes, encoded.embeddings, instances, **how
                 )
-            return [
-                self._prediction(
-                    encoded[[row]],
-                    *scored[row],
-                    None if found is None else [one for one in found[row] if one.score >= min_score],
+            results = []
+            for row, (logits, scores) in enumerate(masks):
+                kept = None if objects is None else [each for each in objects[row] if each.score >= min_score]
+                results.append(self._prediction(encoded[[row]], logits, scores, kept))
+        return results
+
+    def check(
+        self, prompts: Sequence[Prompt], domain: str | None = None, instances: InstanceSource | None = None
+    ) -> None:
+        """Raise `UserError` for what this model cannot do, before an image is read."""
+        check_domain(self.model, domain)
+        for prompt in prompts:
+            if not isinstance(prompt, Prompt):
+                raise UserError(
+                    f"{prompt!r} is no Prompt", key="prompts", fix="make it by Prompt.box, point or clicks"
                 )
-                for row in range(len(encoded))
-            ]
+        kinds = {prompt.kind for prompt in prompts} - {"none"}
+        check_options(instances, kinds)
+        if self.classes is not None and (kinds or instances is not None):
+            raise UserError(
+                f"the model segments {len(self.classes)} classes without prompts",
+                where="instances" if instances is not None else min(kinds),
+                fix="leave it out",
+            )
 
     def _prediction(
         self,
@@ -273,49 +283,52 @@ class SamAdaptPredictor:
         instances: list[Instance] | None,
     ) -> Prediction:
         """Of one image: logits (n, h, w) of its objects and their scores (n,); of classes (K, h, w) and None."""
-        pool, domains, sizes = pool_of(self.model), encoded.embeddings.domains, encoded.inputs
+        pool, domains, sizes = pool_of(self.model), encoded.embeddings.domains, encoded.sizes
         domain = None if pool is None or domains is None else pool.names_of(domains)[0]
-        kept = (sizes, self.processor)
+        kept = (domain, instances, masks, sizes, self.processor)
         if self.classes is None:
-            assert scores is not None
             mask = (merge_objects(self.processor, sizes, [masks])[0] > 0).cpu().numpy()
-            score = float(scores.max()) if self.has_estimate and len(scores) else None
-            return Prediction(mask, score, None, domain, instances, masks, *kept)
+            estimated = self.has_estimate and scores is not None and len(scores)
+            return Prediction(mask, float(scores.max()) if estimated else None, None, *kept)
         labels = largest_class(self.processor, sizes, [masks])[0]
         shares = np.bincount(labels.ravel(), minlength=len(self.classes)) / labels.size
-        classes = {name: float(share) for name, share in zip(self.classes, shares)}
-        return Prediction(labels, None, classes, domain, instances, masks, *kept)
-
-    def _check(self, prompts: Sequence[Prompt], domain: str | None, instances: InstanceSource | None) -> None:
-        """Raise `UserError` for what this model cannot do."""
-        routed(self.model, domain)
-        kinds = {prompt.kind for prompt in prompts} - {"none"}
-        if self.classes is not None and (kinds or instances is not None):
-            asked = "instances" if instances is not None else min(kinds)
-            raise UserError(
-                f"the model segments {len(self.classes)} classes without prompts", where=asked, fix="leave it out"
-            )
-        if instances is not None and kinds:
-            raise UserError(f"instances, {min(kinds)}: instances are found without a prompt", fix="give one of them")
+        return Prediction(labels, None, dict(zip(self.classes, shares.tolist())), *kept)
 
     def _read(self, image: ImageInput) -> Any:
         return load_image(Path(image), self.processor.channels) if isinstance(image, (str, Path)) else image
 
     @staticmethod
-    def _one_each(prompts: Prompt | Sequence[Prompt] | None, count: int) -> list[Prompt]:
+    def _one_each(prompts: Prompt | Iterable[Prompt] | None, count: int) -> list[Prompt]:
         if prompts is None or isinstance(prompts, Prompt):
             return [prompts or Prompt("none")] * count
-        if isinstance(prompts, Mapping) or len(prompts) != count:
+        listed = list(prompts)
+        if len(listed) != count:
             raise UserError(
-                f"{len(prompts)} prompts for {count} images", key="prompts", fix="give one Prompt, or one an image"
+                f"{len(listed)} prompts for {count} images", key="prompts", fix="give one Prompt, or one an image"
             )
-        return list(prompts)
+        return listed
 
 
-def check_inside(prompt: Prompt, size: tuple[int, int], where: str = "the image") -> None:
-    """Raise `UserError` unless boxes and points of `prompt` lie in an image of `size` (height, width)."""
+def check_options(
+    instances: str | None, kinds: Iterable[str] = (), *, batch_size: int = 1, points_per_side: int = 1
+) -> None:
+    """Raise `UserError` for options that no model takes; `kinds` are those of the prompts, `none` apart."""
+    for key, value in (("batch_size", batch_size), ("points_per_side", points_per_side)):
+        if value < 1:
+            raise UserError(f"{value} is below 1", key=key)
+    if instances is not None and instances not in (sources := get_args(InstanceSource)):
+        raise UserError(f"{instances!r} is unknown", key="instances", fix=f"use {' or '.join(sources)}")
+    if instances is not None and kinds:
+        raise UserError(f"instances, {min(kinds)}: instances are found without a prompt", fix="give one of them")
+
+
+def check_prompt(prompt: Prompt, size: tuple[int, int], where: object = "the image") -> None:
+    """Raise `UserError` unless `prompt` is complete, and its boxes and points lie in an image of `size` (H, W)."""
     height, width = size
-    for values in (prompt.boxes, prompt.points):
-        corners = np.empty((0, 2)) if values is None else np.asarray(values).reshape(-1, 2)  # (x, y) pairs
+    values = {"none": (), "box": prompt.boxes, "point": prompt.points, "mask": prompt.masks}
+    if values.get(prompt.kind) is None:
+        raise UserError(f"no prompt of kind {prompt.kind!r}", key="prompts", fix=MAKE_PROMPT)
+    for places in (prompt.boxes, prompt.points):
+        corners = np.empty((0, 2)) if places is None else np.asarray(places).reshape(-1, 2)  # (x, y) pairs
         if not (np.isfinite(corners).all() and (corners >= 0).all() and (corners < [width, height]).all()):
             raise UserError(f"it reaches outside {where}, which has {width}x{height} pixels", where=prompt.kind)

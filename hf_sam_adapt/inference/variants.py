@@ -99,18 +99,19 @@ def inference(models: Sequence[nn.Module], precision: str = "no") -> Iterator[No
             parameter.requires_grad_(grad)
 
 
-def routed(model: nn.Module, domain: str | None) -> AbstractContextManager:
-    """All images of a pool within go to `domain`, None: where its router sends them.
-
-    Raises:
-        UserError: a domain for a model that is no pool, or one that the pool does not have.
-    """
+def check_domain(model: nn.Module, domain: str | None) -> None:
+    """Raise `UserError` for a domain of a model that is no pool, or one that the pool does not have."""
     if domain is None:
-        return nullcontext()
+        return
     if not isinstance(model, ModaModel):
         raise UserError(f"{domain}, but the adapter is no pool of domains", key="domain", fix="leave domain out")
     model.resolve(domain)
-    return model.using(domain)
+
+
+def routed(model: nn.Module, domain: str | None) -> AbstractContextManager:
+    """All images of a pool within go to `domain`, None: where its router sends them; raises as `check_domain`."""
+    check_domain(model, domain)
+    return nullcontext() if domain is None else cast(ModaModel, model).using(domain)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -120,7 +121,7 @@ def device_of(model: nn.Module) -> torch.device:
 def image_logits(
     model: nn.Module,
     processor: SamAdaptProcessor,
-    inputs: BatchFeature,
+    inputs: Mapping[str, Any],
     embeddings: ImageEmbeddings,
     prompts: Sequence[Prompt],
 ) -> list[torch.Tensor]:
@@ -141,7 +142,7 @@ def image_logits(
 def best_of_three_logits(
     model: nn.Module,
     processor: SamAdaptProcessor,
-    inputs: BatchFeature,
+    inputs: Mapping[str, Any],
     embeddings: ImageEmbeddings,
     prompts: Sequence[Prompt],
 ) -> list[torch.Tensor]:
@@ -153,13 +154,27 @@ def best_of_three_logits(
     return merge_objects(processor, inputs, per_image)
 
 
+def sizes_of(inputs: Mapping[str, Any]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Of each image of the processor's output its (height, width), and that inside the network's input."""
+    pairs = zip(inputs["original_sizes"].tolist(), inputs["reshaped_input_sizes"].tolist(), strict=True)
+    return [(tuple(original), tuple(reshaped)) for original, reshaped in pairs]
+
+
+def place_prompts(processor: SamAdaptProcessor, inputs: Mapping[str, Any], prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts of the images of `inputs`, from image coordinates to those of the network's input.
+
+    Their targets stay behind: only a training needs them, and resizing them would cost more than the rest.
+    """
+    bare = [dataclasses.replace(prompt, targets=None) for prompt in prompts]
+    return processor.transform_prompts(bare, inputs["original_sizes"])
+
+
 def merge_objects(
-    processor: SamAdaptProcessor, inputs: BatchFeature, per_image: Sequence[torch.Tensor]
+    processor: SamAdaptProcessor, inputs: Mapping[str, Any], per_image: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
     """Per image low-resolution logits (n, h, w) -> (H, W) at original size."""
     merged = []
-    sizes = zip(inputs["original_sizes"].tolist(), inputs["reshaped_input_sizes"].tolist(), strict=True)
-    for logits, (original, reshaped) in zip(per_image, sizes, strict=True):
+    for logits, (original, reshaped) in zip(per_image, sizes_of(inputs), strict=True):
         largest = torch.full(original, -torch.inf, device=logits.device)
         # The union of masks at original size; n of them at once would not fit for large images.
         for part in logits.split(OBJECTS_AT_ONCE) if len(logits) else ():
@@ -189,11 +204,8 @@ def predicted_logits(
     Yields:
         (kind, variant name, position in the batch, logits (H, W) on the model's device).
     """
-    sizes = [sample.mask.shape for sample in samples]
     inputs = model_inputs(processor, samples)
-    # The true objects are not needed here, and resizing them would cost more than the prompts.
-    prompts = {kind: [dataclasses.replace(p, targets=None) for p in items] for kind, items in prompts.items()}
-    prompts = {kind: processor.transform_prompts(items, sizes) for kind, items in prompts.items()}
+    prompts = {kind: place_prompts(processor, inputs, items) for kind, items in prompts.items()}
     for variant in variants:
         with variant.active():
             embeddings = embeddings_of(variant.model, inputs)
@@ -239,15 +251,8 @@ def embeddings_of(model: nn.Module, inputs: BatchFeature) -> ImageEmbeddings:
     return encode(model, inputs["pixel_values"].to(device_of(model)))
 
 
-@dataclass(frozen=True)
-class Unlabelled:
-    """An image without a mask, for `label_maps`."""
-
-    image: np.ndarray
-
-
 def label_maps(
-    model: nn.Module, processor: SamAdaptProcessor, samples: Sequence[Sample | EmbeddedSample | Unlabelled]
+    model: nn.Module, processor: SamAdaptProcessor, samples: Sequence[Sample | EmbeddedSample]
 ) -> list[np.ndarray]:
     """The class of every pixel, uint8 (H, W) per image at its original size; call it inside `inference`."""
     inputs = model_inputs(processor, samples)
@@ -255,17 +260,18 @@ def label_maps(
     return largest_class(processor, inputs, logits)
 
 
-def largest_class(processor: SamAdaptProcessor, inputs: BatchFeature, logits: Sequence[torch.Tensor]) -> list:
+def largest_class(
+    processor: SamAdaptProcessor, inputs: Mapping[str, Any], logits: Sequence[torch.Tensor]
+) -> list[np.ndarray]:
     """Logits (K, h, w) per image -> uint8 (H, W) at original size, a class at a time to bound memory."""
-    found = []
-    sizes = zip(inputs["original_sizes"].tolist(), inputs["reshaped_input_sizes"].tolist(), strict=True)
-    for image_logits, (original, reshaped) in zip(logits, sizes, strict=True):
+    labelled = []
+    for image_logits, (original, reshaped) in zip(logits, sizes_of(inputs), strict=True):
         best = torch.full(original, -torch.inf, device=image_logits.device)
         labels = torch.zeros(original, dtype=torch.uint8, device=image_logits.device)
-        for label, one in enumerate(image_logits):
-            full = processor.post_process_masks([one[None]], [original], [reshaped])[0][0]  # (H, W)
+        for label, class_logits in enumerate(image_logits):
+            full = processor.post_process_masks([class_logits[None]], [original], [reshaped])[0][0]  # (H, W)
             larger = full > best
             best = torch.where(larger, full, best)
             labels[larger] = label
-        found.append(labels.cpu().numpy())
-    return found
+        labelled.append(labels.cpu().numpy())
+    return labelled

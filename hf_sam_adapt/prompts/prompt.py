@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,9 @@ class Prompt:
     """The prompts of one image: n objects of one kind.
 
     In image coordinates the fields are numpy arrays; `SamAdaptProcessor` returns a copy with tensors in the
-    coordinates of the network's input. Pixel coordinates are (x, y), boxes inclusive (x1, y1, x2, y2). An object may
-    have more than its kind says: a box corrected by points, and the logits of the round before as its mask.
+    coordinates of the network's input. Pixel coordinates are (x, y), boxes inclusive (x1, y1, x2, y2). `box`, `point`,
+    `clicks` and `mask` make a prompt of plain numbers. An object may have more than its kind says: a box corrected by
+    points, and the logits of the round before as its mask.
 
     Attributes:
         kind: "none", "box", "point" or "mask". With "none" every other field may be None.
@@ -46,6 +47,46 @@ class Prompt:
     targets: np.ndarray | torch.Tensor | None = None
     labels: np.ndarray | torch.Tensor | None = None
     draws: np.ndarray | torch.Tensor | None = None
+
+    @classmethod
+    def box(cls, *boxes: Any) -> Prompt:
+        """One object for each box (x0, y0, x1, y1) in pixels, both corners inside: `Prompt.box((40, 30, 180, 120))`.
+
+        Raises:
+            UserError: not four numbers, or corners in another order.
+        """
+        corners = _rows(boxes, 4)  # (n, 4)
+        if corners is None or (corners[:, :2] > corners[:, 2:]).any():
+            fix = "give x0 y0 x1 y1 with x0 <= x1 and y0 <= y1"
+            raise UserError(f"{' '.join(map(str, boxes)) or 'nothing'} is no box", key="box", fix=fix)
+        return cls("box", boxes=corners)
+
+    @classmethod
+    def point(cls, *points: Any) -> Prompt:
+        """One object for each point (x, y) in pixels: `Prompt.point((100, 80))`. Raises `UserError` for no pair."""
+        places = _rows(points, 2)  # (n, 2)
+        if places is None:
+            raise UserError(f"{' '.join(map(str, points)) or 'nothing'} is no point", key="point", fix="give x y")
+        return cls("point", points=places[:, None], point_labels=np.ones((len(places), 1), np.int64))
+
+    @classmethod
+    def clicks(cls, points: Sequence[Any], labels: Sequence[int] | None = None) -> Prompt:
+        """One object by p points (x, y) in pixels, with labels 1 = on the object (default), 0 = off it.
+
+        Raises:
+            UserError: no pairs, or other labels.
+        """
+        prompt = cls.point(*points)
+        labels = [1] * len(prompt) if labels is None else list(labels)
+        if len(labels) != len(prompt) or not set(labels) <= {0, 1}:
+            raise UserError(f"labels {labels} of {len(prompt)} points", key="point", fix="give 1 or 0 for each point")
+        points = np.asarray(prompt.points).reshape(1, -1, 2)
+        return cls("point", points=points, point_labels=np.array([labels], np.int64))
+
+    @classmethod
+    def mask(cls, *masks: Any) -> Prompt:
+        """One object for each rough mask, bool (H, W) of the image's size. Raises `UserError` for other values."""
+        return cls("mask", masks=boolean_masks(np.stack([np.asarray(mask) for mask in masks])))
 
     def __len__(self) -> int:
         """Number of objects n; 0 for kind "none"."""
@@ -86,3 +127,12 @@ def boolean_masks(masks: np.ndarray) -> np.ndarray:
     if masks.dtype != bool and not any(np.isin(masks, (0, value)).all() for value in (1, 255)):
         raise UserError("prompt mask: values other than 0 and 1 (or 0 and 255)", fix="pass a boolean array")
     return masks > 0
+
+
+def _rows(values: Sequence[Any], length: int) -> np.ndarray | None:
+    """`values` as float32 (n, length), one row without another bracket; None where they are none."""
+    try:
+        rows = np.asarray(values, np.float32)
+    except (TypeError, ValueError):  # ragged, or no numbers
+        return None
+    return rows.reshape(-1, length) if rows.ndim and rows.shape[-1] == length else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,6 +16,7 @@ from ..data.images import IGNORE
 from ..evaluation.classes import ClassResult
 from ..inference.variants import inference, label_maps
 from ..metrics import plot_confusion
+from ..names import class_names
 from ..sam.processing import SamAdaptProcessor
 from .report import IGNORED_COLOUR, fraction, overlay, panel_title, panels, save_panels, wide_console
 
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
 
 
 Legend: TypeAlias = list[tuple[str, tuple[int, ...] | None]]
-
-
-def class_names(num_labels: int, id2label: Mapping[int, str] | None) -> list[str]:
-    """The names of the classes in order, their numbers where there are none."""
-    return [str((id2label or {}).get(label, label)) for label in range(num_labels)]
 
 
 def class_colours(num_labels: int, palette: ArrayLike | None = None) -> np.ndarray:

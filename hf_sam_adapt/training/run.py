@@ -34,9 +34,9 @@ from ..inference.loading import (
     save_adapter,
 )
 from ..metrics import constant_mask
-from ..names import check_ignore_background, check_metrics
+from ..names import check_ignore_background, check_metrics, class_names
 from ..reporting.cards import write_card
-from ..reporting.class_maps import class_names, print_class_table, save_class_pictures
+from ..reporting.class_maps import print_class_table, save_class_pictures
 from ..reporting.curves import save_threshold_curves
 from ..reporting.report import print_table, save_samples, write_json
 from ..sam.families import encoder_shape, find_vision_encoder

@@ -231,13 +231,11 @@ def test_predict_counts_the_images_of_sub_folders(tmp_path, capsys, monkeypatch)
     for name in ("a", "more/b", "more/deeper/c"):
         write_pair(tmp_path, name)
     litter(tmp_path / "images" / "more")
-    read = []
-    monkeypatch.setattr(
-        "hf_sam_adapt.cli.predict.predict", lambda inputs, **keys: read.extend(find_images(inputs)) or []
-    )
-    predict_command(PredictArguments(inputs=[str(tmp_path / "images")]))
-    assert len(read) == 1
-    assert "images: 2 images in its sub-folders are not read" in capsys.readouterr().out
+    records = lambda inputs, **keys: [{"file": str(path)} for path in find_images(inputs)]  # noqa: E731
+    monkeypatch.setattr("hf_sam_adapt.cli.predict.predict", records)
+    assert predict_command(PredictArguments(inputs=[str(tmp_path / "images")])) == 0
+    shown = capsys.readouterr().out
+    assert "images: 2 images in its sub-folders are not read" in shown and "1 masks" in shown
     predict_command(PredictArguments(inputs=[str(tmp_path / "masks/a.png")]))
     assert "not read" not in capsys.readouterr().out
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 
 class UserError(ValueError):
@@ -30,19 +30,50 @@ class UserError(ValueError):
     ) -> None:
         self.problem, self.key, self.fix = problem, key, fix
         self.where = None if where is None else str(where)
-        self.code = code or (key or "input").split(",")[0].replace("_", "-").replace(".", "-")
+        self._code = code
         place = "".join(f"{part}: " for part in (key, self.where) if part)
         super().__init__(f"{place}{problem}{f'; {fix}' if fix else ''}")
 
+    @property
+    def code(self) -> str:
+        return self._code or (self.key or "input").split(",")[0].replace("_", "-").replace(".", "-")
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What it was made of; the code only where it was given."""
+        return {
+            "problem": self.problem,
+            "key": self.key,
+            "where": self.where,
+            "fix": self.fix,
+            "code": self._code,
+        }
+
+    def replace(self, **changes: Any) -> "UserError":
+        """The same error with other fields, for who knows more about its place than the one who raised it."""
+        return UserError(**{**self.fields, **changes})
+
+    def within(self, place: object) -> "UserError":
+        """The same error in a larger place, such as a file of a data set."""
+        return self.replace(where=f"{place}: {self.where}" if self.where else place)
+
     def __reduce__(self) -> tuple:
-        fields = {"key": self.key, "where": self.where, "fix": self.fix, "code": self.code}
-        return partial(UserError, **fields), (self.problem,)
+        return _again, (self.fields,)
+
+
+def _again(fields: dict[str, Any]) -> UserError:
+    return UserError(**fields)
 
 
 def first_line(error: BaseException) -> str:
     """What a library's error says, for a part of our message: its first line, or its kind if it says nothing."""
     said = str(error).strip()
     return said.splitlines()[0][:160] if said else type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """What a library's error says, on one line."""
+    return " ".join(str(error).split())
 
 
 def exit_status(action: Callable[[], object]) -> int:
@@ -53,9 +84,7 @@ def exit_status(action: Callable[[], object]) -> int:
     try:
         result = action()
     except UserError as error:
-        # One that a DataLoader's worker raised arrives with the worker's traceback before its message.
-        message = str(error).rsplit("UserError: ", 1)[-1]
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

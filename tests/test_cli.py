@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import hf_sam_adapt.cli as cli
+from hf_sam_adapt.distributed import SampleLoader
 from hf_sam_adapt.errors import UserError
 
 
@@ -96,7 +97,7 @@ class Broken(torch.utils.data.Dataset):
 
 
 def test_a_mistake_found_by_a_worker_process_is_one_line_too(capsys):
-    loader = torch.utils.data.DataLoader(Broken(), num_workers=1)
+    loader = SampleLoader(Broken(), num_workers=1)
     assert cli.exit_status(lambda: list(loader)) == 2
     assert capsys.readouterr().err == "error: a.png: corrupt file; replace it\n"
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .paths import change_paths, found_from
 
 
@@ -108,7 +108,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror or error}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not valid YAML ({' '.join(str(error).split())}).") from None
+        raise UserError(f"--config {path}: not valid YAML ({one_line(error)}).") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

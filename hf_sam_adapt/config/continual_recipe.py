@@ -57,7 +57,7 @@ class Domain:
         try:
             check_domain_name(domain.name, [])
         except UserError as error:
-            raise UserError(f"{error}", where=key) from error
+            raise error.replace(key=key) from error
         if domain.name == NATURAL:
             raise UserError(
                 f"the name {NATURAL!r} is kept for the data set that is evaluated only",

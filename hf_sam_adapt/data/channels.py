@@ -148,8 +148,8 @@ def _checked(array: np.ndarray, channels: int, name: str) -> np.ndarray:
         raise UserError(f"image of type {array.dtype}, expected integers or real numbers{hint}", where=name)
     if array.shape[2] != channels:
         first = array.shape[0] == channels
-        hint = "store it as (H, W, channels), they come first in it" if first else "mend the file or set channels"
-        raise UserError(f"{array.shape[2]} channels, but channels is {channels}", where=name, fix=f"{hint}")
+        hint = "store it as (H, W, channels), they come first in it" if first else "correct the file or set channels"
+        raise UserError(f"{array.shape[2]} channels, but channels is {channels}", where=name, fix=hint)
     if 0 in array.shape:
         raise UserError(f"image of shape {array.shape} without pixels", where=name, fix="remove or replace the file")
     return array

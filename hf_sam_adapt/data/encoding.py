@@ -60,12 +60,12 @@ class MaskEncoding:
         """
         if stored.ndim == 3 and self.palette is not None:
             if lossy:
-                raise UserError(lossy_message(name))
+                raise lossy_mask(name)
             stored = to_labels(stored, self.palette)
         mask = map_values(stored, self.label_map)
         if self.mask_values in ("binary", "alpha"):
             if self.exact and lossy:
-                raise UserError(lossy_message(name))
+                raise lossy_mask(name)
             if self.exact and ((mask != 0) & (mask != 255)).any():
                 value = mask[(mask != 0) & (mask != 255)][0]
                 raise UserError(
@@ -83,7 +83,7 @@ class MaskEncoding:
             found = (mask > threshold).astype(np.uint8)
             return np.where(stored == IGNORE, np.uint8(IGNORE), found) if self.draws_ignored else found
         if lossy:
-            raise UserError(lossy_message(name))
+            raise lossy_mask(name)
         check_classes(present_values(mask, name), self.num_labels, name)
         return mask
 
@@ -175,7 +175,7 @@ def resolve_encoding(
     found = []
     for name, values, lossy in masks:
         if lossy:
-            raise UserError(lossy_message(name))
+            raise lossy_mask(name)
         found.append((name, values))
     union = np.any([values for _, values in found], axis=0) if found else np.zeros(256, bool)
     # A label_map with the target 255 says itself that 255 means ignore.
@@ -208,7 +208,7 @@ def check_threshold(threshold: float | None, mask_values: str) -> str:
     """What `mask_values` is with a threshold: that makes "auto" "binary".
 
     Raises:
-        UserError: a threshold of class indices, or one that is no number of at least 0.
+        UserError: a threshold of class indices, or one that is not a number of at least 0.
     """
     if threshold is None:
         return mask_values
@@ -217,7 +217,7 @@ def check_threshold(threshold: float | None, mask_values: str) -> str:
             "class indices have none", key="mask_threshold", fix="leave it out, or set mask_values to binary"
         )
     if not 0 <= threshold < np.inf:
-        raise UserError(f"{threshold:g} is no number of at least 0", key="mask_threshold")
+        raise UserError(f"{threshold:g} is not a number of at least 0", key="mask_threshold")
     return "binary" if mask_values == "auto" else mask_values
 
 
@@ -284,15 +284,17 @@ def _check_unmixed(found: list[tuple[str, np.ndarray]]) -> None:
     if picture and classes:
         raise UserError(
             f"two mask encodings are mixed: {picture} holds 255 and no class, {classes} holds class indices",
-            fix="set mask_values to index (255 = ignore) or binary (above 0 is foreground), or mend one of them",
+            fix="set mask_values to index (255 = ignore) or binary (above 0 is foreground), or correct one of them",
         )
 
 
 _SOFT_HINT = "set mask_values to binary (everything above 0 is foreground; of soft edges what is above mask_threshold)"
 
 
-def lossy_message(name: str) -> str:
-    return (
-        f"{name}: a mask stored lossily (JPEG or the like), its values are not exact; set mask_values to binary "
-        "(above 127 is foreground) or store masks as PNG"
+def lossy_mask(name: str) -> UserError:
+    return UserError(
+        "a mask stored lossily (JPEG or the like), its values are not exact",
+        where=name,
+        fix="set mask_values to binary (above 127 is foreground) or store masks as PNG",
+        code="lossy-mask",
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .images import IGNORE
 
 
@@ -130,7 +130,7 @@ def _read_file(name: str) -> Any:
     try:
         return yaml.safe_load(Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{name} cannot be read ({' '.join(str(error).split())})", key="palette") from error
+        raise UserError(f"{name} cannot be read ({one_line(error)})", key="palette") from error
 
 
 def _checked_colour(name: str, colour: Any) -> Colour:

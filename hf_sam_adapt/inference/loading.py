@@ -91,7 +91,8 @@ def load_base(name: str, attention: Kind = "auto") -> tuple[SamModel, SamAdaptPr
     try:
         config_file = find_file(name, "config.json")
     except UserError as error:
-        raise UserError(f"cannot load {name!r}: {error}", key="model") from error
+        problem = f"cannot load {name!r}: {error.problem}"
+        raise error.replace(problem=problem, key="model", where=None) from error
     if config_file is None:
         if find_file(name, ADAPTER_CONFIG) is not None:
             raise UserError(f"{name} is an adapter, not a base model", key="model", fix="pass it as --adapter")

@@ -311,11 +311,9 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     try:
         result = measure(loop, split if of_images else cache.embed(split)[0], zero_shot)
     except UserError as error:
-        raise UserError(
-            f"{measured_on}: {error}. The trained weights are in {folder.checkpoints}",
-            key="dataset",
-            fix="then go on with resume_from_checkpoint: latest",
-        ) from error
+        go_on = f"then go on with resume_from_checkpoint: latest (the trained weights are in {folder.checkpoints})"
+        fix = f"{error.fix or 'correct it'}, {go_on}"
+        raise error.replace(key=error.key or "dataset", fix=fix).within(measured_on) from error
 
     def write(target: Path) -> None:
         save_adapter(loop.model, target)

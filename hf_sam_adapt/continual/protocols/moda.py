@@ -67,11 +67,12 @@ class Moda(Naive):
         try:
             ModaConfig(**vars(args))
         except UserError as error:
-            raise UserError(f"{error}", key="protocol_args") from error
+            raise error.replace(key="protocol_args") from error
         for domain, data in zip(run.domains, run.data):
             if args.reject and len(data.train) < 2:
                 raise UserError(
-                    f"domain {domain.name}: one training image is too few for a reject threshold",
+                    "one training image is too few for a reject threshold",
+                    where=f"domain {domain.name}",
                     fix="set protocol_args.reject to 0.",
                 )
         self._pool: ModaModel | None = None

@@ -5,7 +5,7 @@ import torch
 
 import hf_sam_adapt.cli as cli
 from hf_sam_adapt.distributed import SampleLoader
-from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.errors import UserError, exit_status
 
 
 COMMANDS = ("train", "evaluate", "predict", "doctor", "export-tiny")
@@ -98,7 +98,7 @@ class Broken(torch.utils.data.Dataset):
 
 def test_a_mistake_found_by_a_worker_process_is_one_line_too(capsys):
     loader = SampleLoader(Broken(), num_workers=1)
-    assert cli.exit_status(lambda: list(loader)) == 2
+    assert exit_status(lambda: list(loader)) == 2
     assert capsys.readouterr().err == "error: a.png: corrupt file; replace it\n"
 
 

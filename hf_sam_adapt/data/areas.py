@@ -183,8 +183,6 @@ class Misplaced:
         """What to say, and how often. Raises `UserError` where most of the areas are misplaced."""
         if 2 * self.counts.total() > self.total:
             fault, count = self.counts.most_common(1)[0]
-            example = self.examples[fault]
-            raise UserError(
-                f"{count} of all {self.total} areas are {fault}, such as here", where=example, fix=FIXES[fault]
-            )
+            example = Path(self.examples[fault]).name
+            raise UserError(f"{count} of {self.total} areas are {fault}, such as in {example}", fix=FIXES[fault])
         return {f"area {fault}, such as in {self.examples[fault]}": count for fault, count in self.counts.items()}

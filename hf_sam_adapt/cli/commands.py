@@ -92,7 +92,7 @@ def _imported(place: str) -> Any:
 def export_tiny_command(args: ExportTinyArguments) -> None:
     """Write the embedded model as an ordinary model folder."""
     if args.folder is None:
-        raise UserError("export-tiny needs the folder to create.")
+        raise UserError("export-tiny needs the folder to create")
     from ..sam.tiny import export_tiny
 
     export_tiny(args.folder)
@@ -177,7 +177,7 @@ _COMMANDS = {
 
 def _run(name: str, argv: list[str]) -> object:
     if name not in _COMMANDS:
-        raise UserError(f"unknown command '{name}'", fix=f"use one of {', '.join(_COMMANDS)}.")
+        raise UserError(f"unknown command '{name}'", fix=f"use one of {', '.join(_COMMANDS)}")
     if name == "convert":  # `from` is a keyword of Python, which no field can be named
         argv = [re.sub(r"^--from(?==|$)", "--format", token) for token in argv]
     return _COMMANDS[name](name, argv)

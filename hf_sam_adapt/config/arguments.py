@@ -106,13 +106,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror or error}.") from None
+        raise UserError(f"--config {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not valid YAML ({one_line(error)}).") from None
+        raise UserError(f"--config {path}: not valid YAML ({one_line(error)})") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"--config {path}: must hold keys and values, not {type(content).__name__}.")
+        raise UserError(f"--config {path}: must hold keys and values, not {type(content).__name__}")
     return {str(key): value for key, value in content.items()}
 
 
@@ -122,7 +122,7 @@ def coerce(key: str, value: Any, hint: Any) -> Any:
         return _coerce(value, hint)
     except (TypeError, ValueError, yaml.YAMLError):
         shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        raise UserError(f"'{shown}' is not {_describe(hint)}.", where=key) from None
+        raise UserError(f"'{shown}' is not {_describe(hint)}", where=key) from None
 
 
 def _split(argv: list[str], hints: dict[str, Any], positional: str | None) -> dict[str, list[str]]:
@@ -134,7 +134,7 @@ def _split(argv: list[str], hints: dict[str, Any], positional: str | None) -> di
         index += 1
         if not token.startswith("--"):
             if positional is None or (given.get(positional) and not _takes_many(hints[positional])):
-                raise UserError(f"unexpected argument '{token}'", fix="a value follows its --key.")
+                raise UserError(f"unexpected argument '{token}'", fix="a value follows its --key")
             given.setdefault(positional, []).append(token)
             continue
         key, attached, text = token[2:].partition("=")
@@ -150,7 +150,7 @@ def _split(argv: list[str], hints: dict[str, Any], positional: str | None) -> di
         if not values and not many and bool in _members(hint):
             values = ["true"]
         if not values:
-            raise UserError(f"--{key} needs a value.")
+            raise UserError(f"--{key} needs a value")
         given[key] = values
     return given
 
@@ -164,7 +164,7 @@ def _with_nested(name: str, value: Any, dotted_key: str, entry: Any) -> dict:
         if isinstance(target, dict):
             target, path = target.setdefault(parent, {}), f"{path}.{parent}"
     if not isinstance(target, dict):
-        raise UserError(f"--{name}.{dotted_key}: {path} is '{target}', not a mapping.")
+        raise UserError(f"--{name}.{dotted_key}: {path} is '{target}', not a mapping")
     target[last] = entry
     return result
 

@@ -125,7 +125,7 @@ def _load(recipe: ContinualRecipe, domain: Domain) -> SegmentationData:
         raise UserError(
             f"{domain.dataset} has {data.num_labels} classes",
             where=f"domain {domain.name}",
-            fix="make one of them with label_map, or by mask_values: binary.",
+            fix="make one of them with label_map, or by mask_values: binary",
         )
     return data
 

@@ -35,7 +35,7 @@ class PushArguments:
 def push_command(args: PushArguments) -> None:
     """Publish a folder, and print where."""
     if args.folder is None:
-        raise UserError("push needs the folder to publish, such as a run's output_dir.")
+        raise UserError("push needs the folder to publish, such as a run's output_dir")
     if args.repo_type == "space":
         from .space import push_space
 

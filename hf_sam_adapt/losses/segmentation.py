@@ -39,13 +39,13 @@ def parse_loss(loss: str, channels: int | None = None) -> list[str]:
                 f"unknown term '{term}' in '{loss}'",
                 key="loss",
                 fix=f"use one of {', '.join(BINARY_LOSSES)}, with num_labels one of {', '.join(CLASS_LOSSES)}, or a "
-                "sum such as bce+dice.",
+                "sum such as bce+dice",
             )
     if channels is None:
         if not set(terms) <= set(BINARY_LOSSES) and not set(terms) <= set(CLASS_LOSSES):
             raise UserError(
                 f"'{loss}' mixes the losses of binary masks ({', '.join(BINARY_LOSSES)}) with those of several "
-                f"classes ({', '.join(CLASS_LOSSES)}).",
+                f"classes ({', '.join(CLASS_LOSSES)})",
                 key="loss",
             )
         return terms
@@ -55,7 +55,7 @@ def parse_loss(loss: str, channels: int | None = None) -> list[str]:
             raise UserError(
                 f"'{term}' is no loss for {masks}",
                 key="loss",
-                fix=f"use one of {', '.join(names)}, or a sum such as {('bce' if channels == 1 else 'ce')}+dice.",
+                fix=f"use one of {', '.join(names)}, or a sum such as {('bce' if channels == 1 else 'ce')}+dice",
             )
     return terms
 
@@ -136,7 +136,7 @@ def loss_of_labels(
         raise UserError(
             f"{class_weights.numel()} values for {channels} channels",
             key="class_weights",
-            fix="give one a class (binary: none).",
+            fix="give one a class (binary: none)",
         )
     # (N,K,h,w) -> (N,K,H,W)
     scores = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)

@@ -373,34 +373,34 @@ def check_metrics(
     """Raise `UserError` unless `metrics` are known, and can be computed for such prompts, masks and settings."""
     unknown = [name for name in metrics if name not in PROMPTLESS_METRICS]
     if unknown:
-        raise UserError(f"unknown '{unknown[0]}'", key="metrics", fix=f"choose from {', '.join(PROMPTLESS_METRICS)}.")
+        raise UserError(f"unknown '{unknown[0]}'", key="metrics", fix=f"choose from {', '.join(PROMPTLESS_METRICS)}")
     for key, value in settings.items():
         if value is not None and not _SETTINGS[key].keys() & set(metrics):
             raise UserError(
                 f"of {' and '.join(_SETTINGS[key])}, which metrics does not name",
                 where=key,
-                fix="add one, or leave it.",
+                fix="add one, or leave it",
             )
         if value is not None and not (0 < value < (1 if key == "ber_threshold" else math.inf)):
             raise UserError(
                 f"{value} is out of range",
                 where=key,
-                fix=f"give {('0 to 1' if key == 'ber_threshold' else 'above 0')}.",
+                fix=f"give {('0 to 1' if key == 'ber_threshold' else 'above 0')}",
             )
     if metrics and "none" not in prompts:
-        raise UserError(f"{' '.join(metrics)} are computed without prompts", key="metrics", fix="add none to prompts.")
+        raise UserError(f"{' '.join(metrics)} are computed without prompts", key="metrics", fix="add none to prompts")
     if metrics and num_labels is not None:
         raise UserError(
             f"{' '.join(metrics)} are of binary masks, and this data set has classes",
             key="metrics",
-            fix="leave it out.",
+            fix="leave it out",
         )
 
 
 def check_ignore_background(value: IgnoreBackground, num_labels: int | None) -> None:
     """Raise `UserError` where there are no classes that it could be of."""
     if value and num_labels is None:
-        raise UserError("of scores of classes, and the masks have one", key="ignore_background", fix="leave it out.")
+        raise UserError("of scores of classes, and the masks have one", key="ignore_background", fix="leave it out")
 
 
 def gathered(metric: StreamingMetric) -> StreamingMetric:

@@ -82,10 +82,10 @@ def train(
     """
     if recipe.dataset is None:
         raise UserError(
-            "missing", key="dataset", fix="name a folder with images/ and masks/, a Hub id, or synthetic:<domain>."
+            "missing", key="dataset", fix="name a folder with images/ and masks/, a Hub id, or synthetic:<domain>"
         )
     if recipe.precision == "fp16" and start_processes().device.type == "cpu":
-        raise UserError("fp16 needs a GPU", key="precision", fix="use bf16 or no on a CPU.")
+        raise UserError("fp16 needs a GPU", key="precision", fix="use bf16 or no on a CPU")
     check_trackers(recipe.report_to)
     if recipe.push_to_hub:
         check_can_push(recipe.repository)
@@ -98,7 +98,7 @@ def train(
     check_metrics(recipe.metrics, recipe.prompts, data.num_labels)
     check_ignore_background(recipe.ignore_background, data.num_labels)
     if recipe.early_stopping is not None and data.val is None:
-        raise UserError("there are no validation images", key="early_stopping", fix="add some, or leave it out.")
+        raise UserError("there are no validation images", key="early_stopping", fix="add some, or leave it out")
     recipe, model, processor = load_model(recipe, data)
     if recipe.cache_embeddings:
         check_cacheable(model)
@@ -182,14 +182,14 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
     else:
         if recipe.method_args:
             raise UserError(
-                "an adapter to start from has its own config", key="method_args", fix="leave method_args out."
+                "an adapter to start from has its own config", key="method_args", fix="leave method_args out"
             )
         loaded = load_adapted(recipe.adapter, model=recipe.model, trainable=True, attention=recipe.attention)
         model, processor = loaded.model, loaded.processor
         method = method_of(loaded.config)
         if recipe.method not in (Recipe.method, method):
             raise UserError(
-                f"{recipe.method}, but {recipe.adapter} is {method}", key="method", fix="leave method out."
+                f"{recipe.method}, but {recipe.adapter} is {method}", key="method", fix="leave method out"
             )
         check_adapter_classes(getattr(loaded.config, "num_labels", None), data, recipe.adapter)
         base_name = loaded.base_name or recipe.adapter
@@ -198,7 +198,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
     image_size = model.config.vision_config.image_size
     if recipe.image_size not in (None, image_size):
         raise UserError(
-            f"the adapter {recipe.adapter} runs at {image_size}, not at {recipe.image_size}.", key="image_size"
+            f"the adapter {recipe.adapter} runs at {image_size}, not at {recipe.image_size}", key="image_size"
         )
     resize = recipe.resize or processor.resize
     normalization = input_normalization(recipe, data, processor)
@@ -242,7 +242,7 @@ def input_normalization(recipe: Recipe, data: SegmentationData, processor: SamAd
         raise UserError(
             f"{recipe.channels}, but {recipe.adapter or recipe.model} takes {takes}",
             key="channels",
-            fix=f"set channels to {processor.channels or 'none'}.",
+            fix=f"set channels to {processor.channels or 'none'}",
         )
     if own is not None and recipe.normalization in (None, own["kind"]):
         return own

@@ -58,11 +58,11 @@ class Moda(Naive):
         super().__init__(run, args)
         if run.recipe.method == "full":
             raise UserError(
-                "full leaves no adapter that a pool could hold", key="method", fix="use another method with moda."
+                "full leaves no adapter that a pool could hold", key="method", fix="use another method with moda"
             )
         if run.recipe.channels is not None:
             raise UserError(
-                "each domain would be normalised by its own statistics", key="channels", fix="moda takes photographs."
+                "each domain would be normalised by its own statistics", key="channels", fix="moda takes photographs"
             )
         try:
             ModaConfig(**vars(args))
@@ -73,7 +73,7 @@ class Moda(Naive):
                 raise UserError(
                     "one training image is too few for a reject threshold",
                     where=f"domain {domain.name}",
-                    fix="set protocol_args.reject to 0.",
+                    fix="set protocol_args.reject to 0",
                 )
         self._pool: ModaModel | None = None
 

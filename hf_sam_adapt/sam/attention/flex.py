@@ -32,7 +32,7 @@ def flexible_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: flo
     """
     tensors = (qkv, table_h, table_w)
     if qkv.device.type == "cpu" and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        raise UserError("flex has no gradients on a CPU", key="attention", fix="use auto or folded.")
+        raise UserError("flex has no gradients on a CPU", key="attention", fix="use auto or folded")
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, S, d)
     rel_h, rel_w = relative_scores(q, table_h.to(q.dtype), table_w.to(q.dtype))
     columns = len(table_w)

@@ -239,7 +239,7 @@ def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
             if not matches and (below := files_below(path, suffixes)):
                 problem += f" of its own; its sub-folders hold {len(below)}, such as {below[0]}"
         elif path.exists():
-            matches, problem = [path] * (not is_leftover(path.name)), "is no image but was left there by a tool"
+            matches, problem = [path] * (not is_leftover(path.name)), "is not an image but was left there by a tool"
         else:
             named = set(Path(text).parts)  # a hidden folder that is spelt out is meant
             globbed = [Path(match) for match in sorted(glob.glob(text, recursive=True))]

@@ -121,7 +121,7 @@ class ContinualRecipe(Recipe):
             )
         for rate in self.learning_rates or ():
             if not 0 <= rate < math.inf:
-                raise UserError(f"{rate} is no finite number of at least 0", key="learning_rates")
+                raise UserError(f"{rate} is not a finite number of at least 0", key="learning_rates")
         repeated = [name for index, name in enumerate(names) if name in names[:index]]
         if repeated:
             raise UserError(f"{repeated[0]} is there twice", key="domains", fix="give each domain a name of its own")

@@ -164,11 +164,9 @@ class Recipe:
         _at_least(self, "early_stopping", 1)
         _at_least(self, "points_per_object", 1)
         if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
-            raise UserError(f"{self.learning_rate} is no finite number of at least 0", key="learning_rate")
+            raise UserError(f"{self.learning_rate} is not a finite number of at least 0", key="learning_rate")
         if self.lr_min is not None and not 0 <= self.lr_min <= (self.learning_rate or math.inf):
-            raise UserError(
-                f"{self.lr_min} is not between 0 and the learning_rate {self.learning_rate}", key="lr_min"
-            )
+            raise UserError(f"{self.lr_min} is not between 0 and the learning_rate {self.learning_rate}", key="lr_min")
         _at_least(self, "channels", 1)
         _at_least(self, "correction_rounds", 0)
         _known_names(self, "prompts", ("none", "box", "point", "mask"))

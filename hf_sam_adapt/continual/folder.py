@@ -54,9 +54,7 @@ class ContinualFolder:
                 )
             _check_continues(from_file(ContinualRecipe, before), recipe, self.path)
         elif self.tasks.exists():
-            raise UserError(
-                f"{self.path} holds tasks but no recipe.yaml", key="output_dir", fix="name another folder"
-            )
+            raise UserError(f"{self.path} holds tasks but no recipe.yaml", key="output_dir", fix="name another folder")
 
     def begin(self, recipe: ContinualRecipe) -> None:
         """Create the folder with `recipe.yaml`."""

@@ -181,7 +181,7 @@ def image_side(value: Any, name: str) -> int | None:
         if isinstance(value, bool) or not math.isfinite(side) or side != int(side):
             raise ValueError(value)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{value!r} is no height or width in pixels", where=name, fix="correct it there") from error
+        raise UserError(f"{value!r} is not a height or width in pixels", where=name, fix="correct it there") from error
     return int(side) if side > 0 else None
 
 

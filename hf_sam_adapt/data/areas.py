@@ -68,7 +68,7 @@ def _polygons(segmentation: list) -> list[np.ndarray]:
     flat = bool(segmentation) and not isinstance(segmentation[0], list)
     polygons = [np.asarray(one, np.float64).reshape(-1, 2) for one in ([segmentation] if flat else segmentation)]
     if not all(np.isfinite(one).all() for one in polygons):
-        raise ValueError("a coordinate that is no number")
+        raise ValueError("a coordinate that is not a number")
     return polygons
 
 

@@ -136,7 +136,9 @@ def _read_file(name: str) -> Any:
 def _checked_colour(name: str, colour: Any) -> Colour:
     values = list(colour) if isinstance(colour, (list, tuple)) else []
     if len(values) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in values):
-        raise UserError(f"{name}: {colour!r} is no colour", key="palette", fix="give [red, green, blue], each 0..255")
+        raise UserError(
+            f"{name}: {colour!r} is not a colour", key="palette", fix="give [red, green, blue], each 0..255"
+        )
     return values[0], values[1], values[2]
 
 

@@ -45,9 +45,7 @@ def class_weights_from(
         counts += np.bincount(mask.ravel(), minlength=IGNORE + 1)  # (H, W) -> (H * W,) -> (256,)
     foreign = [value for value in np.flatnonzero(counts) if num_labels <= value < IGNORE]
     if foreign:
-        raise UserError(
-            f"the training masks hold class {foreign[0]}, num_labels is {num_labels}", key="class_weights"
-        )
+        raise UserError(f"the training masks hold class {foreign[0]}, num_labels is {num_labels}", key="class_weights")
     pixels = counts[:num_labels]
     if not pixels.any():
         raise UserError("no pixel of the training masks is labelled (all are 255 = ignore)", key="class_weights")

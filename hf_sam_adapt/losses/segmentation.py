@@ -53,7 +53,7 @@ def parse_loss(loss: str, channels: int | None = None) -> list[str]:
     for term in terms:
         if term not in names:
             raise UserError(
-                f"'{term}' is no loss for {masks}",
+                f"'{term}' is not a loss for {masks}",
                 key="loss",
                 fix=f"use one of {', '.join(names)}, or a sum such as {('bce' if channels == 1 else 'ce')}+dice",
             )

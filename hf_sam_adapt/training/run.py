@@ -188,9 +188,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         model, processor = loaded.model, loaded.processor
         method = method_of(loaded.config)
         if recipe.method not in (Recipe.method, method):
-            raise UserError(
-                f"{recipe.method}, but {recipe.adapter} is {method}", key="method", fix="leave method out"
-            )
+            raise UserError(f"{recipe.method}, but {recipe.adapter} is {method}", key="method", fix="leave method out")
         check_adapter_classes(getattr(loaded.config, "num_labels", None), data, recipe.adapter)
         base_name = loaded.base_name or recipe.adapter
         if method == "full":

@@ -89,7 +89,7 @@ class RunFolder:
                 )
         elif found and "recipe.yaml" not in found:
             raise UserError(
-                f"{self.path} holds {found[0]} but no recipe.yaml, so it is no run to resume", key="output_dir"
+                f"{self.path} holds {found[0]} but no recipe.yaml, so it is not a run to resume", key="output_dir"
             )
 
     def check_same_run(self, recipe: Recipe) -> None:

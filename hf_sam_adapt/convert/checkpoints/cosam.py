@@ -229,7 +229,7 @@ def _classifier_tensors(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Ten
     weight = next((value for name, value in layers.items() if name.endswith("weight")), None)
     bias = next((value for name, value in layers.items() if name.endswith("bias")), None)
     if tokens is None or weight is None or bias is None or len(layers) != 2:
-        raise UserError(f"{checkpoint} is no task classifier (cls_token and one linear layer)", key="checkpoint")
+        raise UserError(f"{checkpoint} is not a task classifier (cls_token and one linear layer)", key="checkpoint")
     if tokens.ndim != 3 or bias.ndim != 1 or weight.shape != (len(bias), tokens.shape[-1]):
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in state.items())
         raise UserError(f"{checkpoint}: the sizes of its tensors do not agree: {shapes}", key="checkpoint")

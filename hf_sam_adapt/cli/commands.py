@@ -147,7 +147,7 @@ _COMMANDS = {
         ".doctor:DoctorArguments",
         ".doctor:doctor_command",
         description="Read all of a data set as a training would, and say what is wrong: a line for each finding, "
-        "with its mend. Exit status 1 if one is an error.",
+        "with its fix. Exit status 1 if one is an error.",
         positional="dataset",
         reads_recipe=True,
     ),

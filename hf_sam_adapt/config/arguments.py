@@ -106,13 +106,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror or error}") from None
+        raise UserError(f"{error.strerror or error}", where=f"--config {path}", code="config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not valid YAML ({one_line(error)})") from None
+        raise UserError(f"not valid YAML ({one_line(error)})", where=f"--config {path}", code="config") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"--config {path}: must hold keys and values, not {type(content).__name__}")
+        raise UserError(
+            f"must hold keys and values, not {type(content).__name__}", where=f"--config {path}", code="config"
+        )
     return {str(key): value for key, value in content.items()}
 
 
@@ -122,7 +124,7 @@ def coerce(key: str, value: Any, hint: Any) -> Any:
         return _coerce(value, hint)
     except (TypeError, ValueError, yaml.YAMLError):
         shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        raise UserError(f"'{shown}' is not {_describe(hint)}", where=key) from None
+        raise UserError(f"'{shown}' is not {_describe(hint)}", key=key) from None
 
 
 def _split(argv: list[str], hints: dict[str, Any], positional: str | None) -> dict[str, list[str]]:
@@ -134,13 +136,15 @@ def _split(argv: list[str], hints: dict[str, Any], positional: str | None) -> di
         index += 1
         if not token.startswith("--"):
             if positional is None or (given.get(positional) and not _takes_many(hints[positional])):
-                raise UserError(f"unexpected argument '{token}'", fix="a value follows its --key")
+                raise UserError(
+                    f"unexpected argument '{token}'", fix="a value follows its --key", code="unexpected-argument"
+                )
             given.setdefault(positional, []).append(token)
             continue
         key, attached, text = token[2:].partition("=")
         name, _, inner = key.partition(".")
         if name not in hints and key != "config":
-            raise UserError(f"unknown flag --{key}{_nearest(name, [*hints, 'config'])}")
+            raise UserError(f"unknown flag --{key}", fix=_nearest(name, [*hints, "config"]), code="unknown-key")
         hint = str if key == "config" else hints[name]
         values = [text] if attached else []
         many = bool(inner) or _takes_many(hint)
@@ -150,7 +154,7 @@ def _split(argv: list[str], hints: dict[str, Any], positional: str | None) -> di
         if not values and not many and bool in _members(hint):
             values = ["true"]
         if not values:
-            raise UserError(f"--{key} needs a value")
+            raise UserError(f"--{key} needs a value", code="no-value")
         given[key] = values
     return given
 
@@ -182,12 +186,12 @@ def _nested_value(strings: list[str]) -> Any:
 def _check_keys(values: dict[str, Any], hints: dict[str, Any], source: str | Path) -> None:
     for key in values:
         if key not in hints:
-            raise UserError(f"unknown key '{key}'{_nearest(key, hints)}", where=source)
+            raise UserError(f"unknown key '{key}'", where=source, fix=_nearest(key, hints), code="unknown-key")
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
+def _nearest(name: str, known: typing.Iterable[str]) -> str | None:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else "."
+    return f"did you mean '{close[0]}'?" if close else None
 
 
 def _members(hint: Any) -> tuple:

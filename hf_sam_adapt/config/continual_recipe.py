@@ -49,9 +49,7 @@ class Domain:
             (short, dataset), *_ = value.items()
             value = {"name": short, "dataset": dataset}
         if value.get("dataset") is None:
-            raise UserError(
-                f"{value} names no dataset", where=key, fix="give name: … and dataset: …, or name: dataset"
-            )
+            raise UserError(f"{value} names no dataset", key=key, fix="give name: … and dataset: …, or name: dataset")
         named = value.get("name") or Path(str(value["dataset"]).removeprefix(PREFIX)).name
         domain = from_values(cls, {**value, "name": named}, key)
         try:
@@ -61,7 +59,7 @@ class Domain:
         if domain.name == NATURAL:
             raise UserError(
                 f"the name {NATURAL!r} is kept for the data set that is evaluated only",
-                where=key,
+                key=key,
                 fix="choose another",
             )
         return domain
@@ -102,7 +100,7 @@ class ContinualRecipe(Recipe):
         for key, value in (("dataset", self.dataset), ("num_labels", self.num_labels), ("palette", self.palette)):
             if value is not None:
                 hint = "name data sets under domains" if key == "dataset" else "a continual run segments one class"
-                raise UserError(f"{value}: {hint}", where=key, fix=f"leave {key} out")
+                raise UserError(f"{value}: {hint}", key=key, fix=f"leave {key} out")
         if self.resume_from_checkpoint not in (None, "latest"):
             raise UserError(
                 "a continual run always goes on where it stopped", key="resume_from_checkpoint", fix="leave it out"

@@ -240,16 +240,16 @@ def parse_recipe(argv: list[str] | None = None, prog: str | None = None) -> Reci
 def _at_least(recipe: Recipe, name: str, smallest: int) -> None:
     value = getattr(recipe, name)
     if value is not None and not value >= smallest:
-        raise UserError(f"{value} is below {smallest}", where=name)
+        raise UserError(f"{value} is below {smallest}", key=name)
 
 
 def _known_names(recipe: Recipe, name: str, known: tuple[str, ...]) -> None:
     for value in getattr(recipe, name):
         if value not in known:
-            raise UserError(f"unknown '{value}'", where=name, fix=f"choose from {', '.join(known)}")
+            raise UserError(f"unknown '{value}'", key=name, fix=f"choose from {', '.join(known)}")
 
 
 def _without_none(names: list[str], key: str) -> list[str]:
     if "none" in names and len(names) > 1:
-        raise UserError(f"'none' excludes the other names in {' '.join(names)}", where=key)
+        raise UserError(f"'none' excludes the other names in {' '.join(names)}", key=key)
     return [name for name in names if name != "none"]

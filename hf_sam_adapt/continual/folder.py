@@ -84,5 +84,5 @@ def _check_continues(before: ContinualRecipe, recipe: ContinualRecipe, path: Pat
         old, new = getattr(before, field.name), getattr(recipe, field.name)
         if field.name not in _MAY_CHANGE and old != new:
             raise UserError(
-                f"{new!r}, the run in {path} has {old!r}", where=field.name, fix="keep it, or name another output_dir"
+                f"{new!r}, the run in {path} has {old!r}", key=field.name, fix="keep it, or name another output_dir"
             )

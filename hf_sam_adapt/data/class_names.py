@@ -24,7 +24,8 @@ def read_id2label(value: Mapping | Sequence[str] | str | None) -> dict[int, str]
         return {int(key): str(name).strip() for key, name in pairs}
     except (TypeError, ValueError, yaml.YAMLError) as error:
         raise UserError(
-            f"id2label: {value!r} must map classes to names, such as {{0: background, 1: road}}, or list the names"
+            f"{value!r} must map classes to names, such as {{0: background, 1: road}}, or list the names",
+            key="id2label",
         ) from error
 
 
@@ -33,9 +34,10 @@ def check_id2label(id2label: Mapping[int, str], num_labels: int) -> None:
     missing = [str(label) for label in range(num_labels) if not id2label.get(label)]
     if missing:
         raise UserError(
-            f"id2label: no name for class {', '.join(missing)} of num_labels {num_labels}",
+            f"no name for class {', '.join(missing)} of num_labels {num_labels}",
+            key="id2label",
             fix=f"name each, 0 to {num_labels - 1}, the background included",
         )
     more = sorted(set(id2label) - set(range(num_labels)))
     if more:
-        raise UserError(f"id2label: class {more[0]} ({id2label[more[0]]}) is not below num_labels {num_labels}")
+        raise UserError(f"class {more[0]} ({id2label[more[0]]}) is not below num_labels {num_labels}", key="id2label")

@@ -161,6 +161,7 @@ def no_foreground(images: int) -> UserError:
     return UserError(
         f"none of the {images} masks that are scored holds any foreground, so that finding nothing would be right",
         fix="add images with objects, or check the masks, mask_values and label_map",
+        code="no-foreground",
     )
 
 

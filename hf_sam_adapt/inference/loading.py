@@ -170,7 +170,9 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
     known = [field.name for field in dataclasses.fields(config_cls)]
     for key in method_args:
         if key not in known:
-            raise UserError(f"method_args.{key} is not a field of {config_cls.__name__}{_nearest(key, known)}")
+            raise UserError(
+                f"method_args.{key} is not a field of {config_cls.__name__}{_nearest(key, known)}", code="method-args"
+            )
     try:
         model = get_peft_model(base, config_cls(**method_args))
     except (ValueError, TypeError, NotImplementedError) as error:  # of PEFT, for a value that it does not take

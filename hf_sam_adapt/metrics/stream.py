@@ -378,13 +378,13 @@ def check_metrics(
         if value is not None and not _SETTINGS[key].keys() & set(metrics):
             raise UserError(
                 f"of {' and '.join(_SETTINGS[key])}, which metrics does not name",
-                where=key,
+                key=key,
                 fix="add one, or leave it",
             )
         if value is not None and not (0 < value < (1 if key == "ber_threshold" else math.inf)):
             raise UserError(
                 f"{value} is out of range",
-                where=key,
+                key=key,
                 fix=f"give {('0 to 1' if key == 'ber_threshold' else 'above 0')}",
             )
     if metrics and "none" not in prompts:

@@ -60,7 +60,7 @@ def convert_annotations(
     if format not in (*READERS, "folder"):
         raise UserError(f"{format!r} is unknown", key="format", fix=f"use one of {', '.join(READERS)} or folder")
     if out is None and push is None:
-        raise UserError("convert needs --out, the folder to create, or --push owner/name")
+        raise UserError("convert needs --out, the folder to create, or --push owner/name", code="out")
     place = Path(source).expanduser()
     if not place.exists():
         raise UserError("does not exist", where=source, fix="name the folder or file of the annotations")

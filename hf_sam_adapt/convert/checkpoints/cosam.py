@@ -69,7 +69,7 @@ def _taken(request: Request, names: tuple[str, ...], what: str) -> dict[str, Any
     """The caller's fields, of which only `names` are of `what`."""
     for name in request.fields:
         if name not in names:
-            raise UserError(f"method_args.{name}: {what} has none", fix=f"use {', '.join(names)}")
+            raise UserError(f"{what} has none", key=f"method_args.{name}", fix=f"use {', '.join(names)}")
     return request.fields
 
 

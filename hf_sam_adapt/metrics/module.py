@@ -1,4 +1,4 @@
-"""The streaming metrics as modules of the `evaluate` library; `metric_modules/` has one script for each."""
+"""The streaming metrics as modules of the `evaluate` library; `evaluate_modules/` has one script for each."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_push_brings_the_wheel_along(hub, tmp_path):
     for inside in (
         "demo/page.py",
         "demo/adapters/radar-fields/adapter_model.safetensors",
-        "tiny_sam/model.safetensors",
+        "sam/tiny_sam/model.safetensors",
     ):
         assert f"hf_sam_adapt/{inside}" in names
     assert "hf_sam_adapt/demo/adapters/three-domains/polyp/adapter_config.json" in names

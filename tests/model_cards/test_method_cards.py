@@ -92,7 +92,7 @@ def test_the_hq_head_costs_the_same_in_both_cards():
 
 def test_the_folder_shows_the_templates_of_the_package():
     for name in ("run.md", "pool.md", "end.md"):
-        assert (CARDS / "templates" / name).resolve() == ROOT / "hf_sam_adapt/model_cards" / name
+        assert (CARDS / "templates" / name).resolve() == ROOT / "hf_sam_adapt/reporting/cards" / name
 
 
 def prepared(config):
@@ -134,4 +134,4 @@ def test_a_wheel_brings_the_templates(tmp_path):
     subprocess.run(pip, check=True, timeout=300, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {f"hf_sam_adapt/model_cards/{name}.md" for name in ("run", "pool", "end")} <= set(names)
+    assert {f"hf_sam_adapt/reporting/cards/{name}.md" for name in ("run", "pool", "end")} <= set(names)

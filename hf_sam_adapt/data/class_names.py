@@ -40,4 +40,5 @@ def check_id2label(id2label: Mapping[int, str], num_labels: int) -> None:
         )
     more = sorted(set(id2label) - set(range(num_labels)))
     if more:
-        raise UserError(f"class {more[0]} ({id2label[more[0]]}) is not below num_labels {num_labels}", key="id2label")
+        problem = f"class {more[0]} ({id2label[more[0]]}) is not below num_labels {num_labels}"
+        raise UserError(problem, key="id2label")

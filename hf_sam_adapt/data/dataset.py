@@ -177,7 +177,7 @@ def mask_of(split: Any, index: int) -> np.ndarray:
     return split.mask(index) if hasattr(split, "mask") else split[index].mask
 
 
-def size_mismatch(name: str, mask: tuple[int, ...], image: tuple[int, ...]) -> UserError:
+def size_mismatch(name: str, mask: tuple[int, int], image: tuple[int, int]) -> UserError:
     """The error for a mask of another size than its image; sizes are (height, width)."""
     turned = ", as where a photograph is turned by its EXIF orientation" if mask == image[::-1] else ""
     sizes = f"mask of {mask[1]}x{mask[0]} pixels, its image has {image[1]}x{image[0]}"

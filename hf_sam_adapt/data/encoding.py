@@ -72,12 +72,14 @@ class MaskEncoding:
                     f"mask value {value:g}, while other masks hold only 0 and 255",
                     where=name,
                     fix=f"{_SOFT_HINT}, or to index (255 = ignore)",
+                    code="mask-values",
                 )
             if mask.dtype != np.uint8 and mask.min(initial=0) < 0:
                 raise UserError(
                     f"mask value {mask.min():g}, below 0",
                     where=name,
                     fix=f"say what it means with label_map, such as {{{mask.min():g}: 0}}",
+                    code="mask-values",
                 )
             threshold = (LOSSY_THRESHOLD if lossy else 0) if self.threshold is None else self.threshold
             found = (mask > threshold).astype(np.uint8)
@@ -246,6 +248,7 @@ def check_classes(values: np.ndarray, num_labels: int | None, name: str) -> None
             f"mask value {value}, but {labels} and 255 = ignore",
             where=name,
             fix=f"{_SOFT_HINT}, or to index with num_labels above {value} or a label_map",
+            code="mask-values",
         )
 
 
@@ -257,6 +260,7 @@ def present_values(mask: np.ndarray, name: str) -> np.ndarray:
             f"mask value {wrong:g}, class indices are integers in 0..254 and 255 = ignore",
             where=name,
             fix=f"{_SOFT_HINT}, or say with label_map what it means",
+            code="mask-values",
         )
     return np.bincount(mask.ravel(), minlength=256) > 0
 
@@ -284,7 +288,8 @@ def _check_unmixed(found: list[tuple[str, np.ndarray]]) -> None:
     if picture and classes:
         raise UserError(
             f"two mask encodings are mixed: {picture} holds 255 and no class, {classes} holds class indices",
-            fix="set mask_values to index (255 = ignore) or binary (above 0 is foreground), or correct one of them",
+            fix="set mask_values to index (255 = ignore) or binary (above 0 is foreground), or fix one of them",
+            code="mixed-encoding",
         )
 
 
@@ -292,6 +297,7 @@ _SOFT_HINT = "set mask_values to binary (everything above 0 is foreground; of so
 
 
 def lossy_mask(name: str) -> UserError:
+    """The error for a mask whose values a lossy format may have changed."""
     return UserError(
         "a mask stored lossily (JPEG or the like), its values are not exact",
         where=name,

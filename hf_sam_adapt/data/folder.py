@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-# Told a mistake in a folder, with its code, and the files it is about: raises it, or takes note of it.
+# Told what is wrong in a folder, and the files that it is about: raises it, or takes note of it.
 Problem = Callable[[UserError, list[str]], None]
 IMAGE_SUFFIXES = {".bmp", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -70,7 +70,7 @@ def has_masks(root: Path) -> bool:
 
 
 def refuse(error: UserError, files: list[str]) -> None:
-    """The `Problem` that raises the error."""
+    """The `Problem` that raises."""
     raise error
 
 
@@ -83,7 +83,8 @@ def find_pairs(
         root: holds images and masks, or a folder of them for each split.
         mask_suffix: what the masks' names have at their end.
         arrays: whether `.npy` files count, too.
-        problem: told of "missing-mask", "missing-image" and "same-stem"; if it returns, these files are left out.
+        problem: told of errors "missing-mask", "missing-image" and "same-stem"; if it returns, these files are left
+            out.
 
     Returns:
         "train" and what there is of "val" and "test"; or "all" when `root` has no split folders, neither at its top
@@ -165,8 +166,9 @@ def _by_stem(folder: Path, suffixes: set[str], problem: Problem) -> dict[str, st
     for path in map(str, files_below(folder, suffixes)):
         stem = one_form(os.path.splitext(path[below:])[0]).replace(os.sep, "/")
         if stem in files:
-            both = f"{files[stem][below:]} and {path[below:]} have the same stem"
-            problem(UserError(both, where=folder, fix="remove or rename one of them", code="same-stem"), [path])
+            same = f"{files[stem][below:]} and {path[below:]} have the same stem"
+            fix = "remove or rename one of them"
+            problem(UserError(same, where=folder, fix=fix, code="same-stem"), [path])
             continue
         files[stem] = path
     return files
@@ -178,4 +180,4 @@ def _check_alone(folder: Path, paths: list[str], kind: str, other: str, hint: st
         shown = ", ".join(os.path.relpath(path, folder) for path in paths[:5]) + (", …" if len(paths) > 5 else "")
         plural = "s" * (len(paths) > 1)
         alone = f"{len(paths)} {kind}{plural} without {other}: {shown}"
-        problem(UserError(alone, where=folder, fix=f"add the {other}{hint}", code=f"missing-{other}"), paths)
+        problem(UserError(alone, fix=f"add the {other}{hint}", code=f"missing-{other}"), paths)

@@ -220,9 +220,9 @@ def open_source(
         num_labels, id2label = _labels_of(palette, num_labels, id2label)
     content: MaskContent = "colours" if palette is not None else "alpha" if mask_values == "alpha" else "values"
     tables, reader, found_labels, left_out = _open(dataset, mask_suffix, channels, content, problem)
-    for key, given in (("palette", palette is not None), ("mask_values: alpha", mask_values == "alpha")):
+    for key, value, given in (("palette", None, palette is not None), ("mask_values", "alpha", mask_values == "alpha")):
         if found_labels is not None and given:
-            raise UserError(f"{dataset} says its classes itself", key=key, fix="leave it out")
+            raise UserError(f"{dataset} says its classes itself", key=key, where=value, fix="leave it out")
     if found_labels is not None and mask_values != "binary":
         mask_values = "index"
         # With a label_map the values are classes of the user's own.
@@ -311,6 +311,7 @@ def _check_colours(masks: list[tuple[str, bool]]) -> None:
         raise UserError(
             f"two mask encodings are mixed: {named[True]} holds colours, {named[False]} one value a pixel",
             fix="store all masks alike",
+            code="mixed-encoding",
         )
 
 

@@ -180,4 +180,4 @@ def _check_alone(folder: Path, paths: list[str], kind: str, other: str, hint: st
         shown = ", ".join(os.path.relpath(path, folder) for path in paths[:5]) + (", …" if len(paths) > 5 else "")
         plural = "s" * (len(paths) > 1)
         alone = f"{len(paths)} {kind}{plural} without {other}: {shown}"
-        problem(UserError(alone, fix=f"add the {other}{hint}", code=f"missing-{other}"), paths)
+        problem(UserError(alone, where=folder, fix=f"add the {other}{hint}", code=f"missing-{other}"), paths)

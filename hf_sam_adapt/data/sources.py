@@ -220,7 +220,10 @@ def open_source(
         num_labels, id2label = _labels_of(palette, num_labels, id2label)
     content: MaskContent = "colours" if palette is not None else "alpha" if mask_values == "alpha" else "values"
     tables, reader, found_labels, left_out = _open(dataset, mask_suffix, channels, content, problem)
-    for key, value, given in (("palette", None, palette is not None), ("mask_values", "alpha", mask_values == "alpha")):
+    for key, value, given in (
+        ("palette", None, palette is not None),
+        ("mask_values", "alpha", mask_values == "alpha"),
+    ):
         if found_labels is not None and given:
             raise UserError(f"{dataset} says its classes itself", key=key, where=value, fix="leave it out")
     if found_labels is not None and mask_values != "binary":

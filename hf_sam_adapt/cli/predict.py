@@ -119,8 +119,9 @@ def predict(
     paths = find_images(inputs, arrays=channels is not None)
     sizes, failed = _readable(paths, lambda path: load_header(str(path), channels))
     if not sizes:
+        first = next(iter(failed.values()))
         count = f" (and so {len(failed) - 1} further images)" if len(failed) > 1 else ""
-        raise UserError(f"{next(iter(failed.values()))}{count}")
+        raise first.replace(problem=f"{first.problem}{count}")
     for path, header in sizes.items():
         check_prompt(prompt, (header.height, header.width), where=path)
     folder = Path(output_dir)
@@ -151,14 +152,14 @@ def predict(
                     objects[path] = result.instances
             bar.update(len(chosen))
     if not records:
-        raise UserError(next(iter(failed.values())))
+        raise next(iter(failed.values()))
     if instances is not None:
         measured = [(record["height"], record["width"]) for record in records.values()]
         files = [path.name for path in records]
         # Images of one name in several folders are told apart by their paths.
         files = files if len(set(files)) == len(files) else list(map(str, records))
         write_json(folder / "instances.json", coco_content(files, list(objects.values()), measured))
-    listed = [records[path] if path in records else {"file": str(path), "error": failed[path]} for path in paths]
+    listed = [records[path] if path in records else {"file": str(path), "error": str(failed[path])} for path in paths]
     write_json(folder / "predictions.json", {"adapter": adapter, "model": model, "predictions": listed})
     return listed
 
@@ -181,7 +182,7 @@ def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
             if not matches and (below := files_below(path, suffixes)):
                 problem += f" of its own; its sub-folders hold {len(below)}, such as {below[0]}"
         elif path.exists():
-            matches, problem = [path] * (not is_leftover(path.name)), "is no image but was left there by a tool"
+            matches, problem = [path] * (not is_leftover(path.name)), "is not an image but was left there by a tool"
         else:
             named = set(Path(text).parts)  # a hidden folder that is spelt out is meant
             globbed = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
@@ -230,14 +231,14 @@ def _prompt(box: Sequence[float] | None, point: Sequence[float] | None) -> Promp
     return Prompt("none") if point is None else Prompt.point(*point)
 
 
-def _readable(paths: Sequence[Path], read: Callable[[Path], T]) -> tuple[dict[Path, T], dict[Path, str]]:
+def _readable(paths: Sequence[Path], read: Callable[[Path], T]) -> tuple[dict[Path, T], dict[Path, UserError]]:
     """What `read` returns of the images that can be read, and what is wrong with the others."""
     values, failed = {}, {}
     for path in paths:
         try:
             values[path] = read(path)
         except UserError as error:
-            failed[path] = str(error)
+            failed[path] = error
     return values, failed
 
 

@@ -210,7 +210,7 @@ def check_threshold(threshold: float | None, mask_values: str) -> str:
     """What `mask_values` is with a threshold: that makes "auto" "binary".
 
     Raises:
-        UserError: a threshold of class indices, or one that is no number of at least 0.
+        UserError: a threshold of class indices, or one that is not a number of at least 0.
     """
     if threshold is None:
         return mask_values
@@ -219,7 +219,7 @@ def check_threshold(threshold: float | None, mask_values: str) -> str:
             "class indices have none", key="mask_threshold", fix="leave it out, or set mask_values to binary"
         )
     if not 0 <= threshold < np.inf:
-        raise UserError(f"{threshold:g} is no number of at least 0", key="mask_threshold")
+        raise UserError(f"{threshold:g} is not a number of at least 0", key="mask_threshold")
     return "binary" if mask_values == "auto" else mask_values
 
 

@@ -152,8 +152,8 @@ def _pair_folder(folder: Path, mask_suffix: str | None, arrays: bool, problem: P
     hint = "" if mask_suffix else " (or set mask_suffix if the masks' names end differently)"
     images_alone = [image_files[stem] for name, stem in wanted.items() if name not in mask_files]
     masks_alone = [path for name, path in mask_files.items() if name not in wanted]
-    _check_alone(images_alone, "image", "mask", hint, problem)
-    _check_alone(masks_alone, "mask", "image", hint, problem)
+    _check_alone(folder, images_alone, "image", "mask", hint, problem)
+    _check_alone(folder, masks_alone, "mask", "image", hint, problem)
     stems = sorted(stem for name, stem in wanted.items() if name in mask_files)
     return datasets.Dataset.from_dict(
         {
@@ -179,10 +179,10 @@ def _by_stem(folder: Path, suffixes: set[str], problem: Problem) -> dict[str, st
     return files
 
 
-def _check_alone(paths: list[str], kind: str, other: str, hint: str, problem: Problem) -> None:
+def _check_alone(folder: Path, paths: list[str], kind: str, other: str, hint: str, problem: Problem) -> None:
     if paths:
         paths = sorted(paths)
-        shown = ", ".join(paths[:5]) + (", …" if len(paths) > 5 else "")
+        shown = ", ".join(os.path.relpath(path, folder) for path in paths[:5]) + (", …" if len(paths) > 5 else "")
         plural = "s" * (len(paths) > 1)
         alone = f"{len(paths)} {kind}{plural} without {other}: {shown}"
-        problem(UserError(alone, fix=f"add the {other}{hint}", code=f"missing-{other}"), paths)
+        problem(UserError(alone, where=folder, fix=f"add the {other}{hint}", code=f"missing-{other}"), paths)

@@ -135,7 +135,7 @@ def load_segmentation_dataset(
             )
         if problem and name == "train":
             raise UserError(
-                f"{dataset}: {problem} in {len(tables[name])} training masks", key="dataset", fix=f"check {_HINT}"
+                f"{problem} in {len(tables[name])} training masks", key="dataset", where=dataset, fix=f"check {_HINT}"
             )
         if problem:
             val_chooses = False
@@ -235,11 +235,11 @@ def open_source(
     empty = next((name for name in ("val", "test") if name in tables and not len(tables[name])), None)
     if empty is not None:
         raise UserError(
-            f"{dataset}: no images in its split {empty}", key="dataset", fix="add some, or remove the split"
+            f"no images in its split {empty}", key="dataset", where=dataset, fix="add some, or remove the split"
         )
     tables, splits, notes = draw_splits(tables, group_by, seed, known)
     if "train" not in tables or not len(tables["train"]):
-        raise UserError(f"{dataset} has no training images", key="dataset")
+        raise UserError("no training images", key="dataset", where=dataset)
     names = _id2label(id2label, num_labels)
     return Source(
         tables,
@@ -271,7 +271,7 @@ def _open(
         if root.exists() or root.parent.is_dir() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
             kind = "is not a folder" if root.exists() else "missing folder"
             raise UserError(
-                f"{name}: {kind}", key="dataset", fix="give a folder, a Hub id owner/name, or synthetic:<domain>"
+                kind, key="dataset", where=name, fix="give a folder, a Hub id owner/name, or synthetic:<domain>"
             )
         return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(channels, content), None, []
     if columns.is_saved_dataset(root):
@@ -286,9 +286,9 @@ def _open(
         left_out = _unread(root, tables, "files of the folder are not read")
         return tables, folder.FileReader(channels, content), None, left_out
     raise UserError(
-        f"{name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
-        "annotations.json",
+        "the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO annotations.json",
         key="dataset",
+        where=name,
     )
 
 

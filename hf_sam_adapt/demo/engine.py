@@ -73,7 +73,7 @@ def route_image(image: ImageState, entry: Entry) -> Routing:
     """
     pool = entry.pool
     if pool is None:
-        raise UserError("this adapter is no pool of domains, so there is nothing to route", fix="choose a pool")
+        raise UserError("this adapter is not a pool of domains, so there is nothing to route", fix="choose a pool")
     if entry.name not in image.routings:
         predictor = entry.predictor
         with predictor.lock, inference([predictor.model]):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..data.coco import CocoReader
@@ -23,6 +23,7 @@ from ..data.scan import SCANNED, in_threads, sample_rows
 from ..data.sources import Source, open_source
 from ..data.splits import group_keys
 from ..data.walk import is_leftover
+from ..distributed import SampleLoader
 from ..errors import UserError, require_extra
 from .checks import (
     SplitFacts,
@@ -274,7 +275,7 @@ def _examined(
     total = sum(len(table) for table in tables.values())
     if processes is None:
         processes = min(MAX_PROCESSES, _cpus()) if total > ALONE and _cpus() > 1 else 0
-    loader = DataLoader(_Chunks(tables, examiner), batch_size=None, num_workers=processes)
+    loader = SampleLoader(_Chunks(tables, examiner), batch_size=None, num_workers=processes)
     with tqdm(total=total, unit="image", disable=not sys.stderr.isatty()) as bar:
         for chunk in loader:
             yield from chunk

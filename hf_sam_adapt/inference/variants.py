@@ -104,7 +104,7 @@ def check_domain(model: nn.Module, domain: str | None) -> None:
     if domain is None:
         return
     if not isinstance(model, ModaModel):
-        raise UserError(f"{domain}, but the adapter is no pool of domains", key="domain", fix="leave domain out")
+        raise UserError(f"{domain}, but the adapter is not a pool of domains", key="domain", fix="leave domain out")
     model.resolve(domain)
 
 

@@ -130,11 +130,11 @@ def _read_labelmap(file: Path, annotations: Annotations) -> Palette:
         try:
             classes[fields[0].strip()] = [int(value) for value in fields[1].split(",")]
         except (IndexError, ValueError) as error:
-            raise UserError(f"line {number} is not `name:red,green,blue::`", where=file, fix="mend it") from error
+            raise UserError(f"line {number} is not `name:red,green,blue::`", where=file, fix="correct it") from error
     try:
         palette = resolve_palette(classes)
     except UserError as error:
-        raise UserError(f"{str(error).removeprefix('palette: ')}", where=file) from error
+        raise error.replace(key=None, where=file) from error
     assert palette is not None  # as it is of None only
     return palette
 
@@ -157,7 +157,7 @@ def _read_masks(source: Path, palette: Palette, images: Path, annotations: Annot
         image = pictures.get(one_form(stem.as_posix()))
         if image is None:
             hint = "export with 'Save images', or name its folder by --images"
-            raise UserError(f"no image {stem} in {images}", where=mask, fix=f"{hint}")
+            raise UserError(f"no image {stem} in {images.name}", where=mask, fix=hint)
         names = [*enumerate(palette.classes), (IGNORE, IGNORE_LABELS[0])]
         regions = [Region(name, _ClassOfMask(read, mask, index)) for index, name in names]
         split = subsets.get(one_form(stem.as_posix()), UNSPLIT)

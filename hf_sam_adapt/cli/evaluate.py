@@ -8,27 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..config.recipe import Recipe
 from ..config.shared_keys import MaskKeys
 from ..errors import UserError, require_extra
-from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
-from ..evaluation.evaluate import EvalResult, evaluate
 from ..inference.variants import check_domain, routed
 from ..names import check_ignore_background, check_metrics
 from ..sam.attention import Kind
 from ..sam.processing import SamAdaptProcessor
 from ..training.earlier_run import EarlierRun
+from ..training.task import Result, task_of
 from .arguments import EvaluateArguments
 
 
 if TYPE_CHECKING:
-    from ..data import SegmentationData, SegmentationSplit
+    from ..data import SegmentationSplit
 
 
 DATA_KEYS = (*(field.name for field in fields(MaskKeys)), "mask_values", "seed")
 _SCORE_KEYS = ("prompts", "metrics", "beta2", "ber_threshold", "ignore_background")
 
 
-def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
+def evaluate_command(args: EvaluateArguments) -> Result:
     """Evaluates on the test images, prints the table, and with `output_dir` writes metrics.json and samples.png there.
 
     A data set without test images is evaluated on its validation images, or on its training images if it has no
@@ -41,11 +41,10 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     from accelerate import PartialState
 
     from ..data import load_segmentation_dataset
-    from ..metrics import constant_mask
     from ..names import class_names
     from ..reporting.curves import save_threshold_curves
     from ..reporting.prompts import print_prompt_tables, save_sensitivity
-    from ..reporting.report import print_table, save_samples, write_json
+    from ..reporting.report import write_json
 
     earlier = None if args.adapter is None else EarlierRun.read(args.adapter)
     chosen = _chosen_data(args, earlier)
@@ -78,54 +77,32 @@ def evaluate_command(args: EvaluateArguments) -> EvalResult | ClassResult:
     for network in (model, choice.get("zero_shot_model")):
         if network is not None:
             network.to(state.device)
-    how: dict[str, Any] = {
-        "batch_size": args.batch_size,
-        "precision": args.precision,
-        "num_workers": args.num_workers,
-    }
-    if num_labels is not None:
-        if args.clicks or args.prompt_sensitivity or args.instances:
-            raise UserError(
-                "classes are segmented without prompts",
-                key="clicks, prompt_sensitivity, instances",
-                fix="leave them unset",
-            )
-        if prompts != ["none"]:
-            raise UserError(
-                f"{' '.join(prompts)}, but classes are segmented without prompts", key="prompts", fix="leave it unset"
-            )
-        constant_map = constant_labels(data.train, num_labels)
-        how |= {"constant": constant_map, "ignore_background": ignore_background}
-        classes_found = evaluate_classes(model, processor, split, num_labels, **how)
-        if state.is_main_process:
-            _report_classes(args, model, processor, data, measured_on, classes_found, output_dir)
-        return classes_found
-    constant = constant_mask(data.train) if "none" in prompts else None
-    with routed(model, args.domain):
-        result = evaluate(
-            model,
-            processor,
-            split,
-            prompts,
-            constant=constant,
-            metrics=further,
-            seed=seed,
-            **settings,
-            **how,
-            **choice,
+    if num_labels is not None and (args.clicks or args.prompt_sensitivity or args.instances):
+        raise UserError(
+            "classes are segmented without prompts",
+            key="clicks, prompt_sensitivity, instances",
+            fix="leave them unset",
         )
+    if num_labels is not None and prompts != ["none"]:
+        raise UserError(
+            f"{' '.join(prompts)}, but classes are segmented without prompts", key="prompts", fix="leave it unset"
+        )
+    how = {key: getattr(args, key) for key in ("batch_size", "precision", "num_workers")}
+    scored = {"prompts": prompts, "metrics": further, "ignore_background": ignore_background, "seed": seed}
+    task = task_of(Recipe(**scored, **settings, **how), data)
+    with routed(model, args.domain):
+        result = task.measure(model, processor, split, **choice)
         answers = _of_prompts(args, model, processor, split, how | choice)
     if state.is_main_process:
         metrics = {"test": result.test, "measured_on": measured_on, **answers}
-        print_table(metrics)
+        task.print_tables(metrics)
         print_prompt_tables(metrics)
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
             write_json(output_dir / "metrics.json", metrics)
             save_threshold_curves(output_dir / "f_measure.png", result.test.get("none") or {})
-            path = output_dir / "samples.png"
             with routed(model, args.domain):
-                save_samples(path, model, processor, split, result, precision=args.precision, seed=seed, **choice)
+                task.draw(output_dir, model, processor, split, result, **choice)
                 if args.prompt_sensitivity:
                     path, part = output_dir / "prompt_sensitivity.png", answers["prompt_sensitivity"]
                     save_sensitivity(path, model, processor, split, part, precision=args.precision, **choice)
@@ -148,29 +125,6 @@ def _of_prompts(
     if args.instances:
         parts["instances"] = evaluate_instances(model, processor, split, args.instances, **how)
     return parts
-
-
-def _report_classes(
-    args: EvaluateArguments,
-    model: nn.Module,
-    processor: SamAdaptProcessor,
-    data: SegmentationData,
-    measured_on: str,
-    result: ClassResult,
-    output_dir: Path | None,
-) -> None:
-    """Print the tables of an evaluation of classes; with `output_dir` write metrics.json and the pictures."""
-    from ..names import class_names
-    from ..reporting.class_maps import print_class_table, save_class_pictures
-    from ..reporting.report import print_table, write_json
-
-    metrics = {"test": result.test, "measured_on": measured_on}
-    print_table(metrics)
-    print_class_table(result.test["none"]["adapted"], class_names(result.matrix.num_labels, data.id2label))
-    if output_dir is not None:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(output_dir / "metrics.json", metrics)
-        save_class_pictures(output_dir, model, processor, getattr(data, measured_on), result, data, args.precision)
 
 
 def _model_and_variants(

@@ -19,9 +19,9 @@ from accelerate.utils import set_seed
 from ..config.recipe import Recipe
 from ..data import SegmentationData, SegmentationSplit
 from ..training.loop import TrainingLoop
-from ..training.resolve import loss_weights
 from ..training.run import build_accelerator, embed, load_data, load_model
 from ..training.run_folder import RunFolder
+from ..training.task import task_of
 from .shapes import step_bytes
 
 
@@ -48,7 +48,9 @@ def calibrate(recipe: Recipe) -> dict:
     if step_bytes(model, recipe, wanted, 1) > free_bytes(accelerator.device) * USED_SHARE:
         recipe = dataclasses.replace(recipe, batch_size=min(2, wanted))
     few = first_images(data, STEPS * recipe.batch_size * recipe.gradient_accumulation_steps)
-    loop = TrainingLoop(recipe, accelerator, model, processor, few, folder.checkpoints, loss_weights(recipe, few))
+    loop = TrainingLoop(
+        recipe, accelerator, model, processor, few, folder.checkpoints, task_of(recipe, few).loss_weights()
+    )
     if recipe.cache_embeddings:
         embed(loop)
     objects = [1]

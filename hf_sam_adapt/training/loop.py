@@ -18,20 +18,19 @@ from ..config.recipe import Recipe
 from ..data import SegmentationData
 from ..data.images import IGNORE
 from ..errors import UserError
-from ..evaluation import evaluate
-from ..evaluation.classes import evaluate_classes
 from ..inference.forward import PromptedSam
 from ..inference.variants import AUTOCAST_DTYPES
 from ..losses.segmentation import loss_of_labels
 from ..sam.families import find_vision_encoder
 from ..sam.processing import SamAdaptProcessor
-from .batches import BatchStream, TrainingSamples, prompt_shares, seed_micro_step, to_device, training_loader
+from .batches import BatchStream, TrainingSamples, seed_micro_step, to_device, training_loader
 from .checkpoints import Checkpoints, TrainingState
 from .cost import CostMeter
 from .experts import ExpertMeter
 from .frozen_weights import cast_frozen_matrices
 from .history import record_step
 from .optim import build_optimizer, learning_rate_at, warmup_steps
+from .task import Task, task_of
 
 
 # Weight of a new step in the running train IoU.
@@ -102,6 +101,11 @@ class TrainingLoop:
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.checkpoints = Checkpoints(checkpoints_folder, accelerator, model)
         self.state = TrainingState(self.schedule.images_per_step)
+
+    @property
+    def task(self) -> Task:
+        """What `data` asks of the model; its images may become embeddings."""
+        return task_of(self.recipe, self.data)
 
     def resume(self, wanted: str) -> None:
         """Continue from the checkpoint `wanted` ("latest" or a folder); from the start where there is none yet."""
@@ -234,42 +238,8 @@ class TrainingLoop:
         return wanted is not None and bool(found) and len(found) - 1 - found.index(max(found)) >= wanted
 
     def _validate(self) -> None:
-        """IoU over all validation images, a mean over the prompt kinds; remembers the step if it is the best."""
-        recipe, kinds = self.recipe, self.recipe.prompts
-        if self.data.num_labels is not None:
-            self._remember_best(self._validate_classes(), "mean IoU of the classes")
-            return
-        result = evaluate(
-            self.model,
-            self.processor,
-            self.data.val,
-            kinds,
-            batch_size=recipe.batch_size,
-            zero_shot=False,
-            precision=recipe.precision,
-            num_workers=recipe.num_workers,
-            seed=recipe.seed,
-            progress=False,
-        )
-        # As often as each kind is trained, so much does it count.
-        shares = prompt_shares(kinds, recipe.prompt_weights)
-        mean = sum(share * result.test[kind]["adapted"]["iou"] for share, kind in zip(shares, kinds))
-        self._remember_best(mean, f"IoU ({' '.join(kinds)})")
-
-    def _validate_classes(self) -> float:
-        recipe = self.recipe
-        result = evaluate_classes(
-            self.model,
-            self.processor,
-            self.data.val,
-            self.data.num_labels,
-            batch_size=recipe.batch_size,
-            ignore_background=recipe.ignore_background,
-            precision=recipe.precision,
-            num_workers=recipe.num_workers,
-            progress=False,
-        )
-        return result.test["none"]["adapted"]["miou"] or 0.0
+        """Score the validation images, and remember the step if it is the best."""
+        self._remember_best(*self.task.validate(self.model, self.processor))
 
     def _remember_best(self, iou: float, name: str) -> None:
         # Of equals the later: `train_iou_head` alone leaves the masks as they are.

@@ -15,15 +15,12 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 
 from ..config.recipe import Recipe
-from ..data import SegmentationData, SegmentationSplit, load_segmentation_dataset
+from ..data import SegmentationData, load_segmentation_dataset
 from ..data.normalization import fit_normalization
 from ..data.sources import READ_KEYS
 from ..errors import UserError, require_extra
-from ..evaluation import EvalResult, evaluate
-from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..hub.push import push_folder
 from ..inference.embeddings.cache import EmbeddingCache, check_cacheable
-from ..inference.embeddings.split import EmbeddedSplit
 from ..inference.loading import (
     base_revision,
     build_model,
@@ -33,12 +30,10 @@ from ..inference.loading import (
     method_of,
     save_adapter,
 )
-from ..metrics import constant_mask
-from ..names import check_ignore_background, check_metrics, class_names
+from ..names import check_ignore_background, check_metrics
 from ..reporting.cards import write_card
-from ..reporting.class_maps import print_class_table, save_class_pictures
 from ..reporting.curves import save_threshold_curves
-from ..reporting.report import print_table, save_samples, write_json
+from ..reporting.report import write_json
 from ..sam.families import encoder_shape, find_vision_encoder
 from ..sam.gradient_checkpointing import enable_checkpointing
 from ..sam.input_channels import inflate_channels
@@ -51,8 +46,8 @@ from .experts import save_expert_plot
 from .history import save_curve
 from .loop import TrainingLoop
 from .provenance import data_facts, environment_facts
-from .resolve import check_adapter_classes, loss_weights, method_fields, settled_loss
 from .run_folder import RunFolder
+from .task import check_adapter_classes, task_of
 from .trackers import check_trackers, start_trackers
 
 
@@ -106,7 +101,9 @@ def train(
     folder.check_same_run(recipe)
 
     accelerator = build_accelerator(recipe, model, folder)
-    loop = TrainingLoop(recipe, accelerator, model, processor, data, folder.checkpoints, loss_weights(recipe, data))
+    loop = TrainingLoop(
+        recipe, accelerator, model, processor, data, folder.checkpoints, task_of(recipe, data).loss_weights()
+    )
     if prepare is not None:
         prepare(loop)
     if recipe.resume_from_checkpoint is not None:
@@ -176,7 +173,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         base, processor = load_base(recipe.model, recipe.attention)
         if recipe.method == "full" and recipe.channels is not None:
             inflate_channels(base, recipe.channels)
-        model = build_model(recipe.method, method_fields(recipe, data), base, image_size=recipe.image_size)
+        model = build_model(recipe.method, task_of(recipe, data).method_fields(), base, image_size=recipe.image_size)
         if recipe.method != "full":
             model.peft_config["default"].revision = base_revision(recipe.model)
         method, base_name = recipe.method, recipe.model
@@ -219,7 +216,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         image_size=image_size,
         resize=resize,
         mask_values=data.mask_values,
-        loss=settled_loss(recipe, data),
+        loss=task_of(recipe, data).loss(),
         normalization="imagenet" if normalization is None else normalization["kind"],
         palette=None if data.palette is None else data.palette.plain(),
     )
@@ -308,7 +305,8 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     measured_on, split = data.measured
     of_images = cache is None or zero_shot  # a plain SAM has embeddings of its own
     try:
-        result = measure(loop, split if of_images else cache.embed(split)[0], zero_shot)
+        scored = split if of_images else cache.embed(split)[0]
+        result = loop.task.measure(loop.model, loop.processor, scored, **zero_shot)
     except UserError as error:
         go_on = f"then go on with resume_from_checkpoint: latest (the trained weights are in {folder.checkpoints})"
         fix = f"{error.fix or 'correct it'}, {go_on}"
@@ -335,7 +333,7 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
             "history": {"train": loop.state.history, "validation": loop.state.validations},
         }
         write_json(target / "metrics.json", metrics)
-        draw(loop, split, result, target, zero_shot)
+        loop.task.draw(target, loop.model, loop.processor, split, result, **zero_shot)
         save_threshold_curves(target / "f_measure.png", result.test.get("none") or {})
         beaten = next(iter(result.test.values()))
         references = {
@@ -346,48 +344,9 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
         if loop.state.experts:
             save_expert_plot(loop.state.experts, target / "experts.png")
         write_card(target, recipe=recipe)
-        print_table(metrics)
-        if isinstance(result, ClassResult):
-            print_class_table(result.test["none"]["adapted"], class_names(data.num_labels, data.id2label))
+        loop.task.print_tables(metrics)
 
     if accelerator.is_main_process:
         folder.finish(write)
         print(f"Saved to {folder.path}.")
     accelerator.wait_for_everyone()
-
-
-def measure(
-    loop: TrainingLoop, split: SegmentationSplit | EmbeddedSplit, zero_shot: dict[str, nn.Module]
-) -> EvalResult | ClassResult:
-    """Score the trained model on `split`, beside zero-shot SAM (for one class) and the best constant mask."""
-    recipe, data = loop.recipe, loop.data
-    choice: dict[str, Any] = {
-        "batch_size": recipe.batch_size,
-        "precision": recipe.precision,
-        "num_workers": recipe.num_workers,
-    }
-    if data.num_labels is not None:
-        choice |= {"ignore_background": recipe.ignore_background}
-        constant = constant_labels(data.train, data.num_labels)
-        return evaluate_classes(loop.model, loop.processor, split, data.num_labels, constant=constant, **choice)
-    constant = constant_mask(data.train) if "none" in recipe.prompts else None
-    choice |= {key: getattr(recipe, key) for key in ("metrics", "beta2", "ber_threshold", "seed")}
-    return evaluate(loop.model, loop.processor, split, recipe.prompts, constant=constant, **choice, **zero_shot)
-
-
-def draw(
-    loop: TrainingLoop,
-    split: SegmentationSplit,
-    result: EvalResult | ClassResult,
-    folder: Path,
-    zero_shot: dict[str, nn.Module],
-) -> None:
-    """Write `samples.png`, and for classes `confusion.png`."""
-    recipe = loop.recipe
-    if isinstance(result, ClassResult):
-        save_class_pictures(folder, loop.model, loop.processor, split, result, loop.data, recipe.precision)
-    else:
-        path = folder / "samples.png"
-        save_samples(
-            path, loop.model, loop.processor, split, result, precision=recipe.precision, seed=recipe.seed, **zero_shot
-        )

@@ -18,6 +18,7 @@ from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.training import train
 from hf_sam_adapt.training.checkpoints import Checkpoints
+from hf_sam_adapt.training.task import BinaryTask
 
 
 ADAPTER = "adapter_model.safetensors"
@@ -126,14 +127,12 @@ def saved_steps(folder):
 
 def test_newest_two_and_the_best_are_kept(short_recipe, monkeypatch):
     scores = iter([0.1, 0.9, 0.3, 0.4, 0.5])
-    original = hf_sam_adapt.training.loop.evaluate
+    original = BinaryTask.validate
 
-    def evaluate(*arguments, **options):
-        result = original(*arguments, **options)
-        result.test["none"]["adapted"]["iou"] = next(scores)
-        return result
+    def validate(*arguments):
+        return next(scores), original(*arguments)[1]
 
-    monkeypatch.setattr(hf_sam_adapt.training.loop, "evaluate", evaluate)
+    monkeypatch.setattr(BinaryTask, "validate", validate)
     folder = run(short_recipe(max_steps=10, checkpoint_every=2, eval_every=2))
     assert saved_steps(folder) == [4, 8, 10]
     assert json.loads((folder / "checkpoints" / "best.json").read_text()) == {"step": 4, "iou": 0.9}

@@ -10,9 +10,9 @@ from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.loading import load_adapted, save_adapter
 from hf_sam_adapt.training.loop import TrainingLoop
-from hf_sam_adapt.training.resolve import loss_weights
 from hf_sam_adapt.training.run import build_accelerator, load_data, load_model
 from hf_sam_adapt.training.run_folder import RunFolder
+from hf_sam_adapt.training.task import task_of
 
 
 CLASSES = {"num_labels": 3, "id2label": "dark,one,two"}
@@ -83,7 +83,7 @@ def trained(flags, folder) -> tuple[dict, dict]:
     run = RunFolder(recipe)
     accelerator = build_accelerator(recipe, model, run)
     before = weights_of(model, folder / "before")
-    weights = loss_weights(recipe, data)
+    weights = task_of(recipe, data).loss_weights()
     loop = TrainingLoop(recipe, accelerator, model, processor, data, run.checkpoints, weights)
     loop.model.train()
     batches = iter([batch for _ in range(8) for batch in loop._loader()])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hf_sam_adapt.data.class_names import check_id2label
+from hf_sam_adapt.names import check_id2label
 
 from hf_sam_adapt.config.arguments import from_values, read_yaml
 from hf_sam_adapt.config.recipe import Recipe

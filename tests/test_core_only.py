@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-absent = ("datasets", "evaluate", "matplotlib", "rich", "scipy", "gradio")
+absent = ("datasets", "evaluate", "matplotlib", "scipy", "gradio")
 assert not [name for name in absent if find_spec(name) is not None]
 
 import hf_sam_adapt

@@ -1,6 +1,6 @@
 """How long `--help` takes, of the program and of each command: the median of several fresh processes.
 
-    python benchmarks/help_time.py --repeats 9
+python benchmarks/help_time.py --repeats 9
 """
 
 from __future__ import annotations

@@ -2,12 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 from tqdm.auto import tqdm
+
+from .errors import UserError
+
+
+class SampleLoader(DataLoader):
+    """A `DataLoader` from whose worker processes a `UserError` arrives as it was raised.
+
+    Torch itself would put the text of the worker's traceback in the place of the message.
+    """
+
+    def __init__(
+        self, dataset: Dataset, *, batch_size: int | None = 1, collate_fn: Callable | None = None, **options: Any
+    ) -> None:
+        alone = batch_size is None and options.get("batch_sampler") is None
+        collate = collate_fn or (default_convert if alone else default_collate)
+        super().__init__(
+            _Caught(dataset), batch_size=batch_size, collate_fn=partial(_collated, collate, alone), **options
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return map(_raised, super().__iter__())
+
+
+class _Caught(Dataset):
+    """Another data set's samples, or in their place the errors that reading them raised."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self.dataset[index]
+        except UserError as error:
+            return error
+
+
+def _collated(collate: Callable, alone: bool, samples: Any) -> Any:
+    errors = (sample for sample in ([samples] if alone else samples) if isinstance(sample, UserError))
+    return next(errors, None) or collate(samples)
+
+
+def _raised(batch: Any) -> Any:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -23,7 +72,7 @@ def own_batches(
     """Every `world`-th sample of a split, from this process's rank on, in lists, under a bar of all processes."""
     rank, world = rank_and_world()
     rows = range(rank, len(split), world)  # type: ignore[arg-type]
-    loader = DataLoader(split, batch_size=batch_size, sampler=rows, num_workers=num_workers, collate_fn=list)
+    loader = SampleLoader(split, batch_size=batch_size, sampler=rows, num_workers=num_workers, collate_fn=list)
     total = len(split)  # type: ignore[arg-type]
     with tqdm(total=total, desc=title, unit="image", disable=not progress or rank > 0, leave=False) as bar:
         for batch in loader:

@@ -2,8 +2,8 @@
 
 import sys
 from collections.abc import Callable
-from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 
 # What the extras of pyproject.toml install, by the names that are imported.
@@ -39,13 +39,39 @@ class UserError(ValueError):
     ) -> None:
         self.problem, self.key, self.fix = problem, key, fix
         self.where = None if where is None else str(where)
-        self.code = code or (key or "input").split(",")[0].replace("_", "-").replace(".", "-")
+        self._code = code
         place = "".join(f"{part}: " for part in (key, self.where) if part)
         super().__init__(f"{place}{problem}{f'; {fix}' if fix else ''}")
 
+    @property
+    def code(self) -> str:
+        return self._code or (self.key or "input").split(",")[0].replace("_", "-").replace(".", "-")
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What it was made of; the code only where it was given."""
+        return {
+            "problem": self.problem,
+            "key": self.key,
+            "where": self.where,
+            "fix": self.fix,
+            "code": self._code,
+        }
+
+    def replace(self, **changes: Any) -> "UserError":
+        """The same error with other fields, for who knows more about its place than the one who raised it."""
+        return UserError(**{**self.fields, **changes})
+
+    def within(self, place: object) -> "UserError":
+        """The same error in a larger place, such as a file of a data set."""
+        return self.replace(where=f"{place}: {self.where}" if self.where else place)
+
     def __reduce__(self) -> tuple:
-        fields = {"key": self.key, "where": self.where, "fix": self.fix, "code": self.code}
-        return partial(UserError, **fields), (self.problem,)
+        return _again, (self.fields,)
+
+
+def _again(fields: dict[str, Any]) -> UserError:
+    return UserError(**fields)
 
 
 def require_extra(extra: str, user: str) -> None:
@@ -70,6 +96,11 @@ def first_line(error: BaseException) -> str:
     return said.splitlines()[0][:160] if said else type(error).__name__
 
 
+def one_line(error: BaseException) -> str:
+    """What a library's error says, on one line."""
+    return " ".join(str(error).split())
+
+
 def exit_status(action: Callable[[], object]) -> int:
     """Exit status of `action`, its `UserError` printed as one line; `recipes/train.py` ends the same way.
 
@@ -78,9 +109,7 @@ def exit_status(action: Callable[[], object]) -> int:
     try:
         result = _with_extra_named(action)
     except UserError as error:
-        # One that a DataLoader's worker raised arrives with the worker's traceback before its message.
-        message = str(error).rsplit("UserError: ", 1)[-1]
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import safe_open
 
-from .errors import UserError
+from .errors import UserError, one_line
 from .files import check_domain_name
 
 
@@ -78,7 +78,9 @@ def find_file(path: str, name: str, revision: str | None = None) -> Path | None:
         raise UserError(f"the repository has no revision {revision!r}", where=path) from error
     except GatedRepoError as error:
         raise UserError(
-            "accept its terms on its page on the Hub, and log in with `hf auth login`", where=path
+            "its authors ask for consent",
+            where=path,
+            fix="accept its terms on its page on the Hub, and log in with `hf auth login`",
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
@@ -86,7 +88,9 @@ def find_file(path: str, name: str, revision: str | None = None) -> Path | None:
             fix="if it is private, log in with `hf auth login`",
         ) from error
     except (HTTPError, OSError) as error:
-        raise UserError(f"{_trouble(error)}", where=path, fix="nothing is lost, try again") from error
+        refused = isinstance(error, HfHubHTTPError) and error.response.status_code == 401
+        fix = "log in with `hf auth login`" if refused else "nothing is lost, try again"
+        raise UserError(_trouble(error), where=path, fix=fix) from error
 
 
 def commit_of(file: Path) -> str | None:
@@ -99,11 +103,11 @@ def _trouble(error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if status == 401:
-            return "the Hub does not accept the token (401); log in with `hf auth login`"
+            return "the Hub does not accept the token (401)"
         return f"the Hub answers {status}"
     if isinstance(error, HTTPError):
         return f"the connection to {constants.ENDPOINT} failed ({type(error).__name__})"
-    return " ".join(str(error).split())
+    return one_line(error)
 
 
 def domains_of(weights: Path) -> list[str] | None:

@@ -24,7 +24,7 @@ from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError, safe_open
 
 from .data.walk import is_leftover
-from .errors import UserError
+from .errors import UserError, first_line
 from .repository import domains_of
 from .sam.base_names import TINY
 
@@ -81,7 +81,17 @@ def upload_folder(
                 token=token,
             )
     except UserError as error:
-        raise UserError(f"{error}. {folder} is untouched", key="push", fix=f"push again with: {again}") from error
+        raise push_again(error, again, folder) from error
+
+
+def push_again(error: UserError, command: str, folder: Path | None = None) -> UserError:
+    """The error of a push, with what to type once its cause is gone, and that nothing happened to `folder`."""
+    said = error.fix or error.problem
+    said = said if folder is None else f"{said}. {folder} is untouched"
+    again = f"push again with: {command}"
+    if error.fix:
+        return error.replace(key="push", fix=f"{said}; {again}")
+    return error.replace(key="push", problem=said, fix=again)
 
 
 def check_can_push(repo: str, token: str | None = None) -> None:
@@ -93,9 +103,11 @@ def check_can_push(repo: str, token: str | None = None) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"{repo!r} is no name of a repository, owner/name: {error}", key="push") from error
+        raise UserError(
+            f"{repo!r} is not the name of a repository, owner/name ({first_line(error)})", key="push"
+        ) from error
     if constants.HF_HUB_OFFLINE:
-        raise UserError("HF_HUB_OFFLINE is set", key="push", fix="unset it to reach the Hub")
+        raise _offline(key="push")
     if (token or get_token()) is None:
         raise UserError("no token", key="push", fix="log in with `hf auth login`, or set HF_TOKEN")
 
@@ -107,7 +119,9 @@ def pushed_files(folder: Path) -> dict[str, Path]:
         UserError: no run, adapter, pool or model there; it names no base model; or a file is not what its name says.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder", key="push", fix="name a run, an adapter, a pool or a model folder")
+        raise UserError(
+            f"{folder} is not a folder", key="push", fix="name a run, an adapter, a pool or a model folder"
+        )
     places = ["", _EVAL_RESULTS, *_check_contents(folder)]
     files = {}
     for place in places:
@@ -175,15 +189,15 @@ def _check_contents(folder: Path) -> list[str]:
             return []
         part = next((name for name in ("pool", "tasks") if (folder / name).is_dir()), None)
         hint = (
-            "" if part is None else f"; of a continual run push {folder / part}{'' if part == 'pool' else '/<task>'}"
+            None if part is None else f"of a continual run push {folder / part}{'' if part == 'pool' else '/<task>'}"
         )
-        raise UserError(f"{folder} holds neither an adapter nor a model with safetensors{hint}", key="push")
+        raise UserError(f"{folder} holds neither an adapter nor a model with safetensors", key="push", fix=hint)
     if not weights.is_file():
         raise UserError(f"{folder} holds adapter_config.json but no adapter_model.safetensors", key="push")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{config_file} is no JSON: {error}", key="push") from error
+        raise UserError(f"{config_file} is not JSON ({first_line(error)})", key="push") from error
     base = config.get("base_model_name_or_path")
     if not base:
         raise UserError(
@@ -220,7 +234,7 @@ def _check_format(path: Path) -> None:
     except (SafetensorError, ValueError):
         fine = False
     if not fine:
-        raise UserError(f"{path} is no {path.suffix[1:]} file", key="push", fix="remove or repair it")
+        raise UserError(f"{path} is not a {path.suffix[1:]} file", key="push", fix="remove or repair it")
 
 
 @contextmanager
@@ -259,7 +273,7 @@ def _patiently(action: Callable[[], T]) -> T:
             passing = lost or status in (408, 429) or (status or 0) >= 500
             pause = _retry_after(error) or wait
             if not passing or time.monotonic() - start + pause > _PATIENCE:
-                raise UserError(_reason(error)) from raised
+                raise _refusal(error) from raised
         time.sleep(pause)
         wait = min(2 * wait, 16.0)
 
@@ -275,23 +289,28 @@ def _retry_after(error: BaseException) -> float | None:
     return float(value) if value.isdigit() else None
 
 
-def _reason(error: BaseException) -> str:
+def _refusal(error: BaseException) -> UserError:
     """What went wrong and what to do about it; never with an address, which may be signed."""
     status = _status(error)
     if status is None:
         if isinstance(error, OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE is set; unset it to reach the Hub"
+            return _offline()
         if isinstance(error, HTTPError):
-            return f"the connection to {constants.ENDPOINT} failed ({type(error).__name__}: {error})"
-        return str(error)
+            return UserError(f"the connection to {constants.ENDPOINT} failed ({type(error).__name__}: {error})")
+        return UserError(str(error))
     said = error.server_message or f"status {status}"  # type: ignore[attr-defined]
-    known = {
-        401: "the Hub does not accept the token (401); log in with `hf auth login`",
-        403: f"the token may not write there (403: {said}); take one with write access to it",
-        404: f"there is no such repository or branch, or the token may not see it (404: {said})",
-        429: "the Hub has had too many requests from you (429); wait a while",
-    }
-    default = (
-        f"the Hub is out of order ({status}: {said})" if status >= 500 else f"the Hub refused it ({status}: {said})"
-    )
-    return known.get(status, default)
+    if status == 401:
+        return UserError("the Hub does not accept the token (401)", fix="log in with `hf auth login`")
+    if status == 403:
+        return UserError(f"the token may not write there (403: {said})", fix="take one with write access to it")
+    if status == 404:
+        return UserError(f"there is no such repository or branch, or the token may not see it (404: {said})")
+    if status == 429:
+        return UserError("the Hub has had too many requests from you (429)", fix="wait a while")
+    if status >= 500:
+        return UserError(f"the Hub is out of order ({status}: {said})")
+    return UserError(f"the Hub refused it ({status}: {said})")
+
+
+def _offline(key: str | None = None) -> UserError:
+    return UserError("HF_HUB_OFFLINE is set", key=key, fix="unset it to reach the Hub")

@@ -5,6 +5,7 @@ import torch
 
 from hf_sam_adapt import cli
 from hf_sam_adapt.cli import commands
+from hf_sam_adapt.distributed import SampleLoader
 from hf_sam_adapt.errors import UserError, exit_status
 
 
@@ -97,7 +98,7 @@ class Broken(torch.utils.data.Dataset):
 
 
 def test_a_mistake_found_by_a_worker_process_is_one_line_too(capsys):
-    loader = torch.utils.data.DataLoader(Broken(), num_workers=1)
+    loader = SampleLoader(Broken(), num_workers=1)
     assert exit_status(lambda: list(loader)) == 2
     assert capsys.readouterr().err == "error: a.png: corrupt file; replace it\n"
 

@@ -181,7 +181,7 @@ def test_unknown_term_names_the_known_ones():
 @pytest.mark.parametrize("term", ["ce", "ce_official", "focal"])
 def test_losses_of_classes_are_refused(term):
     logits, labels = random_case(seed=14)
-    with pytest.raises(UserError, match=f"'{term}' is no loss for binary masks; use one of bce, bbce, .*structure"):
+    with pytest.raises(UserError, match=f"'{term}' is not a loss for binary masks; use one of bce, bbce, .*structure"):
         segmentation_loss(logits, labels, f"dice+{term}")
 
 

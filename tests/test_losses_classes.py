@@ -194,7 +194,9 @@ def test_descent_finds_the_labels(loss):
 @pytest.mark.parametrize("term", ["bce", "bbce", "iou", "structure", "structure_unweighted"])
 def test_binary_losses_are_refused(term):
     logits, labels = random_case(seed=12)
-    with pytest.raises(UserError, match=f"'{term}' is no loss for masks of 5 classes; use one of ce, ce_official, "):
+    with pytest.raises(
+        UserError, match=f"'{term}' is not a loss for masks of 5 classes; use one of ce, ce_official, "
+    ):
         segmentation_loss(logits, labels, f"dice+{term}")
 
 

@@ -197,7 +197,7 @@ REFUSED = {
     "count": (lambda p, i: p.predict(i, [BOX]), "prompts: 1 prompts for 3 images"),
     "no image": (lambda p, i: p.predict(), "images: none given, and this thread has not called set_image"),
     "both": (lambda p, i: p.predict(i[:1], BOX, instances="grid"), "instances, box: instances are found without"),
-    "domain": (lambda p, i: p.predict(i, domain="wounds"), "domain: wounds, but the adapter is no pool"),
+    "domain": (lambda p, i: p.predict(i, domain="wounds"), "domain: wounds, but the adapter is not a pool"),
 }
 
 

@@ -131,7 +131,7 @@ def _is_main_process() -> bool:
 def export_tiny_command(args: Any) -> None:
     """Write the embedded model as an ordinary model folder."""
     if args.folder is None:
-        raise UserError("export-tiny needs the folder to create.")
+        raise UserError("export-tiny needs the folder to create")
     from ..sam.tiny import export_tiny
 
     export_tiny(args.folder)
@@ -207,7 +207,7 @@ COMMANDS = {
         ".arguments:DoctorArguments",
         ".doctor:doctor_command",
         description="Read all of a data set as a training would, and say what is wrong: a line for each finding, "
-        "and its fix. Exit status 1 if one is an error.",
+        "with its fix. Exit status 1 if one is an error.",
         positional="dataset",
         reads_recipe=True,
         extra="train",
@@ -243,7 +243,7 @@ COMMANDS = {
 
 def _run(name: str, argv: list[str]) -> object:
     if name not in COMMANDS:
-        raise UserError(f"unknown command '{name}'", fix=f"use one of {', '.join(COMMANDS)}.")
+        raise UserError(f"unknown command '{name}'", fix=f"use one of {', '.join(COMMANDS)}")
     return COMMANDS[name](name, argv)
 
 

@@ -23,7 +23,7 @@ def convert_command(args: ConvertArguments) -> None:
     of_data = args.format in DATA_FORMATS
     for name in OF_CHECKPOINTS if of_data else OF_DATA:
         if getattr(args, name) is not None:
-            raise UserError(f"not for --from {args.format}", where=name, fix="leave it out")
+            raise UserError(f"not for --from {args.format}", key=name, fix="leave it out")
     if of_data:
         _convert_data(args)
         return

@@ -32,7 +32,7 @@ def doctor_command(args: DoctorArguments) -> int:
         raise UserError("doctor needs a data set, as in: hf-sam-adapt doctor my_polyps")
     for name in ("limit", "processes"):
         if (getattr(args, name) or 0) < 0:
-            raise UserError(f"{getattr(args, name)} is below 0", where=name)
+            raise UserError(f"{getattr(args, name)} is below 0", key=name)
     for file in (args.json, args.contact_sheet):
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise UserError("its folder does not exist", where=file, fix="create it")

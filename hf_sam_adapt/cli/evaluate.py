@@ -227,7 +227,7 @@ def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
         raise UserError("not given", key="adapter", fix="name a run folder or Hub id, or a plain SAM with --model")
     for name in ("batch_size", "num_workers"):
         if getattr(args, name) < (name == "batch_size"):
-            raise UserError(f"{getattr(args, name)} is too small", where=name)
+            raise UserError(f"{getattr(args, name)} is too small", key=name)
     if args.clicks < 0:
         raise UserError(f"{args.clicks} is below 0", key="clicks")
     if args.instances:

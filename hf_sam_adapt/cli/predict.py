@@ -115,7 +115,9 @@ def predict(
         raise UserError(f"{batch_size} is below 1", key="batch_size")
     prompt = _prompt(box, point)
     if instances is not None and prompt.kind != "none":
-        raise UserError(f"instances, {prompt.kind}: instances are found without a prompt", fix="give one of them")
+        raise UserError(
+            "instances are found without a prompt", key=f"instances, {prompt.kind}", fix="give one of them"
+        )
     if points_per_side < 1:
         raise UserError(f"{points_per_side} is below 1", key="points_per_side")
     find_images(inputs, arrays=True)  # what is missing is said before a model is loaded
@@ -124,7 +126,7 @@ def predict(
     routed(network, domain)  # a wrong one is said before anything is written
     if id2label is not None and prompt.kind != "none":
         raise UserError(
-            f"{adapter} segments {len(id2label)} classes, which takes no prompt", where=prompt.kind, fix="leave it out"
+            f"{adapter} segments {len(id2label)} classes, which takes no prompt", key=prompt.kind, fix="leave it out"
         )
     if id2label is not None and instances is not None:
         raise UserError(
@@ -178,14 +180,14 @@ def predict(
                     record["instances"] = len(objects[path])
                 records[path] = record if own_domain is None else record | {"domain": own_domain}
     if not records:
-        raise UserError(next(iter(failed.values())))
+        raise next(iter(failed.values()))
     if instances is not None:
         measured = [(record["height"], record["width"]) for record in records.values()]
         files = [path.name for path in records]
         # Images of one name in several folders are told apart by their paths.
         files = files if len(set(files)) == len(files) else list(map(str, records))
         write_json(folder / "instances.json", coco_content(files, list(objects.values()), measured))
-    listed = [records[path] if path in records else {"file": str(path), "error": failed[path]} for path in paths]
+    listed = [records[path] if path in records else {"file": str(path), "error": str(failed[path])} for path in paths]
     write_json(folder / "predictions.json", {"adapter": adapter, "model": model, "predictions": listed})
     return listed
 
@@ -208,7 +210,7 @@ def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
             if not matches and (below := files_below(path, suffixes)):
                 problem += f" of its own; its sub-folders hold {len(below)}, such as {below[0]}"
         elif path.exists():
-            matches, problem = [path] * (not is_leftover(path.name)), "is no image but was left there by a tool"
+            matches, problem = [path] * (not is_leftover(path.name)), "is not an image but was left there by a tool"
         else:
             named = set(Path(text).parts)  # a hidden folder that is spelt out is meant
             globbed = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
@@ -255,17 +257,17 @@ def _prompt(box: Sequence[float] | None, point: Sequence[float] | None) -> Promp
     if box is not None:
         if len(box) != 4 or box[0] > box[2] or box[1] > box[3]:
             raise UserError(
-                f"{' '.join(map(str, box))} is no box", key="box", fix="give x0 y0 x1 y1 with x0 <= x1 and y0 <= y1"
+                f"{' '.join(map(str, box))} is not a box", key="box", fix="give x0 y0 x1 y1 with x0 <= x1 and y0 <= y1"
             )
         return Prompt("box", boxes=np.array([box], np.float32))
     if point is not None:
         if len(point) != 2:
-            raise UserError(f"{' '.join(map(str, point))} is no point", key="point", fix="give x y")
+            raise UserError(f"{' '.join(map(str, point))} is not a point", key="point", fix="give x y")
         return Prompt("point", points=np.array([[point]], np.float32), point_labels=np.ones((1, 1), np.int64))
     return Prompt("none")
 
 
-def _sizes(paths: Sequence[Path], channels: int | None) -> tuple[dict[Path, tuple[int, int]], dict[Path, str]]:
+def _sizes(paths: Sequence[Path], channels: int | None) -> tuple[dict[Path, tuple[int, int]], dict[Path, UserError]]:
     """(height, width) of the images that can be read, and what is wrong with the others; `UserError` if all are."""
     sizes, failed = {}, {}
     for path in paths:
@@ -273,21 +275,22 @@ def _sizes(paths: Sequence[Path], channels: int | None) -> tuple[dict[Path, tupl
             header = load_header(str(path), channels)
             sizes[path] = header.height, header.width
         except UserError as error:
-            failed[path] = str(error)
+            failed[path] = error
     if not sizes:
+        first = next(iter(failed.values()))
         count = f" (and so {len(failed) - 1} further images)" if len(failed) > 1 else ""
-        raise UserError(f"{next(iter(failed.values()))}{count}")
+        raise first.replace(problem=f"{first.problem}{count}")
     return sizes, failed
 
 
-def _read(paths: Sequence[Path], channels: int | None) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
+def _read(paths: Sequence[Path], channels: int | None) -> tuple[dict[Path, np.ndarray], dict[Path, UserError]]:
     """The images that can be read, and what is wrong with the others."""
     images, failed = {}, {}
     for path in paths:
         try:
             images[path] = load_image(path, channels)
         except UserError as error:
-            failed[path] = str(error)
+            failed[path] = error
     return images, failed
 
 
@@ -298,7 +301,7 @@ def _check_inside(prompt: Prompt, sizes: Mapping[Path, tuple[int, int]]) -> None
     corners = np.asarray(prompt.boxes if prompt.kind == "box" else prompt.points).reshape(-1, 2)
     for path, (height, width) in sizes.items():
         if not (np.isfinite(corners).all() and (corners >= 0).all() and (corners < [width, height]).all()):
-            raise UserError(f"it reaches outside {path}, which has {width}x{height} pixels", where=prompt.kind)
+            raise UserError(f"it reaches outside {path}, which has {width}x{height} pixels", key=prompt.kind)
 
 
 def _check_outputs(folder: Path, paths: Sequence[Path], names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .help import GROUPS, help_parser
 from .hints import members, takes_many
 from .paths import change_paths, found_from
@@ -114,13 +114,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror or error}.") from None
+        raise UserError(f"{error.strerror or error}", where=f"--config {path}", code="config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not valid YAML ({' '.join(str(error).split())}).") from None
+        raise UserError(f"not valid YAML ({one_line(error)})", where=f"--config {path}", code="config") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"--config {path}: must hold keys and values, not {type(content).__name__}.")
+        raise UserError(
+            f"must hold keys and values, not {type(content).__name__}", where=f"--config {path}", code="config"
+        )
     return {str(key): value for key, value in content.items()}
 
 
@@ -130,7 +132,7 @@ def coerce(key: str, value: Any, hint: Any) -> Any:
         return _coerce(value, hint)
     except (TypeError, ValueError, yaml.YAMLError):
         shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        raise UserError(f"'{shown}' is not {_describe(hint)}.", where=key) from None
+        raise UserError(f"'{shown}' is not {_describe(hint)}", key=key) from None
 
 
 def _flags(cls: type) -> dict[str, str]:
@@ -149,14 +151,17 @@ def _split(
         index += 1
         if not token.startswith("--"):
             if positional is None or (given.get(positional) and not takes_many(hints[positional])):
-                raise UserError(f"unexpected argument '{token}'", fix="a value follows its --key.")
+                raise UserError(
+                    f"unexpected argument '{token}'", fix="a value follows its --key", code="unexpected-argument"
+                )
             given.setdefault(positional, []).append(token)
             continue
         key, attached, text = token[2:].partition("=")
         key = fields.get(key, key)
         name, _, inner = key.partition(".")
         if name not in hints and key != "config":
-            raise UserError(f"unknown flag --{key}{_nearest(name, [*hints, *fields, 'config'])}")
+            nearest = _nearest(name, [*hints, *fields, "config"])
+            raise UserError(f"unknown flag --{key}", fix=nearest, code="unknown-key")
         hint = str if key == "config" else hints[name]
         values = [text] if attached else []
         many = bool(inner) or takes_many(hint)
@@ -166,7 +171,7 @@ def _split(
         if not values and not many and bool in members(hint):
             values = ["true"]
         if not values:
-            raise UserError(f"--{key} needs a value.")
+            raise UserError(f"--{key} needs a value", code="no-value")
         given[key] = values
     return given
 
@@ -180,7 +185,7 @@ def _with_nested(name: str, value: Any, dotted_key: str, entry: Any) -> dict:
         if isinstance(target, dict):
             target, path = target.setdefault(parent, {}), f"{path}.{parent}"
     if not isinstance(target, dict):
-        raise UserError(f"--{name}.{dotted_key}: {path} is '{target}', not a mapping.")
+        raise UserError(f"--{name}.{dotted_key}: {path} is '{target}', not a mapping")
     target[last] = entry
     return result
 
@@ -198,12 +203,12 @@ def _nested_value(strings: list[str]) -> Any:
 def _check_keys(values: dict[str, Any], hints: dict[str, Any], source: str | Path) -> None:
     for key in values:
         if key not in hints:
-            raise UserError(f"unknown key '{key}'{_nearest(key, hints)}", where=source)
+            raise UserError(f"unknown key '{key}'", where=source, fix=_nearest(key, hints), code="unknown-key")
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
+def _nearest(name: str, known: typing.Iterable[str]) -> str | None:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else "."
+    return f"did you mean '{close[0]}'?" if close else None
 
 
 def _coerce(value: Any, hint: Any) -> Any:

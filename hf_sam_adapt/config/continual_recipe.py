@@ -50,19 +50,17 @@ class Domain:
             (short, dataset), *_ = value.items()
             value = {"name": short, "dataset": dataset}
         if value.get("dataset") is None:
-            raise UserError(
-                f"{value} names no dataset", where=key, fix="give name: … and dataset: …, or name: dataset"
-            )
+            raise UserError(f"{value} names no dataset", key=key, fix="give name: … and dataset: …, or name: dataset")
         named = value.get("name") or Path(str(value["dataset"]).removeprefix(DRAWN)).name
         domain = from_values(cls, {**value, "name": named}, key)
         try:
             check_domain_name(domain.name, [])
         except UserError as error:
-            raise UserError(f"{error}", where=key) from error
+            raise error.replace(key=key) from error
         if domain.name == NATURAL:
             raise UserError(
                 f"the name {NATURAL!r} is kept for the data set that is evaluated only",
-                where=key,
+                key=key,
                 fix="choose another",
             )
         return domain
@@ -98,15 +96,15 @@ class ContinualRecipe(Recipe):
         super().__post_init__()
         if not self.domains:
             raise UserError(
-                "missing", key="domains", fix="list them in order, each as name: dataset or synthetic:<domain>."
+                "missing", key="domains", fix="list them in order, each as name: dataset or synthetic:<domain>"
             )
         for key, value in (("dataset", self.dataset), ("num_labels", self.num_labels), ("palette", self.palette)):
             if value is not None:
                 hint = "name data sets under domains" if key == "dataset" else "a continual run segments one class"
-                raise UserError(f"{value}: {hint}", where=key, fix=f"leave {key} out.")
+                raise UserError(f"{value}: {hint}", key=key, fix=f"leave {key} out")
         if self.resume_from_checkpoint not in (None, "latest"):
             raise UserError(
-                "a continual run always goes on where it stopped", key="resume_from_checkpoint", fix="leave it out."
+                "a continual run always goes on where it stopped", key="resume_from_checkpoint", fix="leave it out"
             )
         domains = [Domain.read(value, f"domains[{index}]") for index, value in enumerate(self.domains)]
         self.domains = [domain.plain() for domain in domains]
@@ -118,14 +116,14 @@ class ContinualRecipe(Recipe):
             raise UserError(
                 f"{len(self.learning_rates)} for {tasks} tasks of protocol {self.protocol}",
                 key="learning_rates",
-                fix="give one a domain, for joint learning_rate alone.",
+                fix="give one a domain, for joint learning_rate alone",
             )
         for rate in self.learning_rates or ():
             if not 0 <= rate < math.inf:
-                raise UserError(f"{rate} is no finite number of at least 0.", key="learning_rates")
+                raise UserError(f"{rate} is not a finite number of at least 0", key="learning_rates")
         repeated = [name for index, name in enumerate(names) if name in names[:index]]
         if repeated:
-            raise UserError(f"{repeated[0]} is there twice", key="domains", fix="give each domain a name of its own.")
+            raise UserError(f"{repeated[0]} is there twice", key="domains", fix="give each domain a name of its own")
 
     def read_domains(self) -> list[Domain]:
         """The domains in order."""

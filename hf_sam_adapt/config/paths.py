@@ -58,8 +58,8 @@ def found_from(file: str | Path) -> Change:
         if os.path.exists(value):
             raise UserError(
                 f"{value}: paths in {file} start at its folder, where there is none",
-                where=key,
-                fix=f"write {_from_folder(value, folder)} there, or give it as a flag.",
+                key=key,
+                fix=f"write {_from_folder(value, folder)} there, or give it as a flag",
             )
         return value if re.fullmatch(names, value) else beside
 

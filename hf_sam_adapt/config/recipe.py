@@ -125,11 +125,9 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
         _at_least(self, "early_stopping", 1)
         _at_least(self, "points_per_object", 1)
         if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
-            raise UserError(f"{self.learning_rate} is no finite number of at least 0.", key="learning_rate")
+            raise UserError(f"{self.learning_rate} is not a finite number of at least 0", key="learning_rate")
         if self.lr_min is not None and not 0 <= self.lr_min <= (self.learning_rate or math.inf):
-            raise UserError(
-                f"{self.lr_min} is not between 0 and the learning_rate {self.learning_rate}.", key="lr_min"
-            )
+            raise UserError(f"{self.lr_min} is not between 0 and the learning_rate {self.learning_rate}", key="lr_min")
         _at_least(self, "channels", 1)
         _at_least(self, "correction_rounds", 0)
         _known_names(self, "prompts", ("none", "box", "point", "mask"))
@@ -137,30 +135,30 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
         _known_names(self, "augment", ("flip", "scale", "crop", "colour", "jitter", "none"))
         _known_names(self, "report_to", ("trackio", "tensorboard", "wandb", "none"))
         if not self.prompts:
-            raise UserError("empty", key="prompts", fix="name at least one of none, box, point, mask.")
+            raise UserError("empty", key="prompts", fix="name at least one of none, box, point, mask")
         self._check_prompts()
         self.augment = _without_none(self.augment, "augment")
         if self.cache_embeddings and self.augment:
             raise UserError(
                 f"augment {' '.join(self.augment)} would change the images in each epoch",
                 key="cache_embeddings",
-                fix="set augment: none, or leave cache_embeddings out.",
+                fix="set augment: none, or leave cache_embeddings out",
             )
         self.report_to = _without_none(self.report_to, "report_to")
 
     def _check_prompts(self) -> None:
         for kind, weight in (self.prompt_weights or {}).items():
             if kind not in self.prompts:
-                raise UserError(f"'{kind}' is not among the prompts {' '.join(self.prompts)}.", key="prompt_weights")
+                raise UserError(f"'{kind}' is not among the prompts {' '.join(self.prompts)}", key="prompt_weights")
             if not (weight > 0 and math.isfinite(weight)):
                 raise UserError(
-                    f"{weight} for {kind} is not above 0", key="prompt_weights", fix=f"leave {kind} out of prompts."
+                    f"{weight} for {kind} is not above 0", key="prompt_weights", fix=f"leave {kind} out of prompts"
                 )
         if self.points_per_object > 1 and "point" not in self.prompts:
-            raise UserError("of point prompts", key="points_per_object", fix="add point to prompts.")
+            raise UserError("of point prompts", key="points_per_object", fix="add point to prompts")
         if self.correction_rounds and set(self.prompts) == {"none"}:
             raise UserError(
-                "they follow a box, point or mask", key="correction_rounds", fix="add one of them to prompts."
+                "they follow a box, point or mask", key="correction_rounds", fix="add one of them to prompts"
             )
 
     @classmethod
@@ -203,16 +201,16 @@ def parse_recipe(argv: list[str] | None = None, prog: str | None = None) -> Reci
 def _at_least(recipe: Recipe, name: str, smallest: int) -> None:
     value = getattr(recipe, name)
     if value is not None and not value >= smallest:
-        raise UserError(f"{value} is below {smallest}.", where=name)
+        raise UserError(f"{value} is below {smallest}", key=name)
 
 
 def _known_names(recipe: Recipe, name: str, known: tuple[str, ...]) -> None:
     for value in getattr(recipe, name):
         if value not in known:
-            raise UserError(f"unknown '{value}'", where=name, fix=f"choose from {', '.join(known)}.")
+            raise UserError(f"unknown '{value}'", key=name, fix=f"choose from {', '.join(known)}")
 
 
 def _without_none(names: list[str], key: str) -> list[str]:
     if "none" in names and len(names) > 1:
-        raise UserError(f"'none' excludes the other names in {' '.join(names)}.", where=key)
+        raise UserError(f"'none' excludes the other names in {' '.join(names)}", key=key)
     return [name for name in names if name != "none"]

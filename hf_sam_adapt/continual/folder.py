@@ -45,18 +45,16 @@ class ContinualFolder:
         self.tasks = self.path / "tasks"
         self.evaluations = self.path / "evaluations"
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file", key="output_dir", fix="name a folder.")
+            raise UserError(f"{self.path} is a file", key="output_dir", fix="name a folder")
         before = self.path / "recipe.yaml"
         if before.exists():
             if "domains" not in read_yaml(before):
                 raise UserError(
-                    f"{self.path} holds a run on one data set", key="output_dir", fix="name another folder."
+                    f"{self.path} holds a run on one data set", key="output_dir", fix="name another folder"
                 )
             _check_continues(from_file(ContinualRecipe, before), recipe, self.path)
         elif self.tasks.exists():
-            raise UserError(
-                f"{self.path} holds tasks but no recipe.yaml", key="output_dir", fix="name another folder."
-            )
+            raise UserError(f"{self.path} holds tasks but no recipe.yaml", key="output_dir", fix="name another folder")
 
     def begin(self, recipe: ContinualRecipe) -> None:
         """Create the folder with `recipe.yaml`."""
@@ -75,16 +73,16 @@ def _check_continues(before: ContinualRecipe, recipe: ContinualRecipe, path: Pat
             raise UserError(
                 f"number {number + 1} is {('missing' if new is None else new)}, the run in {path} has {old}",
                 key="domains",
-                fix="add domains at the end, or name another output_dir.",
+                fix="add domains at the end, or name another output_dir",
             )
     rates = before.learning_rates
     if rates is not None and (recipe.learning_rates or [])[: len(rates)] == rates:
         before = dataclasses.replace(before, domains=recipe.domains, learning_rates=recipe.learning_rates)
     if recipe.natural != before.natural and before.natural is not None:
-        raise UserError(f"{recipe.natural}, the run in {path} has {before.natural}", key="natural", fix="keep it.")
+        raise UserError(f"{recipe.natural}, the run in {path} has {before.natural}", key="natural", fix="keep it")
     for field in dataclasses.fields(ContinualRecipe):
         old, new = getattr(before, field.name), getattr(recipe, field.name)
         if field.name not in _MAY_CHANGE and old != new:
             raise UserError(
-                f"{new!r}, the run in {path} has {old!r}", where=field.name, fix="keep it, or name another output_dir."
+                f"{new!r}, the run in {path} has {old!r}", key=field.name, fix="keep it, or name another output_dir"
             )

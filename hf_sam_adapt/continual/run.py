@@ -121,11 +121,12 @@ def _load(recipe: ContinualRecipe, domain: Domain) -> SegmentationData:
     try:
         data = load_data(recipe.task(domain, Path(recipe.output_dir)))
     except UserError as error:
-        raise UserError(f"domain {domain.name}: {error}") from error
+        raise error.within(f"domain {domain.name}") from error
     if data.num_labels is not None:
         raise UserError(
-            f"domain {domain.name}: {domain.dataset} has {data.num_labels} classes",
-            fix="make one of them with label_map, or by mask_values: binary.",
+            f"{domain.dataset} has {data.num_labels} classes",
+            where=f"domain {domain.name}",
+            fix="make one of them with label_map, or by mask_values: binary",
         )
     return data
 

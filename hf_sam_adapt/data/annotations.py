@@ -49,7 +49,7 @@ def read_text(file: Path, encoding: str | None = None) -> tuple[str, str | None]
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise UserError(f"not readable ({error})", where=file, fix="check the file") from error
+        raise UserError(f"not readable ({error.strerror})", where=file, fix="check the file") from error
     codec = next((codec for mark, codec in _MARKS if content.startswith(mark)), None)
     if codec is None and b"\0" in content[:2]:
         codec = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
@@ -68,7 +68,7 @@ def read_text(file: Path, encoding: str | None = None) -> tuple[str, str | None]
     except UnicodeDecodeError as error:
         said = f"not {encoding}" if encoding else "its encoding is not clear"
         hint = "save it as UTF-8, or name its encoding by --encoding of convert"
-        raise UserError(f"not UTF-8, and {said}", where=file, fix=f"{hint}") from error
+        raise UserError(f"not UTF-8, and {said}", where=file, fix=hint) from error
 
 
 def _code_page(content: bytes) -> str | None:
@@ -120,7 +120,7 @@ def find_image(name: str, folders: Sequence[Path], source: str) -> FoundImage:
                 if found is not None:
                     return FoundImage(found, stem_of(Path(*parts[-length:])))
     hint = "put it there, or name its folder by --images of convert"
-    raise UserError(f"the image {name} is not in {folders[0]} nor beside it", where=source, fix=f"{hint}")
+    raise UserError(f"the image {name} is not in {folders[0].name} nor beside it", where=source, fix=hint)
 
 
 def stem_of(path: str | Path) -> str:
@@ -181,7 +181,7 @@ def image_side(value: Any, name: str) -> int | None:
         if isinstance(value, bool) or not math.isfinite(side) or side != int(side):
             raise ValueError(value)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{value!r} is no height or width in pixels", where=name, fix="correct it there") from error
+        raise UserError(f"{value!r} is not a height or width in pixels", where=name, fix="correct it there") from error
     return int(side) if side > 0 else None
 
 

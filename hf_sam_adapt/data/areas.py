@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..errors import UserError, first_line
 OUTSIDE = "mostly outside of its image"
 NO_PIXEL = "too small for a pixel"
 FIRST_PIXEL = "in the first pixel of its image, where coordinates in 0..1 lie"
-MEND = {
+FIXES = {
     OUTSIDE: "the coordinates are of another size or orientation of the images",
     NO_PIXEL: "remove these areas, or check the unit of the coordinates, which are pixels",
     FIRST_PIXEL: "multiply the coordinates by width and height",
@@ -67,7 +68,7 @@ def _polygons(segmentation: list) -> list[np.ndarray]:
     flat = bool(segmentation) and not isinstance(segmentation[0], list)
     polygons = [np.asarray(one, np.float64).reshape(-1, 2) for one in ([segmentation] if flat else segmentation)]
     if not all(np.isfinite(one).all() for one in polygons):
-        raise ValueError("a coordinate that is no number")
+        raise ValueError("a coordinate that is not a number")
     return polygons
 
 
@@ -92,7 +93,7 @@ def decode_runs(runs: dict, height: int, width: int, name: str) -> np.ndarray:
         counts = _decompress(counts)
     if list(runs.get("size", (height, width))) != [height, width] or sum(counts) != height * width:
         raise UserError(
-            f"run lengths of another size than the image ({width}x{height})", where=name, fix="mend the annotation"
+            f"run lengths of another size than the image ({width}x{height})", where=name, fix="correct the annotation"
         )
     values = np.arange(len(counts)) % 2 == 1
     return np.repeat(values, counts).reshape(width, height).T  # columns first
@@ -124,7 +125,7 @@ def has_no_pixel(counts: Any) -> bool:
 
 
 def misplacement(bounds: Bounds, height: int, width: int) -> str | None:
-    """What is wrong with an area of these bounds in an image: a key of `MEND`, None if nothing is."""
+    """What is wrong with an area of these bounds in an image: a key of `FIXES`, None if nothing is."""
     left, top, right, bottom = bounds
     if right <= left or bottom <= top:
         return NO_PIXEL
@@ -156,7 +157,7 @@ def check_turn(areas: Sequence[Bounds | None], size: tuple[int, int], name: str,
     if lost[0] and not lost[1]:
         raise UserError(
             f"{lost[0]} of {len(areas)} areas lie outside of {size[1]}x{size[0]}, but inside of {size[0]}x{size[1]}, "
-            f"and EXIF turns {image}",
+            f"and EXIF turns {Path(image).name}",
             where=name,
             fix="swap width and height in the annotation, or store the photograph upright and without EXIF "
             "orientation",
@@ -182,6 +183,6 @@ class Misplaced:
         """What to say, and how often. Raises `UserError` where most of the areas are misplaced."""
         if 2 * self.counts.total() > self.total:
             fault, count = self.counts.most_common(1)[0]
-            example = self.examples[fault]
-            raise UserError(f"{count} of {self.total} areas are {fault}, such as in {example}", fix=f"{MEND[fault]}")
+            example = Path(self.examples[fault]).name
+            raise UserError(f"{count} of {self.total} areas are {fault}, such as in {example}", fix=FIXES[fault])
         return {f"area {fault}, such as in {self.examples[fault]}": count for fault, count in self.counts.items()}

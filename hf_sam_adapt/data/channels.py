@@ -71,6 +71,7 @@ def read_channels(source: Source, channels: int, name: str | None = None) -> np.
             f"{wrong} of {values.shape[0] * values.shape[1]} pixels are NaN or infinite",
             where=name,
             fix="give them a finite value, and 255 (ignore) in the mask",
+            code="not-finite",
         )
     return values
 
@@ -118,10 +119,14 @@ def _open_array(source: Source, channels: int, name: str, pixels: bool) -> np.nd
                 f"an image of mode {stored.mode}",
                 where=name,
                 fix="with channels, store values instead of palette indices",
+                code="channels",
             )
         if narrows(stored):
             raise UserError(
-                "16 bits in several channels, of which Pillow keeps 8", where=name, fix="store it as TIFF or .npy"
+                "16 bits in several channels, of which Pillow keeps 8",
+                where=name,
+                fix="store it as TIFF or .npy",
+                code="bit-depth",
             )
         if not pixels and not is_cut_short(stored):
             header = header_of(stored)
@@ -148,8 +153,9 @@ def _checked(array: np.ndarray, channels: int, name: str) -> np.ndarray:
         raise UserError(f"image of type {array.dtype}, expected integers or real numbers{hint}", where=name)
     if array.shape[2] != channels:
         first = array.shape[0] == channels
-        hint = "store it as (H, W, channels), they come first in it" if first else "mend the file or set channels"
-        raise UserError(f"{array.shape[2]} channels, but channels is {channels}", where=name, fix=f"{hint}")
+        hint = "store it as (H, W, channels), they come first in it" if first else "fix the file or set channels"
+        problem = f"{array.shape[2]} channels, but channels is {channels}"
+        raise UserError(problem, where=name, fix=hint, code="channels")
     if 0 in array.shape:
         raise UserError(f"image of shape {array.shape} without pixels", where=name, fix="remove or replace the file")
     return array

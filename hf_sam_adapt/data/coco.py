@@ -314,7 +314,7 @@ class _Split:
             other = entries.setdefault(str(path.resolve()), name)
             if len(entries) == len(columns["id"]):
                 raise UserError(
-                    f"{other} and {name} are one file, {path}", where=self.file, fix="give each entry its own"
+                    f"{other} and {name} are one file, {path.name}", where=self.file, fix="give each entry its own"
                 )
             height, width = self._size(item, path)
             found = objects[_key(item["id"])]

@@ -90,7 +90,7 @@ class SegmentationSplit(Dataset):
         stored, lossy = self.reader.read_mask(row)
         name = self.reader.name(row)
         if stored.shape[:2] != image.shape[:2]:
-            raise UserError(size_message(name, stored.shape[:2], image.shape[:2]))
+            raise size_mismatch(name, stored.shape[:2], image.shape[:2])
         mask = self.encoding.decode(stored, lossy, name)
         return Sample(image, mask, row["id"], index, self.reader.path(row))
 
@@ -177,8 +177,8 @@ def mask_of(split: Any, index: int) -> np.ndarray:
     return split.mask(index) if hasattr(split, "mask") else split[index].mask
 
 
-def size_message(name: str, mask: tuple[int, int], image: tuple[int, int]) -> str:
+def size_mismatch(name: str, mask: tuple[int, int], image: tuple[int, int]) -> UserError:
     """The error for a mask of another size than its image; sizes are (height, width)."""
     turned = ", as where a photograph is turned by its EXIF orientation" if mask == image[::-1] else ""
     sizes = f"mask of {mask[1]}x{mask[0]} pixels, its image has {image[1]}x{image[0]}"
-    return f"{name}: {sizes}{turned}; they must be equal"
+    return UserError(f"{sizes}{turned}", where=name, fix="they must be equal", code="size-mismatch")

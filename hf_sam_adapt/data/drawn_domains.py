@@ -70,7 +70,7 @@ def generated_tables(
     domain, at, setting = name.removeprefix(DRAWN).partition("@")
     if domain not in SYNTHETIC_DOMAINS:
         raise UserError(
-            f"{name}: unknown domain", key="dataset", fix=f"choose from {', '.join(sorted(SYNTHETIC_DOMAINS))}"
+            "unknown domain", key="dataset", where=name, fix=f"choose from {', '.join(sorted(SYNTHETIC_DOMAINS))}"
         )
     looks = _parse_looks(name, setting, SYNTHETIC_DOMAINS[domain].radar) if at else None
     tables = {
@@ -89,7 +89,7 @@ def generated_tables(
 def _parse_looks(name: str, setting: str, radar: bool) -> float:
     if not radar:
         raise UserError(
-            f"{name}: only landcover and speckle are radar pictures", key="dataset", fix=f"leave @{setting} out"
+            "only landcover and speckle are radar pictures", key="dataset", where=name, fix=f"leave @{setting} out"
         )
     key, _, value = setting.partition("=")
     try:
@@ -98,7 +98,7 @@ def _parse_looks(name: str, setting: str, radar: bool) -> float:
         looks = math.nan
     if key != "looks" or not LOOKS[0] <= looks <= LOOKS[1]:
         raise UserError(
-            f"{name}: '{setting}' is not looks=<number> with a number in {LOOKS[0]:g}..{LOOKS[1]:g}", key="dataset"
+            f"'{setting}' is not looks=<number> with a number in {LOOKS[0]:g}..{LOOKS[1]:g}", key="dataset", where=name
         )
     return looks
 

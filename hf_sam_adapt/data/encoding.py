@@ -60,30 +60,32 @@ class MaskEncoding:
         """
         if stored.ndim == 3 and self.palette is not None:
             if lossy:
-                raise UserError(lossy_message(name))
+                raise lossy_mask(name)
             stored = to_labels(stored, self.palette)
         mask = map_values(stored, self.label_map)
         if self.mask_values in ("binary", "alpha"):
             if self.exact and lossy:
-                raise UserError(lossy_message(name))
+                raise lossy_mask(name)
             if self.exact and ((mask != 0) & (mask != 255)).any():
                 value = mask[(mask != 0) & (mask != 255)][0]
                 raise UserError(
                     f"mask value {value:g}, while other masks hold only 0 and 255",
                     where=name,
                     fix=f"{_SOFT_HINT}, or to index (255 = ignore)",
+                    code="mask-values",
                 )
             if mask.dtype != np.uint8 and mask.min(initial=0) < 0:
                 raise UserError(
                     f"mask value {mask.min():g}, below 0",
                     where=name,
                     fix=f"say what it means with label_map, such as {{{mask.min():g}: 0}}",
+                    code="mask-values",
                 )
             threshold = (LOSSY_THRESHOLD if lossy else 0) if self.threshold is None else self.threshold
             found = (mask > threshold).astype(np.uint8)
             return np.where(stored == IGNORE, np.uint8(IGNORE), found) if self.draws_ignored else found
         if lossy:
-            raise UserError(lossy_message(name))
+            raise lossy_mask(name)
         check_classes(present_values(mask, name), self.num_labels, name)
         return mask
 
@@ -175,7 +177,7 @@ def resolve_encoding(
     found = []
     for name, values, lossy in masks:
         if lossy:
-            raise UserError(lossy_message(name))
+            raise lossy_mask(name)
         found.append((name, values))
     union = np.any([values for _, values in found], axis=0) if found else np.zeros(256, bool)
     # A label_map with the target 255 says itself that 255 means ignore.
@@ -208,7 +210,7 @@ def check_threshold(threshold: float | None, mask_values: str) -> str:
     """What `mask_values` is with a threshold: that makes "auto" "binary".
 
     Raises:
-        UserError: a threshold of class indices, or one that is no number of at least 0.
+        UserError: a threshold of class indices, or one that is not a number of at least 0.
     """
     if threshold is None:
         return mask_values
@@ -217,7 +219,7 @@ def check_threshold(threshold: float | None, mask_values: str) -> str:
             "class indices have none", key="mask_threshold", fix="leave it out, or set mask_values to binary"
         )
     if not 0 <= threshold < np.inf:
-        raise UserError(f"{threshold:g} is no number of at least 0", key="mask_threshold")
+        raise UserError(f"{threshold:g} is not a number of at least 0", key="mask_threshold")
     return "binary" if mask_values == "auto" else mask_values
 
 
@@ -246,6 +248,7 @@ def check_classes(values: np.ndarray, num_labels: int | None, name: str) -> None
             f"mask value {value}, but {labels} and 255 = ignore",
             where=name,
             fix=f"{_SOFT_HINT}, or to index with num_labels above {value} or a label_map",
+            code="mask-values",
         )
 
 
@@ -257,6 +260,7 @@ def present_values(mask: np.ndarray, name: str) -> np.ndarray:
             f"mask value {wrong:g}, class indices are integers in 0..254 and 255 = ignore",
             where=name,
             fix=f"{_SOFT_HINT}, or say with label_map what it means",
+            code="mask-values",
         )
     return np.bincount(mask.ravel(), minlength=256) > 0
 
@@ -284,15 +288,19 @@ def _check_unmixed(found: list[tuple[str, np.ndarray]]) -> None:
     if picture and classes:
         raise UserError(
             f"two mask encodings are mixed: {picture} holds 255 and no class, {classes} holds class indices",
-            fix="set mask_values to index (255 = ignore) or binary (above 0 is foreground), or mend one of them",
+            fix="set mask_values to index (255 = ignore) or binary (above 0 is foreground), or fix one of them",
+            code="mixed-encoding",
         )
 
 
 _SOFT_HINT = "set mask_values to binary (everything above 0 is foreground; of soft edges what is above mask_threshold)"
 
 
-def lossy_message(name: str) -> str:
-    return (
-        f"{name}: a mask stored lossily (JPEG or the like), its values are not exact; set mask_values to binary "
-        "(above 127 is foreground) or store masks as PNG"
+def lossy_mask(name: str) -> UserError:
+    """The error for a mask whose values a lossy format may have changed."""
+    return UserError(
+        "a mask stored lossily (JPEG or the like), its values are not exact",
+        where=name,
+        fix="set mask_values to binary (above 127 is foreground) or store masks as PNG",
+        code="lossy-mask",
     )

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-# Told the kind of a mistake in a folder, the files it is about, and the message: raises it, or takes note of it.
-Problem = Callable[[str, list[str], str], None]
+# Told what is wrong in a folder, and the files that it is about: raises it, or takes note of it.
+Problem = Callable[[UserError, list[str]], None]
 IMAGE_SUFFIXES = {".bmp", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -69,9 +69,9 @@ def has_masks(root: Path) -> bool:
     return (root / "masks").is_dir() or (root / "train" / "masks").is_dir()
 
 
-def refuse(code: str, files: list[str], message: str) -> None:
-    """The `Problem` that raises `UserError(message)`."""
-    raise UserError(message)
+def refuse(error: UserError, files: list[str]) -> None:
+    """The `Problem` that raises."""
+    raise error
 
 
 def find_pairs(
@@ -83,7 +83,8 @@ def find_pairs(
         root: holds images and masks, or a folder of them for each split.
         mask_suffix: what the masks' names have at their end.
         arrays: whether `.npy` files count, too.
-        problem: told of "missing-mask", "missing-image" and "same-stem"; if it returns, these files are left out.
+        problem: told of errors "missing-mask", "missing-image" and "same-stem"; if it returns, these files are left
+            out.
 
     Returns:
         "train" and what there is of "val" and "test"; or "all" when `root` has no split folders, neither at its top
@@ -146,8 +147,8 @@ def _pair_folder(folder: Path, mask_suffix: str | None, arrays: bool, problem: P
     hint = "" if mask_suffix else " (or set mask_suffix if the masks' names end differently)"
     images_alone = [image_files[stem] for name, stem in wanted.items() if name not in mask_files]
     masks_alone = [path for name, path in mask_files.items() if name not in wanted]
-    _check_alone(images_alone, "image", "mask", hint, problem)
-    _check_alone(masks_alone, "mask", "image", hint, problem)
+    _check_alone(folder, images_alone, "image", "mask", hint, problem)
+    _check_alone(folder, masks_alone, "mask", "image", hint, problem)
     stems = sorted(stem for name, stem in wanted.items() if name in mask_files)
     return datasets.Dataset.from_dict(
         {
@@ -165,19 +166,18 @@ def _by_stem(folder: Path, suffixes: set[str], problem: Problem) -> dict[str, st
     for path in map(str, files_below(folder, suffixes)):
         stem = one_form(os.path.splitext(path[below:])[0]).replace(os.sep, "/")
         if stem in files:
-            message = (
-                f"{folder}: {files[stem][below:]} and {path[below:]} have the same stem; remove or rename one of them"
-            )
-            problem("same-stem", [path], message)
+            same = f"{files[stem][below:]} and {path[below:]} have the same stem"
+            fix = "remove or rename one of them"
+            problem(UserError(same, where=folder, fix=fix, code="same-stem"), [path])
             continue
         files[stem] = path
     return files
 
 
-def _check_alone(paths: list[str], kind: str, other: str, hint: str, problem: Problem) -> None:
+def _check_alone(folder: Path, paths: list[str], kind: str, other: str, hint: str, problem: Problem) -> None:
     if paths:
         paths = sorted(paths)
-        shown = ", ".join(paths[:5]) + (", …" if len(paths) > 5 else "")
+        shown = ", ".join(os.path.relpath(path, folder) for path in paths[:5]) + (", …" if len(paths) > 5 else "")
         plural = "s" * (len(paths) > 1)
-        message = f"{len(paths)} {kind}{plural} without {other}: {shown}; add the {other}{hint}"
-        problem(f"missing-{other}", paths, message)
+        alone = f"{len(paths)} {kind}{plural} without {other}: {shown}"
+        problem(UserError(alone, where=folder, fix=f"add the {other}{hint}", code=f"missing-{other}"), paths)

@@ -184,6 +184,7 @@ def array_to_rgb(array: np.ndarray, name: str = "image array") -> np.ndarray:
             where=name,
             fix=f"pass uint8 values 0..255 (or uint16), or set channels to {array.shape[2]} for values as they are "
             "stored",
+            code="bit-depth",
         )
     if array.shape[2] in (2, 4):
         _check_opaque(array[:, :, -1], name, array.shape[2])
@@ -224,18 +225,21 @@ def _check_photograph(stored: Image.Image | Values, name: str) -> None:
     """Refuse what reading as RGB of 8 bits would leave out, as far as the head of the file says it."""
     if isinstance(stored, Image.Image):
         if stored.mode == "F":
-            raise UserError("floating-point image", where=name, fix=f"{_AS_STORED.format(1)}")
+            raise UserError("floating-point image", where=name, fix=_AS_STORED.format(1), code="bit-depth")
         if stored.mode == "LAB":
             raise UserError("colours of mode LAB", where=name, fix="store it as RGB")
         return
     bands = stored.shape[2]
     if bands - stored.alpha not in (1, 3):
         raise UserError(
-            f"{bands} bands, a photograph has red, green and blue", where=name, fix=f"{_AS_STORED.format(bands)}"
+            f"{bands} bands, a photograph has red, green and blue",
+            where=name,
+            fix=_AS_STORED.format(bands),
+            code="channels",
         )
     if stored.dtype not in (bool, np.uint8, np.uint16):
         kind = "floating-point image" if stored.dtype.kind == "f" else f"values of type {stored.dtype}"
-        raise UserError(f"{kind}", where=name, fix=f"{_AS_STORED.format(bands)}")
+        raise UserError(kind, where=name, fix=_AS_STORED.format(bands), code="bit-depth")
 
 
 def _check_opaque(alpha: np.ndarray, name: str, channels: int) -> None:
@@ -247,6 +251,7 @@ def _check_opaque(alpha: np.ndarray, name: str, channels: int) -> None:
             f"{100 * share:.3g} % of the pixels are transparent, which reading as RGB leaves out",
             where=name,
             fix=f"store it without alpha{as_stored}",
+            code="alpha",
         )
 
 
@@ -259,7 +264,7 @@ def _opaque(alpha: np.ndarray) -> Any:
 
 def _wide_to_uint16(array: np.ndarray, name: str) -> np.ndarray:
     if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
-        raise UserError("values outside 0..65535", where=name, fix=f"{_AS_STORED.format(1)}")
+        raise UserError("values outside 0..65535", where=name, fix=_AS_STORED.format(1), code="bit-depth")
     return array.astype(np.uint16)
 
 
@@ -267,12 +272,15 @@ def _mask_of_picture(stored: Image.Image, name: str, content: MaskContent) -> np
     """(H, W) or (H, W, C) of the values that the file stores."""
     if narrows(stored):
         raise UserError(
-            "more than 8 bits in several channels, of which Pillow keeps 8", where=name, fix="store it as PNG"
+            "more than 8 bits in several channels, of which Pillow keeps 8",
+            where=name,
+            fix="store it as PNG",
+            code="bit-depth",
         )
     as_stored, image = stored_grey(stored), upright(stored)
     if content == "alpha":
         if not has_alpha(image):
-            raise UserError("a mask without an alpha channel", where=name, fix="set mask_values to binary or index")
+            raise _no_alpha(name)
         return np.asarray(image.convert("RGBA").getchannel("A"))
     if image.mode == "PA":
         return np.stack([np.asarray(image.getchannel(band)) for band in (0, 0, 0, 1)], axis=2)
@@ -295,10 +303,11 @@ def _array_to_mask(array: np.ndarray, name: str, content: MaskContent) -> np.nda
                 f"{100 * share:.3g} % of the mask is transparent, and its values do not say what is drawn",
                 where=name,
                 fix="set mask_values to alpha (what is visible is foreground), or store it without alpha",
+                code="alpha",
             )
         array = array[..., :-1]
     elif content == "alpha" and array.ndim == 3 and array.shape[2] != 1:
-        raise UserError("a mask without an alpha channel", where=name, fix="set mask_values to binary or index")
+        raise _no_alpha(name)
     if array.ndim == 3 and array.shape[2] == 3:
         if content == "colours":
             return _colours(array, name)
@@ -308,6 +317,7 @@ def _array_to_mask(array: np.ndarray, name: str, content: MaskContent) -> np.nda
                 where=name,
                 fix="set palette to the colours of the classes, or store one class index per pixel (grey or palette "
                 "PNG)",
+                code="palette",
             )
         array = array[..., 0]
     if array.ndim == 3 and array.shape[2] == 1:
@@ -315,6 +325,11 @@ def _array_to_mask(array: np.ndarray, name: str, content: MaskContent) -> np.nda
     if array.ndim != 2:
         raise UserError(f"mask of shape {array.shape}", where=name, fix="expected one value per pixel (H, W)")
     return _narrowed(array, name)
+
+
+def _no_alpha(name: str) -> UserError:
+    fix = "set mask_values to binary or index"
+    return UserError("a mask without an alpha channel", where=name, fix=fix, code="alpha")
 
 
 def _colours(array: np.ndarray, name: str) -> np.ndarray:
@@ -332,7 +347,10 @@ def _narrowed(array: np.ndarray, name: str) -> np.ndarray:
     """As uint8 where no value is lost by it."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise UserError(
-            "a mask with values that are NaN or infinite", where=name, fix="give them a number, 255 = ignore"
+            "a mask with values that are NaN or infinite",
+            where=name,
+            fix="give them a number, 255 = ignore",
+            code="not-finite",
         )
     if array.dtype != np.uint8:
         fits = array.min(initial=0) >= 0 and array.max(initial=0) <= 255

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .images import IGNORE
 
 
@@ -130,13 +130,15 @@ def _read_file(name: str) -> Any:
     try:
         return yaml.safe_load(Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{name} cannot be read ({' '.join(str(error).split())})", key="palette") from error
+        raise UserError(f"{name} cannot be read ({one_line(error)})", key="palette") from error
 
 
 def _checked_colour(name: str, colour: Any) -> Colour:
     values = list(colour) if isinstance(colour, (list, tuple)) else []
     if len(values) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in values):
-        raise UserError(f"{name}: {colour!r} is no colour", key="palette", fix="give [red, green, blue], each 0..255")
+        raise UserError(
+            f"{name}: {colour!r} is not a colour", key="palette", fix="give [red, green, blue], each 0..255"
+        )
     return values[0], values[1], values[2]
 
 

@@ -13,9 +13,9 @@ from ..errors import UserError, require_extra
 from ..names import DRAWN, check_id2label, read_id2label
 from . import coco, columns, folder
 from . import drawn_domains as generated
-from .dataset import Reader, SegmentationData, SegmentationSplit, size_message
+from .dataset import Reader, SegmentationData, SegmentationSplit, size_mismatch
 from .degenerate import degenerate, unused_map_notes
-from .encoding import check_threshold, lossy_message, parse_label_map, resolve_encoding
+from .encoding import check_threshold, lossy_mask, parse_label_map, resolve_encoding
 from .images import MaskContent
 from .palettes import Palette, resolve_palette
 from .scan import ScannedMask, in_threads, palette_notes, sample_rows, scan_masks, soft_notes
@@ -135,7 +135,7 @@ def load_segmentation_dataset(
             )
         if problem and name == "train":
             raise UserError(
-                f"{dataset}: {problem} in {len(tables[name])} training masks", key="dataset", fix=f"check {_HINT}"
+                f"{problem} in {len(tables[name])} training masks", key="dataset", where=dataset, fix=f"check {_HINT}"
             )
         if problem:
             val_chooses = False
@@ -221,9 +221,12 @@ def open_source(
         num_labels, id2label = _labels_of(palette, num_labels, id2label)
     content: MaskContent = "colours" if palette is not None else "alpha" if mask_values == "alpha" else "values"
     tables, reader, found_labels, left_out = _open(dataset, mask_suffix, channels, content, problem)
-    for key, given in (("palette", palette is not None), ("mask_values: alpha", mask_values == "alpha")):
+    for key, value, given in (
+        ("palette", None, palette is not None),
+        ("mask_values", "alpha", mask_values == "alpha"),
+    ):
         if found_labels is not None and given:
-            raise UserError(f"{dataset} says its classes itself", where=key, fix="leave it out")
+            raise UserError(f"{dataset} says its classes itself", key=key, where=value, fix="leave it out")
     if found_labels is not None and mask_values != "binary":
         mask_values = "index"
         # With a label_map the values are classes of the user's own.
@@ -233,11 +236,11 @@ def open_source(
     empty = next((name for name in ("val", "test") if name in tables and not len(tables[name])), None)
     if empty is not None:
         raise UserError(
-            f"{dataset}: no images in its split {empty}", key="dataset", fix="add some, or remove the split"
+            f"no images in its split {empty}", key="dataset", where=dataset, fix="add some, or remove the split"
         )
     tables, splits, notes = draw_splits(tables, group_by, seed, known)
     if "train" not in tables or not len(tables["train"]):
-        raise UserError(f"{dataset} has no training images", key="dataset")
+        raise UserError("no training images", key="dataset", where=dataset)
     names = _id2label(id2label, num_labels)
     notes = left_out + notes
     return Source(tables, reader, mask_values, mask_threshold, label_map, num_labels, names, palette, splits, notes)
@@ -258,7 +261,7 @@ def _open(
         if root.exists() or root.parent.is_dir() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
             kind = "is not a folder" if root.exists() else "missing folder"
             raise UserError(
-                f"{name}: {kind}", key="dataset", fix="give a folder, a Hub id owner/name, or synthetic:<domain>"
+                kind, key="dataset", where=name, fix="give a folder, a Hub id owner/name, or synthetic:<domain>"
             )
         return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(channels, content), None, []
     if columns.is_saved_dataset(root):
@@ -274,9 +277,9 @@ def _open(
         left_out = [f"{len(unread)} files of the folder are not read{named}"] if unread else []
         return tables, folder.FileReader(channels, content), None, left_out
     raise UserError(
-        f"{name}: the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO "
-        "annotations.json",
+        "the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO annotations.json",
         key="dataset",
+        where=name,
     )
 
 
@@ -291,13 +294,13 @@ def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, se
         image, mask = reader.headers(row)
         name = reader.name(row)
         if mask.lossy and mask_values not in ("binary", "alpha"):
-            raise UserError(lossy_message(name))
+            raise lossy_mask(name)
         sizes = (mask.height, mask.width), (image.height, image.width)
         if sizes[0] != sizes[1]:
             # A header may hide a rotation; the pixels decide.
             stored, pixels = reader.read_mask(row)[0].shape[:2], reader.read_image(row).shape[:2]
             if stored != pixels:
-                raise UserError(size_message(name, stored, pixels))
+                raise size_mismatch(name, stored, pixels)
         return name, mask.coloured
 
     if reader.checked_rows is not None:
@@ -312,6 +315,7 @@ def _check_colours(masks: list[tuple[str, bool]]) -> None:
         raise UserError(
             f"two mask encodings are mixed: {named[True]} holds colours, {named[False]} one value a pixel",
             fix="store all masks alike",
+            code="mixed-encoding",
         )
 
 
@@ -334,7 +338,7 @@ def _id2label(id2label: Mapping | None, num_labels: int | None) -> dict[int, str
     wrong = [key for key in names if not 0 <= key < count]
     if wrong:
         raise UserError(
-            f"id2label: {len(names)} classes are named, but num_labels is unset", fix="set it to their number"
+            f"{len(names)} classes are named, but num_labels is unset", key="id2label", fix="set it to their number"
         )
     default = {0: "background"} | {i: "foreground" if count == 2 else f"class_{i}" for i in range(1, count)}
     return default | names

@@ -142,7 +142,7 @@ def group_keys(ids: Sequence[str], group_by: str) -> list[str]:
     try:
         pattern = re.compile(one_form(group_by))
     except re.error as error:
-        raise UserError(f"{group_by!r} is no regular expression ({error})", key="group_by") from error
+        raise UserError(f"{group_by!r} is not a regular expression ({error})", key="group_by") from error
     if pattern.groups != 1:
         raise UserError(
             f"{group_by!r} has {pattern.groups} groups",

@@ -88,7 +88,7 @@ def open_stored(
     try:
         image = Image.open(source)
     except Image.DecompressionBombError as error:
-        raise UserError(_too_large(name)) from error
+        raise _too_large(name) from error
     except (OSError, SyntaxError, ValueError, TypeError) as error:
         if isinstance(error, UnidentifiedImageError) and _is_tiff(source):
             yield _tiff_values(source, name, channels)
@@ -104,7 +104,7 @@ def _values_of(image: Opened, source: Any, name: str, channels: int | None) -> I
     """`Values` of a file where `image`, which Pillow opened from it, holds less; else `image`."""
     pages, tiff, frame = _pages(image), image.format == "TIFF", image.tell()
     if pages > 1 and (channels is None or not tiff):
-        raise UserError(_several(name, pages, tiff))
+        raise _several(name, pages, tiff)
     size, rawmodes = (image.height, image.width), set(_rawmodes(image))
     if tiff and (pages > 1 or _hides_samples(image)):
         if pages == 1 and rawmodes == {"RGBX"} and len(image.tag_v2.get(_BITS)) == 4:
@@ -174,10 +174,11 @@ def reason(error: Exception) -> str:
     return "of no known format" if isinstance(error, UnidentifiedImageError) else first_line(error)
 
 
-def _too_large(name: str) -> str:
+def _too_large(name: str) -> UserError:
     """The error for an image beyond Pillow's limit."""
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-    return f"{name}: more than the {limit:.0f} million pixels that are read at once; cut it into smaller images"
+    problem = f"more than the {limit:.0f} million pixels that are read at once"
+    return UserError(problem, where=name, fix="cut it into smaller images")
 
 
 def rewind(source: Any) -> None:
@@ -190,13 +191,10 @@ def placeholder(shape: Sequence[int], dtype: Any) -> np.ndarray:
     return np.broadcast_to(np.zeros((), dtype), tuple(shape))
 
 
-def _several(name: str, count: int, tiff: bool) -> str:
-    if not tiff:
-        return f"{name}: {count} frames, of which only one would be read; store each as a file of its own"
-    return (
-        f"{name}: {count} pages, of which only one would be read; store each as a file of its own, or set channels if "
-        "they are the channels of one image"
-    )
+def _several(name: str, count: int, tiff: bool) -> UserError:
+    problem = f"{count} {'pages' if tiff else 'frames'}, of which only one would be read"
+    channels = ", or set channels if they are the channels of one image" if tiff else ""
+    return UserError(problem, where=name, fix=f"store each as a file of its own{channels}", code="frames")
 
 
 def _pages(image: Opened) -> int:
@@ -307,7 +305,7 @@ def _tiff_values(source: Any, name: str, channels: int | None) -> Values:
 
     array, pictures, alpha, lossy = read(pixels=False)
     if pictures > 1:
-        raise UserError(_several(name, pictures, True))
+        raise _several(name, pictures, True)
     height, width, bands = array.shape
     return Values((height, width, bands), array.dtype, alpha, lossy, "TIFF", lambda: read()[0])
 

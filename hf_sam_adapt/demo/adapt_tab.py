@@ -240,7 +240,7 @@ class AdaptTab:
         """Push the adapter with the visitor's token, which is forgotten."""
         try:
             if session.job is None or session.job.progress().state != "finished":
-                raise UserError("there is no adapter yet: let a training finish first")
+                raise UserError("there is no adapter yet", fix="let a training finish first")
             if not (token or "").strip():  # never that of the machine
                 raise UserError("type a token with write access", fix="it is used for this push alone")
             address = push_folder(

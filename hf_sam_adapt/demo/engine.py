@@ -79,7 +79,7 @@ def route_image(image: ImageState, entry: Entry) -> Routing:
     """
     pool = entry.pool
     if pool is None:
-        raise UserError("this adapter is no pool of domains, so there is nothing to route", fix="choose a pool")
+        raise UserError("this adapter is not a pool of domains, so there is nothing to route", fix="choose a pool")
     if entry.name not in image.routings:
         with entry.lock, inference([entry.model]):
             image.routings[entry.name] = pool.route(_pixels(image.picture, entry))

@@ -184,7 +184,7 @@ class AdaptJob:
             UserError: the training has not finished.
         """
         if self.progress().state != "finished":
-            raise UserError("there is no adapter yet: let a training finish first")
+            raise UserError("there is no adapter yet", fix="let a training finish first")
         path = self.folder / "adapter.zip"
         if not path.exists():
             with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -203,7 +203,7 @@ class AdaptJob:
     def _reason(self, status: int) -> str:
         if status == OVER_TIME:
             return f"the training took longer than {self.max_seconds} seconds; take fewer steps or smaller images"
-        log = self.folder / "log.txt"
-        lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return errors[-1] if errors else "the training stopped unexpectedly; try fewer or smaller images"
+        file = self.folder / "error.json"
+        if file.is_file():
+            return json.loads(file.read_text())["message"]
+        return "the training stopped unexpectedly; try fewer or smaller images"

@@ -152,7 +152,7 @@ class Shelf:
         try:
             loaded = load_adapted(name)
         except UserError as error:
-            raise UserError(str(error).removeprefix("adapter: ")) from error
+            raise error.replace(key=None) from error
         if loaded.processor.channels is not None:
             raise UserError(
                 f"{Path(name).name} reads images of {loaded.processor.channels} channels, which a page cannot show",

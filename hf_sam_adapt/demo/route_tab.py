@@ -165,7 +165,7 @@ class RouteTab:
         entry = self.app.entry(name, session)
         if entry.pool is None:
             raise UserError(
-                "this adapter is no pool of domains", fix="choose or type one that `continual` has trained"
+                "this adapter is not a pool of domains", fix="choose or type one that `continual` has trained"
             )
         return entry
 

@@ -39,7 +39,7 @@ class DemoArguments:
     def __post_init__(self) -> None:
         for name in ("max_megapixels", "max_megabytes", "max_seconds"):
             if getattr(self, name) < 1:
-                raise UserError(f"{getattr(self, name)} is below 1", where=name)
+                raise UserError(f"{getattr(self, name)} is below 1", key=name)
         self.adapters = self.adapters or os.environ.get(ADAPTERS_VARIABLE, "").replace(",", " ").split()
         self.model = self.model or os.environ.get(MODEL_VARIABLE) or "tiny"
 

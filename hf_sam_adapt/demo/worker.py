@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..config.arguments import from_values, read_yaml
 from ..config.recipe import Recipe
-from ..errors import exit_status
+from ..errors import UserError, exit_status
 from ..inference.variants import Variant, inference, predicted_masks
 from ..metrics import overlap
 from ..prompts import Prompt
@@ -99,7 +99,14 @@ def _train(folder: Path, max_seconds: float) -> int:
         watcher.write("training", 0)
         loop.accelerator.trackers.append(watcher)
 
-    return exit_status(lambda: train(from_values(Recipe, read_yaml("recipe.yaml")), prepare=watch))
+    def run() -> None:
+        try:
+            train(from_values(Recipe, read_yaml("recipe.yaml")), prepare=watch)
+        except UserError as error:
+            write_json(folder / "error.json", {"message": str(error), "code": error.code})
+            raise
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

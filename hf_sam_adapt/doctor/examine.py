@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..data.encoding import MaskEncoding, map_values, present_values, resolve_encoding
@@ -22,6 +22,7 @@ from ..data.scan import SCANNED, in_threads, sample_rows
 from ..data.sources import Source, open_source
 from ..data.splits import group_keys
 from ..data.walk import is_leftover
+from ..distributed import SampleLoader
 from ..errors import UserError, require_extra
 from .checks import SplitFacts, check_classes, check_objects, check_pixels, check_splits
 from .findings import ERROR, WARNING, Finding, Findings, from_message
@@ -155,11 +156,10 @@ def examine_dataset(
 def _open(dataset: Any, keys: dict[str, Any], findings: Findings, told: set[str]) -> Source | None:
     """The data set without the files that do not pair, which go to `told`; None where nothing can be trained on."""
 
-    def problem(code: str, files: list[str], message: str) -> None:
-        mend = message.rpartition("; ")[2]
-        value = {"missing-mask": "image without mask", "missing-image": "mask without image"}.get(code)
+    def problem(error: UserError, files: list[str]) -> None:
+        value = {"missing-mask": "image without mask", "missing-image": "mask without image"}.get(error.code)
         value = value or "another file in its folder has the same stem"
-        findings.add(Finding(ERROR, code, file, value, mend) for file in files)
+        findings.add(Finding(ERROR, error.code, file, value, str(error.fix)) for file in files)
         told.update(files)
 
     try:
@@ -255,7 +255,7 @@ def _examined(
     total = sum(len(table) for table in tables.values())
     if processes is None:
         processes = min(MAX_PROCESSES, _cpus()) if total > ALONE and _cpus() > 1 else 0
-    loader = DataLoader(_Chunks(tables, examiner), batch_size=None, num_workers=processes)
+    loader = SampleLoader(_Chunks(tables, examiner), batch_size=None, num_workers=processes)
     with tqdm(total=total, unit="image", disable=not sys.stderr.isatty()) as bar:
         for chunk in loader:
             yield from chunk

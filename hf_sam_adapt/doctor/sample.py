@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.channels import ARRAY_SUFFIX, displayable
-from ..data.dataset import Reader, size_message
+from ..data.dataset import Reader, size_mismatch
 from ..data.encoding import MaskEncoding, map_values, middle_of_edges, present_values
 from ..data.images import IGNORE
 from ..data.palettes import to_labels, unknown_colours
@@ -95,7 +95,7 @@ class Examiner:
             return facts
         name = self.reader.name(row)
         if stored.shape[:2] != image.shape[:2]:
-            facts.refuse(size_message(name, stored.shape[:2], image.shape[:2]), name, "size-mismatch")
+            facts.refuse(str(size_mismatch(name, stored.shape[:2], image.shape[:2])), name, "size-mismatch")
             return facts
         mask = self._decoded(stored, lossy, name, facts)
         if mask is not None:

@@ -11,7 +11,6 @@ from torch import nn
 
 from ..data.dataset import mask_of
 from ..distributed import of_all_ranks, own_batches
-from ..errors import UserError
 from ..inference.variants import inference, label_maps
 from ..metrics import ConfusionMatrix
 from ..names import IgnoreBackground
@@ -116,7 +115,7 @@ def evaluate_classes(
     parts = of_all_ranks((matrices, records))
     matrices = {name: parts[0][0][name].merge(part[0][name] for part in parts[1:]) for name in matrices}
     if not matrices["adapted"].counts[1:].any():
-        raise UserError(no_foreground(len(split)))
+        raise no_foreground(len(split))
     records = [record for part in parts for record in part[1]]
     test: dict[str, Any] = {"zero_shot": None, "adapted": class_scores(matrices["adapted"], ignore_background)}
     if constant is not None:

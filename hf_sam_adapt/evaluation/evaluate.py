@@ -149,7 +149,7 @@ def evaluate(
     records = _gather(records)
     scored = [record for record in records if record.labelled]
     if not any(one.truth for record in scored for kind in record.scores.values() for one in kind.values()):
-        raise UserError(no_foreground(len(records)))
+        raise no_foreground(len(records))
     test = _means(scored, prompts)
     for name, own in streams.items():
         for metric in own.values():
@@ -157,11 +157,12 @@ def evaluate(
     return EvalResult(test, records)
 
 
-def no_foreground(images: int) -> str:
+def no_foreground(images: int) -> UserError:
     """The error for a split on which a model that finds nothing would be right."""
-    return (
-        f"none of the {images} masks that are scored holds any foreground, so that finding nothing would be right: "
-        "add images with objects, or check the masks, mask_values and label_map"
+    return UserError(
+        f"none of the {images} masks that are scored holds any foreground, so that finding nothing would be right",
+        fix="add images with objects, or check the masks, mask_values and label_map",
+        code="no-foreground",
     )
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import metadata_load
 
 from ..data.walk import files_below
 from ..errors import UserError
-from ..upload import check_can_push, upload
+from ..upload import check_can_push, push_again, upload
 
 
 PUSHED_SUFFIXES = (".py", ".txt", ".md", ".png", ".jpg", ".json", ".yaml", ".safetensors")
@@ -63,7 +63,7 @@ def push_space(
                 lambda name: chosen, repo, private=private, revision=revision, repo_type="space", space_sdk=sdk
             )
         except UserError as error:
-            raise UserError(f"{error}. {folder} is untouched", key="push", fix=f"push again with: {again}") from error
+            raise push_again(error, again, folder) from error
 
 
 def space_files(folder: Path) -> dict[str, Path]:
@@ -74,7 +74,7 @@ def space_files(folder: Path) -> dict[str, Path]:
     """
     missing = [name for name in ("README.md", "app.py", "requirements.txt") if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"{folder} is no Space: it holds no {', '.join(missing)}", key="push")
+        raise UserError(f"{folder} is not a Space: it holds no {', '.join(missing)}", key="push")
     files = {path.relative_to(folder): path for path in sorted(files_below(folder))}
     return {
         inside.as_posix(): path

@@ -91,7 +91,8 @@ def load_base(name: str, attention: Kind = "auto") -> tuple[SamModel, SamAdaptPr
     try:
         config_file = find_file(name, "config.json")
     except UserError as error:
-        raise UserError(f"cannot load {name!r}: {error}", key="model") from error
+        problem = f"cannot load {name!r}: {error.problem}"
+        raise error.replace(problem=problem, key="model", where=None) from error
     if config_file is None:
         if find_file(name, ADAPTER_CONFIG) is not None:
             raise UserError(f"{name} is an adapter, not a base model", key="model", fix="pass it as --adapter")
@@ -169,7 +170,9 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
     known = [field.name for field in dataclasses.fields(config_cls)]
     for key in method_args:
         if key not in known:
-            raise UserError(f"method_args.{key} is no field of {config_cls.__name__}{_nearest(key, known)}")
+            raise UserError(
+                f"method_args.{key} is not a field of {config_cls.__name__}{_nearest(key, known)}", code="method-args"
+            )
     try:
         model = get_peft_model(base, config_cls(**method_args))
     except (ValueError, TypeError, NotImplementedError) as error:  # of PEFT, for a value that it does not take

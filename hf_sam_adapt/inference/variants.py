@@ -108,7 +108,7 @@ def routed(model: nn.Module, domain: str | None) -> AbstractContextManager:
     if domain is None:
         return nullcontext()
     if not isinstance(model, ModaModel):
-        raise UserError(f"{domain}, but the adapter is no pool of domains", key="domain", fix="leave domain out")
+        raise UserError(f"{domain}, but the adapter is not a pool of domains", key="domain", fix="leave domain out")
     model.resolve(domain)
     return model.using(domain)
 

@@ -39,18 +39,16 @@ def class_weights_from(
         UserError: `rule` is unknown, a mask holds another value, or no pixel is labelled.
     """
     if rule not in RULES:
-        raise UserError(f"'{rule}' is not one of {', '.join(RULES)} or a list of numbers.", key="class_weights")
+        raise UserError(f"'{rule}' is not one of {', '.join(RULES)} or a list of numbers", key="class_weights")
     counts = np.zeros(IGNORE + 1, np.int64)
     for mask in _masks(masks):
         counts += np.bincount(mask.ravel(), minlength=IGNORE + 1)  # (H, W) -> (H * W,) -> (256,)
     foreign = [value for value in np.flatnonzero(counts) if num_labels <= value < IGNORE]
     if foreign:
-        raise UserError(
-            f"the training masks hold class {foreign[0]}, num_labels is {num_labels}.", key="class_weights"
-        )
+        raise UserError(f"the training masks hold class {foreign[0]}, num_labels is {num_labels}", key="class_weights")
     pixels = counts[:num_labels]
     if not pixels.any():
-        raise UserError("no pixel of the training masks is labelled (all are 255 = ignore).", key="class_weights")
+        raise UserError("no pixel of the training masks is labelled (all are 255 = ignore)", key="class_weights")
     occurs = pixels > 0
     weights = np.zeros(num_labels)
     weights[occurs] = (pixels[occurs] / pixels.sum()) ** RULES[rule]

@@ -95,7 +95,7 @@ def loss_of_labels(
         raise UserError(
             f"{class_weights.numel()} values for {channels} channels",
             key="class_weights",
-            fix="give one a class (binary: none).",
+            fix="give one a class (binary: none)",
         )
     # (N,K,h,w) -> (N,K,H,W)
     scores = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)

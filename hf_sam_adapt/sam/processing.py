@@ -333,7 +333,11 @@ class SamAdaptProcessor(BaseImageProcessor):
         unused = kwargs.pop("return_unused_kwargs", False)
         for step in ("do_resize", "do_rescale", "do_normalize", "do_pad", "do_convert_rgb"):
             if config.get(step) is False:
-                raise UserError(f"{step} is false", key="preprocessor_config.json", fix="SAM's preprocessing needs it")
+                raise UserError(
+                    f"{step} is false",
+                    key="preprocessor_config.json",
+                    fix="set it to true, SAM's preprocessing needs it",
+                )
         if "image_size" not in config:
             size = config.get("size")
             config["image_size"] = size.get("longest_edge") if isinstance(size, dict) else size

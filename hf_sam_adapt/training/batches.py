@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..data.augment import augment
+from ..distributed import SampleLoader
 from ..inference.embeddings.split import EmbeddedSample
 from ..inference.forward import collate
 from ..prompts import Prompt, training_prompt
@@ -170,12 +171,12 @@ def prompt_shares(kinds: Sequence[str], weights: Mapping[str, float] | None) -> 
     return [one / sum(wanted) for one in wanted]
 
 
-def training_loader(samples: TrainingSamples, stream: BatchStream, num_workers: int, pin_memory: bool) -> DataLoader:
+def training_loader(samples: TrainingSamples, stream: BatchStream, num_workers: int, pin_memory: bool) -> SampleLoader:
     """Loader of the stream's micro-batches, packed: `to_device` makes inputs of them.
 
     With embeddings for images, `image_embeddings`, `ImageEmbeddings` of B, stand for `pixel_values`.
     """
-    return DataLoader(
+    return SampleLoader(
         samples,
         batch_sampler=stream,
         num_workers=num_workers,

@@ -104,10 +104,10 @@ class Checkpoints:
         path = Path(wanted)
         if path.resolve().parent != self.folder.resolve():
             raise UserError(
-                f"{wanted} is not in {self.folder}", key="resume_from_checkpoint", fix="only own checkpoints are read."
+                f"{wanted} is not in {self.folder}", key="resume_from_checkpoint", fix="only own checkpoints are read"
             )
         if not _is_whole(path):
-            raise UserError(f"{wanted} is missing or incomplete", key="resume_from_checkpoint", fix="use 'latest'.")
+            raise UserError(f"{wanted} is missing or incomplete", key="resume_from_checkpoint", fix="use 'latest'")
         return path
 
     def load(self, path: Path) -> TrainingState:
@@ -167,7 +167,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def _copy_into(model: nn.Module, checkpoint: Path) -> None:
     tensors, trained = load_file(checkpoint / _WEIGHTS), _trained(model)
     if {name: t.shape for name, t in tensors.items()} != {name: p.shape for name, p in trained.items()}:
-        raise UserError("its parameters are not those that this recipe trains.", where=checkpoint)
+        raise UserError("its parameters are not those that this recipe trains", where=checkpoint)
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(tensors[name])

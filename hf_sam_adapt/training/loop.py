@@ -115,7 +115,7 @@ class TrainingLoop:
                 f"{path} took {self.state.images_per_step} images per optimizer step, this run takes "
                 f"{self.schedule.images_per_step}",
                 key="resume_from_checkpoint",
-                fix="keep processes * batch_size * accumulation.",
+                fix="keep processes * batch_size * accumulation",
             )
         self.accelerator.print(f"Resumed at step {self.state.step} of {self.schedule.total}.")
 
@@ -193,7 +193,7 @@ class TrainingLoop:
             raise UserError(
                 f"the loss became {loss} at step {step + 1}",
                 fix=f"lower learning_rate (now {self.recipe.learning_rate:g}), lengthen "
-                f"warmup{(', or use precision bf16' if self.recipe.precision == 'fp16' else '')}.",
+                f"warmup{(', or use precision bf16' if self.recipe.precision == 'fp16' else '')}",
             )
         return loss, iou
 

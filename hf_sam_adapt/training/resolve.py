@@ -36,17 +36,17 @@ def method_fields(recipe: Recipe, data: SegmentationData) -> dict[str, Any]:
             f"method {recipe.method} segments one class, the data set has {data.num_labels}",
             key="num_labels",
             fix=f"use one of {', '.join(CLASS_METHODS)}, or make one class of them with label_map or mask_values: "
-            "binary.",
+            "binary",
         )
     if recipe.prompts != ["none"]:
         raise UserError(
             f"{' '.join(recipe.prompts)}, but classes are segmented without prompts",
             key="prompts",
-            fix="leave it unset.",
+            fix="leave it unset",
         )
     named = recipe.method_args.get("num_labels", data.num_labels)
     if named != data.num_labels:
-        raise UserError(f"{named}, but the data set has {data.num_labels} classes.", key="method_args.num_labels")
+        raise UserError(f"{named}, but the data set has {data.num_labels} classes", key="method_args.num_labels")
     fields |= {"decoder": "class_wise", "num_labels": data.num_labels, "id2label": data.id2label}
     return fields | recipe.method_args
 
@@ -59,7 +59,7 @@ def _channel_fields(recipe: Recipe) -> dict[str, Any]:
         raise UserError(
             f"{recipe.channels}, but a plain LoRA file cannot store another patch embedding",
             key="channels",
-            fix=f"use one of {', '.join(CLASS_METHODS)} or full.",
+            fix=f"use one of {', '.join(CLASS_METHODS)} or full",
         )
     return {"in_channels": recipe.channels, "train_patch_embed": True}
 
@@ -70,7 +70,7 @@ def check_adapter_classes(found: int | None, data: SegmentationData, adapter: st
         raise UserError(
             f"{adapter} has num_labels {found}, the data set {data.num_labels}",
             key="adapter",
-            fix="start from a fresh adapter, or make the classes agree with label_map.",
+            fix="start from a fresh adapter, or make the classes agree with label_map",
         )
 
 
@@ -89,7 +89,7 @@ def loss_weights(recipe: Recipe, data: SegmentationData) -> torch.Tensor | None:
     wanted = recipe.class_weights
     if data.num_labels is None:
         if wanted is not None:
-            raise UserError("the data set has one class", key="class_weights", fix="leave class_weights out.")
+            raise UserError("the data set has one class", key="class_weights", fix="leave class_weights out")
         return None
     weights, absent = class_weights_from(
         data.train, data.num_labels, wanted if isinstance(wanted, str) else "none", data.id2label
@@ -98,6 +98,6 @@ def loss_weights(recipe: Recipe, data: SegmentationData) -> torch.Tensor | None:
         data.notes.append(f"no training mask holds {', '.join(absent)}: nothing can be learned of it.")
     if isinstance(wanted, list):
         if len(wanted) != data.num_labels:
-            raise UserError(f"{len(wanted)} numbers for {data.num_labels} classes.", key="class_weights")
+            raise UserError(f"{len(wanted)} numbers for {data.num_labels} classes", key="class_weights")
         return torch.tensor(wanted, dtype=torch.float32)
     return None if wanted in (None, "none") else weights

@@ -83,10 +83,10 @@ def train(
     require_extra("train", "training")
     if recipe.dataset is None:
         raise UserError(
-            "missing", key="dataset", fix="name a folder with images/ and masks/, a Hub id, or synthetic:<domain>."
+            "missing", key="dataset", fix="name a folder with images/ and masks/, a Hub id, or synthetic:<domain>"
         )
     if recipe.precision == "fp16" and start_processes().device.type == "cpu":
-        raise UserError("fp16 needs a GPU", key="precision", fix="use bf16 or no on a CPU.")
+        raise UserError("fp16 needs a GPU", key="precision", fix="use bf16 or no on a CPU")
     check_trackers(recipe.report_to)
     if recipe.push_to_hub:
         check_can_push(recipe.repository)
@@ -99,7 +99,7 @@ def train(
     check_metrics(recipe.metrics, recipe.prompts, data.num_labels)
     check_ignore_background(recipe.ignore_background, data.num_labels)
     if recipe.early_stopping is not None and data.val is None:
-        raise UserError("there are no validation images", key="early_stopping", fix="add some, or leave it out.")
+        raise UserError("there are no validation images", key="early_stopping", fix="add some, or leave it out")
     recipe, model, processor = load_model(recipe, data)
     if recipe.cache_embeddings:
         check_cacheable(model)
@@ -183,15 +183,13 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
     else:
         if recipe.method_args:
             raise UserError(
-                "an adapter to start from has its own config", key="method_args", fix="leave method_args out."
+                "an adapter to start from has its own config", key="method_args", fix="leave method_args out"
             )
         loaded = load_adapted(recipe.adapter, model=recipe.model, trainable=True, attention=recipe.attention)
         model, processor = loaded.model, loaded.processor
         method = method_of(loaded.config)
         if recipe.method not in (Recipe.method, method):
-            raise UserError(
-                f"{recipe.method}, but {recipe.adapter} is {method}", key="method", fix="leave method out."
-            )
+            raise UserError(f"{recipe.method}, but {recipe.adapter} is {method}", key="method", fix="leave method out")
         check_adapter_classes(getattr(loaded.config, "num_labels", None), data, recipe.adapter)
         base_name = loaded.base_name or recipe.adapter
         if method == "full":
@@ -199,7 +197,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
     image_size = model.config.vision_config.image_size
     if recipe.image_size not in (None, image_size):
         raise UserError(
-            f"the adapter {recipe.adapter} runs at {image_size}, not at {recipe.image_size}.", key="image_size"
+            f"the adapter {recipe.adapter} runs at {image_size}, not at {recipe.image_size}", key="image_size"
         )
     resize = recipe.resize or processor.resize
     normalization = input_normalization(recipe, data, processor)
@@ -243,7 +241,7 @@ def input_normalization(recipe: Recipe, data: SegmentationData, processor: SamAd
         raise UserError(
             f"{recipe.channels}, but {recipe.adapter or recipe.model} takes {takes}",
             key="channels",
-            fix=f"set channels to {processor.channels or 'none'}.",
+            fix=f"set channels to {processor.channels or 'none'}",
         )
     if own is not None and recipe.normalization in (None, own["kind"]):
         return own
@@ -312,11 +310,9 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     try:
         result = measure(loop, split if of_images else cache.embed(split)[0], zero_shot)
     except UserError as error:
-        raise UserError(
-            f"{measured_on}: {error}. The trained weights are in {folder.checkpoints}",
-            key="dataset",
-            fix="then go on with resume_from_checkpoint: latest",
-        ) from error
+        go_on = f"then go on with resume_from_checkpoint: latest (the trained weights are in {folder.checkpoints})"
+        fix = f"{error.fix or 'correct it'}, {go_on}"
+        raise error.replace(key=error.key or "dataset", fix=fix).within(measured_on) from error
 
     def write(target: Path) -> None:
         save_adapter(loop.model, target)

@@ -78,18 +78,18 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file", key="output_dir", fix="name a folder.")
+            raise UserError(f"{self.path} is a file", key="output_dir", fix="name a folder")
         found = [name for name in _OWN if (self.path / name).exists()]
         if recipe.resume_from_checkpoint is None:
             if found:
                 raise UserError(
                     f"{self.path} already holds {found[0]}",
                     key="output_dir",
-                    fix="name another folder, or continue that run with resume_from_checkpoint: latest.",
+                    fix="name another folder, or continue that run with resume_from_checkpoint: latest",
                 )
         elif found and "recipe.yaml" not in found:
             raise UserError(
-                f"{self.path} holds {found[0]} but no recipe.yaml, so it is no run to resume.", key="output_dir"
+                f"{self.path} holds {found[0]} but no recipe.yaml, so it is not a run to resume", key="output_dir"
             )
 
     def check_same_run(self, recipe: Recipe) -> None:
@@ -108,7 +108,7 @@ class RunFolder:
                 raise UserError(
                     f"{field.name} is {new!r}, the run in {self.path} has {old!r}",
                     key="resume_from_checkpoint",
-                    fix="keep it, or start another output_dir.",
+                    fix="keep it, or start another output_dir",
                 )
 
     def begin(self, recipe: Recipe, data: SegmentationData) -> None:

@@ -17,7 +17,7 @@ def check_trackers(names: list[str]) -> None:
     """Accelerate would leave out a tracker whose package is missing; here that is a `UserError`."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"the package {name} is not installed", key="report_to", fix=f"run `pip install {name}`.")
+            raise UserError(f"the package {name} is not installed", key="report_to", fix=f"run `pip install {name}`")
 
 
 def start_trackers(accelerator: Accelerator, recipe: Recipe, logs: Path) -> None:

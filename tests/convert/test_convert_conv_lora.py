@@ -322,7 +322,7 @@ def test_a_damaged_checkpoint(sam, write, out, zipped):
         ({"format": "sam"}, "format: 'sam' is unknown; use one of sam-adapter, conv-lora, cwsam, cosam"),
         ({"domains": ["a"]}, "domains: only a cosam folder takes it"),
         ({"decoder": "hq"}, "decoder: 'hq' is unknown"),
-        ({"checkpoint_path": "nowhere.ckpt"}, "nowhere.ckpt is no file"),
+        ({"checkpoint_path": "nowhere.ckpt"}, "nowhere.ckpt is not a file"),
         ({"image_size": 128}, "image_size: the checkpoint was trained at 64, not at 128"),
         ({"base": "nowhere/at/all"}, "nowhere/at/all"),
     ],
@@ -375,7 +375,7 @@ def test_the_command(sam, base, write, out, capsys):
         (["x.ckpt"], "convert needs --from"),
         (["x.ckpt", "--from=conv-lora"], "convert needs --out"),
         (["--from", "nothing", "x.ckpt"], "'nothing' is not one of sam-adapter, conv-lora"),
-        (["--from", "conv-lora", "x.ckpt", "--out", "adapter"], "x.ckpt is no file"),
+        (["--from", "conv-lora", "x.ckpt", "--out", "adapter"], "x.ckpt is not a file"),
         (["--from", "conv-lora", "x.ckpt", "--decoder", "some"], "decoder: 'some' is not one of full, none"),
     ],
 )

@@ -147,7 +147,7 @@ def test_what_is_no_size(tmp_path, size):
     content = coco({"1.jpg": BOXES})
     content["images"][0]["height"] = size
     (root / "annotations.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"1\.jpg: height: .* is no height or width"):
+    with pytest.raises(UserError, match=r"1\.jpg: height: .* is not a height or width"):
         load_segmentation_dataset(root)
 
 

@@ -383,7 +383,7 @@ def cvat_colours(rng, root):
         ("yolo", yolo_odd, "1.txt: line 1 is not `class x y"),
         ("cvat", lambda rng, root: None, "neither annotations.xml nor labelmap.txt"),
         ("cvat", cvat_rle, "image a/one.jpg: a damaged mask"),
-        ("cvat", cvat_size, "image a/one.jpg: height: 'forty' is no height or width"),
+        ("cvat", cvat_size, "image a/one.jpg: height: 'forty' is not a height or width"),
         ("cvat", cvat_colours, "labelmap.txt: it must map 2 to 255 classes"),
     ],
 )

@@ -173,7 +173,7 @@ def test_leftovers_are_neither_pushed_nor_paired_in_the_demo(tmp_path):
 def test_a_named_leftover_is_refused_and_hidden_folders_can_be_named(tmp_path):
     write_pair(tmp_path / ".cache", "a")
     litter(tmp_path / ".cache" / "images")
-    with pytest.raises(UserError, match=r"\._000\.png is no image"):
+    with pytest.raises(UserError, match=r"\._000\.png is not an image"):
         find_images([str(tmp_path / ".cache/images/._000.png")])
     assert [path.name for path in find_images([str(tmp_path / ".cache/images/*.png")])] == ["a.png"]
     assert [path.name for path in find_images([str(tmp_path / ".cache/images")])] == ["a.png"]

@@ -76,9 +76,9 @@ def test_palettes_from_names_mappings_and_files(tmp_path):
         ("FUSARMAP1", "did you mean FUSAR_MAP_1"),
         (str(tmp_path / "absent.yaml"), "absent.yaml cannot be read"),
         ({"sea": [0, 0, 1]}, "2 to 255 classes"),
-        ({"sea": [0, 0, 256], "land": [1, 2, 3]}, "sea: .* is no colour"),
-        ({"sea": [0, 0], "land": [1, 2, 3]}, "sea: .* is no colour"),
-        ({"sea": "blue", "land": [1, 2, 3]}, "'blue' is no colour"),
+        ({"sea": [0, 0, 256], "land": [1, 2, 3]}, "sea: .* is not a colour"),
+        ({"sea": [0, 0], "land": [1, 2, 3]}, "sea: .* is not a colour"),
+        ({"sea": "blue", "land": [1, 2, 3]}, "'blue' is not a colour"),
         ({"sea": [1, 2, 3], "land": [1, 2, 3]}, "of land is that of another class"),
     ]:
         with pytest.raises(UserError, match=message) as caught:

@@ -136,7 +136,7 @@ def test_classes_are_refused(sam_folder, tmp_path):
 
 def test_only_a_pool_has_domains(sam_folder, make_dataset, tmp_path):
     adapter = save_run(tmp_path / "run", sam_folder, "cwsam", method_args={"num_labels": 2, "scale_factor": 4})
-    with pytest.raises(UserError, match="domain: polyp, but the adapter is no pool"):
+    with pytest.raises(UserError, match="domain: polyp, but the adapter is not a pool"):
         run("--adapter", adapter, "--dataset", make_dataset(), "--domain", "polyp")
 
 

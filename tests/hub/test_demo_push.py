@@ -48,7 +48,7 @@ def test_pushes_that_are_refused(tab, connected, monkeypatch):
         ("", "me/x", "type a token"),  # that of the machine, which is set here, is not used
         ("hf_wrong", "me/x", "does not accept the token"),
         (connected.read_token, "me/x", "may not write"),
-        (connected.token, "no name at/all", "no name of a repository"),
+        (connected.token, "no name at/all", "not a repository name"),
     ):
         update = built.publish(session, repo, token)
         assert message in update[built.message]

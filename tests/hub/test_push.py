@@ -124,9 +124,9 @@ def test_what_is_wrong_is_said_before_the_first_request(connected, folder, capsy
         assert status == 2 and len(errors) == 1 and message in errors[0], errors
         assert connected.token not in out + errors[0]
 
-    refused(tmp_path / "nothing", "is no folder")
+    refused(tmp_path / "nothing", "is not a folder")
     refused(tmp_path, "holds neither an adapter nor a model")
-    refused(folder, "no name of a repository", "--repo", "me/a/b")
+    refused(folder, "not a repository name", "--repo", "me/a/b")
     config = json.loads((folder / "adapter_config.json").read_text())
     for base in (None, ""):
         (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))

@@ -105,7 +105,7 @@ def test_given_class_weights_change_the_training(sam_folder, class_folder, tmp_p
     [
         ({"method": "lora"}, "num_labels: method lora segments one class"),
         ({"method": "cwsam", "prompts": ["box"]}, "prompts: box"),
-        ({"method": "cwsam", "loss": "structure"}, "'structure' is no loss for masks of 3 classes"),
+        ({"method": "cwsam", "loss": "structure"}, "'structure' is not a loss for masks of 3 classes"),
         ({"method": "cwsam", "class_weights": [1, 2]}, "2 numbers for 3 classes"),
         ({"method": "cwsam", "class_weights": "fair"}, "class_weights: 'fair'"),
         ({"method": "cwsam", "method_args.num_labels": 4}, "method_args.num_labels: 4"),

@@ -358,7 +358,7 @@ def test_one_batch_of_several_adapters_equals_one_image_at_a_time():
         ([("default", [0, 1]), ("second", [1])], "each of the 3"),
         ([("default", [0, 1]), ("second", [3])], "each of the 3"),
         ([("default", [0, 1])], "each of the 3"),
-        ([("default", [0, 1]), ("nobody", [2])], "nobody is no adapter"),
+        ([("default", [0, 1]), ("nobody", [2])], "nobody is not an adapter"),
     ],
 )
 def test_wrong_assignments_are_refused(assignment, message):

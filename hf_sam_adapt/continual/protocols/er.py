@@ -28,7 +28,7 @@ class ErArgs:
     def __post_init__(self) -> None:
         if self.buffer_size < 1 or not 0 <= self.replay < 1:
             raise UserError(
-                f"buffer_size {self.buffer_size} must be at least 1 and replay {self.replay} in [0, 1).",
+                f"buffer_size {self.buffer_size} must be at least 1 and replay {self.replay} in [0, 1)",
                 key="protocol_args",
             )
 

@@ -40,7 +40,7 @@ class EwcArgs:
     def __post_init__(self) -> None:
         if not self.weight >= 0 or not 0 <= self.decay <= 1:
             raise UserError(
-                f"weight {self.weight} must be at least 0, decay {self.decay} between 0 and 1.", key="protocol_args"
+                f"weight {self.weight} must be at least 0, decay {self.decay} between 0 and 1", key="protocol_args"
             )
 
 

@@ -33,10 +33,10 @@ class Grown(Moda):
         config, inner = start.model.moda_config, build_inner(start.model.moda_config.inner)
         if args != ModaArgs() or recipe.method_args:
             key = "method_args" if recipe.method_args else "protocol_args"
-            raise UserError(f"the pool {recipe.adapter} has its own", where=key, fix=f"leave {key} out.")
+            raise UserError(f"the pool {recipe.adapter} has its own", key=key, fix=f"leave {key} out")
         if recipe.method not in (Recipe.method, method_of(inner)):
             raise UserError(
-                f"{recipe.method}, but the domains of {recipe.adapter} are {method_of(inner)}.", key="method"
+                f"{recipe.method}, but the domains of {recipe.adapter} are {method_of(inner)}", key="method"
             )
         for domain in run.domains:
             check_domain_name(domain.name, config.domains)

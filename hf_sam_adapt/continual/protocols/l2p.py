@@ -34,7 +34,7 @@ class L2p(Naive):
     def __init__(self, run: ContinualRun, args: L2pArgs) -> None:
         super().__init__(run, args)
         if run.recipe.adapter is not None:
-            raise UserError("the prompts of l2p belong to a plain SAM", key="adapter", fix="leave adapter out.")
+            raise UserError("the prompts of l2p belong to a plain SAM", key="adapter", fix="leave adapter out")
 
     def recipe(self, task: int) -> Recipe:
         return dataclasses.replace(super().recipe(task), method="l2p", method_args={} if task else vars(self.args))

@@ -34,7 +34,7 @@ class LwfArgs:
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
-            raise UserError(f"weight {self.weight} must be at least 0.", key="protocol_args")
+            raise UserError(f"weight {self.weight} must be at least 0", key="protocol_args")
 
 
 class Lwf(Naive):

@@ -58,21 +58,22 @@ class Moda(Naive):
         super().__init__(run, args)
         if run.recipe.method == "full":
             raise UserError(
-                "full leaves no adapter that a pool could hold", key="method", fix="use another method with moda."
+                "full leaves no adapter that a pool could hold", key="method", fix="use another method with moda"
             )
         if run.recipe.channels is not None:
             raise UserError(
-                "each domain would be normalised by its own statistics", key="channels", fix="moda takes photographs."
+                "each domain would be normalised by its own statistics", key="channels", fix="moda takes photographs"
             )
         try:
             ModaConfig(**vars(args))
         except UserError as error:
-            raise UserError(f"{error}", key="protocol_args") from error
+            raise error.replace(key="protocol_args") from error
         for domain, data in zip(run.domains, run.data):
             if args.reject and len(data.train) < 2:
                 raise UserError(
-                    f"domain {domain.name}: one training image is too few for a reject threshold",
-                    fix="set protocol_args.reject to 0.",
+                    "one training image is too few for a reject threshold",
+                    where=f"domain {domain.name}",
+                    fix="set protocol_args.reject to 0",
                 )
         self._pool: ModaModel | None = None
 

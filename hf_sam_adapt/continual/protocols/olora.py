@@ -46,7 +46,7 @@ class Olora(Naive):
             raise UserError(
                 f"olora adds up fresh LoRAs, not method {recipe.method}",
                 key="protocol",
-                fix="use method lora, without adapter and use_rslora.",
+                fix="use method lora, without adapter and use_rslora",
             )
         fields = LORA_DEFAULTS | recipe.method_args
         self.rank, self.alpha = fields["r"], fields["lora_alpha"]

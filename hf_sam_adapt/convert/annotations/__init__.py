@@ -60,7 +60,7 @@ def convert_annotations(
     if format not in (*READERS, "folder"):
         raise UserError(f"{format!r} is unknown", key="format", fix=f"use one of {', '.join(READERS)} or folder")
     if out is None and push is None:
-        raise UserError("convert needs --out, the folder to create, or --push owner/name")
+        raise UserError("convert needs --out, the folder to create, or --push owner/name", code="out")
     place = Path(source).expanduser()
     if not place.exists():
         raise UserError("does not exist", where=source, fix="name the folder or file of the annotations")
@@ -71,8 +71,8 @@ def convert_annotations(
     with _unpacked(place) as root, tempfile.TemporaryDirectory() as scratch:
         if format == "folder":
             if push is None or out is not None:
-                raise UserError("--from folder only pushes: give --push owner/name, and no --out")
-            push_dataset(root, push, group_by)
+                raise UserError("--from folder only pushes", fix="give --push owner/name, and no --out")
+            push_dataset(root, push, group_by, f"hf-sam-adapt convert --from folder {place} --push {push}")
             return []
         pictures = None if images is None else Path(images).expanduser()
         annotations = READERS[format](root, pictures, encoding)
@@ -101,9 +101,13 @@ def _check_inside(annotations: Annotations, folders: list[Path], archive: Path) 
     for image in annotations.images:
         path = image.image
         if isinstance(path, Path) and not any(path.resolve().is_relative_to(root) for root in roots):
-            raise UserError(
-                f"{image.name} names {path}, which is not in the archive", where=archive, fix="add it there"
-            )
+            raise UserError(f"names {path}, which is not in the archive", where=image.name, fix="add it there")
+
+
+def _of_archive(error: UserError, root: Path, archive: Path) -> UserError:
+    """An error about a file below `root`, as one about a file in the archive that is unpacked there."""
+    where = Path(error.where or "")
+    return error.replace(where=archive / where.relative_to(root)) if where.is_relative_to(root) else error
 
 
 @contextmanager
@@ -112,14 +116,15 @@ def _unpacked(source: Path) -> Iterator[Path]:
     if source.suffix.lower() != ".zip":
         yield source
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch) / source.stem  # the name that messages show
         try:
             with zipfile.ZipFile(source) as archive:
-                archive.extractall(folder)
+                archive.extractall(root)
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(f"not a readable zip archive ({error})", where=source, fix="export it again") from error
-        inside = [path for path in Path(folder).iterdir() if not is_leftover(path.name)]
+        inside = [path for path in root.iterdir() if not is_leftover(path.name)]
         try:
-            yield inside[0] if len(inside) == 1 and inside[0].is_dir() else Path(folder)
+            yield inside[0] if len(inside) == 1 and inside[0].is_dir() else root
         except UserError as error:
-            raise UserError(str(error).replace(folder, str(source))) from error
+            raise _of_archive(error, root, source) from error

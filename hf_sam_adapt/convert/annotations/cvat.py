@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ...data.annotations import BACKGROUND_LABELS, IGNORE_LABELS, find_image, image_side, label_of, stem_of
-from ...data.dataset import size_message
+from ...data.dataset import size_mismatch
 from ...data.folder import IMAGE_SUFFIXES
 from ...data.images import IGNORE, read_image
 from ...data.palettes import Palette, resolve_palette, to_labels, unknown_colours
@@ -130,11 +130,11 @@ def _read_labelmap(file: Path, annotations: Annotations) -> Palette:
         try:
             classes[fields[0].strip()] = [int(value) for value in fields[1].split(",")]
         except (IndexError, ValueError) as error:
-            raise UserError(f"line {number} is not `name:red,green,blue::`", where=file, fix="mend it") from error
+            raise UserError(f"line {number} is not `name:red,green,blue::`", where=file, fix="correct it") from error
     try:
         palette = resolve_palette(classes)
     except UserError as error:
-        raise UserError(f"{str(error).removeprefix('palette: ')}", where=file) from error
+        raise error.replace(key=None, where=file) from error
     assert palette is not None  # as it is of None only
     return palette
 
@@ -157,7 +157,7 @@ def _read_masks(source: Path, palette: Palette, images: Path, annotations: Annot
         image = pictures.get(one_form(stem.as_posix()))
         if image is None:
             hint = "export with 'Save images', or name its folder by --images"
-            raise UserError(f"no image {stem} in {images}", where=mask, fix=f"{hint}")
+            raise UserError(f"no image {stem} in {images.name}", where=mask, fix=hint)
         names = [*enumerate(palette.classes), (IGNORE, IGNORE_LABELS[0])]
         regions = [Region(name, _ClassOfMask(read, mask, index)) for index, name in names]
         split = subsets.get(one_form(stem.as_posix()), UNSPLIT)
@@ -186,7 +186,7 @@ class _ClassOfMask:
     def draw(self, height: int, width: int) -> np.ndarray:
         labels = self.read(self.file)
         if labels.shape != (height, width):
-            raise UserError(size_message(str(self.file), labels.shape, (height, width)))
+            raise size_mismatch(str(self.file), labels.shape, (height, width))
         return labels == self.index
 
     def bounds(self, height: int, width: int) -> None:

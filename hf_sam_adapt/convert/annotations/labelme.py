@@ -116,7 +116,7 @@ def _shape(shape: dict[str, Any]) -> Shape | None:
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError("points that are not all x and y")
     if not np.isfinite(points).all():
-        raise ValueError("a coordinate that is no number")
+        raise ValueError("a coordinate that is not a number")
     if kind == "mask":
         return _mask(shape["mask"], points)
     if kind in CORNERS:

@@ -12,7 +12,7 @@ import yaml
 from ...data.folder import FileReader
 from ...data.sources import open_source
 from ...errors import UserError
-from ...upload import check_can_push, upload
+from ...upload import check_can_push, push_again, upload
 from .writing import RECIPE, write_recipe
 
 
@@ -59,8 +59,7 @@ def push_dataset(folder: Path, repo: str, group_by: str | None = None, again: st
         try:
             return upload(files, repo, repo_type="dataset")
         except UserError as error:
-            again = again or f"hf-sam-adapt convert --from folder {folder} --push {repo}"
-            raise UserError(f"{error}", key="push", fix=f"push again with: {again}") from error
+            raise push_again(error, again or f"hf-sam-adapt convert --from folder {folder} --push {repo}") from error
 
 
 def save_dataset(folder: Path, out: Path, group_by: str | None = None) -> None:

@@ -63,7 +63,9 @@ def write_folder(annotations: Annotations, folder: Path, classes: Sequence[str] 
             other = sources.setdefault(image.image.resolve(), image.name)
             if other is not image.name:
                 raise UserError(
-                    f"its image {image.image} is that of {other}, too", where=image.name, fix="keep one of them"
+                    f"its image {image.image.name} is that of {Path(other).name}, too",
+                    where=image.name,
+                    fix="keep one of them",
                 )
         mask = _draw(image, _store_image(image, place / "images"), values, annotations, misplaced)
         foreground = foreground or bool(((mask > 0) & (mask < IGNORE)).any())
@@ -173,7 +175,7 @@ def _store_image(image: AnnotatedImage, folder: Path) -> tuple[int, int]:
         if size is None:
             height, width = image.size or (0, 0)
             raise UserError(
-                f"made for an image of {width}x{height}, {shown} has {upright[1]}x{upright[0]}",
+                f"made for an image of {width}x{height}, {Path(shown).name} has {upright[1]}x{upright[0]}",
                 where=image.name,
                 fix="put the annotated image there",
             )

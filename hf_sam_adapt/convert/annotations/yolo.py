@@ -13,7 +13,7 @@ import yaml
 from ...data.annotations import find_image, label_of, stem_of
 from ...data.folder import IMAGE_SUFFIXES
 from ...data.walk import files_below
-from ...errors import UserError
+from ...errors import UserError, one_line
 from .regions import UNSPLIT, AnnotatedImage, Annotations, Polygon, Region, split_of
 
 
@@ -71,7 +71,7 @@ def _add_split(
     if found and missing == len(found):
         if needed or home == UNSPLIT:
             raise UserError(
-                f"no image of {found[0][0].parent} has a label file", where=labels[0], fix="put them into labels/"
+                f"no image of {found[0][0].parent.name} has a label file", where=labels[0], fix="put them into labels/"
             )
         annotations.left_out[f"image of {home}, where none has a label file"] += missing
         return
@@ -87,7 +87,7 @@ def _load(file: Path, annotations: Annotations) -> dict[str, Any]:
         # All values as they are written: names may be `yes`, `on` or `1e3`.
         content = yaml.load(annotations.read_text(file), Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML ({' '.join(str(error).split())})", where=file, fix="correct it") from error
+        raise UserError(f"not valid YAML ({one_line(error)})", where=file, fix="correct it") from error
     if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)) or not content["names"]:
         raise UserError("no class names", where=file, fix="list them under names")
     if content.get("kpt_shape"):
@@ -138,7 +138,7 @@ def _split_images(
             annotations.notes[f"split test, whose folder {named} does not exist"] += 1
         else:
             hint = "correct path in it, or name the folder by --images"
-            raise UserError(f"{named} does not exist in {base}", where=file, fix=f"{hint}")
+            raise UserError(f"the folder {named} that it names does not exist", where=file, fix=hint)
     found: list[tuple[Path, str]] = []
     folders = [place.absolute() for place in existing if place.is_dir()]
     top = Path(os.path.commonpath(folders)) if folders else file.parent

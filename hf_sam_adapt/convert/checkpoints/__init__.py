@@ -111,7 +111,7 @@ def convert_official_checkpoint(
         ("classes", classes, format in ("conv-lora", "cwsam"), "conv-lora or cwsam"),
     ):
         if value is not None and not fitting:
-            raise UserError(f"only {taker} takes it", where=name)
+            raise UserError(f"only {taker} takes it", key=name)
     convert, untold = FORMATS[format]
     fields = dict(method_args or {})
     if lora_alpha is not None:
@@ -121,7 +121,9 @@ def convert_official_checkpoint(
     for name in fields:
         if name not in untold:
             raise UserError(
-                f"method_args.{name}: of {format}, use {', '.join(untold)}", fix="all else is in the tensors"
+                f"of {format}, use {', '.join(untold)}",
+                key=f"method_args.{name}",
+                fix="all else is in the tensors",
             )
     folder = Path(out_folder)
     check_free(folder)

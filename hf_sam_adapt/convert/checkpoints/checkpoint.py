@@ -59,20 +59,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UserError: no such file, not a PyTorch file, one that holds more than plain data, or no state dict in it.
     """
     if not path.is_file():
-        raise UserError(f"{path} is no file", key="checkpoint")
+        raise UserError(f"{path} is not a file", key="checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
-            raise UserError(f"{path} is no PyTorch file, or a damaged one", key="checkpoint") from error
+            raise UserError(f"{path} is not a PyTorch file, or a damaged one", key="checkpoint") from error
         raise UserError(
             f"{path} holds more than tensors ({refused[1]}), and unpickling that could run code",
             key="checkpoint",
             fix="where you trust the file, save its state_dict alone with torch.save and convert that",
         ) from error
     except Exception as error:  # torch checks nothing: a damaged pickle raises whatever its bytes lead to
-        raise UserError(f"{path} is no PyTorch file, or a damaged one", key="checkpoint") from error
+        raise UserError(f"{path} is not a PyTorch file, or a damaged one", key="checkpoint") from error
     return Checkpoint(path, _state_dict(content, path))
 
 

@@ -133,7 +133,7 @@ def _decoder_fields(state: Tensors, source: str, classes: list[str] | None) -> d
     if not any(name.startswith(_CLASS_HEAD) for name in state):
         if count > 1:
             raise UserError(
-                f"{source} has {count} mask tokens and no class head ({_CLASS_HEAD}weight), so it is no decoder of "
+                f"{source} has {count} mask tokens and no class head ({_CLASS_HEAD}weight), so it is not a decoder of "
                 f"AutoGluon's: one token is for one class, and several classes have a head{WAY_OUT}",
                 key="checkpoint",
             )

@@ -69,7 +69,7 @@ def _taken(request: Request, names: tuple[str, ...], what: str) -> dict[str, Any
     """The caller's fields, of which only `names` are of `what`."""
     for name in request.fields:
         if name not in names:
-            raise UserError(f"method_args.{name}: {what} has none", fix=f"use {', '.join(names)}")
+            raise UserError(f"{what} has none", key=f"method_args.{name}", fix=f"use {', '.join(names)}")
     return request.fields
 
 
@@ -229,7 +229,7 @@ def _classifier_tensors(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Ten
     weight = next((value for name, value in layers.items() if name.endswith("weight")), None)
     bias = next((value for name, value in layers.items() if name.endswith("bias")), None)
     if tokens is None or weight is None or bias is None or len(layers) != 2:
-        raise UserError(f"{checkpoint} is no task classifier (cls_token and one linear layer)", key="checkpoint")
+        raise UserError(f"{checkpoint} is not a task classifier (cls_token and one linear layer)", key="checkpoint")
     if tokens.ndim != 3 or bias.ndim != 1 or weight.shape != (len(bias), tokens.shape[-1]):
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in state.items())
         raise UserError(f"{checkpoint}: the sizes of its tensors do not agree: {shapes}", key="checkpoint")

@@ -60,7 +60,7 @@ def check_cacheable(model: nn.Module) -> None:
         raise UserError(
             f"{reason}, so its embeddings cannot be kept",
             key="cache_embeddings",
-            fix="leave cache_embeddings out, or take a method that leaves the encoder as it is, such as decoder.",
+            fix="leave cache_embeddings out, or take a method that leaves the encoder as it is, such as decoder",
         )
 
 
@@ -152,7 +152,7 @@ class EmbeddingCache:
                 raise UserError(
                     f"{self.store.folder} does not hold what other processes wrote",
                     key="cache_embeddings",
-                    fix="name a folder that all nodes share in HF_SAM_ADAPT_CACHE.",
+                    fix="name a folder that all nodes share in HF_SAM_ADAPT_CACHE",
                 )
         if rank == 0:
             total = sum(map(len, embedded))

@@ -161,7 +161,7 @@ class EmbeddingWriter:
         return UserError(
             f"cannot write to {self.store.folder} ({error.strerror})",
             key="cache_embeddings",
-            fix="name another folder in the environment variable HF_SAM_ADAPT_CACHE, or leave cache_embeddings out.",
+            fix="name another folder in the environment variable HF_SAM_ADAPT_CACHE, or leave cache_embeddings out",
         )
 
 

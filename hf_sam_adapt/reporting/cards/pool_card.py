@@ -44,7 +44,9 @@ def pool_card(folder: Path, name: str) -> ModelCard:
     for file in ("continual.json", "recipe.yaml"):
         if not (folder / file).is_file():
             raise UserError(
-                f"no {file} here or in the folder above", where=folder, fix="a pool's card needs a finished run."
+                f"no {file} here or in the folder above",
+                where=folder,
+                fix="finish the run first, a pool's card tells its results",
             )
     results = json.loads((folder / "continual.json").read_text(encoding="utf-8"))
     recipe = from_file(ContinualRecipe, folder / "recipe.yaml")

@@ -39,7 +39,7 @@ def write_card(folder: str | Path, repo_id: str | None = None, recipe: Recipe | 
         return _save(pool_card(folder, name_of(folder, repo_id)), folder)
     metrics = _read_json(folder / "metrics.json")
     if metrics is None or "train" not in metrics:
-        raise UserError("no metrics.json of a training, so no run folder that a card could be made of.", where=folder)
+        raise UserError("no metrics.json of a training, so no run folder that a card could be made of", where=folder)
     if recipe is None:
         recipe, name = from_file(Recipe, folder / "recipe.yaml"), name_of(folder, repo_id)
     else:

@@ -89,14 +89,14 @@ def use_fast_attention(model: nn.Module, kind: Kind = "auto") -> None:
         UserError: unknown kind, no SAM encoder, or one whose attention the named kind cannot compute.
     """
     if kind not in KINDS:
-        raise UserError(f"unknown {kind!r}", key="attention", fix=f"choose from {', '.join(KINDS)}.")
+        raise UserError(f"unknown {kind!r}", key="attention", fix=f"choose from {', '.join(KINDS)}")
     modules = list(attention_modules(model))
     if not modules:
-        raise UserError(f"{type(model).__name__} has no image encoder of SAM.", key="attention")
+        raise UserError(f"{type(model).__name__} has no image encoder of SAM", key="attention")
     for attention in modules:
         reason = _unsupported(attention)
         if kind == "folded" and reason is not None:
-            raise UserError(f"{kind} cannot be used, for {reason}", key="attention", fix="use auto.")
+            raise UserError(f"{kind} cannot be used, for {reason}", key="attention", fix="use auto")
     restore_attention(model)
     for attention in modules:
         vars(attention)["forward"] = FastAttention(attention, kind)
@@ -130,7 +130,7 @@ def attention_kind(model: nn.Module) -> str:
         if isinstance(own, FastAttention):
             return own.kind
         return "sdpa" if isinstance(attention, SamVisionSdpaAttention) else "eager"
-    raise UserError(f"{type(model).__name__} has no image encoder of SAM.", key="attention")
+    raise UserError(f"{type(model).__name__} has no image encoder of SAM", key="attention")
 
 
 def attention_modules(model: nn.Module) -> Iterator[SamVisionAttention]:

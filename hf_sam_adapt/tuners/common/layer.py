@@ -228,7 +228,7 @@ class ParameterOverlay(SamTunerLayer):
         names = adapters if assignment is None else [name for name, _ in assignment]
         unknown = [name for name in names if name not in self.hq_heads]
         if unknown:
-            raise UserError(f"{', '.join(unknown)} is no adapter with decoder='hq'", key="hq_assignment")
+            raise UserError(f"{', '.join(unknown)} is not an adapter with decoder='hq'", key="hq_assignment")
         heads = {name: self.hq_heads[name] for name in names}
         masks, iou_tokens = decode_hq(self.base_layer, heads, assignment, early, *args, **kwargs)
         return masks, self.base_layer.iou_prediction_head(iou_tokens)[:, :, :1]

@@ -207,7 +207,7 @@ def token_grid(z: torch.Tensor, config: ConvLoraConfig) -> tuple[int, int, int]:
         side = math.isqrt(max(length - candidate, 0))
         if side * side == length - candidate and side > 1:
             return candidate, side, side
-    raise UserError(f"{length} tokens are no square grid", fix="set grid: [rows, columns] (and num_prefix_tokens)")
+    raise UserError(f"{length} tokens are not a square grid", fix="set grid: [rows, columns] (and num_prefix_tokens)")
 
 
 def balance_loss(model: nn.Module) -> torch.Tensor | None:

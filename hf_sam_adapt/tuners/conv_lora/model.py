@@ -60,7 +60,7 @@ class ConvLoraModel(SamTunerMixin, LoraModel):
         layer = getattr(parent, target_name)
         if not isinstance(layer, LoraLayer) or not hasattr(layer.get_base_layer(), "in_features"):
             raise UserError(
-                f"target_modules matches {current_key}, which is no Linear", fix="Conv-LoRA adapts Linears alone"
+                f"target_modules matches {current_key}, which is not a Linear", fix="Conv-LoRA adapts Linears alone"
             )
         layer.lora_variant[adapter_name] = ConvLoraVariant()
         ConvLoraVariant.init(layer, adapter_name, lora_config)

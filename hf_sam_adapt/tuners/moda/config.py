@@ -124,7 +124,7 @@ def build_inner(inner: dict | PeftConfig | None) -> PeftConfig:
         config_cls = {str(key.value): cls for key, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}.get(kind)
         if config_cls is None:
             raise UserError(
-                f"{kind!r} is no PEFT type", key="inner.peft_type", fix="name one, e.g. SAM_ADAPTER or LORA"
+                f"{kind!r} is not a PEFT type", key="inner.peft_type", fix="name one, e.g. SAM_ADAPTER or LORA"
             )
         try:
             inner = config_cls(**fields)
@@ -132,7 +132,7 @@ def build_inner(inner: dict | PeftConfig | None) -> PeftConfig:
             raise UserError(f"{error}", key="inner") from error
     if not isinstance(inner, PeftConfig) or isinstance(inner, ModaConfig):
         raise UserError(
-            f"{type(inner).__name__} is no config of a single method", key="inner", fix="use e.g. SamAdapterConfig"
+            f"{type(inner).__name__} is not a config of a single method", key="inner", fix="use e.g. SamAdapterConfig"
         )
     if isinstance(inner, LoraConfig):
         for name, kept in _LORA_KEEPS_BASE.items():

@@ -185,7 +185,7 @@ class DomainPool:
         unknown = [index for index in indices.tolist() if not -1 <= index < len(self.domains)]
         if unknown:
             raise UserError(
-                f"{unknown[0]} is no place in a pool of {len(self.domains)}", key="domain", fix="-1 is the base"
+                f"{unknown[0]} is not a place in a pool of {len(self.domains)}", key="domain", fix="-1 is the base"
             )
         return [BASE if index < 0 else self.domains[index] for index in indices.tolist()]
 
@@ -211,7 +211,7 @@ class DomainPool:
             domain = self._using[-1] if self._using else self.open_domain or "auto"
         if not isinstance(domain, (str, list, tuple)):
             raise UserError(
-                f"{domain!r} is no name", key="domain", fix="use a domain's, 'base', 'auto', or a list of names"
+                f"{domain!r} is not a name", key="domain", fix="use a domain's, 'base', 'auto', or a list of names"
             )
         if domain == "auto" and len(self.domains) < 2:
             domain = (self.domains or [BASE])[0]

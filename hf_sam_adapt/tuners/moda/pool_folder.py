@@ -51,7 +51,9 @@ def load_pool(cls: type, model: nn.Module, folder: str, revision: str | None):
         )
     kind = json.loads(config_file.read_text(encoding="utf-8"))
     if not kind.get("pool"):
-        raise UserError(f"{folder} is no pool of domain adapters but a {kind.get('peft_type')}", fix="use PeftModel")
+        raise UserError(
+            f"{folder} is not a pool of domain adapters but a {kind.get('peft_type')}", fix="use PeftModel"
+        )
     revision = commit_of(config_file)
     weights = _weights(folder, revision)
     domains = domains_of(weights)

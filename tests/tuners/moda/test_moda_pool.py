@@ -391,8 +391,8 @@ def test_bad_input(pool, tmp_path):
         twin(image_embeddings=torch.zeros(2, 16, 8, 8), domain="auto")
     for domain, message in (
         (["red", "auto"] * 3, "'auto' is for a whole call"),
-        (5, "5 is no name"),
-        (torch.tensor([0, 1, 2, 3, 0, 0]), "3 is no place in a pool of 3"),
+        (5, "5 is not a name"),
+        (torch.tensor([0, 1, 2, 3, 0, 0]), "3 is not a place in a pool of 3"),
     ):
         with pytest.raises(UserError, match=message):
             twin(pixel_values=pixels, domain=domain)

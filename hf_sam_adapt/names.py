@@ -44,13 +44,13 @@ def parse_loss(loss: str, channels: int | None = None) -> list[str]:
                 f"unknown term '{term}' in '{loss}'",
                 key="loss",
                 fix=f"use one of {', '.join(BINARY_LOSSES)}, with num_labels one of {', '.join(CLASS_LOSSES)}, or a "
-                "sum such as bce+dice.",
+                "sum such as bce+dice",
             )
     if channels is None:
         if not set(terms) <= set(BINARY_LOSSES) and not set(terms) <= set(CLASS_LOSSES):
             raise UserError(
                 f"'{loss}' mixes the losses of binary masks ({', '.join(BINARY_LOSSES)}) with those of several "
-                f"classes ({', '.join(CLASS_LOSSES)}).",
+                f"classes ({', '.join(CLASS_LOSSES)})",
                 key="loss",
             )
         return terms
@@ -58,9 +58,9 @@ def parse_loss(loss: str, channels: int | None = None) -> list[str]:
     for term in terms:
         if term not in names:
             raise UserError(
-                f"'{term}' is no loss for {masks}",
+                f"'{term}' is not a loss for {masks}",
                 key="loss",
-                fix=f"use one of {', '.join(names)}, or a sum such as {('bce' if channels == 1 else 'ce')}+dice.",
+                fix=f"use one of {', '.join(names)}, or a sum such as {('bce' if channels == 1 else 'ce')}+dice",
             )
     return terms
 
@@ -71,34 +71,34 @@ def check_metrics(
     """Raise `UserError` unless `metrics` are known, and can be computed for such prompts, masks and settings."""
     unknown = [name for name in metrics if name not in METRIC_NAMES]
     if unknown:
-        raise UserError(f"unknown '{unknown[0]}'", key="metrics", fix=f"choose from {', '.join(METRIC_NAMES)}.")
+        raise UserError(f"unknown '{unknown[0]}'", key="metrics", fix=f"choose from {', '.join(METRIC_NAMES)}")
     for key, value in settings.items():
         if value is not None and not METRIC_SETTINGS[key].keys() & set(metrics):
             raise UserError(
                 f"of {' and '.join(METRIC_SETTINGS[key])}, which metrics does not name",
-                where=key,
-                fix="add one, or leave it.",
+                key=key,
+                fix="add one, or leave it",
             )
         if value is not None and not (0 < value < (1 if key == "ber_threshold" else math.inf)):
             raise UserError(
                 f"{value} is out of range",
-                where=key,
-                fix=f"give {('0 to 1' if key == 'ber_threshold' else 'above 0')}.",
+                key=key,
+                fix=f"give {('0 to 1' if key == 'ber_threshold' else 'above 0')}",
             )
     if metrics and "none" not in prompts:
-        raise UserError(f"{' '.join(metrics)} are computed without prompts", key="metrics", fix="add none to prompts.")
+        raise UserError(f"{' '.join(metrics)} are computed without prompts", key="metrics", fix="add none to prompts")
     if metrics and num_labels is not None:
         raise UserError(
             f"{' '.join(metrics)} are of binary masks, and this data set has classes",
             key="metrics",
-            fix="leave it out.",
+            fix="leave it out",
         )
 
 
 def check_ignore_background(value: IgnoreBackground, num_labels: int | None) -> None:
     """Raise `UserError` where there are no classes that it could be of."""
     if value and num_labels is None:
-        raise UserError("of scores of classes, and the masks have one", key="ignore_background", fix="leave it out.")
+        raise UserError("of scores of classes, and the masks have one", key="ignore_background", fix="leave it out")
 
 
 def read_id2label(value: Mapping | Sequence[str] | str | None) -> dict[int, str] | None:

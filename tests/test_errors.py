@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hf_sam_adapt.names import check_id2label
 
 from hf_sam_adapt.config.arguments import from_values, read_yaml
 from hf_sam_adapt.config.recipe import Recipe
@@ -20,6 +19,7 @@ from hf_sam_adapt.data.palettes import resolve_palette
 from hf_sam_adapt.distributed import SampleLoader
 from hf_sam_adapt.errors import UserError, exit_status
 from hf_sam_adapt.files import check_domain_name
+from hf_sam_adapt.names import check_id2label
 from hf_sam_adapt.upload import push_again
 
 

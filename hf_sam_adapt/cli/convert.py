@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..convert.checkpoints import convert_official_checkpoint
-from ..errors import UserError
+from ..errors import UserError, require_extra
 from .arguments import DATA_FORMATS, OF_CHECKPOINTS, OF_DATA, ConvertArguments
 
 
@@ -48,6 +48,7 @@ def convert_command(args: ConvertArguments) -> None:
 def _convert_data(args: ConvertArguments) -> None:
     from ..convert.annotations import convert_annotations
 
+    require_extra("train", f"convert --from {args.format}")
     notes = convert_annotations(
         str(args.format),
         str(args.source),

@@ -11,7 +11,7 @@ from .arguments import PushArguments
 def push_command(args: PushArguments) -> None:
     """Publish a folder, and print where."""
     if args.folder is None:
-        raise UserError("push needs the folder to publish, such as a run's output_dir.")
+        raise UserError("push needs the folder to publish, such as a run's output_dir")
     if args.repo_type == "space":
         push_space(args.folder, args.repo, private=not args.public, revision=args.revision)
         return

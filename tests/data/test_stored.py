@@ -314,7 +314,7 @@ def test_a_threshold_cuts_soft_edges_in_the_middle(tmp_path):
         assert abs(int(data.train[0].mask.sum()) - int(disc.sum())) < 0.03 * disc.sum()
     found = examine_dataset(root, mask_values="binary", processes=0).findings.ordered()
     warned = next(one for one in found if one.code == "soft-edges")
-    assert f"{(soft > 0).sum()} pixels above 0" in warned.value and "mask_threshold to 127" in warned.mend
+    assert f"{(soft > 0).sum()} pixels above 0" in warned.value and "mask_threshold to 127" in warned.fix
     with pytest.raises(UserError, match="mask_threshold"):
         load_segmentation_dataset(root)  # offers it
     for wrong in ({"mask_values": "index", "mask_threshold": 3}, {"mask_threshold": -1}):

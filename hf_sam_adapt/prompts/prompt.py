@@ -80,7 +80,9 @@ class Prompt:
         labels = [1] * len(prompt) if labels is None else list(labels)
         if len(labels) != len(prompt) or not set(labels) <= {0, 1}:
             raise UserError(f"labels {labels} of {len(prompt)} points", key="point", fix="give 1 or 0 for each point")
-        return cls("point", points=np.asarray(prompt.points).reshape(1, -1, 2), point_labels=np.array([labels], np.int64))
+        return cls(
+            "point", points=np.asarray(prompt.points).reshape(1, -1, 2), point_labels=np.array([labels], np.int64)
+        )
 
     @classmethod
     def mask(cls, *masks: Any) -> Prompt:

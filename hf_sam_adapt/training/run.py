@@ -56,7 +56,7 @@ def train(
     *,
     data: SegmentationData | None = None,
     prepare: Callable[[TrainingLoop], None] | None = None,
-    more: bool = False,
+    keep_processes: bool = False,
 ) -> Path:
     """Adapt SAM as `recipe` says: train, choose the best checkpoint, measure on the test images, save.
 
@@ -67,7 +67,7 @@ def train(
         data: used in place of the recipe's data set.
         prepare: given the loop before its first step and before it is resumed; may change the model's weights and set
             `loop.regularizer`.
-        more: the processes have more to do together, so their group stays.
+        keep_processes: leave their group as it is, for what they do together next.
 
     Returns:
         The run folder.
@@ -121,7 +121,7 @@ def train(
     finish(loop, folder, data, cache)
     for tracker in accelerator.trackers:
         tracker.finish()
-    if not more:
+    if not keep_processes:
         leave_processes()
     # Last, when the folder is whole and no other process waits.
     if recipe.push_to_hub and accelerator.is_main_process:

@@ -70,7 +70,7 @@ class Naive:
         done = is_finished(self.folder(task))
         start_processes().wait_for_everyone()
         if not done:
-            train(self.recipe(task), data=self.data(task), prepare=partial(self.prepare, task), more=True)
+            train(self.recipe(task), data=self.data(task), prepare=partial(self.prepare, task), keep_processes=True)
 
     def recipe(self, task: int) -> Recipe:
         """The recipe of a task's training."""

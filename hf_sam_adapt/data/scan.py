@@ -57,9 +57,11 @@ def scan_masks(
     label_map: Mapping[int, int] | None,
     known: MaskEncoding | None,
     seed: int,
-    limit: int = SCANNED,
+    limit: int | None = None,
 ) -> dict[str, list[ScannedMask]]:
-    """Up to `limit` masks of the splits together; decodes small images on the way. Empty for drawn data.
+    """Up to `limit` masks of the splits together, 2,000 if unset; decodes small images on the way.
+
+    Empty for drawn data.
 
     Args:
         known: how the masks are read, where that does not depend on them: foreground is what is above a threshold.
@@ -69,6 +71,7 @@ def scan_masks(
     """
     if reader.checked_rows == 0:
         return {}
+    limit = SCANNED if limit is None else limit
     total = sum(len(table) for table in tables.values())
     budget = SCANNED_PIXELS / min(total, limit)
 

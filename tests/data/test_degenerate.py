@@ -68,7 +68,7 @@ def test_few_masks_with_objects_are_enough(masks, tmp_path):
 
 
 def test_foreground_that_the_sample_missed_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_sam_adapt.data.sources.SCANNED", 4)
+    monkeypatch.setattr("hf_sam_adapt.data.scan.SCANNED", 4)
     write_split(tmp_path, "train", [mask_with(0)] * 30 + GOOD[:1])
     write_split(tmp_path, "val", GOOD)
     assert len(load_segmentation_dataset(tmp_path).train) == 31

@@ -231,8 +231,12 @@ def test_predict_counts_the_images_of_sub_folders(tmp_path, capsys, monkeypatch)
     for name in ("a", "more/b", "more/deeper/c"):
         write_pair(tmp_path, name)
     litter(tmp_path / "images" / "more")
-    monkeypatch.setattr("hf_sam_adapt.cli.predict.predict", lambda inputs, **keys: find_images(inputs))
-    assert len(predict_command(PredictArguments(inputs=[str(tmp_path / "images")]))) == 1
+    read = []
+    monkeypatch.setattr(
+        "hf_sam_adapt.cli.predict.predict", lambda inputs, **keys: read.extend(find_images(inputs)) or []
+    )
+    predict_command(PredictArguments(inputs=[str(tmp_path / "images")]))
+    assert len(read) == 1
     assert "images: 2 images in its sub-folders are not read" in capsys.readouterr().out
     predict_command(PredictArguments(inputs=[str(tmp_path / "masks/a.png")]))
     assert "not read" not in capsys.readouterr().out

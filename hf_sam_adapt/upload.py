@@ -103,9 +103,7 @@ def check_can_push(repo: str, token: str | None = None) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(
-            f"{repo!r} is not the name of a repository, owner/name ({first_line(error)})", key="push"
-        ) from error
+        raise UserError(f"{repo!r} is not a repository name, owner/name ({first_line(error)})", key="push") from error
     if constants.HF_HUB_OFFLINE:
         raise _offline(key="push")
     if (token or get_token()) is None:

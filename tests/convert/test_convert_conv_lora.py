@@ -301,7 +301,7 @@ def test_a_checkpoint_that_needs_code_is_refused_and_not_run(sam, write, out, ca
 def test_a_file_that_is_no_checkpoint(tmp_path, out, content):
     path = tmp_path / "model.ckpt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"is no PyTorch file|holds no state dict") as raised:
+    with pytest.raises(UserError, match=r"is not a PyTorch file|holds no state dict") as raised:
         convert_official_checkpoint("conv-lora", path, out)
     assert "\n" not in str(raised.value)
 
@@ -312,7 +312,7 @@ def test_a_damaged_checkpoint(sam, write, out, zipped):
     whole = path.read_bytes()
     for end in range(0, len(whole), 37):
         path.write_bytes(whole[:end])
-        with pytest.raises(UserError, match=r"is no PyTorch file, or a damaged one|holds more than tensors"):
+        with pytest.raises(UserError, match=r"is not a PyTorch file, or a damaged one|holds more than tensors"):
             convert_official_checkpoint("conv-lora", path, out)
 
 

@@ -310,7 +310,7 @@ def test_another_file_is_no_classifier(out, write_pool, change):
     folder, _, state = write_pool(["Polyp", "CAMO"])
     change(state)
     torch.save(state, folder / "task_classifier_after_1th_task_training_buffer10.pth")
-    with pytest.raises(UserError, match=r"is no task classifier|do not agree"):
+    with pytest.raises(UserError, match=r"is not a task classifier|do not agree"):
         convert_official_checkpoint("cosam", folder, out)
 
 

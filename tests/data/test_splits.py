@@ -124,7 +124,7 @@ def test_one_group_holds_nothing_out():
 
 
 @pytest.mark.parametrize(
-    "pattern, message", [("(", "no regular"), ("p", "0 groups"), ("(x)|(y)", "2 groups"), ("(q)", "'p1'")]
+    "pattern, message", [("(", "not a regular"), ("p", "0 groups"), ("(x)|(y)", "2 groups"), ("(q)", "'p1'")]
 )
 def test_bad_patterns(pattern, message):
     with pytest.raises(UserError, match=rf"^group_by: .*{message}"):

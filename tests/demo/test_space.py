@@ -64,7 +64,7 @@ def test_what_is_no_space_is_said_before_a_request(hub, tmp_path, capsys, monkey
     monkeypatch.setattr(space, "check_can_push", lambda *args: None)
     arguments = ["push", "--repo", "me/demo", "--repo_type", "space"]
     assert main([*arguments, str(tmp_path)]) == 2
-    assert "is no Space: it holds no README.md, app.py, requirements.txt" in capsys.readouterr().err
+    assert "is not a Space: it holds no README.md, app.py, requirements.txt" in capsys.readouterr().err
     elsewhere = Path(shutil.copytree(FOLDER, tmp_path / "elsewhere"))
     (elsewhere / "README.md").write_text("# no head\n")
     assert main([*arguments, str(elsewhere)]) == 2

@@ -70,7 +70,7 @@ def test_a_recipe_says_how_it_is_read(root, tmp_path, capsys):
     [
         ([], "doctor needs a data set"),
         (["{root}/nowhere"], "missing folder"),
-        (["{root}", "--group_by", "("], "no regular expression"),
+        (["{root}", "--group_by", "("], "not a regular expression"),
         (["{root}", "--limit", "-1"], "limit: -1"),
         (["{root}", "--json", "nowhere/at/all.json"], "its folder does not exist"),
         (["{root}", "--num_labels", "1"], "num_labels: 1"),

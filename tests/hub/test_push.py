@@ -263,9 +263,9 @@ def test_half_written_files_are_found(folder, tmp_path):
     content = (folder / "more.safetensors").read_bytes()
     assert "more.safetensors" in publishing.pushed_files(folder)
     (folder / "more.safetensors").write_bytes(content[:-7])
-    with pytest.raises(UserError, match="is no safetensors file"):
+    with pytest.raises(UserError, match="is not a safetensors file"):
         publishing.pushed_files(folder)
     (folder / "more.safetensors").unlink()
     Image.new("RGB", (4, 4)).save(folder / "samples.png", format="JPEG")
-    with pytest.raises(UserError, match="is no png file"):
+    with pytest.raises(UserError, match="is not a png file"):
         publishing.pushed_files(folder)

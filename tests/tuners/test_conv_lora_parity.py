@@ -513,7 +513,7 @@ def test_configs_that_cannot_be(fields, message):
 
 
 def test_targets_that_are_no_linear_are_refused():
-    with pytest.raises(UserError, match="no Linear"):
+    with pytest.raises(UserError, match="not a Linear"):
         get_peft_model(random_sam(), ConvLoraConfig(target_modules=["neck.conv1"]))
 
 

@@ -74,7 +74,7 @@ def test_bad_domains(folder, images, tmp_path, capsys):
     assert main([*args, "--adapter", str(folder), "--domain", "roads"]) == 2
     assert "'roads' is not in the pool; it has polyp, speckle, base" in capsys.readouterr().err
     assert main([*args, "--adapter", str(folder / "polyp"), "--domain", "polyp"]) == 2
-    assert "no pool of domains" in capsys.readouterr().err
+    assert "not a pool of domains" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -73,8 +73,8 @@ def _polygons(segmentation: list) -> list[np.ndarray]:
 
 def fill_polygon(corners: np.ndarray, height: int, width: int) -> np.ndarray:
     """bool (height, width): the pixels whose centres lie inside `corners` (n, 2), (x, y) from the image's corner."""
-    # pycocotools rounds an outline drawn five times finer, which differs by pixels along the border; here the centre of
-    # a pixel decides, in all formats alike. And COCO folders are read without an extra.
+    # pycocotools rounds an outline drawn five times finer, which differs by pixels along the border; here a pixel's
+    # centre decides, in all formats alike. And COCO folders are read without an extra.
     x1, y1 = corners.T[:, :, None]  # (n, 1)
     x2, y2 = np.roll(corners, -1, axis=0).T[:, :, None]
     centres = np.arange(height) + 0.5

@@ -81,7 +81,8 @@ from hf_sam_adapt.recipe import Recipe
 from hf_sam_adapt.training import train
 for number in range(2):
     keys = json.loads(sys.argv[2])
-    folder = train(Recipe(max_steps=2, batch_size=3, output_dir=f"{sys.argv[1]}/{number}", **keys), keep_processes=True)
+    recipe = Recipe(max_steps=2, batch_size=3, output_dir=f"{sys.argv[1]}/{number}", **keys)
+    folder = train(recipe, keep_processes=True)
     print("cost", (json.loads((folder / "metrics.json").read_text())["train"]["peak_memory_bytes"]))
 """
 

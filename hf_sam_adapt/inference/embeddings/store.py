@@ -77,7 +77,7 @@ class EmbeddingStore:
                 f"cannot write to {self.folder} ({error.strerror})",
                 key="cache_embeddings",
                 fix="name another folder in the environment variable HF_SAM_ADAPT_CACHE, or leave cache_embeddings "
-                "out.",
+                "out",
             ) from error
         self._sizes[digest] = len(content)
 

@@ -151,7 +151,7 @@ def test_bad_input(sam_folder, make_dataset, tmp_path):
         (["--model", sam_folder, "--dataset", data, "--batch_size", 0], "batch_size"),
         (["--model", sam_folder, "--dataset", data, "--prompts", "boxes"], "prompts"),
         (["--adapter", adapter, "--dataset", data, "--output_dir", adapter], "holds a run"),
-        (["--model", sam_folder, "--dataset", data, "--metrics", "auc"], "metrics: unknown 'auc'; choose from s_mea"),
+        (["--model", sam_folder, "--dataset", data, "--metrics", "roc"], "metrics: unknown 'roc'; choose from s_mea"),
         (["--model", sam_folder, "--dataset", data, "--prompts", "box", "--metrics", "mae"], "add none to prompts"),
     ]:
         with pytest.raises(UserError, match=message) as caught:

@@ -29,7 +29,7 @@ def test_equal_to_a_plain_loop(processor, kind):
     found = prompt_sensitivity(model, processor, split, kind, batch_size=3, progress=False)
     own, moved, removed, changed = [], [], [], []
     for sample in split:
-        prompt, known = derive_prompts(sample.mask, kind, max_objects=8), sample.mask != 255
+        prompt, known = derive_prompts(sample.mask, kind, max_objects=8, mask_values="index"), sample.mask != 255
         inputs = processor([sample.image] * 2, prompts=[prompt, Prompt("none")])
         with torch.no_grad():
             logits = segment(model, inputs["pixel_values"], inputs["prompts"])

@@ -111,8 +111,8 @@ def load_segmentation_dataset(
     parts: dict[str, Any] = {name: tables[name] for name in ("train", "val") if name in tables}
     choice = source.mask_values, source.num_labels, source.label_map, palette, reader.draws_ignored
     asked = resolve_encoding([], *choice, source.mask_threshold)[0]
-    known = asked if palette is None and source.mask_values in ("binary", "alpha") else None
-    scanned = scan_masks(parts, reader, palette, source.label_map, known, seed)
+    fixed = asked if palette is None and source.mask_values in ("binary", "alpha") else None
+    scanned = scan_masks(parts, reader, palette, source.label_map, fixed, seed)
     masks = [mask for found in scanned.values() for mask in found]
     stored = [(mask.name, mask.values, mask.lossy) for mask in masks]
     colours = [] if palette is None else palette_notes(masks)
@@ -123,7 +123,7 @@ def load_segmentation_dataset(
     val_chooses = True
 
     def trouble(found: list[ScannedMask]) -> str | None:
-        classes = [mask.values if known else encoding.classes(mask.values, mask.lossy, mask.name) for mask in found]
+        classes = [mask.values if fixed else encoding.classes(mask.values, mask.lossy, mask.name) for mask in found]
         return degenerate(classes, encoding)
 
     for name, found in scanned.items():
@@ -131,7 +131,7 @@ def load_segmentation_dataset(
         if problem and len(found) < len(tables[name]):  # the sample may have missed the others
             every = {name: tables[name]}
             problem = trouble(
-                scan_masks(every, reader, palette, source.label_map, known, seed, limit=len(tables[name]))[name]
+                scan_masks(every, reader, palette, source.label_map, fixed, seed, limit=len(tables[name]))[name]
             )
         if problem and name == "train":
             raise UserError(

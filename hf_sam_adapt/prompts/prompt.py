@@ -58,7 +58,7 @@ class Prompt:
         corners = _rows(boxes, 4)  # (n, 4)
         if corners is None or (corners[:, :2] > corners[:, 2:]).any():
             fix = "give x0 y0 x1 y1 with x0 <= x1 and y0 <= y1"
-            raise UserError(f"{' '.join(map(str, boxes)) or 'nothing'} is no box", key="box", fix=fix)
+            raise UserError(f"{' '.join(map(str, boxes)) or 'nothing'} is not a box", key="box", fix=fix)
         return cls("box", boxes=corners)
 
     @classmethod
@@ -66,7 +66,7 @@ class Prompt:
         """One object for each point (x, y) in pixels: `Prompt.point((100, 80))`. Raises `UserError` for no pair."""
         places = _rows(points, 2)  # (n, 2)
         if places is None:
-            raise UserError(f"{' '.join(map(str, points)) or 'nothing'} is no point", key="point", fix="give x y")
+            raise UserError(f"{' '.join(map(str, points)) or 'nothing'} is not a point", key="point", fix="give x y")
         return cls("point", points=places[:, None], point_labels=np.ones((len(places), 1), np.int64))
 
     @classmethod

@@ -40,8 +40,10 @@ class ImageEmbeddings:
     def cat(cls, parts: Sequence[ImageEmbeddings]) -> ImageEmbeddings:
         """The images of all `parts`, which have all of the optional tensors or none."""
         columns = zip(*((part.maps, part.early, part.domains) for part in parts))
-        return cls(*(None if values[0] is None else torch.cat(values) for values in columns))
+        joined: list[Any] = [None if values[0] is None else torch.cat(values) for values in columns]
+        return cls(*joined)
 
     def _each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> ImageEmbeddings:
         values = (self.maps, self.early, self.domains)
-        return ImageEmbeddings(*(None if value is None else function(value) for value in values))
+        changed: list[Any] = [None if value is None else function(value) for value in values]
+        return ImageEmbeddings(*changed)

@@ -232,7 +232,7 @@ def test_several_routers_of_the_last_task(sam, base, out, tmp_path, write_pool, 
         expected = own if seed is None else classifier_state(sam, 2, seed=seed)
         stored = load_file(tmp_path / chosen / "adapter_model.safetensors")
         assert any(torch.equal(value, expected["layers.0.weight"]) for value in stored.values())
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         convert_official_checkpoint("cosam", folder, out, base=base, classifier="mine.pth")
 
 

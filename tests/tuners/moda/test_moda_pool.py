@@ -415,7 +415,7 @@ def test_bad_input(pool, tmp_path):
         PeftModel.from_pretrained(random_sam(), tmp_path / "pool")
     with pytest.raises(UserError, match="other weights"):
         ModaModel.from_pretrained(random_sam(seed=3), tmp_path / "pool")
-    with pytest.raises(UserError, match="is no pool"):
+    with pytest.raises(UserError, match="is not a pool"):
         ModaModel.from_pretrained(random_sam(), tmp_path / "pool" / "red")
     twin.add_domain("empty")
     with pytest.raises(UserError, match="has no images"):

@@ -80,8 +80,8 @@ class Prompt:
         labels = [1] * len(prompt) if labels is None else list(labels)
         if len(labels) != len(prompt) or not set(labels) <= {0, 1}:
             raise UserError(f"labels {labels} of {len(prompt)} points", key="point", fix="give 1 or 0 for each point")
-        points = np.asarray(prompt.points).reshape(1, -1, 2)
-        return cls("point", points=points, point_labels=np.array([labels], np.int64))
+        together = np.asarray(prompt.points).reshape(1, -1, 2)  # (n, 1, 2) -> (1, p, 2)
+        return cls("point", points=together, point_labels=np.array([labels], np.int64))
 
     @classmethod
     def mask(cls, *masks: Any) -> Prompt:

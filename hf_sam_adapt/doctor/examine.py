@@ -212,8 +212,8 @@ def choose_encoding(source: Source, seed: int) -> tuple[MaskEncoding, UserError 
     Raises:
         UserError: keys that contradict each other.
     """
-    choice = source.mask_values, source.num_labels, source.label_map, source.palette, source.reader.draws_ignored
-    choice += (source.mask_threshold,)
+    reading = source.mask_values, source.num_labels, source.label_map, source.palette, source.reader.draws_ignored
+    choice = (*reading, source.mask_threshold)
     by_keys = resolve_encoding([], *choice)[0]
     if source.reader.checked_rows == 0:
         return by_keys, None

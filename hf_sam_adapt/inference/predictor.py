@@ -158,8 +158,9 @@ class SamAdaptPredictor:
     ) -> SamAdaptPredictor:
         """The predictor of what `load_adapted` or `load_for_inference` returned; `device` as in `from_pretrained`."""
         model = loaded.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-        what = {"has_estimate": loaded.has_estimate, "classes": loaded.classes}
-        return cls(model, loaded.processor, **what, precision=precision)
+        return cls(
+            model, loaded.processor, has_estimate=loaded.has_estimate, classes=loaded.classes, precision=precision
+        )
 
     def predict(
         self,
@@ -192,7 +193,7 @@ class SamAdaptPredictor:
                 domain that is not there. Nothing is returned then, also of the other images.
         """
         check_options(instances, batch_size=batch_size, points_per_side=points_per_side)
-        options = {"instances": instances, "points_per_side": points_per_side, "min_score": min_score}
+        options: dict[str, Any] = {"instances": instances, "points_per_side": points_per_side, "min_score": min_score}
         if images is None:
             encoded = getattr(self._current, "image", None)
             if encoded is None:
@@ -240,6 +241,7 @@ class SamAdaptPredictor:
             check_prompt(prompt, size)
         placed, objects = place_prompts(self.processor, encoded.sizes, asked), None
         with self.lock, inference([self.model], self.precision):
+            masks: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
             if self.classes is None:
                 masks = segment_scored(self.model, None, placed, image_embeddings=encoded.embeddings)
             else:
@@ -288,8 +290,8 @@ class SamAdaptPredictor:
         kept = (domain, instances, masks, sizes, self.processor)
         if self.classes is None:
             mask = (merge_objects(self.processor, sizes, [masks])[0] > 0).cpu().numpy()
-            estimated = self.has_estimate and scores is not None and len(scores)
-            return Prediction(mask, float(scores.max()) if estimated else None, None, *kept)
+            score = float(scores.max()) if self.has_estimate and scores is not None and len(scores) else None
+            return Prediction(mask, score, None, *kept)
         labels = largest_class(self.processor, sizes, [masks])[0]
         shares = np.bincount(labels.ravel(), minlength=len(self.classes)) / labels.size
         return Prediction(labels, None, dict(zip(self.classes, shares.tolist())), *kept)

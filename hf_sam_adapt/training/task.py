@@ -103,6 +103,7 @@ class BinaryTask(Task):
 
     def validate(self, model: nn.Module, processor: SamAdaptProcessor) -> tuple[float, str]:
         recipe, kinds = self.recipe, self.recipe.prompts
+        assert self.data.val is not None
         result = evaluate(
             model,
             processor,
@@ -115,7 +116,8 @@ class BinaryTask(Task):
         )
         # As often as each kind is trained, so much does it count.
         shares = prompt_shares(kinds, recipe.prompt_weights)
-        mean = sum(share * result.test[kind]["adapted"]["iou"] for share, kind in zip(shares, kinds))
+        scores: dict[str, Any] = result.test
+        mean = sum(share * scores[kind]["adapted"]["iou"] for share, kind in zip(shares, kinds))
         return mean, f"IoU ({' '.join(kinds)})"
 
     def measure(self, model: nn.Module, processor: SamAdaptProcessor, split: Split, **zero_shot: Any) -> EvalResult:
@@ -129,7 +131,7 @@ class BinaryTask(Task):
     def draw(
         self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
     ) -> None:
-        how = {"precision": self.recipe.precision, "seed": self.recipe.seed}
+        how: dict[str, Any] = {"precision": self.recipe.precision, "seed": self.recipe.seed}
         save_samples(folder / "samples.png", model, processor, split, result, **how, **zero_shot)
 
     def print_tables(self, metrics: dict[str, Any]) -> None:
@@ -177,6 +179,7 @@ class ClassTask(Task):
         return None if wanted in (None, "none") else weights
 
     def validate(self, model: nn.Module, processor: SamAdaptProcessor) -> tuple[float, str]:
+        assert self.data.val is not None
         result = self._evaluate(model, processor, self.data.val, progress=False)
         return result.test["none"]["adapted"]["miou"] or 0.0, "mean IoU of the classes"
 

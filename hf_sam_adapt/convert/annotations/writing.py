@@ -167,10 +167,11 @@ def _store_image(image: AnnotatedImage, folder: Path) -> tuple[int, int]:
     with open_stored(BytesIO(content), shown) as opened:
         if is_cut_short(opened):
             read_image(BytesIO(content), shown)
-        header, known = header_of(opened), isinstance(opened, Image.Image)
-        upright = header.height, header.width
-        turned = known and opened.getexif().get(EXIF_ORIENTATION, 1) != 1
-        stored = (opened.height, opened.width) if known else upright
+        header = header_of(opened)
+        stored = upright = header.height, header.width
+        turned = False
+        if isinstance(opened, Image.Image):
+            turned, stored = opened.getexif().get(EXIF_ORIENTATION, 1) != 1, (opened.height, opened.width)
         size = next((size for size in (upright, stored) if image.size in (None, size)), None)
         if size is None:
             height, width = image.size or (0, 0)
@@ -182,7 +183,7 @@ def _store_image(image: AnnotatedImage, folder: Path) -> tuple[int, int]:
         if upright != stored:
             check_turn([region.shape.bounds(*size) for region in image.regions], size, image.name, shown)
         suffix = (image.image.suffix if isinstance(image.image, Path) else f".{opened.format}").lower()
-        if not turned and suffix in IMAGE_SUFFIXES:
+        if not isinstance(opened, Image.Image) or (not turned and suffix in IMAGE_SUFFIXES):
             (folder / f"{image.stem}{suffix}").write_bytes(content)
             return size
         pixels = ImageOps.exif_transpose(opened) if size == upright else opened

@@ -137,7 +137,7 @@ def attention_kind(model: nn.Module) -> str:
 def attention_modules(model: nn.Module) -> Iterator[SamVisionAttention]:
     """The attention of every block of the encoder."""
     family = find_family(model)
-    return (module for module in model.modules() if family and isinstance(module, family.attention_class))
+    return (module for module in model.modules() if family and isinstance(module, family.attention_class))  # type: ignore[misc]
 
 
 def _patch_embeddings(model: nn.Module) -> Iterator[nn.Module]:

@@ -134,8 +134,8 @@ class EstimateArguments(Recipe):
 class DoctorArguments(DataKeys):
     """Arguments of `hf-sam-adapt doctor`: a data set with the keys of the recipe that say how it is read."""
 
-    model: str | None = option(None, "The model to be trained: tiny, a folder, or a Hub id; unset = tiny.")
-    limit: int | None = option(None, "Files named of each cause; unset = 1, and 20 in the JSON; 0 = all.")
+    model: str | None = option(None, "The model to be trained: tiny, a folder, or a Hub id; unset = tiny.", path=MODEL)
+    limit: int | None = option(None, "Examples of each cause; unset = 1, and 20 in the JSON; 0 = all.")
     processes: int | None = option(None, "Processes that read; unset = one per CPU, 0 = the main process itself.")
     json: str | None = option(None, "File for all findings and the numbers of each split.", path=FILE)
     contact_sheet: str | None = option(

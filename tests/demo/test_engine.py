@@ -112,9 +112,9 @@ def test_routing_and_override(shelf, adapters, drawn, name):
         assert not np.array_equal(plain.mask, chosen.mask)
     with pytest.raises(UserError, match="not in the pool"):
         segment_image(image, pool, prompt, "roads")
-    with pytest.raises(UserError, match="no pool"):
+    with pytest.raises(UserError, match="not a pool"):
         segment_image(image, shelf.get(""), prompt, "roads")
-    with pytest.raises(UserError, match="no pool"):
+    with pytest.raises(UserError, match="not a pool"):
         route_image(image, shelf.get(adapters["decoder"]))
 
 

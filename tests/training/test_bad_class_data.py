@@ -1,5 +1,6 @@
 """Data of classes and channels that does not fit: one line before anything is written, or no influence."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -126,16 +127,15 @@ def test_an_unlabelled_image_has_no_influence(sam_folder, tmp_path, capsys):
     assert scores["none"]["adapted"]["miou"] > 0
 
 
-def test_test_images_without_labels_have_no_scores(sam_folder, tmp_path, capsys):
+def test_test_images_without_labels_are_an_error_that_loses_nothing(sam_folder, tmp_path, capsys):
     data = write_classes(tmp_path / "data")
     for path in (data / "test" / "masks").iterdir():
         Image.new("L", (48, 40), 255).save(path)
-    assert run("train", sam_folder, data, tmp_path / "run") == 0
-    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["none"]
-    assert scores["adapted"]["miou"] is scores["adapted"]["oa"] is scores["constant"]["iou"] is None
-    card = (tmp_path / "run" / "README.md").read_text()
-    assert "hold no labelled pixel" in card and "one of 3 classes" in card
-    assert (tmp_path / "run" / "samples.png").exists()
+    assert run("train", sam_folder, data, tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert "dataset: test: none of the 3 masks that are scored holds any foreground" in said
+    assert "resume_from_checkpoint: latest" in said
+    assert any((tmp_path / "run" / "checkpoints").iterdir()) and not (tmp_path / "run" / "metrics.json").exists()
 
 
 COMPLETE = [
@@ -168,7 +168,9 @@ def test_names_of_classes_as_users_write_them(names, place, tmp_path):
         recipe = parse_recipe(["--config", str(tmp_path / "recipe.yaml")])
         found = recipe.id2label
         (tmp_path / "again.yaml").write_text(recipe.to_yaml())
-        assert parse_recipe(["--config", str(tmp_path / "again.yaml")]) == recipe
+        again = parse_recipe(["--config", str(tmp_path / "again.yaml")])
+        # Relative paths in a file start at its folder.
+        assert dataclasses.replace(again, output_dir=recipe.output_dir) == recipe
     assert found == {0: "dark", 1: "middle", 2: "bright"}
 
 

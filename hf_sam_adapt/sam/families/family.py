@@ -1,14 +1,20 @@
 """The form in which a family of SAMs is described."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,12 @@ class SamFamily:
     Attributes:
         model_type: `config.model_type` of the whole model.
         encoder_type: that of its image encoder alone.
-        model_class: transformers' class.
+        model_path: of transformers' class, `module:name`; imported when it is asked for.
         encoder, mask_decoder, prompt_encoder: names in the model.
         blocks, patch_embedding, neck: dotted paths in the encoder.
         attention: path in a block; `qkv`, `projection`: of its linears, from the attention.
-        attention_class, patch_embedding_class: of modules whose attention adds SAM's relative positions to the scores.
+        attention_path, patch_embedding_path: of the classes of modules whose attention adds relative positions to the
+            scores, as SAM does.
         not_reached: matches the names of decoder parameters that a loss on mask token 0 does not reach.
         never_trained: parts of the model, beside `not_reached`, that no method trains by itself.
         processor: fields of `SamAdaptProcessor` for a checkpoint without a processor's file.
@@ -63,7 +70,7 @@ class SamFamily:
 
     model_type: str
     encoder_type: str
-    model_class: type[PreTrainedModel]
+    model_path: str
     encoder: str
     mask_decoder: str
     prompt_encoder: str
@@ -73,8 +80,8 @@ class SamFamily:
     attention: str
     qkv: str
     projection: str
-    attention_class: type[nn.Module]
-    patch_embedding_class: type[nn.Module]
+    attention_path: str
+    patch_embedding_path: str
     not_reached: re.Pattern[str]
     never_trained: tuple[str, ...]
     processor: dict[str, Any]
@@ -84,6 +91,18 @@ class SamFamily:
     encode_from_block: Callable[[nn.Module, torch.Tensor, int], torch.Tensor]
     position_tables: Callable[[nn.Module, int], Iterator[tuple[str, nn.Module, str, int]]]
     set_image_size: Callable[[nn.Module, nn.Module, int], None]
+
+    @property
+    def model_class(self) -> type[PreTrainedModel]:
+        return _imported(self.model_path)
+
+    @property
+    def attention_class(self) -> type[nn.Module]:
+        return _imported(self.attention_path)
+
+    @property
+    def patch_embedding_class(self) -> type[nn.Module]:
+        return _imported(self.patch_embedding_path)
 
     @property
     def model_types(self) -> tuple[str, str]:
@@ -131,3 +150,9 @@ class SamFamily:
         """Index of the block that the encoder's module of this name is or lies in, None for one outside them."""
         match = re.match(rf"{re.escape(self.blocks)}\.(\d+)(\.|$)", name)
         return None if match is None else int(match[1])
+
+
+def _imported(path: str) -> Any:
+    """`module:name`, imported now: a model's module costs seconds, and a description of it should not."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

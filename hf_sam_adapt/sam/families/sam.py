@@ -5,9 +5,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from transformers import SamModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.models.sam.modeling_sam import SamPatchEmbeddings, SamVisionAttention
 
 from .family import EncoderShape, SamFamily
 
@@ -70,7 +68,7 @@ def _set_image_size(model: nn.Module, encoder: nn.Module, image_size: int) -> No
 SAM = SamFamily(
     model_type="sam",
     encoder_type="sam_vision_model",
-    model_class=SamModel,
+    model_path="transformers:SamModel",
     encoder="vision_encoder",
     mask_decoder="mask_decoder",
     prompt_encoder="prompt_encoder",
@@ -80,8 +78,8 @@ SAM = SamFamily(
     attention="attn",
     qkv="qkv",
     projection="proj",
-    attention_class=SamVisionAttention,
-    patch_embedding_class=SamPatchEmbeddings,
+    attention_path="transformers.models.sam.modeling_sam:SamVisionAttention",
+    patch_embedding_path="transformers.models.sam.modeling_sam:SamPatchEmbeddings",
     # Their outputs are discarded.
     not_reached=re.compile(r"iou_prediction_head\.|output_hypernetworks_mlps\.(?!0\.)"),
     never_trained=("prompt_encoder", "shared_image_embedding"),

@@ -127,7 +127,7 @@ def test_the_process_that_is_ready_trains(served, files, monkeypatch):
     started[-1].wait(10)
     other = served.app.job(pairs, "hq", 5)  # the one that was ready has died
     other.close()
-    assert other._process not in started
+    assert other._process is started[2] and len(started) == 3
 
 
 @pytest.mark.slow

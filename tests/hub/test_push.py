@@ -14,10 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from sams import perturb, random_sam
 
-from hf_sam_adapt import ModaConfig, ModaModel, SamDecoderConfig
+from hf_sam_adapt import ModaConfig, ModaModel, SamDecoderConfig, upload
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.hub import push as publishing
 from hf_sam_adapt.inference.loading import build_model, load_base, save_adapter
 from hf_sam_adapt.reporting.report import panels, save_panels
 
@@ -201,8 +200,8 @@ def test_what_passes_is_waited_for(case, connected, clock, folder, capsys):
 
 
 def test_a_hub_that_falls_silent_is_given_up(connected, folder, capsys, monkeypatch):
-    monkeypatch.setattr(publishing, "_SILENCE", 0.2)
-    monkeypatch.setattr(publishing, "_PATIENCE", 0.1)
+    monkeypatch.setattr(upload, "_SILENCE", 0.2)
+    monkeypatch.setattr(upload, "_PATIENCE", 0.1)
     connected.fail("POST /api/repos/create", seconds=30)
     status, _, errors = push(folder, capsys, "--repo", "me/polyp")
     assert status == 2 and "Timeout" in errors[0]
@@ -261,11 +260,11 @@ def test_a_local_base_model_is_said(connected, folder, sam_folder, capsys):
 def test_half_written_files_are_found(folder, tmp_path):
     save_file({"x": torch.zeros(100)}, folder / "more.safetensors")
     content = (folder / "more.safetensors").read_bytes()
-    assert "more.safetensors" in publishing.pushed_files(folder)
+    assert "more.safetensors" in upload.pushed_files(folder)
     (folder / "more.safetensors").write_bytes(content[:-7])
     with pytest.raises(UserError, match="is not a safetensors file"):
-        publishing.pushed_files(folder)
+        upload.pushed_files(folder)
     (folder / "more.safetensors").unlink()
     Image.new("RGB", (4, 4)).save(folder / "samples.png", format="JPEG")
     with pytest.raises(UserError, match="is not a png file"):
-        publishing.pushed_files(folder)
+        upload.pushed_files(folder)

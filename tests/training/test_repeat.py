@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.cli.evaluate import EvaluateArguments, _chosen_data, evaluate_command
 from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.training.earlier_run import EarlierRun
 
 
 @pytest.fixture
@@ -81,6 +82,6 @@ def test_a_given_data_set_is_no_matter_of_where_the_runs_own_lies(project, monke
     (project / "data/other").symlink_to("discs")
     for dataset, kinds in (("discs", ["box"]), ("other", ["none"])):
         arguments = EvaluateArguments(adapter="../runs/one", model="../sam", dataset=dataset)
-        assert list(_chosen_data(arguments)["prompts"]) == kinds
+        assert list(_chosen_data(arguments, EarlierRun.read("../runs/one"))["prompts"]) == kinds
     with pytest.raises(UserError, match=r"dataset: discs: paths in .* give it as a flag"):
-        _chosen_data(EvaluateArguments(adapter="../runs/one"))
+        _chosen_data(EvaluateArguments(adapter="../runs/one"), EarlierRun.read("../runs/one"))

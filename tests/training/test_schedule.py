@@ -77,7 +77,7 @@ def test_learning_rates_of_tasks(tmp_path):
 
 SERIES = """
 import json, sys
-from hf_sam_adapt.recipe import Recipe
+from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.training import train
 for number in range(2):
     keys = json.loads(sys.argv[2])

@@ -230,7 +230,6 @@ def test_every_method_takes_the_class_wise_decoder(config_cls):
         (lambda: CwsamConfig(), "num_labels=None"),
         (lambda: SamAdapterConfig(num_labels=3), "num_labels=3"),
         (lambda: CwsamConfig(num_labels=1), "num_labels=1"),
-        (lambda: CwsamConfig(num_labels=3, num_mask_tokens=1), "num_mask_tokens=1"),
         (lambda: SamDecoderConfig(num_mask_tokens=4), "num_mask_tokens=4"),
         (lambda: CwsamConfig(num_labels=3, use_prompts=False, block_adapters=False), "SamDecoderConfig"),
         (lambda: CwsamConfig(adapter_act="tanh"), "tanh"),

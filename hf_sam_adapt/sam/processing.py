@@ -10,22 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..data.channels import load_image
 from ..data.encoding import decode_masks
-from ..data.images import IGNORE, read_mask_file
+from ..data.images import IGNORE
 from ..data.normalization import check_normalization, normalize
 from ..errors import UserError
 from ..prompts import Prompt, boolean_masks
+from .image_inputs import ImageLike, as_list, checked_mask, checked_objects, image_array, matched
 from .resampling import RESAMPLING, resampling_name, resized
 
 
 RESIZE_MODES = ("pad", "squash")
 MASK_LOGIT = 10.0
-ImageLike = Image.Image | np.ndarray | torch.Tensor
 
 
 class SamAdaptProcessor(BaseImageProcessor):
@@ -142,13 +140,13 @@ class SamAdaptProcessor(BaseImageProcessor):
             What `preprocess` returns, but `labels` uint8, and `pixel_values` of photographs uint8 (B, 3, S, S), which
             `unpack` turns into the network's input. With `normalization` they are that input already.
         """
-        images = [_to_image_array(image, self.channels) for image in _as_list(images)]
+        images = [image_array(image, self.channels) for image in as_list(images)]
         sizes = [image.shape[:2] for image in images]
         inputs = [
             resized(image, self.reshaped_size(image.shape[:2]), self.resample, self.antialias) for image in images
         ]
-        masks = _matched(masks, sizes, "masks")
-        prompts = _matched(prompts, sizes, "prompts")
+        masks = matched(masks, sizes, "masks")
+        prompts = matched(prompts, sizes, "prompts")
 
         data: dict[str, Any] = {
             "pixel_values": torch.from_numpy(np.stack([self._padded(image) for image in inputs])),
@@ -156,7 +154,7 @@ class SamAdaptProcessor(BaseImageProcessor):
             "reshaped_input_sizes": torch.tensor([image.shape[:2] for image in inputs], dtype=torch.int64),
         }
         if masks is not None:
-            stored = [_checked_mask(mask, size) for mask, size in zip(masks, sizes)]
+            stored = [checked_mask(mask, size) for mask, size in zip(masks, sizes)]
             masks = decode_masks(stored, mask_values)
             data["labels"] = torch.from_numpy(np.stack([self._resize_labels(mask) for mask in masks]))
         if prompts is not None:
@@ -280,10 +278,10 @@ class SamAdaptProcessor(BaseImageProcessor):
             ready.point_labels = _tensor(prompt.point_labels, torch.int64)
         if prompt.masks is not None:
             ready.masks = torch.from_numpy(
-                self._resize_mask_prompts(boolean_masks(_checked_objects(prompt.masks, size)))
+                self._resize_mask_prompts(boolean_masks(checked_objects(prompt.masks, size)))
             )
         if prompt.targets is not None:
-            targets = torch.from_numpy(self._resize_labels(_checked_objects(prompt.targets, size)))
+            targets = torch.from_numpy(self._resize_labels(checked_objects(prompt.targets, size)))
             ready.targets = targets if labels is None else targets.masked_fill_(labels == IGNORE, IGNORE)
         if prompt.labels is not None:
             ready.labels = _tensor(prompt.labels, torch.int64)
@@ -353,56 +351,8 @@ class SamAdaptProcessor(BaseImageProcessor):
         return (processor, kwargs) if unused else processor
 
 
-def _as_list(images: Any) -> list:
-    if isinstance(images, (list, tuple)):
-        return list(images)
-    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
-        return list(images)
-    return [images]
-
-
 def _as_sizes(sizes: torch.Tensor | Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in sizes]
-
-
-def _matched(items: Any, sizes: list[tuple[int, int]], name: str) -> list | None:
-    if items is None:
-        return None
-    if isinstance(items, (np.ndarray, torch.Tensor)) and items.ndim == 3 and len(items) == len(sizes):
-        items = list(items)
-    items = _as_list(items)
-    if len(items) != len(sizes):
-        raise UserError(f"{len(items)} given for {len(sizes)} images", where=name, fix="give one per image")
-    return items
-
-
-def _to_image_array(image: ImageLike, channels: int | None) -> np.ndarray:
-    """Any supported image -> uint8 (H, W, 3), or with `channels` float32 (H, W, C)."""
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        counts = (1, 3, 4) if channels is None else (channels,)
-        if image.ndim == 3 and image.shape[0] in counts and image.shape[2] not in counts:
-            image = image.permute(1, 2, 0)  # (C, H, W) -> (H, W, C)
-        image = image.numpy()
-    elif isinstance(image, list):
-        image = np.asarray(image)
-    return load_image(image, channels)
-
-
-def _checked_mask(mask: ImageLike, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
-    """Any supported mask as stored, (H, W) of the image's size, and whether that was lossy."""
-    values, lossy = read_mask_file(mask.cpu().numpy() if isinstance(mask, torch.Tensor) else mask)
-    if values.shape != size:
-        raise UserError(f"mask of {values.shape[1]}x{values.shape[0]} for an image of {size[1]}x{size[0]} pixels")
-    return values, lossy
-
-
-def _checked_objects(objects: np.ndarray | torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-    objects = np.asarray(objects)
-    if objects.shape[-2:] != size:
-        height, width = objects.shape[-2:]
-        raise UserError(f"prompt mask of {width}x{height} for an image of {size[1]}x{size[0]} pixels")
-    return objects
 
 
 def _tensor(values: Any, dtype: torch.dtype) -> torch.Tensor:

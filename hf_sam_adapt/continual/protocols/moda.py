@@ -22,7 +22,7 @@ from ...inference.loading import ADAPTER_CONFIG, load_base, named_base
 from ...inference.variants import inference
 from ...sam.processing import SamAdaptProcessor
 from ...training.run import start_processes
-from ...tuners.common.model import check_adapter_name
+from ...tuners.common.adapter_checks import check_adapter_name
 from ...tuners.moda import ModaConfig, ModaModel
 from ..scoring import Scores, score
 from .naive import Naive

@@ -7,11 +7,9 @@ from contextlib import contextmanager
 import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from ...errors import UserError
-from ...files import is_plain_name
 from ...sam.base_names import TINY, located, stored
 from ...sam.families import (
     check_no_unknown_sam,
@@ -25,9 +23,10 @@ from ...sam.fingerprint import check_fingerprint, compute_fingerprint
 from ...sam.image_size import original_position_embedding, resize_input, restore_input
 from ...sam.input_channels import inflate_channels, input_channels, original_channels, restore_channels
 from ...sam.windows import remove_windows, restore_windows, windows_removed
+from .adapter_checks import check_adapter_keys, check_adapter_name
 from .config import SamConfigMixin
 from .decoder import decoder_parameters, early_layer, prompt_encoder_parameters, resolve_decoder
-from .hq import HQ_MODULES, EarlyMap, HqHead
+from .hq import EarlyMap, HqHead
 from .layer import ParameterOverlay, as_keywords
 from .undo import Undoable
 
@@ -326,40 +325,6 @@ class SamTunerMixin(Undoable):
         return remapped
 
 
-def check_adapter_keys(
-    tuner_cls: type, model: nn.Module, config: SamConfigMixin, adapter_name: str, found: dict[str, torch.Tensor]
-) -> None:
-    """Raise `UserError` unless `found`, under the model's own keys, holds exactly the adapter's tensors."""
-    others = [name for name in model.peft_config if name != adapter_name]
-    own = {
-        key: value
-        for key, value in model.state_dict().items()
-        if not any(f".{name}." in key or key.endswith(f".{name}") for name in others)
-    }
-    expected = tuner_cls._get_adapter_state_dict(model, config, adapter_name, own, others)
-    for module_name, module in model.named_modules():
-        if isinstance(module, ModulesToSaveWrapper):  # in the same file, though not the tuner's
-            prefix = f"{module_name}.modules_to_save.{adapter_name}."
-            expected |= {key: value for key, value in own.items() if key.startswith(prefix)}
-    wrong = {
-        "missing": sorted(set(expected) - set(found)),
-        "unexpected": sorted(set(found) - set(expected)),
-        "of another shape": sorted(
-            key for key in set(expected) & set(found) if expected[key].shape != found[key].shape
-        ),
-    }
-    if any(wrong.values()):
-        listed = "; ".join(
-            f"{len(keys)} {kind}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
-            for kind, keys in wrong.items()
-            if keys
-        )
-        raise UserError(
-            f"the weights of adapter {adapter_name!r} do not fit its adapter_config.json ({listed})",
-            fix="the file is damaged or belongs to another adapter",
-        )
-
-
 def name_tiny(model: nn.Module, config: PeftConfig) -> None:
     """Of an adapter of `tiny`: its base is named so in what PEFT writes, and found where PEFT looks for it."""
     if stored(getattr(model, "name_or_path", None)) == TINY:
@@ -378,31 +343,6 @@ def in_layers(config: SamConfigMixin, key: str) -> bool:
     layers = layer_indices(config)
     index = re.search(r"\.(\d+)(\.|$)", key)
     return layers is None or index is None or int(index.group(1)) in layers
-
-
-def check_adapter_name(model: nn.Module, adapter_name: str) -> None:
-    """Refuse names that would make PEFT save nothing.
-
-    PEFT selects what to save by the substring `.<name>.`, so a name that is also a part of a module path empties the
-    files of the other adapters.
-
-    Raises:
-        UserError: if the name is empty, holds a dot or what a folder's name cannot, or occurs in a module path of the
-            base model.
-    """
-    if "." in adapter_name or not is_plain_name(adapter_name.replace(":", "")):  # ModaModel puts a colon in its own
-        raise UserError(f"adapter name {adapter_name!r} cannot be a folder's", fix="use letters, digits, '-' and '_'")
-    layers = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    parts = {*HQ_MODULES, "base_model", "model"}  # the latter two are PEFT's own
-    for name, _ in model.named_parameters():
-        inside = [layer for layer in layers if name.startswith(f"{layer}.") and ".base_layer." not in name]
-        if not inside:
-            parts.update(name.split("."))
-    if adapter_name in parts:
-        raise UserError(
-            f"adapter name {adapter_name!r} is part of a module path of the model, so PEFT would save no weights",
-            fix="choose another name",
-        )
 
 
 def _remove_mask_token_hooks(model: nn.Module) -> None:

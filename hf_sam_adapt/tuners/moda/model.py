@@ -19,8 +19,9 @@ from ...errors import UserError
 from ...sam.families import check_no_unknown_sam, encoder_shape, find_mask_decoder
 from ...sam.fingerprint import check_fingerprint, compute_fingerprint
 from ...upload import upload_folder
+from ..common.adapter_checks import check_adapter_name
 from ..common.config import SamConfigMixin
-from ..common.model import check_adapter_name, name_tiny
+from ..common.model import name_tiny
 from ..common.undo import Undoable, forget_load
 from .config import ModaConfig
 from .dispatch import DomainDispatch

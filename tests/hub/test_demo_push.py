@@ -17,9 +17,9 @@ def tab(tmp_path):
     """The tab, and a visitor whose training has finished."""
     from hf_sam_adapt.demo.adapt_tab import AdaptTab
 
-    with gr.Blocks(analytics_enabled=False):
-        app = SimpleNamespace(args=None, max_pixels=10**6)
-        built = AdaptTab(app, gr.State(), gr.Dropdown())
+    with gr.Blocks(analytics_enabled=False), gr.Tab("Adapt") as around:
+        app = SimpleNamespace(args=None, max_pixels=10**6, warm=lambda: None)
+        built = AdaptTab(app, gr.State(), gr.Dropdown(), around)
     base, processor = load_base("tiny")
     save_adapter(perturb(build_model("conv_lora", {"decoder": "frozen"}, base)), tmp_path / "adapter")
     processor.save_pretrained(tmp_path / "adapter")

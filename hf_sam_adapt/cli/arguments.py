@@ -52,7 +52,7 @@ class PredictArguments(ComputeKeys, AdaptedModelKeys):
     """Arguments of `hf-sam-adapt predict`."""
 
     inputs: list[str] = option([], "Image files, folders of images, or glob patterns.", path=FILE)
-    output_dir: str = option("predictions", "Folder for the masks, overlays and predictions.json.", path=FILE)
+    output_dir: str = option("predictions", "Folder for the results and predictions.json.", path=FILE)
     box: list[float] | None = option(None, "Box prompt x0 y0 x1 y1 in pixels, the same for every image.")
     point: list[float] | None = option(None, "Point prompt x y in pixels, the same for every image.")
     instances: Literal["grid", "components"] | None = option(
@@ -60,8 +60,24 @@ class PredictArguments(ComputeKeys, AdaptedModelKeys):
     )
     points_per_side: int = option(16, "Points per side of the grid of --instances grid.")
     min_score: float = option(0.0, "Instances of a lower score, 0..1, are left out.")
+    format: list[Literal["png", "labelme", "coco", "yolo", "geojson"]] | None = option(
+        None, "Formats of the results, one or several; unset = png."
+    )
+    probability: bool = option(False, "Also write the probability of each pixel, where the format has a place for it.")
+    threshold: float = option(0.5, "Probability above which a pixel is foreground.")
+    simplify: float = option(
+        1.0, "Pixels by which the outline of a polygon may move to have fewer corners; 0 = every corner."
+    )
+    rank: Literal["uncertain"] | None = option(
+        None, "Put the images of which the model is least sure first; labelme lists them in this order."
+    )
+    skip_existing: bool = option(
+        False, "Leave images out whose results an earlier call with the same settings has written."
+    )
 
 
+OF_RESULTS = ("format", "probability", "threshold", "simplify", "rank", "skip_existing")
+OF_INSTANCES = ("instances", "points_per_side", "min_score")
 DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "folder")
 OF_CHECKPOINTS = ("base", "lora_alpha", "image_size", "domains", "classifier", "method_args")
 OF_DATA = ("images", "push", "group_by", "encoding")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,6 +72,7 @@ class Prediction:
             estimate means nothing (an adapter that did not train it, classes).
         classes: name -> fraction of the pixels, in the order of the labels; None for one class.
         domain: of a pool, the domain that was used, `base` for plain SAM; None without a pool.
+        router_scores: of a pool whose router chose, domain -> probability; None otherwise.
         instances: the objects, surest first, if they were asked for.
     """
 
@@ -78,6 +80,7 @@ class Prediction:
     score: float | None
     classes: dict[str, float] | None
     domain: str | None
+    router_scores: dict[str, float] | None
     instances: list[Instance] | None
     _low_resolution: torch.Tensor = field(repr=False)
     _sizes: Mapping[str, torch.Tensor] = field(repr=False)
@@ -91,6 +94,12 @@ class Prediction:
         else:
             full = self._processor.post_process_masks([self._low_resolution], *self._sizes.values())[0]
         return full.float().cpu().numpy()
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """float32 (H, W), of foreground; of a model with K classes (K, H, W), which sum to 1."""
+        logits = torch.from_numpy(self.logits)
+        return (logits.sigmoid() if self.classes is None else logits.softmax(dim=0)).numpy()
 
 
 class SamAdaptPredictor:
@@ -172,6 +181,7 @@ class SamAdaptPredictor:
         batch_size: int = 4,
         points_per_side: int = 16,
         min_score: float = 0.0,
+        threshold: float = 0.5,
     ) -> list[Prediction]:
         """Segment images, each once through the encoder.
 
@@ -184,6 +194,7 @@ class SamAdaptPredictor:
             batch_size: images encoded together.
             points_per_side: of the grid of `instances="grid"`.
             min_score: instances of a lower score are left out.
+            threshold: probability above which a pixel is foreground; not for a model with classes.
 
         Returns:
             One `Prediction` an image; with `set_image`, one a prompt.
@@ -194,6 +205,7 @@ class SamAdaptPredictor:
         """
         check_options(instances, batch_size=batch_size, points_per_side=points_per_side)
         options: dict[str, Any] = {"instances": instances, "points_per_side": points_per_side, "min_score": min_score}
+        options["threshold"] = threshold
         if images is None:
             encoded = getattr(self._current, "image", None)
             if encoded is None:
@@ -205,7 +217,7 @@ class SamAdaptPredictor:
         single = isinstance(images, ImageInput) and getattr(images, "ndim", 3) < 4
         listed: list[ImageInput] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
         asked = self._one_each(prompts, len(listed))
-        self.check(asked, domain, instances)
+        self.check(asked, domain, instances, threshold)
         results: list[Prediction] = []
         for start in range(0, len(listed), batch_size):
             rows = slice(start, start + batch_size)
@@ -232,11 +244,13 @@ class SamAdaptPredictor:
         *,
         points_per_side: int = 16,
         min_score: float = 0.0,
+        threshold: float = 0.5,
     ) -> list[Prediction]:
         """As `predict`, of images that are encoded: a `Prediction` for each."""
         check_options(instances, points_per_side=points_per_side)
         asked = self._one_each(prompts, len(encoded))
-        self.check(asked, None, instances)
+        self.check(asked, None, instances, threshold)
+        cut = logit_of(threshold)
         for prompt, (size, _) in zip(asked, sizes_of(encoded.sizes)):
             check_prompt(prompt, size)
         placed, objects = place_prompts(self.processor, encoded.sizes, asked), None
@@ -248,18 +262,26 @@ class SamAdaptPredictor:
                 labelled = segment(self.model, None, placed, image_embeddings=encoded.embeddings)
                 masks = [(logits, None) for logits in labelled]
             if instances is not None:
-                how: dict[str, Any] = {"has_estimate": self.has_estimate, "points_per_side": points_per_side}
+                how: dict[str, Any] = {
+                    "has_estimate": self.has_estimate,
+                    "points_per_side": points_per_side,
+                    "cut": cut,
+                }
                 objects = find_instances(
                     self.model, self.processor, encoded.sizes, encoded.embeddings, instances, **how
                 )
             results = []
             for row, (logits, scores) in enumerate(masks):
                 kept = None if objects is None else [each for each in objects[row] if each.score >= min_score]
-                results.append(self._prediction(encoded[[row]], logits, scores, kept))
+                results.append(self._prediction(encoded[[row]], logits, scores, kept, cut))
         return results
 
     def check(
-        self, prompts: Sequence[Prompt], domain: str | None = None, instances: InstanceSource | None = None
+        self,
+        prompts: Sequence[Prompt],
+        domain: str | None = None,
+        instances: InstanceSource | None = None,
+        threshold: float = 0.5,
     ) -> None:
         """Raise `UserError` for what this model cannot do, before an image is read."""
         check_domain(self.model, domain)
@@ -270,6 +292,9 @@ class SamAdaptPredictor:
                 )
         kinds = {prompt.kind for prompt in prompts} - {"none"}
         check_options(instances, kinds)
+        if self.classes is not None and threshold != 0.5:
+            raise UserError("the most probable class wins", key="threshold", fix="leave it out")
+        logit_of(threshold)
         if self.classes is not None and (kinds or instances is not None):
             raise UserError(
                 f"the model segments {len(self.classes)} classes without prompts",
@@ -283,13 +308,16 @@ class SamAdaptPredictor:
         masks: torch.Tensor,
         scores: torch.Tensor | None,
         instances: list[Instance] | None,
+        cut: float,
     ) -> Prediction:
         """Of one image: logits (n, h, w) of its objects and their scores (n,); of classes (K, h, w) and None."""
         pool, domains, sizes = pool_of(self.model), encoded.embeddings.domains, encoded.sizes
         domain = None if pool is None or domains is None else pool.names_of(domains)[0]
-        kept = (domain, instances, masks, sizes, self.processor)
+        chances = encoded.embeddings.router_scores
+        routing = None if pool is None or chances is None else dict(zip(pool.domains, chances[0].tolist()))
+        kept = (domain, routing, instances, masks, sizes, self.processor)
         if self.classes is None:
-            mask = (merge_objects(self.processor, sizes, [masks])[0] > 0).cpu().numpy()
+            mask = (merge_objects(self.processor, sizes, [masks])[0] > cut).cpu().numpy()
             score = float(scores.max()) if self.has_estimate and scores is not None and len(scores) else None
             return Prediction(mask, score, None, *kept)
         labels = largest_class(self.processor, sizes, [masks])[0]
@@ -309,6 +337,13 @@ class SamAdaptPredictor:
                 f"{len(listed)} prompts for {count} images", key="prompts", fix="give one Prompt, or one an image"
             )
         return listed
+
+
+def logit_of(threshold: float) -> float:
+    """The logit of a probability. Raises `UserError` unless it lies between 0 and 1."""
+    if not 0 < threshold < 1:
+        raise UserError(f"{threshold} is not a probability between 0 and 1", key="threshold")
+    return math.log(threshold / (1 - threshold))
 
 
 def check_options(

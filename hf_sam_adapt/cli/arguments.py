@@ -78,7 +78,7 @@ class PredictArguments(ComputeKeys, AdaptedModelKeys):
 
 OF_RESULTS = ("format", "probability", "threshold", "simplify", "rank", "skip_existing")
 OF_INSTANCES = ("instances", "points_per_side", "min_score")
-DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "folder")
+DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "geojson", "folder")
 OF_CHECKPOINTS = ("base", "lora_alpha", "image_size", "domains", "classifier", "method_args")
 OF_DATA = ("images", "push", "group_by", "encoding")
 
@@ -93,7 +93,8 @@ class ConvertArguments:
         path=FILE,
     )
     format: (
-        Literal["sam-adapter", "conv-lora", "cwsam", "cosam", "labelme", "coco", "yolo", "cvat", "folder"] | None
+        Literal["sam-adapter", "conv-lora", "cwsam", "cosam", "labelme", "coco", "yolo", "cvat", "geojson", "folder"]
+        | None
     ) = option(
         None,
         "What wrote it: conv-lora is AutoGluon's model.ckpt or its folder, cosam also a folder; folder is this "

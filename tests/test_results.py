@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import ndimage
 from sams import perturb
+from scipy import ndimage
 
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.cli.arguments import PredictArguments

@@ -43,7 +43,7 @@ class EvaluateArguments(ComputeKeys, MetricKeys, MaskKeys, AdaptedModelKeys):
     )
     num_workers: int = option(0, "Processes that load images; 0 = the main process itself.")
     output_dir: str | None = option(
-        None, "Folder for metrics.json and samples.png; unset = the table is printed only.", path=FILE
+        None, "Folder for metrics.json, per_image.csv and pictures; unset = the table is printed only.", path=FILE
     )
 
 

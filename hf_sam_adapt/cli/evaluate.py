@@ -29,7 +29,8 @@ _SCORE_KEYS = ("prompts", "metrics", "beta2", "ber_threshold", "ignore_backgroun
 
 
 def evaluate_command(args: EvaluateArguments) -> Result:
-    """Evaluates on the test images, prints the table, and with `output_dir` writes metrics.json and samples.png there.
+    """Evaluates on the test images, prints the table, and with `output_dir` writes metrics.json, per_image.csv and
+    pictures there.
 
     A data set without test images is evaluated on its validation images, or on its training images if it has no
     others; table and file say so (`measured_on`). An earlier evaluation in `output_dir` is replaced. Works in one
@@ -103,6 +104,7 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             save_threshold_curves(output_dir / "f_measure.png", result.test.get("none") or {})
             with routed(model, args.domain):
                 task.draw(output_dir, model, processor, split, result, **choice)
+                task.list_images(output_dir, model, processor, split, result, **choice)
                 if args.prompt_sensitivity:
                     path, part = output_dir / "prompt_sensitivity.png", answers["prompt_sensitivity"]
                     save_sensitivity(path, model, processor, split, part, precision=args.precision, **choice)

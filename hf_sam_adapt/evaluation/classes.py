@@ -26,6 +26,26 @@ GRID = 128  # cells a side of the constant label map
 
 
 @dataclass(frozen=True)
+class ClassRecord:
+    """The label map of one image beside its truth.
+
+    Attributes:
+        index: its place in the split.
+        id: its name.
+        scores: of its pixels, see `class_scores`.
+    """
+
+    index: int
+    id: str
+    scores: dict[str, Any]
+
+    @property
+    def miou(self) -> float | None:
+        """Mean IoU over the classes of the image, None where nothing is labelled."""
+        return self.scores["miou"]
+
+
+@dataclass(frozen=True)
 class ClassResult:
     """What an evaluation of label maps found.
 
@@ -33,13 +53,12 @@ class ClassResult:
         test: the part `test` of `metrics.json`: under `none`, `adapted` and `constant`, each `{"iou", "dice"}` (means
             over the classes), `miou`, `oa`, `fwiou` and `per_class`; `zero_shot` is None, SAM has no classes.
         matrix: over all pixels.
-        records: (place in the split, mean IoU over the classes of the image, None where nothing is labelled), in the
-            order of the split.
+        records: one per image, in the order of the split.
     """
 
     test: dict[str, dict[str, Any]]
     matrix: ConfusionMatrix
-    records: list[tuple[int, float | None]]
+    records: list[ClassRecord]
 
 
 @dataclass(frozen=True)
@@ -102,14 +121,14 @@ def evaluate_classes(
     if len(split) == 0:
         raise ValueError("the split holds no image to evaluate on")
     matrices = {name: ConfusionMatrix(num_labels) for name in ("adapted", "constant")}
-    records: list[tuple[int, float | None]] = []
+    records: list[ClassRecord] = []
     with inference([model], precision):
         for samples in own_batches(split, batch_size, num_workers, progress=progress):
             for sample, found in zip(samples, label_maps(model, processor, samples), strict=True):
                 one = ConfusionMatrix(num_labels)
                 one.update(found, sample.mask)
                 matrices["adapted"] = matrices["adapted"].merge([one])
-                records.append((sample.index, one.compute(ignore_background)["miou"]))
+                records.append(ClassRecord(sample.index, sample.id, class_scores(one, ignore_background)))
                 if constant is not None:
                     matrices["constant"].update(constant.at(*sample.mask.shape), sample.mask)
     parts = of_all_ranks((matrices, records))
@@ -120,7 +139,7 @@ def evaluate_classes(
     test: dict[str, Any] = {"zero_shot": None, "adapted": class_scores(matrices["adapted"], ignore_background)}
     if constant is not None:
         test["constant"] = class_scores(matrices["constant"], ignore_background)
-    return ClassResult({"none": test}, matrices["adapted"], sorted(records))
+    return ClassResult({"none": test}, matrices["adapted"], sorted(records, key=lambda record: record.index))
 
 
 def class_scores(matrix: ConfusionMatrix, ignore_background: IgnoreBackground = False) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -14,11 +14,13 @@ from torch.utils.data import Dataset
 from ..data.images import IGNORE
 from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
+from ..inference.forward import pool_of
 from ..inference.variants import Variant, inference, predicted_logits, variants_of
 from ..metrics import ConstantMask, Overlap, boundary_overlap, gathered, make_metric, mean_overlap, overlap
 from ..metrics.stream import StreamingMetric
 from ..names import check_metrics
 from ..prompts import Prompt, derive_prompts
+from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
 
 
@@ -37,6 +39,7 @@ class ImageRecord:
         scores: per prompt kind, per variant (the names in `EvalResult.test`), the pixel counts.
         boundaries: the same of the masks' boundaries; empty unless they were asked for.
         labelled: whether the mask holds anything but 255 = ignore.
+        domain: of a pool, the domain that segmented the image; None otherwise.
     """
 
     index: int
@@ -44,6 +47,7 @@ class ImageRecord:
     scores: dict[str, dict[str, Overlap]]
     boundaries: dict[str, dict[str, Overlap]] = field(default_factory=dict)
     labelled: bool = True
+    domain: str | None = None
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,15 @@ def _score_batch(
             prediction = probabilities if metric.takes_probabilities else mask
             metric.update(prediction, samples[position].mask)
 
-    for kind, name, position, logits in predicted_logits(variants, processor, samples, prompts, best_of_three=True):
+    domains: list[str | None] = [None] * len(samples)
+
+    def note_domains(variant: Variant, embeddings: ImageEmbeddings) -> None:
+        pool = pool_of(variant.model)
+        if pool is not None and not variant.adapter_off and embeddings.domains is not None:
+            domains[:] = pool.names_of(embeddings.domains)
+
+    how: dict[str, Any] = {"best_of_three": True, "encoded": note_domains}
+    for kind, name, position, logits in predicted_logits(variants, processor, samples, prompts, **how):
         mask = (logits > 0).cpu().numpy()
         score(kind, name, position, mask)
         if kind == "none" and streams[name]:
@@ -204,9 +216,9 @@ def _score_batch(
             score("none", "constant", position, mask)
             stream("constant", position, mask, mask)
     return [
-        ImageRecord(index, sample.id, dict(image_scores), dict(image_boundaries), counts)
-        for (index, sample, _), image_scores, image_boundaries, counts in zip(
-            batch, scores, boundaries, labelled, strict=True
+        ImageRecord(index, sample.id, dict(image_scores), dict(image_boundaries), counts, domain)
+        for (index, sample, _), image_scores, image_boundaries, counts, domain in zip(
+            batch, scores, boundaries, labelled, domains, strict=True
         )
     ]
 

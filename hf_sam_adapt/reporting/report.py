@@ -157,19 +157,22 @@ def save_samples(
     zero_shot_model: nn.Module | None = None,
     precision: str = "no",
     seed: int = 0,
+    worst: int | None = None,
 ) -> None:
     """Draws the best, median and worst image by IoU of the first prompt kind: image, truth, zero-shot, adapted.
 
     Takes the arguments of the `evaluate` that gave `result`; call it on one process.
+
+    Args:
+        worst: draw so many images in place of these three, the worst first.
     """
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
     names = [variant.name for variant in variants]
     kind = next(iter(result.test))
-    order = sorted(result.records, key=lambda record: record.scores[kind][names[-1]].iou, reverse=True)
-    # With fewer than three images some ranks fall on the same one, which is drawn once.
-    chosen = {order[place].index: rank for rank, place in (("worst", -1), ("median", len(order) // 2), ("best", 0))}
+    labelled = [record for record in result.records if record.labelled]
+    order = sorted(labelled, key=lambda record: record.scores[kind][names[-1]].iou, reverse=True)
     rows = []
-    for index, rank in reversed(chosen.items()):
+    for index, rank in ranked([record.index for record in order], worst):
         sample = split[index]
         prompt = prompts_of(sample.mask, [kind], index, seed)[kind]
         with inference([variant.model for variant in variants], precision):
@@ -179,6 +182,16 @@ def save_samples(
         iou = {name: overlap(mask, sample.mask).iou for name, mask in masks.items()}
         rows.append(_Row(rank, sample, prompt, masks, iou))
     _draw_samples(Path(path), rows, names)
+
+
+def ranked(order: Sequence[int], worst: int | None) -> list[tuple[int, str]]:
+    """Images to draw, and what to write over them: of images from the best to the worst those two and the median, or
+    so many of the `worst`."""
+    if worst is not None:
+        return [(index, f"worst {place}") for place, index in enumerate(reversed(order[-worst:]), start=1)]
+    # With fewer than three images some ranks fall on the same one, which is drawn once.
+    chosen = {order[place]: rank for rank, place in (("worst", -1), ("median", len(order) // 2), ("best", 0))}
+    return list(reversed(chosen.items()))
 
 
 @dataclass(frozen=True)

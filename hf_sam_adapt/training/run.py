@@ -348,5 +348,7 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
 
     if accelerator.is_main_process:
         folder.finish(write)
+        # Beside what is never pushed: names of files may be patients'.
+        loop.task.list_images(folder.logs, loop.model, loop.processor, split, result, **zero_shot)
         print(f"Saved to {folder.path}.")
     accelerator.wait_for_everyone()

@@ -19,7 +19,8 @@ from ..inference.embeddings.split import EmbeddedSplit
 from ..losses.class_weights import class_weights_from
 from ..metrics import constant_mask
 from ..names import DEFAULT_LOSS, class_names, parse_loss
-from ..reporting.class_maps import print_class_table, save_class_pictures
+from ..reporting.class_maps import print_class_table, save_class_pictures, save_class_samples
+from ..reporting.per_image import FILE, SHEET, SHOWN, save_per_image
 from ..reporting.report import print_table, save_samples
 from ..sam.processing import SamAdaptProcessor
 from .batches import prompt_shares
@@ -87,6 +88,12 @@ class Task(ABC):
         """Write `samples.png`, and for classes `confusion.png`."""
 
     @abstractmethod
+    def list_images(
+        self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
+    ) -> None:
+        """Write `per_image.csv`, and the ten worst images as `worst.png`."""
+
+    @abstractmethod
     def print_tables(self, metrics: dict[str, Any]) -> None:
         """Print the scores in a run's `metrics.json`."""
 
@@ -133,6 +140,13 @@ class BinaryTask(Task):
     ) -> None:
         how: dict[str, Any] = {"precision": self.recipe.precision, "seed": self.recipe.seed}
         save_samples(folder / "samples.png", model, processor, split, result, **how, **zero_shot)
+
+    def list_images(
+        self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
+    ) -> None:
+        save_per_image(folder / FILE, split, result)
+        how: dict[str, Any] = {"precision": self.recipe.precision, "seed": self.recipe.seed, "worst": SHOWN}
+        save_samples(folder / SHEET, model, processor, split, result, **how, **zero_shot)
 
     def print_tables(self, metrics: dict[str, Any]) -> None:
         print_table(metrics)
@@ -190,6 +204,15 @@ class ClassTask(Task):
         self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
     ) -> None:
         save_class_pictures(folder, model, processor, split, result, self.data, self.recipe.precision)
+
+    def list_images(
+        self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
+    ) -> None:
+        names = class_names(self.channels, self.data.id2label)
+        save_per_image(folder / FILE, split, result, names)
+        colours = None if self.data.palette is None else self.data.palette.colours()
+        how: dict[str, Any] = {"precision": self.recipe.precision, "worst": SHOWN}
+        save_class_samples(folder / SHEET, model, processor, split, result, names, colours, **how)
 
     def print_tables(self, metrics: dict[str, Any]) -> None:
         print_table(metrics)

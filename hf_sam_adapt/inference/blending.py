@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from ..data.scenes import ImageWindows
 from ..data.tiles import Grid, Window
 
 
 NOTHING = -10.0  # logit of what no object was asked for in, and of tiles without data
 
 Name = TypeVar("Name", bound=Hashable)
-
-
-class ImageWindows(Protocol):
-    """An image that is read by windows."""
-
-    size: tuple[int, int]
-
-    def image(self, window: Window) -> np.ndarray:
-        """uint8 (h, w, 3), or float32 (h, w, C)."""
-
-    def valid(self, window: Window) -> np.ndarray | None:
-        """bool (h, w), False where the file says that it holds no data; None = data everywhere."""
 
 
 class Blender:

@@ -1,4 +1,4 @@
-"""TIFF files read by windows, with what a GeoTIFF says of its place on the map; by rasterio, or without it tifffile."""
+"""TIFF files read by windows, and what a GeoTIFF says of its place on the map; by rasterio, without it tifffile."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ class _ByTifffile:
         self._kept = max(1, CACHE_MB * 2**20 // block)
 
     def read(self, window: Window) -> np.ndarray:
-        height, width, bands = self.raster.shape
+        bands = self.raster.shape[2]
         empty = 0 if self.raster.nodata is None or self.raster.dtype.kind not in "iuf" else self.raster.nodata
         values = np.full((*window.size, bands), empty, self.raster.dtype)
         rows = range(window.top // self._side[0], -(-(window.top + window.height) // self._side[0]))

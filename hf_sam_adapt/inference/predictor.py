@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,14 +16,18 @@ from PIL import Image
 from torch import nn
 
 from ..data.channels import load_image
+from ..data.scenes import ImageWindows, WholeImage, open_image
+from ..data.tiles import Tiles, resolve_tiles
 from ..errors import UserError
 from ..prompts import Prompt
 from ..sam.attention import Kind
 from ..sam.image_embeddings import ImageEmbeddings
+from ..sam.image_inputs import image_array
 from ..sam.processing import SamAdaptProcessor
 from .forward import pool_of, segment, segment_scored
-from .instances import Instance, InstanceSource, find_instances
+from .instances import MIN_AREA, Instance, InstanceSource, find_instances, scene_components
 from .loading import Loaded, load_named
+from .tiled import Route, TiledRun, choose_domain, joined
 from .variants import (
     AUTOCAST_DTYPES,
     check_domain,
@@ -91,6 +96,15 @@ class Prediction:
         else:
             full = self._processor.post_process_masks([self._low_resolution], *self._sizes.values())[0]
         return full.float().cpu().numpy()
+
+
+class TiledPrediction(Prediction):
+    """What the model finds in an image that was cut into tiles; its logits are kept."""
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """As in `Prediction`."""
+        return self._low_resolution.numpy()
 
 
 class SamAdaptPredictor:
@@ -172,8 +186,11 @@ class SamAdaptPredictor:
         batch_size: int = 4,
         points_per_side: int = 16,
         min_score: float = 0.0,
+        tile: int | Literal["auto"] | None = None,
+        overlap: int | Literal["auto"] | None = None,
+        route: Route = "image",
     ) -> list[Prediction]:
-        """Segment images, each once through the encoder.
+        """Segment images, each once through the encoder, or with `tile` as many overlapping tiles.
 
         Args:
             images: files, PIL images, or what else the processor takes, one or several; None = that of `set_image`.
@@ -184,6 +201,10 @@ class SamAdaptPredictor:
             batch_size: images encoded together.
             points_per_side: of the grid of `instances="grid"`.
             min_score: instances of a lower score are left out.
+            tile: side of the tiles in pixels; "auto" = that of the network's input, for images that are more than
+                twice as large; None = images are not cut.
+            overlap: pixels that neighbouring tiles share; "auto" and None = an eighth of the tile.
+            route: of a pool, whether its router chooses for each image as a whole or for each tile.
 
         Returns:
             One `Prediction` an image; with `set_image`, one a prompt.
@@ -194,7 +215,10 @@ class SamAdaptPredictor:
         """
         check_options(instances, batch_size=batch_size, points_per_side=points_per_side)
         options: dict[str, Any] = {"instances": instances, "points_per_side": points_per_side, "min_score": min_score}
+        tiles, _ = self.tiles(tile, overlap)
         if images is None:
+            if tiles is not None:
+                raise UserError("an image that is set is encoded as a whole", key="tile", fix="pass it as images")
             encoded = getattr(self._current, "image", None)
             if encoded is None:
                 raise UserError("none given, and this thread has not called set_image", key="images")
@@ -207,10 +231,60 @@ class SamAdaptPredictor:
         asked = self._one_each(prompts, len(listed))
         self.check(asked, domain, instances)
         results: list[Prediction] = []
+        if tiles is not None:
+            for image, prompt in zip(listed, asked):
+                with self._opened(image) as opened:
+                    results.append(self._predict_tiles(opened, tiles, prompt, domain, route, batch_size, **options))
+            return results
         for start in range(0, len(listed), batch_size):
             rows = slice(start, start + batch_size)
             results += self.decode(self.encode(listed[rows], domain), asked[rows], **options)
         return results
+
+    def tiles(
+        self, tile: int | Literal["auto"] | None, overlap: int | Literal["auto"] | None = None
+    ) -> tuple[Tiles | None, list[str]]:
+        """How images are cut by these arguments of `predict`, and sentences about what was rounded."""
+        return resolve_tiles(tile, overlap, self.processor.image_size, self.processor.patch_size)
+
+    def run_tiles(
+        self,
+        image: ImageWindows,
+        tiles: Tiles,
+        prompt: Prompt | None = None,
+        domain: str | None = None,
+        route: Route = "image",
+        *,
+        batch_size: int = 4,
+        instances: InstanceSource | None = None,
+        points_per_side: int = 16,
+    ) -> TiledRun:
+        """Windows of the logits of one image, in memory that does not grow with its height: see `TiledRun`.
+
+        Raises:
+            UserError: as `predict`.
+        """
+        prompt = prompt or Prompt("none")
+        self.check([prompt], domain, instances)
+        check_prompt(prompt, image.size)
+        grid = tiles.grid(image.size)
+        if domain is None and route == "image" and len(grid) > 1:
+            with self.lock:
+                domain = choose_domain(self.model, self.processor, image, self.precision)
+        return TiledRun(
+            self.model,
+            self.processor,
+            image,
+            grid,
+            prompt,
+            labels=None if self.classes is None else len(self.classes),
+            domain=domain,
+            batch_size=batch_size,
+            precision=self.precision,
+            instances=instances,
+            instance_options={"has_estimate": self.has_estimate, "points_per_side": points_per_side},
+            lock=self.lock,
+        )
 
     def set_image(self, image: ImageInput, domain: str | None = None) -> None:
         """Encode an image for this thread's next calls of `predict` without `images`."""
@@ -295,6 +369,44 @@ class SamAdaptPredictor:
         labels = largest_class(self.processor, sizes, [masks])[0]
         shares = np.bincount(labels.ravel(), minlength=len(self.classes)) / labels.size
         return Prediction(labels, None, dict(zip(self.classes, shares.tolist())), *kept)
+
+    def _predict_tiles(
+        self,
+        image: ImageWindows,
+        tiles: Tiles,
+        prompt: Prompt,
+        domain: str | None,
+        route: Route,
+        batch_size: int,
+        *,
+        instances: InstanceSource | None,
+        points_per_side: int,
+        min_score: float,
+    ) -> Prediction:
+        how: dict[str, Any] = {"batch_size": batch_size, "instances": instances, "points_per_side": points_per_side}
+        run = self.run_tiles(image, tiles, prompt, domain, route, **how)
+        logits = torch.empty((run.labels or 1, *image.size))
+        for window, values in run:
+            logits[(slice(None), *window.slices)] = values
+        kept = None
+        if instances == "grid":
+            kept = joined(run.found, run.shown)
+        elif instances == "components":
+            smallest = MIN_AREA * min(image.size[0] * image.size[1], tiles.side**2)
+            kept = scene_components((logits[0] > 0).numpy(), logits[0].sigmoid().numpy(), smallest)
+        kept = None if kept is None else [each for each in kept if each.score >= min_score]
+        used = run.domains.most_common(1)[0][0] if run.domains else None
+        rest: Any = (used, kept, logits[0] if self.classes is None else logits, {}, self.processor)
+        if self.classes is None:
+            return TiledPrediction((logits[0] > 0).numpy(), run.score if self.has_estimate else None, None, *rest)
+        labels = logits.argmax(dim=0).to(torch.uint8).numpy()
+        shares = np.bincount(labels.ravel(), minlength=len(self.classes)) / labels.size
+        return TiledPrediction(labels, None, dict(zip(self.classes, shares.tolist())), *rest)
+
+    def _opened(self, image: ImageInput) -> AbstractContextManager[ImageWindows]:
+        if isinstance(image, (str, Path)):
+            return open_image(image, self.processor.channels)
+        return nullcontext(WholeImage(image_array(image, self.processor.channels)))
 
     def _read(self, image: ImageInput) -> Any:
         return load_image(Path(image), self.processor.channels) if isinstance(image, (str, Path)) else image

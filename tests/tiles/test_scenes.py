@@ -42,7 +42,9 @@ CASES = {
 
 def stitched(source, channels):
     with open_image(source, channels) as image:
-        parts = [(window, image.image(window), image.valid(window)) for window in Tiles(31, 4).grid(image.size).windows]
+        parts = [
+            (window, image.image(window), image.valid(window)) for window in Tiles(31, 4).grid(image.size).windows
+        ]
         size = image.size
     result, valid = np.zeros((*size, parts[0][1].shape[2]), parts[0][1].dtype), np.ones(size, bool)
     for window, pixels, known in parts:
@@ -62,7 +64,9 @@ def test_windows_are_parts_of_the_whole(tmp_path, reader, name):
         assert np.array_equal(found, values.reshape(found.shape))
 
 
-@pytest.mark.parametrize(("dtype", "nodata", "channels"), [("uint8", 0, None), ("float32", np.nan, 2), ("int16", -99, 1)])
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "channels"), [("uint8", 0, None), ("float32", np.nan, 2), ("int16", -99, 1)]
+)
 def test_pixels_without_data_get_the_mean_of_the_others(tmp_path, reader, dtype, nodata, channels):
     values = random((64, 80, channels or 3), dtype)
     if nodata == 0:

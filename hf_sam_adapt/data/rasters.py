@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,6 +138,16 @@ def open_raster(raster: Raster) -> Iterator[Any]:
         opened.close()
 
 
+@contextmanager
+def quiet_places() -> Iterator[None]:
+    """Without rasterio's warning of files that are nowhere on a map."""
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
 class _ByRasterio:
     def __init__(self, raster: Raster) -> None:
         import rasterio
@@ -146,7 +157,8 @@ class _ByRasterio:
         self._env = rasterio.Env(GDAL_CACHEMAX=CACHE_MB, GDAL_PAM_ENABLED="NO")
         with self._env:
             try:
-                self._file = rasterio.open(raster.path)
+                with quiet_places():
+                    self._file = rasterio.open(raster.path)
             except self._errors as error:
                 raise _corrupt(raster, error) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,16 @@ from PIL import Image
 from torch import nn
 
 from ..data.dataset import mask_of
+from ..data.tiles import Tiles, Window
 from ..distributed import of_all_ranks, own_batches
+from ..inference.tiled import Route
 from ..inference.variants import inference, label_maps
 from ..metrics import ConfusionMatrix
+from ..metrics.constant import grid_box
 from ..names import IgnoreBackground
 from ..sam.processing import SamAdaptProcessor
 from .evaluate import no_foreground
+from .tiled import tiled_matrices
 
 
 if TYPE_CHECKING:
@@ -54,7 +59,12 @@ class ConstantLabels:
 
     def at(self, height: int, width: int) -> np.ndarray:
         """The label map for an image of this size, uint8 (height, width)."""
-        return np.asarray(Image.fromarray(self.labels).resize((width, height), Image.Resampling.NEAREST))
+        return self.window((height, width), Window(0, 0, height, width))
+
+    def window(self, size: tuple[int, int], window: Window) -> np.ndarray:
+        """The part of the label map for an image of `size` that a window shows, uint8 (h, w)."""
+        box, shown = grid_box(self.labels.shape, size, window), (window.width, window.height)
+        return np.asarray(Image.fromarray(self.labels).resize(shown, Image.Resampling.NEAREST, box))
 
 
 def constant_labels(train_split: Any, num_labels: int) -> ConstantLabels:
@@ -83,6 +93,8 @@ def evaluate_classes(
     precision: str = "no",
     num_workers: int = 0,
     progress: bool = True,
+    tiles: Tiles | None = None,
+    route: Route = "image",
 ) -> ClassResult:
     """Segments every image once and counts its pixels at original size, 255 left out.
 
@@ -94,6 +106,7 @@ def evaluate_classes(
         num_labels: K, background included.
         constant: scored beside the model.
         ignore_background: see `ConfusionMatrix.compute`; the background is class 0.
+        tiles, route: see `evaluate`.
 
     Raises:
         UserError: no mask holds another class than the background.
@@ -104,14 +117,17 @@ def evaluate_classes(
     matrices = {name: ConfusionMatrix(num_labels) for name in ("adapted", "constant")}
     records: list[tuple[int, float | None]] = []
     with inference([model], precision):
-        for samples in own_batches(split, batch_size, num_workers, progress=progress):
-            for sample, found in zip(samples, label_maps(model, processor, samples), strict=True):
-                one = ConfusionMatrix(num_labels)
-                one.update(found, sample.mask)
-                matrices["adapted"] = matrices["adapted"].merge([one])
-                records.append((sample.index, one.compute(ignore_background)["miou"]))
-                if constant is not None:
-                    matrices["constant"].update(constant.at(*sample.mask.shape), sample.mask)
+        found: Iterator[tuple[int, ConfusionMatrix, ConfusionMatrix]]
+        if tiles is None:
+            batches = own_batches(split, batch_size, num_workers, progress=progress)
+            found = (one for samples in batches for one in _whole(model, processor, samples, num_labels, constant))
+        else:
+            options: Any = {"batch_size": batch_size, "precision": precision, "progress": progress, "route": route}
+            found = tiled_matrices(model, processor, split, tiles, num_labels, constant, **options)
+        for index, one, of_constant in found:
+            matrices["adapted"] = matrices["adapted"].merge([one])
+            matrices["constant"] = matrices["constant"].merge([of_constant])
+            records.append((index, one.compute(ignore_background)["miou"]))
     parts = of_all_ranks((matrices, records))
     matrices = {name: parts[0][0][name].merge(part[0][name] for part in parts[1:]) for name in matrices}
     if not matrices["adapted"].counts[1:].any():
@@ -121,6 +137,22 @@ def evaluate_classes(
     if constant is not None:
         test["constant"] = class_scores(matrices["constant"], ignore_background)
     return ClassResult({"none": test}, matrices["adapted"], sorted(records))
+
+
+def _whole(
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    samples: list[Any],
+    num_labels: int,
+    constant: ConstantLabels | None,
+) -> Iterator[tuple[int, ConfusionMatrix, ConfusionMatrix]]:
+    """Of each sample its index, and the counts of the model and of the constant."""
+    for sample, found in zip(samples, label_maps(model, processor, samples), strict=True):
+        one, of_constant = ConfusionMatrix(num_labels), ConfusionMatrix(num_labels)
+        one.update(found, sample.mask)
+        if constant is not None:
+            of_constant.update(constant.at(*sample.mask.shape), sample.mask)
+        yield sample.index, one, of_constant
 
 
 def class_scores(matrix: ConfusionMatrix, ignore_background: IgnoreBackground = False) -> dict[str, Any]:

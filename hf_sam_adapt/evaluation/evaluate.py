@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 from torch.utils.data import Dataset
 
 from ..data.images import IGNORE
+from ..data.tiles import Tiles, Window
 from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
+from ..inference.tiled import Route
 from ..inference.variants import Variant, inference, predicted_logits, variants_of
 from ..metrics import ConstantMask, Overlap, boundary_overlap, gathered, make_metric, mean_overlap, overlap
 from ..metrics.stream import StreamingMetric
 from ..names import check_metrics
 from ..prompts import Prompt, derive_prompts
 from ..sam.processing import SamAdaptProcessor
+from .tiled import own_scenes, tiled_maps
 
 
 if TYPE_CHECKING:
     from ..data import Sample, SegmentationSplit
+    from ..data.dataset import OpenSample
     from ..inference.embeddings.split import EmbeddedSample, EmbeddedSplit
 
 
@@ -78,9 +82,11 @@ class _Prompted(Dataset):
         return index, sample, prompts_of(sample.mask, self.kinds, index, self.seed)
 
 
-def prompts_of(mask: np.ndarray, kinds: Sequence[str], index: int, seed: int = 0) -> dict[str, Prompt]:
-    """Prompts of every kind for image `index`; equal at every call, in any process."""
-    draws = {kind: np.random.default_rng([seed, index]) for kind in kinds}
+def prompts_of(
+    mask: np.ndarray, kinds: Sequence[str], index: int, seed: int = 0, place: Sequence[int] = ()
+) -> dict[str, Prompt]:
+    """Prompts of every kind for image `index`, or the part of it at `place`; equal at every call, in any process."""
+    draws = {kind: np.random.default_rng([seed, index, *place]) for kind in kinds}
     return {kind: derive_prompts(mask, kind, rng=draws[kind], mask_values="index") for kind in kinds}
 
 
@@ -103,6 +109,8 @@ def evaluate(
     num_workers: int = 0,
     seed: int = 0,
     progress: bool = True,
+    tiles: Tiles | None = None,
+    route: Route = "image",
 ) -> EvalResult:
     """Segments every image once per model and prompt kind and scores the masks at original size.
 
@@ -127,6 +135,10 @@ def evaluate(
         num_workers: processes that read images and derive prompts.
         seed: of the degradation of `mask` prompts.
         progress: show a bar on the main process.
+        tiles: how images are cut; the logits of their tiles are blended, and prompts derived from the true mask of
+            each tile. Images are read by windows and scored window by window, except for `boundary` and `metrics`,
+            which take a whole map. None = images are not cut.
+        route: of a pool with `tiles`, whether its router chooses for each image as a whole or for each tile.
 
     Raises:
         UserError: metrics that are unknown, or without `none` among the prompts; no mask holds any foreground.
@@ -144,8 +156,15 @@ def evaluate(
     records: list[ImageRecord] = []
     prompted = _Prompted(split, prompts, seed)
     with inference([variant.model for variant in variants], precision):
-        for batch in own_batches(prompted, batch_size, num_workers, progress=progress):
-            records += _score_batch(variants, processor, batch, constant, boundary, streams)
+        if tiles is None:
+            for batch in own_batches(prompted, batch_size, num_workers, progress=progress):
+                records += _score_batch(variants, processor, batch, constant, boundary, streams)
+        else:
+            for scene in own_scenes(split, progress):
+                options: Any = {"seed": seed, "batch_size": batch_size, "precision": precision, "route": route}
+                records.append(
+                    _score_scene(variants, processor, scene, tiles, prompts, constant, boundary, streams, **options)
+                )
     records = _gather(records)
     scored = [record for record in records if record.labelled]
     if not any(one.truth for record in scored for kind in record.scores.values() for one in kind.values()):
@@ -209,6 +228,52 @@ def _score_batch(
             batch, scores, boundaries, labelled, strict=True
         )
     ]
+
+
+def _score_scene(
+    variants: Sequence[Variant],
+    processor: SamAdaptProcessor,
+    scene: OpenSample,
+    tiles: Tiles,
+    kinds: Sequence[str],
+    constant: ConstantMask | None,
+    boundary: bool,
+    streams: dict[str, dict[str, StreamingMetric]],
+    *,
+    seed: int,
+    **how: Any,
+) -> ImageRecord:
+    """The record of an image of which windows alone are in memory, but for what takes a whole map."""
+
+    def prompts(mask: np.ndarray, window: Window) -> dict[str, Prompt]:
+        return prompts_of(mask, kinds, scene.index, seed, window[:2])
+
+    sums: dict[tuple[str, str], Overlap] = {}
+    wanted = {(kind, name) for kind in kinds for name in streams if boundary or (kind == "none" and streams[name])}
+    whole: dict[tuple[str, str], np.ndarray] = {}
+    labelled = False
+    for window, mask, maps in tiled_maps(variants, processor, scene, tiles, kinds, prompts, **how):
+        labelled |= bool((mask != IGNORE).any())
+        found = {key: (logits > 0).numpy() for key, logits in maps.items()}
+        if constant is not None and "none" in kinds:
+            found["none", "constant"] = constant.window(scene.size, window)
+        for key, prediction in found.items():
+            counts = overlap(prediction, mask)
+            sums[key] = counts if key not in sums else sums[key] + counts
+            if key in wanted:
+                shown = maps[key].sigmoid().numpy() if key in maps else prediction.astype(np.float32)
+                whole.setdefault(key, np.zeros(scene.size, np.float32))[window.slices] = shown
+    truth = scene.mask(Window(0, 0, *scene.size)) if whole else np.zeros(0)
+    boundaries: dict[str, dict[str, Overlap]] = defaultdict(dict)
+    for (kind, name), map_ in whole.items():
+        if boundary:
+            boundaries[kind][name] = boundary_overlap(map_ > 0.5, truth)
+        for metric in streams[name].values() if kind == "none" and labelled else ():
+            metric.update(map_ if metric.takes_probabilities else map_ > 0.5, truth)
+    scores: dict[str, dict[str, Overlap]] = defaultdict(dict)
+    for (kind, name), counts in sums.items():
+        scores[kind][name] = counts
+    return ImageRecord(scene.index, scene.id, dict(scores), dict(boundaries), labelled)
 
 
 def _means(records: Sequence[ImageRecord], kinds: Sequence[str]) -> dict[str, dict[str, dict[str, float] | None]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.images import IGNORE
-from ..data.rasters import CACHE_MB, has_rasterio, raster_of
+from ..data.rasters import CACHE_MB, has_rasterio, quiet_places, raster_of
 from ..data.tiles import Window
 from ..errors import UserError, first_line, require_extra
 
@@ -52,7 +52,7 @@ class MapFile:
         self._env = rasterio.Env(GDAL_CACHEMAX=CACHE_MB, GDAL_PAM_ENABLED="NO")
         self._first, self._rows = 0, np.zeros((0, size[1]), dtype)
         place: dict[str, Any] = {}
-        with self._env:
+        with self._env, quiet_places():
             if source is not None and (raster := raster_of(source)) is not None and raster.placed:
                 with rasterio.open(source) as file:
                     points, points_crs = file.gcps

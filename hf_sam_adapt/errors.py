@@ -11,7 +11,7 @@ EXTRAS = {
     "train": ("datasets", "evaluate", "matplotlib", "psutil", "rich", "scipy", "tifffile"),
     "demo": ("gradio",),
     "instances": ("pycocotools",),
-    "geo": ("rasterio", "pyogrio", "shapely"),
+    "geo": ("pyogrio", "rasterio", "shapely", "tifffile"),
 }
 
 

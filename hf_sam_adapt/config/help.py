@@ -17,7 +17,7 @@ from .paths import FILE, NAME
 GROUPS: dict[str, Sequence[str]] = {
     "data": (
         "group_by mask_suffix mask_values mask_threshold label_map num_labels id2label palette channels normalization "
-        "image_size resize augment"
+        "image_size resize augment tile overlap route tile_foreground"
     ).split(),
     "prompts": (
         "prompts prompt_weights box_jitter points_per_object correction_rounds box point clicks prompt_sensitivity"

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import UserError
-from .channels import check_channels, load_image
+from .channels import check_channels, load_header, load_image
 from .images import Header, MaskContent, check_photograph, read_mask_file
 from .nodata import filled, valid_pixels
 from .rasters import Place, Raster, open_raster, raster_of
@@ -119,6 +119,12 @@ def raster_header(raster: Raster, channels: int | None) -> Header:
         check_channels(placeholder(raster.shape, raster.dtype), channels, raster.path)
     height, width, bands_ = raster.shape
     return Header(height, width, raster.lossy, coloured=bands_ >= 3)
+
+
+def scene_header(path: str, channels: int | None) -> Header:
+    """Header of an image of any size: as `load_header`, and of rasters that are read by windows."""
+    raster = by_windows(path)
+    return load_header(path, channels) if raster is None else raster_header(raster, channels)
 
 
 def by_windows(path: str | os.PathLike) -> Raster | None:

@@ -75,6 +75,7 @@ def find_instances(
     *,
     has_estimate: bool = False,
     points_per_side: int = 16,
+    cut: float = 0.0,
 ) -> list[list[Instance]]:
     """The instances of B images, surest first; call it inside `inference`.
 
@@ -87,26 +88,28 @@ def find_instances(
         embeddings: theirs, by `model`.
         has_estimate: whether the model's IoU estimate means anything: zero-shot SAM's, or `train_iou_head`.
         points_per_side: of the grid.
+        cut: logit above which a pixel belongs to a mask.
     """
     if source == "components":
         promptless = [Prompt("none")] * len(embeddings)
-        return [*map(component_instances, image_logits(model, processor, inputs, embeddings, promptless))]
+        merged = image_logits(model, processor, inputs, embeddings, promptless)
+        return [component_instances(logits, cut) for logits in merged]
     found = []
     for image, (size, inside) in enumerate(sizes_of(inputs)):
         prompt = processor.transform_prompts([point_grid(size, points_per_side)], [size])[0]
         logits, scores = _decode_grid(model, embeddings[image : image + 1], prompt, inside, processor, has_estimate)
         instances = []
         for part, part_scores in zip(logits.split(POINTS_AT_ONCE), scores.split(POINTS_AT_ONCE)):
-            full = processor.post_process_masks([part], [size], [inside])[0] > 0
+            full = processor.post_process_masks([part], [size], [inside])[0] > cut
             instances += [Instance(m, s) for m, s in zip(full.cpu().numpy(), part_scores.tolist()) if m.any()]
         found.append(instances)
     return found
 
 
-def component_instances(logits: torch.Tensor) -> list[Instance]:
+def component_instances(logits: torch.Tensor, cut: float = 0.0) -> list[Instance]:
     """The 8-connected components of a mask of at least 0.05 % of the image: float (H, W) -> instances."""
-    probability = logits.float().sigmoid().cpu().numpy()
-    masks, _ = components((probability > 0.5).astype(np.uint8), max_objects=probability.size)
+    foreground, probability = ((logits > cut).cpu().numpy(), logits.float().sigmoid().cpu().numpy())
+    masks, _ = components(foreground.astype(np.uint8), max_objects=probability.size)
     instances = [Instance(mask, float(probability[mask].mean())) for mask in masks]
     return sorted(instances, key=lambda instance: -instance.score)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,9 +24,10 @@ from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.image_inputs import image_array
 from ..sam.processing import SamAdaptProcessor
 from .forward import pool_of, segment, segment_scored
-from .instances import MIN_AREA, Instance, InstanceSource, find_instances, scene_components
+from .instances import Instance, InstanceSource, find_instances
 from .loading import Loaded, load_named
-from .tiled import Route, TiledRun, choose_domain, joined
+from .prediction import Prediction, logit_of
+from .tiled import Route, TiledRun, assembled, choose_domain
 from .variants import (
     AUTOCAST_DTYPES,
     check_domain,
@@ -63,48 +63,6 @@ class EncodedImages:
     def __getitem__(self, rows: Sequence[int]) -> EncodedImages:
         """The images `rows`, which may repeat."""
         return EncodedImages(self.embeddings[rows], {name: values[rows] for name, values in self.sizes.items()})
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What the model finds in one image.
-
-    Attributes:
-        mask: bool (H, W), the union of the prompted objects; of a model with classes uint8 (H, W) of labels. At the
-            image's own size.
-        score: the model's estimate of the mask's IoU, 0..1, of several objects the highest; None where the model's
-            estimate means nothing (an adapter that did not train it, classes).
-        classes: name -> fraction of the pixels, in the order of the labels; None for one class.
-        domain: of a pool, the domain that was used, `base` for plain SAM; None without a pool.
-        instances: the objects, surest first, if they were asked for.
-    """
-
-    mask: np.ndarray
-    score: float | None
-    classes: dict[str, float] | None
-    domain: str | None
-    instances: list[Instance] | None
-    _low_resolution: torch.Tensor = field(repr=False)
-    _sizes: Mapping[str, torch.Tensor] = field(repr=False)
-    _processor: SamAdaptProcessor = field(repr=False)
-
-    @cached_property
-    def logits(self) -> np.ndarray:
-        """float32 (H, W), foreground above 0; of a model with K classes (K, H, W). Computed when it is asked for."""
-        if self.classes is None:
-            full = merge_objects(self._processor, self._sizes, [self._low_resolution])[0]
-        else:
-            full = self._processor.post_process_masks([self._low_resolution], *self._sizes.values())[0]
-        return full.float().cpu().numpy()
-
-
-class TiledPrediction(Prediction):
-    """What the model finds in an image that was cut into tiles; its logits are kept."""
-
-    @cached_property
-    def logits(self) -> np.ndarray:
-        """As in `Prediction`."""
-        return self._low_resolution.numpy()
 
 
 class SamAdaptPredictor:
@@ -189,6 +147,7 @@ class SamAdaptPredictor:
         tile: int | Literal["auto"] | None = None,
         overlap: int | Literal["auto"] | None = None,
         route: Route = "image",
+        threshold: float = 0.5,
     ) -> list[Prediction]:
         """Segment images, each once through the encoder, or with `tile` as many overlapping tiles.
 
@@ -205,6 +164,7 @@ class SamAdaptPredictor:
                 twice as large; None = images are not cut.
             overlap: pixels that neighbouring tiles share; "auto" and None = an eighth of the tile.
             route: of a pool, whether its router chooses for each image as a whole or for each tile.
+            threshold: probability above which a pixel is foreground; not for a model with classes.
 
         Returns:
             One `Prediction` an image; with `set_image`, one a prompt.
@@ -215,6 +175,7 @@ class SamAdaptPredictor:
         """
         check_options(instances, batch_size=batch_size, points_per_side=points_per_side)
         options: dict[str, Any] = {"instances": instances, "points_per_side": points_per_side, "min_score": min_score}
+        options["threshold"] = threshold
         tiles, _ = self.tiles(tile, overlap)
         if images is None:
             if tiles is not None:
@@ -229,12 +190,16 @@ class SamAdaptPredictor:
         single = isinstance(images, ImageInput) and getattr(images, "ndim", 3) < 4
         listed: list[ImageInput] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
         asked = self._one_each(prompts, len(listed))
-        self.check(asked, domain, instances)
+        self.check(asked, domain, instances, threshold)
         results: list[Prediction] = []
         if tiles is not None:
             for image, prompt in zip(listed, asked):
                 with self._opened(image) as opened:
-                    results.append(self._predict_tiles(opened, tiles, prompt, domain, route, batch_size, **options))
+                    how: dict[str, Any] = {"instances": instances, "points_per_side": points_per_side}
+                    run = self.run_tiles(opened, tiles, prompt, domain, route, batch_size=batch_size, **how)
+                    results.append(
+                        assembled(run, self.classes, self.has_estimate, cut=logit_of(threshold), min_score=min_score)
+                    )
             return results
         for start in range(0, len(listed), batch_size):
             rows = slice(start, start + batch_size)
@@ -306,11 +271,13 @@ class SamAdaptPredictor:
         *,
         points_per_side: int = 16,
         min_score: float = 0.0,
+        threshold: float = 0.5,
     ) -> list[Prediction]:
         """As `predict`, of images that are encoded: a `Prediction` for each."""
         check_options(instances, points_per_side=points_per_side)
         asked = self._one_each(prompts, len(encoded))
-        self.check(asked, None, instances)
+        self.check(asked, None, instances, threshold)
+        cut = logit_of(threshold)
         for prompt, (size, _) in zip(asked, sizes_of(encoded.sizes)):
             check_prompt(prompt, size)
         placed, objects = place_prompts(self.processor, encoded.sizes, asked), None
@@ -322,18 +289,26 @@ class SamAdaptPredictor:
                 labelled = segment(self.model, None, placed, image_embeddings=encoded.embeddings)
                 masks = [(logits, None) for logits in labelled]
             if instances is not None:
-                how: dict[str, Any] = {"has_estimate": self.has_estimate, "points_per_side": points_per_side}
+                how: dict[str, Any] = {
+                    "has_estimate": self.has_estimate,
+                    "points_per_side": points_per_side,
+                    "cut": cut,
+                }
                 objects = find_instances(
                     self.model, self.processor, encoded.sizes, encoded.embeddings, instances, **how
                 )
             results = []
             for row, (logits, scores) in enumerate(masks):
                 kept = None if objects is None else [each for each in objects[row] if each.score >= min_score]
-                results.append(self._prediction(encoded[[row]], logits, scores, kept))
+                results.append(self._prediction(encoded[[row]], logits, scores, kept, cut))
         return results
 
     def check(
-        self, prompts: Sequence[Prompt], domain: str | None = None, instances: InstanceSource | None = None
+        self,
+        prompts: Sequence[Prompt],
+        domain: str | None = None,
+        instances: InstanceSource | None = None,
+        threshold: float = 0.5,
     ) -> None:
         """Raise `UserError` for what this model cannot do, before an image is read."""
         check_domain(self.model, domain)
@@ -344,6 +319,9 @@ class SamAdaptPredictor:
                 )
         kinds = {prompt.kind for prompt in prompts} - {"none"}
         check_options(instances, kinds)
+        if self.classes is not None and threshold != 0.5:
+            raise UserError("the most probable class wins", key="threshold", fix="leave it out")
+        logit_of(threshold)
         if self.classes is not None and (kinds or instances is not None):
             raise UserError(
                 f"the model segments {len(self.classes)} classes without prompts",
@@ -357,51 +335,21 @@ class SamAdaptPredictor:
         masks: torch.Tensor,
         scores: torch.Tensor | None,
         instances: list[Instance] | None,
+        cut: float,
     ) -> Prediction:
         """Of one image: logits (n, h, w) of its objects and their scores (n,); of classes (K, h, w) and None."""
         pool, domains, sizes = pool_of(self.model), encoded.embeddings.domains, encoded.sizes
         domain = None if pool is None or domains is None else pool.names_of(domains)[0]
-        kept = (domain, instances, masks, sizes, self.processor)
+        chances = encoded.embeddings.router_scores
+        routing = None if pool is None or chances is None else dict(zip(pool.domains, chances[0].tolist()))
+        kept = (domain, routing, instances, masks, sizes, self.processor)
         if self.classes is None:
-            mask = (merge_objects(self.processor, sizes, [masks])[0] > 0).cpu().numpy()
+            mask = (merge_objects(self.processor, sizes, [masks])[0] > cut).cpu().numpy()
             score = float(scores.max()) if self.has_estimate and scores is not None and len(scores) else None
             return Prediction(mask, score, None, *kept)
         labels = largest_class(self.processor, sizes, [masks])[0]
         shares = np.bincount(labels.ravel(), minlength=len(self.classes)) / labels.size
         return Prediction(labels, None, dict(zip(self.classes, shares.tolist())), *kept)
-
-    def _predict_tiles(
-        self,
-        image: ImageWindows,
-        tiles: Tiles,
-        prompt: Prompt,
-        domain: str | None,
-        route: Route,
-        batch_size: int,
-        *,
-        instances: InstanceSource | None,
-        points_per_side: int,
-        min_score: float,
-    ) -> Prediction:
-        how: dict[str, Any] = {"batch_size": batch_size, "instances": instances, "points_per_side": points_per_side}
-        run = self.run_tiles(image, tiles, prompt, domain, route, **how)
-        logits = torch.empty((run.labels or 1, *image.size))
-        for window, values in run:
-            logits[(slice(None), *window.slices)] = values
-        kept = None
-        if instances == "grid":
-            kept = joined(run.found, run.shown)
-        elif instances == "components":
-            smallest = MIN_AREA * min(image.size[0] * image.size[1], tiles.side**2)
-            kept = scene_components((logits[0] > 0).numpy(), logits[0].sigmoid().numpy(), smallest)
-        kept = None if kept is None else [each for each in kept if each.score >= min_score]
-        used = run.domains.most_common(1)[0][0] if run.domains else None
-        rest: Any = (used, kept, logits[0] if self.classes is None else logits, {}, self.processor)
-        if self.classes is None:
-            return TiledPrediction((logits[0] > 0).numpy(), run.score if self.has_estimate else None, None, *rest)
-        labels = logits.argmax(dim=0).to(torch.uint8).numpy()
-        shares = np.bincount(labels.ravel(), minlength=len(self.classes)) / labels.size
-        return TiledPrediction(labels, None, dict(zip(self.classes, shares.tolist())), *rest)
 
     def _opened(self, image: ImageInput) -> AbstractContextManager[ImageWindows]:
         if isinstance(image, (str, Path)):

@@ -18,7 +18,8 @@ from ..prompts import Prompt
 from ..sam.processing import SamAdaptProcessor
 from .blending import NOTHING, blended
 from .forward import pool_of, segment, segment_scored
-from .instances import Instance, InstanceSource, find_instances
+from .instances import MIN_AREA, Instance, InstanceSource, find_instances, scene_components
+from .prediction import TiledPrediction
 from .variants import embeddings_of, inference, merge_objects, place_prompts, routed, sizes_of
 
 
@@ -94,6 +95,39 @@ class TiledRun:
                     self.found.append([placed(instance, window, self.image.size) for instance in instances])
             merged = merge_objects(self.processor, inputs, [masks for masks, _ in scored])
         return {MAP: [finite(logits)[None] for logits in merged]}
+
+
+def assembled(
+    run: TiledRun, classes: Sequence[str] | None, has_estimate: bool, *, cut: float = 0.0, min_score: float = 0.0
+) -> TiledPrediction:
+    """All of a run as one map in memory, with its instances if they were asked for.
+
+    Args:
+        classes: names, None for one class.
+        has_estimate: whether the model's estimate of a mask's IoU means anything.
+        cut: logit above which a pixel is foreground.
+        min_score: instances of a lower score are left out.
+    """
+    size = run.image.size
+    logits = torch.empty((run.labels or 1, *size))
+    for window, values in run:
+        logits[(slice(None), *window.slices)] = values
+    domain = run.domains.most_common(1)[0][0] if run.domains else None
+    if classes is not None:
+        labels = logits.argmax(dim=0).to(torch.uint8).numpy()
+        shares = np.bincount(labels.ravel(), minlength=len(classes)) / labels.size
+        named = dict(zip(classes, shares.tolist()))
+        return TiledPrediction(labels, None, named, domain, None, None, logits, {}, run.processor)
+    mask = (logits[0] > cut).numpy()
+    found = None
+    if run.instances == "grid":
+        found = joined(run.found, run.shown)
+    elif run.instances == "components":
+        smallest = MIN_AREA * min(size[0] * size[1], run.grid.tile[0] * run.grid.tile[1])
+        found = scene_components(mask, logits[0].sigmoid().numpy(), smallest)
+    found = None if found is None else [instance for instance in found if instance.score >= min_score]
+    score = run.score if has_estimate else None
+    return TiledPrediction(mask, score, None, domain, None, found, logits[0], {}, run.processor)
 
 
 def full_maps(

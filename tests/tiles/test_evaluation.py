@@ -132,7 +132,11 @@ def test_statistics_leave_out_what_has_no_data(tmp_path):
     for kind in ("minmax", "db", "zscore"):
         found = fit_normalization(data.train, kind)
         assert found.get("low", [1])[0] >= 0 and found["mean"][0] > -1, kind
-    pixels = np.concatenate([sample.image[sample.valid] for sample in (data.train[i] for i in range(3))]).astype(np.float64).astype(np.float64)
+    pixels = (
+        np.concatenate([sample.image[sample.valid] for sample in (data.train[i] for i in range(3))])
+        .astype(np.float64)
+        .astype(np.float64)
+    )
     zscore = fit_normalization(data.train, "zscore")
     assert zscore["mean"] == pytest.approx(pixels.mean(axis=0), rel=1e-5)
     assert zscore["std"] == pytest.approx(pixels.std(axis=0), rel=1e-5)

@@ -12,15 +12,21 @@ from geotiffs import PLACE, UTM, write_geotiff
 from sams import perturb
 
 from hf_sam_adapt import SamAdaptPredictor
-from hf_sam_adapt.data.tiles import Tiles, Window
+from hf_sam_adapt.data.tiles import Tiles
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.loading import build_model, load_base
-from hf_sam_adapt.prompts import Prompt
-from hf_sam_adapt.reporting.maps import MapFile, check_can_map, write_polygons
-from hf_sam_adapt.reporting.scene import write_scene
+from hf_sam_adapt.reporting.results import WriteOptions, make_writers
+from hf_sam_adapt.reporting.results.map_files import MapFile, check_place, write_polygons
+from hf_sam_adapt.reporting.results.scene import predict_scene
 
 
 TILES = Tiles(64, 16)
+
+
+def write(predictor, path, folder, formats, tiles=TILES, probability=False):
+    options = WriteOptions(predictor.classes, probability)
+    writers = make_writers(formats, folder, options)
+    return predict_scene(predictor, path, "out", writers, options, tiles, 0.0, 1)
 
 
 @pytest.fixture(scope="module", params=["sam_adapter", "cwsam"])
@@ -39,19 +45,16 @@ def scene(tmp_path, **options):
 
 def test_a_scene_keeps_its_place_and_its_holes(predictor, tmp_path):
     path, values = scene(tmp_path)
-    record = write_scene(
-        predictor, str(path), tmp_path, "out", ["geotiff", "gpkg", "map_geojson"], TILES, Prompt("none"),
-        batch_size=1, probability=True,
-    )  # fmt: skip
+    record = write(predictor, path, tmp_path, ["geotiff", "gpkg", "map_geojson"], probability=True)
     (whole,) = predictor.predict([path], tile=64, overlap=16, batch_size=1)
-    with rasterio.open(path) as source, rasterio.open(tmp_path / record["mask"]) as file:
+    with rasterio.open(path) as source, rasterio.open(tmp_path / record["geotiff"]) as file:
         mask = file.read(1)
         assert file.crs == source.crs and file.transform == source.transform and file.nodata == 255
         assert np.array_equal(file.read_masks(1), source.dataset_mask())
         assert file.profile["tiled"] and file.profile["compress"] == "deflate"
     valid = (values != 0).any(axis=2)
     assert np.array_equal(mask[valid], whole.mask[valid].astype(np.uint8)) and (mask[~valid] == 255).all()
-    names = [record["probability"]] if predictor.classes is None else record["probability"]
+    names = [record["geotiff_probability"]] if predictor.classes is None else record["geotiff_probability"]
     logits = whole.logits if whole.logits.ndim == 3 else whole.logits[None]
     expected = 1 / (1 + np.exp(-logits)) if predictor.classes is None else np.exp(logits) / np.exp(logits).sum(axis=0)
     for name, chances in zip(names, expected, strict=True):
@@ -83,8 +86,8 @@ def test_a_scene_keeps_its_place_and_its_holes(predictor, tmp_path):
 
 def test_a_cloud_optimised_file_is_asked_for(predictor, tmp_path):
     path, _ = scene(tmp_path)
-    record = write_scene(predictor, str(path), tmp_path, "out", ["cog"], Tiles(230, 0), Prompt("none"))
-    with rasterio.open(tmp_path / record["mask"]) as file:
+    record = write(predictor, path, tmp_path, ["cog"], Tiles(230, 0))
+    with rasterio.open(tmp_path / record["cog"]) as file:
         assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
         assert file.crs == rasterio.crs.CRS.from_string(UTM)
 
@@ -96,27 +99,26 @@ def test_nothing_is_left_of_a_scene_that_cannot_be_read_to_its_end(predictor, tm
     path.write_bytes(content)
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match=r"scene\.tif: corrupt TIFF"):
-        write_scene(predictor, str(path), tmp_path / "out", "out", ["geotiff"], TILES, Prompt("none"))
+        write(predictor, path, tmp_path / "out", ["geotiff", "cog", "gpkg"])
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_polygons_need_a_coordinate_system(tmp_path):
     plain = write_geotiff(tmp_path / "plain.tif", np.ones((40, 50), np.uint8), crs=None)
     for check in (
-        lambda: check_can_map(str(plain), ["gpkg"]),
-        lambda: write_polygons(plain, tmp_path / "a.gpkg", "GPKG"),
+        lambda: check_place(plain),
+        lambda: write_polygons(plain, tmp_path / "a.gpkg", "GPKG", {1: "object"}),
     ):
         with pytest.raises(UserError, match="no coordinate system") as caught:
             check()
         assert caught.value.code == "crs"
     assert not (tmp_path / "a.gpkg").exists()
-    check_can_map(str(plain), ["geotiff"])
 
 
 def test_no_object_gives_an_empty_layer(tmp_path):
     empty = write_geotiff(tmp_path / "empty.tif", np.zeros((40, 50), np.uint8))
     for driver in ("GPKG", "GeoJSON"):
-        assert write_polygons(empty, tmp_path / f"a.{driver.lower()}", driver) == 0
+        assert write_polygons(empty, tmp_path / f"a.{driver.lower()}", driver, {}) == 0
         assert pyogrio.read_info(tmp_path / f"a.{driver.lower()}")["features"] == 0
 
 
@@ -131,4 +133,3 @@ def test_windows_of_any_size_fill_a_file(tmp_path, size):
     file.close()
     with rasterio.open(tmp_path / "a.tif") as read:
         assert np.array_equal(read.read(1), values) and read.crs is None
-    assert Window(0, 0, *size).size == size

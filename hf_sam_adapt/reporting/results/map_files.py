@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.images import IGNORE
-from ..data.rasters import CACHE_MB, has_rasterio, quiet_places, raster_of
-from ..data.tiles import Window
-from ..errors import UserError, first_line, require_extra
+from ...data.images import IGNORE
+from ...data.rasters import CACHE_MB, quiet_places, raster_of
+from ...data.tiles import Window
+from ...errors import UserError, first_line, require_extra
 
 
 BLOCK = 512  # side of the blocks of a GeoTIFF
-POLYGON_DRIVERS = {"gpkg": "GPKG", "map_geojson": "GeoJSON"}
-SUFFIXES = {"geotiff": ".tif", "cog": ".tif", "gpkg": ".gpkg", "map_geojson": ".geojson"}
 POLYGONS_AT_ONCE = 10_000
 _LAYER = "objects"
 
@@ -120,7 +118,7 @@ class MapFile:
         self._part.unlink(missing_ok=True)
 
 
-def write_polygons(labels: Path, path: Path, driver: str, names: Sequence[str] | None = None) -> int:
+def write_polygons(labels: Path, path: Path, driver: str, names: Mapping[int, str]) -> int:
     """The areas of a GeoTIFF of labels as polygons in its coordinates; returns their number.
 
     An area are the 4-connected pixels of one label; those of 0 and 255 are left out. Fields: `label`, `name`, and
@@ -148,7 +146,7 @@ def write_polygons(labels: Path, path: Path, driver: str, names: Sequence[str] |
         for chunk in _chunks(_shapes(file), batch):
             values = np.array([value for _, value in chunk], np.int32)
             shapes = np.array([shape for shape, _ in chunk], object)
-            shown = [str(value) if names is None else names[value] for value in values.tolist()]
+            shown = [names[value] for value in values.tolist()]
             pyogrio.raw.write(
                 part,
                 shapely.to_wkb(shapes),
@@ -200,26 +198,14 @@ def check_crs(crs: Any, name: object) -> None:
         )
 
 
-def check_can_map(path: str, formats: Sequence[str]) -> None:
-    """Raise `UserError` unless the image in a file can be written in these formats of maps."""
-    polygons = [name for name in formats if name in POLYGON_DRIVERS]
-    if not polygons:
-        return
-    require_extra("geo", f"format {polygons[0]}")
+def check_place(path: Path) -> None:
+    """Raise `UserError` unless an image has a coordinate system that polygons can be in."""
     import rasterio
 
     if raster_of(path) is None:
         check_crs(None, path)
     try:
-        with rasterio.open(path) as file:
+        with quiet_places(), rasterio.open(path) as file:
             check_crs(file.crs, path)
     except rasterio.errors.RasterioError as error:
         raise UserError(f"not a readable TIFF ({first_line(error)})", where=path) from error
-
-
-def lost_place(path: str) -> str | None:
-    """What to say where the place of an image on the map cannot be kept; None where it can, or there is none."""
-    raster = raster_of(path)
-    if raster is None or not raster.placed or has_rasterio():
-        return None
-    return f"{path}: its coordinates are lost; pip install 'hf-sam-adapt[geo]' keeps them"

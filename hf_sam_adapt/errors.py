@@ -12,6 +12,7 @@ EXTRAS = {
     "demo": ("gradio",),
     "instances": ("pycocotools",),
     "volumes": ("nibabel", "pydicom"),
+    "geo": ("pyogrio", "rasterio", "shapely", "tifffile"),
 }
 
 

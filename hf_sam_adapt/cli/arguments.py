@@ -8,12 +8,21 @@ from typing import Literal
 from ..config.arguments import option
 from ..config.paths import DATASET, FILE, MODEL
 from ..config.recipe import Recipe
-from ..config.shared_keys import AdaptedModelKeys, ComputeKeys, DataKeys, MaskKeys, MaskValues, MetricKeys
+from ..config.shared_keys import (
+    AdaptedModelKeys,
+    ComputeKeys,
+    DataKeys,
+    MaskKeys,
+    MaskValues,
+    MetricKeys,
+    RouteKeys,
+    TileKeys,
+)
 from ..names import METRIC_NAMES
 
 
 @dataclass
-class EvaluateArguments(ComputeKeys, MetricKeys, MaskKeys, AdaptedModelKeys):
+class EvaluateArguments(ComputeKeys, MetricKeys, RouteKeys, TileKeys, MaskKeys, AdaptedModelKeys):
     """Arguments of `hf-sam-adapt evaluate`: an adapter or a plain SAM, and a data set whose test images are scored.
 
     With a run as adapter and no other data set, what decides which images are test images and how their masks
@@ -48,7 +57,7 @@ class EvaluateArguments(ComputeKeys, MetricKeys, MaskKeys, AdaptedModelKeys):
 
 
 @dataclass
-class PredictArguments(ComputeKeys, AdaptedModelKeys):
+class PredictArguments(ComputeKeys, RouteKeys, TileKeys, AdaptedModelKeys):
     """Arguments of `hf-sam-adapt predict`."""
 
     inputs: list[str] = option([], "Image files, folders of images, or glob patterns.", path=FILE)
@@ -60,9 +69,9 @@ class PredictArguments(ComputeKeys, AdaptedModelKeys):
     )
     points_per_side: int = option(16, "Points per side of the grid of --instances grid.")
     min_score: float = option(0.0, "Instances of a lower score, 0..1, are left out.")
-    format: list[Literal["png", "labelme", "coco", "yolo", "geojson"]] | None = option(
-        None, "Formats of the results, one or several; unset = png."
-    )
+    format: (
+        list[Literal["png", "labelme", "coco", "yolo", "geojson", "geotiff", "cog", "gpkg", "map_geojson"]] | None
+    ) = option(None, "Formats of the results, one or several; unset = png, of GeoTIFFs geotiff.")
     probability: bool = option(False, "Also write the probability of each pixel, where the format has a place for it.")
     threshold: float = option(0.5, "Probability above which a pixel is foreground.")
     simplify: float = option(

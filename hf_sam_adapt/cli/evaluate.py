@@ -42,6 +42,7 @@ def evaluate_command(args: EvaluateArguments) -> Result:
     from accelerate import PartialState
 
     from ..data import load_segmentation_dataset
+    from ..data.volumes.folder import is_volume_set
     from ..names import class_names
     from ..reporting.curves import save_threshold_curves
     from ..reporting.prompts import print_prompt_tables, save_sensitivity
@@ -53,6 +54,8 @@ def evaluate_command(args: EvaluateArguments) -> Result:
     prompts, further, seed = chosen.pop("prompts"), chosen.pop("metrics"), chosen["seed"]
     ignore_background = chosen.pop("ignore_background", False)
     settings = {key: chosen.pop(key, None) for key in ("beta2", "ber_threshold")}
+    if not args.surface_tolerance >= 0:
+        raise UserError(f"{args.surface_tolerance} is below 0", key="surface_tolerance")
     state = PartialState()
     model, processor, choice = _model_and_variants(args.adapter, args.model, args.attention)
     check_domain(model, args.domain)  # a wrong one is said before anything is measured
@@ -63,6 +66,8 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             id2label = dict(enumerate(class_names(num_labels, id2label)))
         classes: dict[str, Any] = {"num_labels": num_labels, "id2label": id2label, "channels": processor.channels}
         known = None if earlier is None else earlier.known(chosen["dataset"])
+        if processor.slices is not None and is_volume_set(chosen["dataset"]):
+            chosen = processor.slices | {key: value for key, value in chosen.items() if value is not None}
         data = load_segmentation_dataset(**chosen, **classes, known=known)
     if data.num_labels != num_labels:
         raise UserError(
@@ -90,6 +95,7 @@ def evaluate_command(args: EvaluateArguments) -> Result:
         )
     how = {key: getattr(args, key) for key in ("batch_size", "precision", "num_workers")}
     scored = {"prompts": prompts, "metrics": further, "ignore_background": ignore_background, "seed": seed}
+    scored["surface_tolerance"] = args.surface_tolerance
     task = task_of(Recipe(**scored, **settings, **how), data)
     with routed(model, args.domain):
         result = task.measure(model, processor, split, **choice)

@@ -28,9 +28,12 @@ def predict_command(args: PredictArguments) -> int:
             print(f"{folder}: {below} images in its sub-folders are not read; name those, or '{folder}/**/*.png'")
     records = predict(**vars(args))
     failed = [record for record in records if "error" in record]
+    for note in [record["note"] for record in records if "note" in record]:
+        print(note)
     for record in failed:
         print(f"error: {record['error']}", file=sys.stderr)
-    masks, formats = len(records) - len(failed), args.format or ["png"]
+    usual = ["geotiff"] if any("geotiff" in record for record in records) else ["png"]
+    masks, formats = len(records) - len(failed), args.format or usual
     what = "their overlays" if formats == ["png"] else f"as {', '.join(dict.fromkeys(formats))},"
     print(f"{masks} masks, {what} and predictions.json are in {args.output_dir}")
     if skipped := sum("skipped" in record for record in records):

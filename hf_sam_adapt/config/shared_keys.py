@@ -68,6 +68,29 @@ class DataKeys(MaskKeys):
 
 
 @dataclass
+class TileKeys:
+    """How large images are cut."""
+
+    tile: int | Literal["auto"] | None = option(
+        None,
+        "Side in pixels of the tiles that images are cut into; auto = the network's input, for images more than "
+        "twice as large; unset = images are not cut.",
+    )
+    overlap: int | Literal["auto"] | None = option(
+        None, "Pixels that neighbouring tiles share; auto and unset = an eighth of the tile."
+    )
+
+
+@dataclass
+class RouteKeys:
+    """Where the tiles of an image go."""
+
+    route: Literal["image", "tile"] = option(
+        "image", "Of a pool with tiles: its router chooses for each image as a whole, or for each tile."
+    )
+
+
+@dataclass
 class MetricKeys:
     """Settings of metrics, each for those that take it."""
 
@@ -77,6 +100,7 @@ class MetricKeys:
     ber_threshold: float | None = option(
         None, "Probability above which a pixel is foreground for ber; unset = 0.5, SAM-Adapter's code 125/255."
     )
+    surface_tolerance: float = option(1.0, "Volumes: millimetres within which surfaces agree, for their surface Dice.")
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from ..errors import UserError
 from .channels import ARRAY_SUFFIX, load_header, load_image
 from .images import Header, MaskContent, array_header, load_array, read_mask_file, read_mask_header
+from .scenes import StoredMask, by_windows, check_grid, open_mask, raster_header, without_nodata
 from .walk import files_below, one_form
 
 
@@ -46,17 +48,26 @@ class FileReader:
         return row["image"]
 
     def headers(self, row: dict[str, Any]) -> tuple[Header, Header]:
-        mask = row["mask"]
+        mask, raster = row["mask"], by_windows(row["image"])
+        image = load_header(row["image"], self.channels) if raster is None else raster_header(raster, self.channels)
         if mask.endswith(ARRAY_SUFFIX):
-            return load_header(row["image"], self.channels), array_header(load_array(mask))
-        return load_header(row["image"], self.channels), read_mask_header(mask, content=self.content)
+            return image, array_header(load_array(mask))
+        check_grid(row["image"], mask)
+        if (raster := by_windows(mask)) is not None:
+            return image, Header(*raster.size, raster.lossy, coloured=raster.shape[2] >= 3)
+        return image, read_mask_header(mask, content=self.content)
 
     def read_image(self, row: dict[str, Any]) -> np.ndarray:
         return load_image(row["image"], self.channels)
 
     def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
         mask = row["mask"]
-        return read_mask_file(load_array(mask) if mask.endswith(ARRAY_SUFFIX) else mask, mask, content=self.content)
+        values = read_mask_file(load_array(mask) if mask.endswith(ARRAY_SUFFIX) else mask, mask, content=self.content)
+        raster = by_windows(mask)
+        return values if raster is None else (without_nodata(values[0], raster.nodata), values[1])
+
+    def open_mask(self, row: dict[str, Any]) -> AbstractContextManager[StoredMask | None]:
+        return open_mask(row["mask"], self.content)
 
 
 def has_images(root: Path) -> bool:

@@ -23,7 +23,7 @@ SCALES = (1, 255, 4095, 65535)  # largest values of fractions and of 8, 12 and 1
 
 
 def fit_normalization(split: SegmentationSplit, kind: str, seed: int = 0) -> dict[str, Any]:
-    """Fit a normalisation to the images of a split, in one pass and constant memory.
+    """Fit a normalisation to the images of a split, in one pass and constant memory; pixels without data do not count.
 
     Of more than 2,000 images a seeded sample of 2,000 is read. The result is applied by `normalize`:
 
@@ -146,9 +146,13 @@ def _read(split: SegmentationSplit, kind: str, seed: int) -> tuple[_Moments, np.
     chosen = np.sort(rng.choice(len(split), min(len(split), MAX_IMAGES), replace=False))
     moments, samples = _Moments(), []
     for index in chosen.tolist():
-        image = split[index].image
-        channels = image.shape[2]
-        pixels = image.reshape(-1, channels)  # (H, W, C) -> (H * W, C)
+        sample = split[index]
+        channels = sample.image.shape[2]
+        pixels = sample.image.reshape(-1, channels)  # (H, W, C) -> (H * W, C)
+        if sample.valid is not None:
+            pixels = pixels[sample.valid.ravel()]
+            if not len(pixels):
+                continue
         if kind == "db" and (pixels < 0).any():
             raise UserError(
                 f"db needs amplitudes, {split.ids[index]} holds {np.count_nonzero(pixels < 0)} negative values",

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation import EvalResult
 from ..evaluation.classes import ClassResult
+from ..evaluation.volumes import SCORES
 from ..files import write_text
 
 
 if TYPE_CHECKING:
     from ..data import SegmentationSplit
 
-FILE, SHEET = "per_image.csv", "worst.png"
+FILE, VOLUMES, SHEET = "per_image.csv", "per_volume.csv", "worst.png"
 SHOWN = 10  # images of the contact sheet
 
 
@@ -29,6 +30,8 @@ def save_per_image(
     last. Of one class `zero_shot_iou` and `zero_shot_dice` follow where the model stands beside zero-shot SAM, of
     classes `iou_<name>` and `dice_<name>` of each that the image or its label map holds.
 
+    Of slices of volumes also `per_volume.csv` beside it: `volume`, `prompt`, `model` and its scores, by rising Dice.
+
     Args:
         split: what was evaluated.
         names: of the classes, None = one class.
@@ -37,7 +40,26 @@ def save_per_image(
     rows.sort(key=lambda row: (row["iou"] is None, row["iou"], row["image"]))
     for row in rows:
         row["file"] = _file(split, row.pop("index"))
-    columns = ["file", *dict.fromkeys(key for row in rows for key in row if key != "file")]
+    _write(path, rows, "file")
+    if result.volumes:
+        _write(path.with_name(VOLUMES), _volume_rows(result, names or []), "volume")
+
+
+def _volume_rows(result: EvalResult | ClassResult, names: Sequence[str]) -> list[dict[str, Any]]:
+    """A line for each volume, prompt kind and model, by rising Dice."""
+    rows = []
+    for (kind, variant), scores in result.volumes.items():
+        for one in scores:
+            row = {"volume": one["volume"], "prompt": kind, "model": variant} | {key: one[key] for key in SCORES}
+            for label, each in one.get("per_class", {}).items():
+                row |= {f"{key}_{names[int(label)]}": each[key] for key in SCORES}
+            rows.append(row)
+    return sorted(rows, key=lambda row: (row[SCORES[0]] is None, row[SCORES[0]], row["volume"]))
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]], first: str) -> None:
+    """The rows as CSV with the columns of all of them, `first` being the first."""
+    columns = [first, *dict.fromkeys(key for row in rows for key in row if key != first)]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

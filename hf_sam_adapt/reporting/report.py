@@ -72,8 +72,29 @@ def print_table(metrics: dict[str, Any]) -> None:
         for row in further:
             table.add_row(*row)
         console.print(table)
+    volumes = [
+        [f"{kind}, {TITLES[name]}", *_volume_cells(scores[name]["volumes"])]
+        for kind, scores in metrics["test"].items()
+        for name in TITLES
+        if (scores.get(name) or {}).get("volumes")
+    ]
+    if volumes:
+        table = Table("volumes", title=f"{images} volumes")
+        for title in ("number", "Dice", "HD95, mm", "surface Dice"):
+            table.add_column(title, justify="right")
+        for row in volumes:
+            table.add_row(*row)
+        console.print(table)
     if metrics.get("train"):
         console.print(cost_line(metrics["train"]), highlight=False)
+
+
+def _volume_cells(scores: dict[str, Any]) -> list[str]:
+    """Number, Dice, HD95 with how many volumes have none, and surface Dice."""
+    distance = ABSENT if scores["hd95_mm"] is None else f"{scores['hd95_mm']:.2f}"
+    without = f" ({scores['without_hd95']} without)" if scores["without_hd95"] else ""
+    shares = [fraction(scores[key]) for key in ("volume_dice", "surface_dice")]
+    return [str(scores["volumes"]), shares[0], distance + without, shares[1]]
 
 
 def _further_rows(scores: dict[str, Any]) -> list[list[str]]:

@@ -204,6 +204,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         resize=resize,
         channels=recipe.channels,
         normalization=normalization,
+        slices=data.slices,
     )
     if recipe.gradient_checkpointing:
         enable_checkpointing(model, recipe.gradient_checkpointing)

@@ -130,7 +130,8 @@ class BinaryTask(Task):
     def measure(self, model: nn.Module, processor: SamAdaptProcessor, split: Split, **zero_shot: Any) -> EvalResult:
         recipe = self.recipe
         constant = constant_mask(self.data.train) if "none" in recipe.prompts else None
-        scored = {key: getattr(recipe, key) for key in ("metrics", "beta2", "ber_threshold", "seed")}
+        keys = ("metrics", "beta2", "ber_threshold", "seed", "surface_tolerance")
+        scored = {key: getattr(recipe, key) for key in keys}
         return evaluate(
             model, processor, split, recipe.prompts, constant=constant, **scored, **self._computing, **zero_shot
         )
@@ -198,7 +199,9 @@ class ClassTask(Task):
         return result.test["none"]["adapted"]["miou"] or 0.0, "mean IoU of the classes"
 
     def measure(self, model: nn.Module, processor: SamAdaptProcessor, split: Split, **zero_shot: Any) -> ClassResult:
-        return self._evaluate(model, processor, split, constant=constant_labels(self.data.train, self.channels))
+        further: dict[str, Any] = {"surface_tolerance": self.recipe.surface_tolerance}
+        constant = constant_labels(self.data.train, self.channels)
+        return self._evaluate(model, processor, split, constant=constant, **further)
 
     def draw(
         self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any

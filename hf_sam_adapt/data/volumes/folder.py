@@ -53,6 +53,11 @@ class VolumeReader:
         return read_mask(open_stack(row["mask"], row["axis"]).read(row["slice"]), self.name(row)), False
 
 
+def is_volume_set(dataset: Any) -> bool:
+    """Whether a data set that a user names is a folder of volumes."""
+    return isinstance(dataset, (str, os.PathLike)) and has_volumes(Path(dataset).expanduser())
+
+
 def has_volumes(root: Path) -> bool:
     """Whether the images of a data set's folder are volumes."""
     return any(next(_volumes(folder), None) is not None for folder in _image_folders(root))

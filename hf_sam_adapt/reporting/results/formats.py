@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import UserError
+from .maps import MAP_WRITERS
 from .pictures import InstancePictures, PngWriter
 from .polygons import CocoWriter, GeoJsonWriter, InstancesWriter, LabelmeWriter, YoloWriter
 from .result import WriteOptions, Writer
 
 
 WRITERS: dict[str, type[Writer]] = {
-    writer.key: writer for writer in (PngWriter, LabelmeWriter, CocoWriter, YoloWriter, GeoJsonWriter)
+    writer.key: writer for writer in (PngWriter, LabelmeWriter, CocoWriter, YoloWriter, GeoJsonWriter, *MAP_WRITERS)
 }
 
 

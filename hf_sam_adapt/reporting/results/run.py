@@ -6,18 +6,20 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from ...data.channels import displayable, load_header, load_image
+from ...data.channels import displayable, load_image
 from ...data.inputs import find_images, output_names
+from ...data.scenes import scene_header
 from ...errors import UserError
 from ...inference.instances import InstanceSource
 from ...inference.loading import load_for_inference
 from ...inference.predictor import Prediction, SamAdaptPredictor, check_options, check_prompt, logit_of
+from ...inference.tiled import Route
 from ...inference.uncertainty import rank_key, uncertainty
 from ...prompts import Prompt
 from ...sam.attention import Kind
@@ -25,6 +27,7 @@ from ..report import write_json
 from .formats import make_writers
 from .polygons import LabelmeWriter, checked_annotations
 from .result import ImageResult, WriteOptions, Writer
+from .scene import check_route, check_scenes, lost_place, predict_scene, scenes_among, usual_formats
 
 
 T = TypeVar("T")
@@ -49,6 +52,9 @@ def predict(
     simplify: float = 1.0,
     rank: str | None = None,
     skip_existing: bool = False,
+    tile: int | Literal["auto"] | None = None,
+    overlap: int | Literal["auto"] | None = None,
+    route: Route = "image",
     batch_size: int = 4,
     precision: str = "no",
     attention: Kind = "auto",
@@ -73,14 +79,17 @@ def predict(
             `<name>_instances.png`; polygons are then theirs.
         points_per_side: of the grid of `instances="grid"`.
         min_score: instances of a lower score are left out.
-        format: names in `WRITERS`; None = "png".
+        format: names in `WRITERS`; None = "geotiff" where every image lies on a map and the extra `geo` is installed,
+            else "png".
         probability: also write the probabilities, where the format has a place for them.
         threshold: probability above which a pixel is foreground; not for a model with classes.
         simplify: pixels by which outlines may move so that polygons have fewer corners, see `outlines`; 0 = exact.
         rank: "uncertain" puts the images of which the model is least sure first, see `uncertainty`.
         skip_existing: leave images as they are whose results an earlier call with the same settings has written since
             they were changed.
-        batch_size: images encoded together.
+        tile, overlap, route: see `SamAdaptPredictor.predict`. A raster whose formats are all of maps is read and
+            written by windows, whatever its size, unless instances or a rank are asked for.
+        batch_size: images, or tiles of an image, encoded together.
         precision: "no", "bf16" or "fp16" autocast.
         attention: how the encoder computes its attention, see `use_fast_attention`.
         progress: show a bar.
@@ -107,42 +116,64 @@ def predict(
         raise UserError(f"{simplify} is not a number of pixels", key="simplify", fix="0 keeps every corner")
     folder = Path(output_dir)
     make_writers(format or ["png"], folder, WriteOptions(), instances is not None)
+    check_route(route, tile)
     find_images(inputs, arrays=True)  # what is missing is said before a model is loaded
     loaded = load_for_inference(adapter, model, attention)
     predictor = SamAdaptPredictor.from_loaded(loaded, device=PartialState().device, precision=precision)
     predictor.check([prompt], domain, instances, threshold)
     options = WriteOptions(predictor.classes, probability, simplify, rank is not None)
-    writers = make_writers(format or ["png"], folder, options, instances is not None)
     channels = predictor.processor.channels  # says how images are read
     paths = find_images(inputs, arrays=channels is not None)
+    writers = make_writers(format or usual_formats(paths), folder, options, instances is not None)
+    tiles, notes = predictor.tiles(tile, overlap)
+    for note in notes if progress else ():
+        print(note)
     names = dict(zip(paths, output_names(paths)))
     _check_outputs(folder, names, writers)
     how: dict[str, Any] = {"points_per_side": points_per_side, "min_score": min_score, "threshold": threshold}
-    settings = {"domain": domain, "instances": instances, "simplify": simplify, **how, **_describe(prompt)}
+    cut_up: dict[str, Any] = {"tile": tile, "overlap": overlap, "route": route}
+    settings = {"domain": domain, "instances": instances, "simplify": simplify, **how, **cut_up, **_describe(prompt)}
     index = Index(folder, {"adapter": adapter, "model": model, "settings": settings}, paths, writers, rank)
     kept = index.take_over(names) if skip_existing else []
     _check_checked(folder, writers, index)
     sizes, index.failed = _readable(
-        [path for path in paths if path not in kept], lambda path: load_header(str(path), channels)
+        [path for path in paths if path not in kept], lambda path: scene_header(str(path), channels)
     )
     if not sizes and not kept:
         raise index.first_failure()
     for path, header in sizes.items():
         check_prompt(prompt, (header.height, header.width), where=path)
 
+    by_windows = scenes_among(list(sizes), writers, tiles, instances is None and rank is None)
+    check_scenes(list(sizes), writers, by_windows)
     folder.mkdir(parents=True, exist_ok=True)
+    cut = logit_of(threshold)
+    where: dict[str, Any] = {"prompt": prompt, "domain": domain, "route": route}
     try:
         with tqdm(total=len(sizes), desc="predict", unit="image", disable=not progress, leave=False) as bar:
-            for start in range(0, len(sizes), batch_size):
-                chosen = list(sizes)[start : start + batch_size]
+            for path in by_windows:
+                assert tiles is not None
+                try:
+                    record = predict_scene(
+                        predictor, path, names[path], writers, options, tiles, cut, batch_size, **where
+                    )
+                    index.records[path] = {"file": str(path), **record, **_describe(prompt)}
+                except UserError as error:
+                    index.failed[path] = error
+                bar.update()
+            rest = [path for path in sizes if path not in by_windows]
+            for start in range(0, len(rest), batch_size):
+                chosen = rest[start : start + batch_size]
                 images, unread = _readable(chosen, lambda path: load_image(path, channels))
                 index.failed |= unread
                 results = predictor.predict(
-                    list(images.values()), prompt, domain, instances, batch_size=batch_size, **how
+                    list(images.values()), prompt, domain, instances, batch_size=batch_size, **how, **cut_up
                 )
                 for (path, image), prediction in zip(images.items(), results):
                     result = ImageResult(path, names[path], displayable(image), prediction)
                     record = described(prediction) | _describe(prompt)
+                    if (note := lost_place(path, writers)) is not None:
+                        record["note"] = note
                     if rank is not None:
                         record["uncertainty"] = uncertainty(prediction, threshold)
                     index.add(path, result, record)

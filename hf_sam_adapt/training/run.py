@@ -18,6 +18,7 @@ from ..config.recipe import Recipe
 from ..data import SegmentationData, load_segmentation_dataset
 from ..data.normalization import fit_normalization
 from ..data.sources import READ_KEYS
+from ..data.tiles import resolve_tiles
 from ..errors import UserError, require_extra
 from ..hub.push import push_folder
 from ..inference.embeddings.cache import EmbeddingCache, check_cacheable
@@ -196,6 +197,9 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         raise UserError(
             f"the adapter {recipe.adapter} runs at {image_size}, not at {recipe.image_size}", key="image_size"
         )
+    patch_size = encoder_shape(model).patch_size
+    tiles, notes = resolve_tiles(recipe.tile, recipe.overlap, image_size, patch_size)
+    data.notes += notes
     resize = recipe.resize or processor.resize
     normalization = input_normalization(recipe, data, processor)
     processor = SamAdaptProcessor.from_dict(
@@ -215,6 +219,8 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         method=method,
         image_size=image_size,
         resize=resize,
+        tile=recipe.tile if tiles is None or recipe.tile == "auto" else tiles.side,
+        overlap=None if tiles is None else tiles.overlap,
         mask_values=data.mask_values,
         loss=task_of(recipe, data).loss(),
         normalization="imagenet" if normalization is None else normalization["kind"],
@@ -267,9 +273,10 @@ def announce(accelerator: Accelerator, loop: TrainingLoop, data: SegmentationDat
     for note in data.notes:
         accelerator.print(note)
     counts = {name: len(getattr(data, name) or ()) for name in ("train", "val", "test")}
+    tiles = f", cut into {len(loop.images):,} tiles an epoch" if loop.recipe.tile is not None else ""
     trained, total = (sum(p.numel() for p in group) for group in (loop.trained, loop.model.parameters()))
     accelerator.print(
-        f"{data.name}: {counts['train']} training, {counts['val']} validation, {counts['test']} test images; "
+        f"{data.name}: {counts['train']} training{tiles}, {counts['val']} validation, {counts['test']} test images; "
         f"{trained:,} of {total:,} parameters trained; "
         f"{loop.schedule.total} steps of {loop.schedule.images_per_step} images."
     )

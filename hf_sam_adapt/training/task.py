@@ -12,6 +12,7 @@ from torch import nn
 from ..config.methods import CLASS_METHODS
 from ..config.recipe import Recipe
 from ..data import SegmentationData, SegmentationSplit
+from ..data.tiles import Tiles, resolve_tiles
 from ..errors import UserError
 from ..evaluation import EvalResult, evaluate
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
@@ -27,6 +28,11 @@ from .batches import prompt_shares
 
 Split = SegmentationSplit | EmbeddedSplit
 Result = EvalResult | ClassResult
+
+
+def tiles_of(recipe: Recipe, processor: SamAdaptProcessor) -> Tiles | None:
+    """How the recipe's images are cut; None = they are not."""
+    return resolve_tiles(recipe.tile, recipe.overlap, processor.image_size, processor.patch_size)[0]
 
 
 def task_of(recipe: Recipe, data: SegmentationData) -> Task:
@@ -112,6 +118,7 @@ class BinaryTask(Task):
             zero_shot=False,
             seed=recipe.seed,
             progress=False,
+            tiles=tiles_of(recipe, processor),
             **self._computing,
         )
         # As often as each kind is trained, so much does it count.
@@ -123,7 +130,8 @@ class BinaryTask(Task):
     def measure(self, model: nn.Module, processor: SamAdaptProcessor, split: Split, **zero_shot: Any) -> EvalResult:
         recipe = self.recipe
         constant = constant_mask(self.data.train) if "none" in recipe.prompts else None
-        scored = {key: getattr(recipe, key) for key in ("metrics", "beta2", "ber_threshold", "seed")}
+        scored: dict[str, Any] = {key: getattr(recipe, key) for key in ("metrics", "beta2", "ber_threshold", "seed")}
+        scored["tiles"] = tiles_of(recipe, processor)
         return evaluate(
             model, processor, split, recipe.prompts, constant=constant, **scored, **self._computing, **zero_shot
         )
@@ -132,6 +140,7 @@ class BinaryTask(Task):
         self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
     ) -> None:
         how: dict[str, Any] = {"precision": self.recipe.precision, "seed": self.recipe.seed}
+        how["tiles"] = tiles_of(self.recipe, processor)
         save_samples(folder / "samples.png", model, processor, split, result, **how, **zero_shot)
 
     def print_tables(self, metrics: dict[str, Any]) -> None:
@@ -184,22 +193,22 @@ class ClassTask(Task):
         return result.test["none"]["adapted"]["miou"] or 0.0, "mean IoU of the classes"
 
     def measure(self, model: nn.Module, processor: SamAdaptProcessor, split: Split, **zero_shot: Any) -> ClassResult:
-        return self._evaluate(model, processor, split, constant=constant_labels(self.data.train, self.channels))
+        constant = constant_labels(self.data.train, self.channels)
+        return self._evaluate(model, processor, split, constant=constant, route=zero_shot.get("route", "image"))
 
     def draw(
         self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
     ) -> None:
-        save_class_pictures(folder, model, processor, split, result, self.data, self.recipe.precision)
+        how: dict[str, Any] = {"precision": self.recipe.precision, "tiles": tiles_of(self.recipe, processor)}
+        save_class_pictures(folder, model, processor, split, result, self.data, **how)
 
     def print_tables(self, metrics: dict[str, Any]) -> None:
         print_table(metrics)
         print_class_table(metrics["test"]["none"]["adapted"], class_names(self.channels, self.data.id2label))
 
     def _evaluate(self, model: nn.Module, processor: SamAdaptProcessor, split: Split, **further: Any) -> ClassResult:
-        ignored = self.recipe.ignore_background
-        return evaluate_classes(
-            model, processor, split, self.channels, ignore_background=ignored, **self._computing, **further
-        )
+        further |= {"ignore_background": self.recipe.ignore_background, "tiles": tiles_of(self.recipe, processor)}
+        return evaluate_classes(model, processor, split, self.channels, **self._computing, **further)
 
 
 def check_adapter_classes(found: int | None, data: SegmentationData, adapter: str) -> None:

@@ -21,13 +21,14 @@ from ...inference.loading import load_for_inference
 from ...inference.predictor import Prediction, SamAdaptPredictor, check_options, check_prompt, logit_of
 from ...inference.tiled import Route
 from ...inference.uncertainty import rank_measure, uncertainty
+from ...names import check_route
 from ...prompts import Prompt
 from ...sam.attention import Kind
 from ..report import write_json
 from .formats import make_writers
 from .polygons import LabelmeWriter, checked_annotations
 from .result import ImageResult, WriteOptions, Writer
-from .scene import check_route, check_scenes, lost_place, predict_scene, scenes_among, usual_formats
+from .scene import check_scenes, lost_place, predict_scene, scenes_among, usual_formats
 
 
 T = TypeVar("T")

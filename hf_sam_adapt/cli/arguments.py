@@ -52,7 +52,7 @@ class EvaluateArguments(ComputeKeys, MetricKeys, RouteKeys, TileKeys, MaskKeys, 
     )
     num_workers: int = option(0, "Processes that load images; 0 = the main process itself.")
     output_dir: str | None = option(
-        None, "Folder for metrics.json and samples.png; unset = the table is printed only.", path=FILE
+        None, "Folder for metrics.json, per_image.csv and pictures; unset = the table is printed only.", path=FILE
     )
 
 
@@ -87,7 +87,7 @@ class PredictArguments(ComputeKeys, RouteKeys, TileKeys, AdaptedModelKeys):
 
 OF_RESULTS = ("format", "probability", "threshold", "simplify", "rank", "skip_existing")
 OF_INSTANCES = ("instances", "points_per_side", "min_score")
-DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "folder")
+DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "geojson", "folder")
 OF_CHECKPOINTS = ("base", "lora_alpha", "image_size", "domains", "classifier", "method_args")
 OF_DATA = ("images", "push", "group_by", "encoding")
 
@@ -102,7 +102,8 @@ class ConvertArguments:
         path=FILE,
     )
     format: (
-        Literal["sam-adapter", "conv-lora", "cwsam", "cosam", "labelme", "coco", "yolo", "cvat", "folder"] | None
+        Literal["sam-adapter", "conv-lora", "cwsam", "cosam", "labelme", "coco", "yolo", "cvat", "geojson", "folder"]
+        | None
     ) = option(
         None,
         "What wrote it: conv-lora is AutoGluon's model.ckpt or its folder, cosam also a folder; folder is this "

@@ -188,7 +188,7 @@ COMMANDS = {
         ".arguments:ConvertArguments",
         ".convert:convert_command",
         description="Turn a checkpoint of a method's official implementation into an adapter folder, or the "
-        "annotations of labelme, COCO, YOLO or CVAT into a folder of images and masks.",
+        "annotations of labelme, COCO, YOLO, CVAT or GeoJSON into a folder of images and masks.",
         positional="source",
         groups={"of a checkpoint": (*OF_CHECKPOINTS, "decoder"), "of annotations": (*OF_DATA, "layout")},
         next=next_command.after_convert,

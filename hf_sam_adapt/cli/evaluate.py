@@ -30,7 +30,8 @@ _SCORE_KEYS = ("prompts", "metrics", "beta2", "ber_threshold", "ignore_backgroun
 
 
 def evaluate_command(args: EvaluateArguments) -> Result:
-    """Evaluates on the test images, prints the table, and with `output_dir` writes metrics.json and samples.png there.
+    """Evaluates on the test images, prints the table, and with `output_dir` writes metrics.json, per_image.csv and
+    pictures there.
 
     A data set without test images is evaluated on its validation images, or on its training images if it has no
     others; table and file say so (`measured_on`). An earlier evaluation in `output_dir` is replaced. Works in one
@@ -42,6 +43,7 @@ def evaluate_command(args: EvaluateArguments) -> Result:
     from accelerate import PartialState
 
     from ..data import load_segmentation_dataset
+    from ..data.volumes.folder import is_volume_set
     from ..names import class_names
     from ..reporting.curves import save_threshold_curves
     from ..reporting.prompts import print_prompt_tables, save_sensitivity
@@ -53,6 +55,8 @@ def evaluate_command(args: EvaluateArguments) -> Result:
     prompts, further, seed = chosen.pop("prompts"), chosen.pop("metrics"), chosen["seed"]
     ignore_background = chosen.pop("ignore_background", False)
     settings = {key: chosen.pop(key, None) for key in ("beta2", "ber_threshold")}
+    if not args.surface_tolerance >= 0:
+        raise UserError(f"{args.surface_tolerance} is below 0", key="surface_tolerance")
     state = PartialState()
     model, processor, choice = _model_and_variants(args.adapter, args.model, args.attention)
     check_domain(model, args.domain)  # a wrong one is said before anything is measured
@@ -63,6 +67,8 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             id2label = dict(enumerate(class_names(num_labels, id2label)))
         classes: dict[str, Any] = {"num_labels": num_labels, "id2label": id2label, "channels": processor.channels}
         known = None if earlier is None else earlier.known(chosen["dataset"])
+        if processor.slices is not None and is_volume_set(chosen["dataset"]):
+            chosen = processor.slices | {key: value for key, value in chosen.items() if value is not None}
         data = load_segmentation_dataset(**chosen, **classes, known=known)
     if data.num_labels != num_labels:
         raise UserError(
@@ -90,6 +96,7 @@ def evaluate_command(args: EvaluateArguments) -> Result:
         )
     how = {key: getattr(args, key) for key in ("batch_size", "precision", "num_workers")}
     scored = {"prompts": prompts, "metrics": further, "ignore_background": ignore_background, "seed": seed}
+    scored["surface_tolerance"] = args.surface_tolerance
     cut = _cut(args, earlier)
     tiles, notes = resolve_tiles(**cut, image_size=processor.image_size, patch_size=processor.patch_size)
     for note in notes:
@@ -108,6 +115,7 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             save_threshold_curves(output_dir / "f_measure.png", result.test.get("none") or {})
             with routed(model, args.domain):
                 task.draw(output_dir, model, processor, split, result, **choice)
+                task.list_images(output_dir, model, processor, split, result, **choice)
                 if args.prompt_sensitivity:
                     path, part = output_dir / "prompt_sensitivity.png", answers["prompt_sensitivity"]
                     save_sensitivity(path, model, processor, split, part, precision=args.precision, **choice)

@@ -133,6 +133,7 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
         if self.lr_min is not None and not 0 <= self.lr_min <= (self.learning_rate or math.inf):
             raise UserError(f"{self.lr_min} is not between 0 and the learning_rate {self.learning_rate}", key="lr_min")
         _at_least(self, "channels", 1)
+        _at_least(self, "surface_tolerance", 0)
         _at_least(self, "correction_rounds", 0)
         _known_names(self, "prompts", ("none", "box", "point", "mask"))
         check_metrics(self.metrics, self.prompts, self.num_labels, beta2=self.beta2, ber_threshold=self.ber_threshold)

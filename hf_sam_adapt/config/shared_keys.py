@@ -13,8 +13,26 @@ from .paths import DATASET, MODEL, NAME
 MaskValues = Literal["auto", "binary", "index", "alpha"]
 
 
+SliceAxis = Literal["axial", "coronal", "sagittal"]
+
+
 @dataclass
-class MaskKeys:
+class VolumeKeys:
+    """How volumes (NIfTI, DICOM) are cut into images; what is unset may be a run's."""
+
+    slice_axis: SliceAxis | None = option(
+        None, "Axis across which volumes are cut; unset = across the largest voxels, axial where they are cubes."
+    )
+    window: list[float] | None = option(
+        None, "Level and width of the values of a volume that is seen, e.g. 40 400; unset = 1st to 99th percentile."
+    )
+    neighbours: int | None = option(
+        None, "Slices on each side that are further channels: 1 makes the three colours, more need channels."
+    )
+
+
+@dataclass
+class MaskKeys(VolumeKeys):
     """Where a data set is, and how its images and masks are paired and split; what is unset may be a run's."""
 
     dataset: str | None = option(None, "Folder with images/ and masks/, Hub id, or synthetic:<domain>.", path=DATASET)
@@ -83,6 +101,7 @@ class MetricKeys:
     ber_threshold: float | None = option(
         None, "Probability above which a pixel is foreground for ber; unset = 0.5, SAM-Adapter's code 125/255."
     )
+    surface_tolerance: float = option(1.0, "Volumes: millimetres within which surfaces agree, for their surface Dice.")
 
 
 @dataclass

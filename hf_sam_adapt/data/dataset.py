@@ -210,6 +210,7 @@ class SegmentationData:
         splits: keys (see `SegmentationSplit.keys`) per split where they were drawn by seed, else None.
         palette: the colours of the classes, where the masks are read by one.
         val_chooses: whether a score on `val` means anything; not without foreground.
+        slices: how its volumes are cut, see `SliceKeys`; None for images.
     """
 
     train: SegmentationSplit
@@ -223,6 +224,7 @@ class SegmentationData:
     splits: dict[str, list[str]] | None = None
     palette: Palette | None = None
     val_chooses: bool = True
+    slices: dict[str, Any] | None = None
 
     @property
     def keys(self) -> dict[str, list[str]] | None:

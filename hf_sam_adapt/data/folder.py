@@ -163,8 +163,8 @@ def _pair_folder(folder: Path, mask_suffix: str | None, arrays: bool, problem: P
     hint = "" if mask_suffix else " (or set mask_suffix if the masks' names end differently)"
     images_alone = [image_files[stem] for name, stem in wanted.items() if name not in mask_files]
     masks_alone = [path for name, path in mask_files.items() if name not in wanted]
-    _check_alone(folder, images_alone, "image", "mask", hint, problem)
-    _check_alone(folder, masks_alone, "mask", "image", hint, problem)
+    check_alone(folder, images_alone, "image", "mask", hint, problem)
+    check_alone(folder, masks_alone, "mask", "image", hint, problem)
     stems = sorted(stem for name, stem in wanted.items() if name in mask_files)
     return datasets.Dataset.from_dict(
         {
@@ -190,7 +190,8 @@ def _by_stem(folder: Path, suffixes: set[str], problem: Problem) -> dict[str, st
     return files
 
 
-def _check_alone(folder: Path, paths: list[str], kind: str, other: str, hint: str, problem: Problem) -> None:
+def check_alone(folder: Path, paths: list[str], kind: str, other: str, hint: str, problem: Problem) -> None:
+    """Tell `problem` of images without masks, or the reverse; `kind` and `other` say which."""
     if paths:
         paths = sorted(paths)
         shown = ", ".join(os.path.relpath(path, folder) for path in paths[:5]) + (", …" if len(paths) > 5 else "")

@@ -94,7 +94,7 @@ def _distances(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.nda
 def _rings(mask: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
     """The closed rings along the edges of a mask, its pixels on their right, and for each the number of the ring that
     bounds its part from outside: its own for an exterior."""
-    height, width = mask.shape
+    width = mask.shape[1]
     padded = np.pad(mask, 1)
     inside, above, left = padded[1:, 1:], padded[:-1, 1:], padded[1:, :-1]  # (H + 1, W + 1), by upper left corner
     step = width + 1

@@ -20,6 +20,8 @@ from .images import MaskContent
 from .palettes import Palette, resolve_palette
 from .scan import ScannedMask, in_threads, palette_notes, sample_rows, scan_masks, soft_notes
 from .splits import draw_splits, no_test_note
+from .volumes.folder import VolumeReader, find_volumes, has_volumes, slice_tables
+from .volumes.slices import SliceKeys
 
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ READ_KEYS = (
     "group_by",
     "channels",
     "palette",
+    "slice_axis",
+    "window",
+    "neighbours",
     "seed",
 )
 _HINT = "the masks, mask_values and label_map"
@@ -54,6 +59,9 @@ def load_segmentation_dataset(
     group_by: str | None = None,
     channels: int | None = None,
     palette: str | Mapping[str, Any] | Palette | None = None,
+    slice_axis: str | None = None,
+    window: Sequence[float] | None = None,
+    neighbours: int | None = None,
     seed: int = 0,
     known: Mapping[str, Sequence[str]] | None = None,
 ) -> SegmentationData:
@@ -80,6 +88,7 @@ def load_segmentation_dataset(
             None = as RGB photographs, uint8 (H, W, 3).
         palette: colours of the classes of RGB masks, see `resolve_palette`. Other colours become 255 = ignore and are
             counted in the notes; masks of one value a pixel are read as indices.
+        slice_axis, window, neighbours: how volumes are cut into images, see `SliceKeys`; of volumes alone.
         seed: of the split and of the sample that is scanned.
         known: ids per split of an earlier run on this data set, its `splits.json`; where splits are drawn these images
             keep their sides.
@@ -99,6 +108,9 @@ def load_segmentation_dataset(
         group_by=group_by,
         channels=channels,
         palette=palette,
+        slice_axis=slice_axis,
+        window=window,
+        neighbours=neighbours,
         seed=seed,
         known=known,
     )
@@ -155,6 +167,7 @@ def load_segmentation_dataset(
         splits=source.splits,
         palette=palette,
         val_chooses=val_chooses,
+        slices=reader.keys.plain() if isinstance(reader, VolumeReader) else None,
     )
 
 
@@ -196,6 +209,9 @@ def open_source(
     group_by: str | None = None,
     channels: int | None = None,
     palette: str | Mapping[str, Any] | Palette | None = None,
+    slice_axis: str | None = None,
+    window: Sequence[float] | None = None,
+    neighbours: int | None = None,
     seed: int = 0,
     known: Mapping[str, Sequence[str]] | None = None,
     problem: folder.Problem = folder.refuse,
@@ -222,7 +238,11 @@ def open_source(
     if palette is not None and label_map is None:
         num_labels, id2label = _labels_of(palette, num_labels, id2label)
     content: MaskContent = "colours" if palette is not None else "alpha" if mask_values == "alpha" else "values"
-    tables, reader, found_labels, left_out = _open(dataset, mask_suffix, channels, content, problem)
+    slices = {"slice_axis": slice_axis, "window": window, "neighbours": neighbours}
+    tables, reader, found_labels, left_out = _open(dataset, mask_suffix, channels, content, problem, slices)
+    given = next((key for key, value in slices.items() if value is not None), None)
+    if given is not None and not isinstance(reader, VolumeReader):
+        raise UserError("it is for volumes, and the data set has none", key=given, fix="leave it out")
     if found_labels is not None and content != "values":
         key, value = ("palette", None) if palette is not None else ("mask_values", "alpha")
         raise UserError(f"{dataset} says its classes itself", key=key, where=value, fix="leave it out")
@@ -241,6 +261,8 @@ def open_source(
     if "train" not in tables or not len(tables["train"]):
         raise UserError("no training images", key="dataset", where=dataset)
     names = _id2label(id2label, num_labels)
+    if isinstance(reader, VolumeReader):
+        tables = slice_tables(tables)
     return Source(
         tables,
         reader,
@@ -257,7 +279,12 @@ def open_source(
 
 
 def _open(
-    dataset: Any, mask_suffix: str | None, channels: int | None, content: MaskContent, problem: folder.Problem
+    dataset: Any,
+    mask_suffix: str | None,
+    channels: int | None,
+    content: MaskContent,
+    problem: folder.Problem,
+    slices: Mapping[str, Any],
 ) -> tuple[dict[str, datasets.Dataset], Reader, dict[int, str] | None, list[str]]:
     """Tables per split (or "all"), their reader, class names where the source says them, and what is left out."""
     if not isinstance(dataset, (str, os.PathLike)):
@@ -281,6 +308,13 @@ def _open(
         source = coco.read_coco_source(root, files, channels=channels)
         left_out = source.lines() + _unread(root, source.tables, "images that no annotation file lists")
         return source.tables, coco.CocoReader(channels), source.id2label, left_out
+    if folder.has_images(root) and has_volumes(root):
+        if content != "values":
+            key = "palette" if content == "colours" else "mask_values"
+            raise UserError("masks of volumes hold one value a voxel", key=key, fix="leave it out")
+        keys = SliceKeys.of(slices, channels)
+        tables, notes = find_volumes(root, keys, mask_suffix, problem)
+        return tables, VolumeReader(keys, channels), None, notes
     if folder.has_images(root):
         tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)
         left_out = _unread(root, tables, "files of the folder are not read")

@@ -15,14 +15,18 @@ from ..data.images import IGNORE
 from ..data.tiles import Tiles, Window
 from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
+from ..inference.forward import pool_of
 from ..inference.tiled import Route
 from ..inference.variants import Variant, inference, predicted_logits, variants_of
 from ..metrics import ConstantMask, Overlap, boundary_overlap, gathered, make_metric, mean_overlap, overlap
 from ..metrics.stream import StreamingMetric
+from ..metrics.volume import TOLERANCE
 from ..names import check_metrics
 from ..prompts import Prompt, derive_prompts
+from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
 from .tiled import own_scenes, tiled_maps
+from .volumes import is_of_volumes, pack, score_volumes, summary
 
 
 if TYPE_CHECKING:
@@ -41,6 +45,8 @@ class ImageRecord:
         scores: per prompt kind, per variant (the names in `EvalResult.test`), the pixel counts.
         boundaries: the same of the masks' boundaries; empty unless they were asked for.
         labelled: whether the mask holds anything but 255 = ignore.
+        domain: of a pool, the domain that segmented the image; None otherwise.
+        masks: per prompt kind and variant the mask by `pack`, of slices of volumes; empty for other images.
     """
 
     index: int
@@ -48,6 +54,8 @@ class ImageRecord:
     scores: dict[str, dict[str, Overlap]]
     boundaries: dict[str, dict[str, Overlap]] = field(default_factory=dict)
     labelled: bool = True
+    domain: str | None = None
+    masks: dict[str, dict[str, bytes]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -62,10 +70,13 @@ class EvalResult:
             highest (the adapted model has no trained estimate to choose by). Images that are ignored everywhere do not
             count.
         records: one per image, in the order of the split.
+        volumes: of slices of volumes per (prompt kind, variant) what `score_volumes` returns; `test` has their means
+            under `volumes` of the variant.
     """
 
-    test: dict[str, dict[str, dict[str, float] | None]]
+    test: dict[str, dict[str, dict[str, Any] | None]]
     records: list[ImageRecord]
+    volumes: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
 
 
 class _Prompted(Dataset):
@@ -111,6 +122,7 @@ def evaluate(
     progress: bool = True,
     tiles: Tiles | None = None,
     route: Route = "image",
+    surface_tolerance: float = TOLERANCE,
 ) -> EvalResult:
     """Segments every image once per model and prompt kind and scores the masks at original size.
 
@@ -139,6 +151,7 @@ def evaluate(
             each tile. Images are read by windows and scored window by window, except for `boundary` and `metrics`,
             which take a whole map. None = images are not cut.
         route: of a pool with `tiles`, whether its router chooses for each image as a whole or for each tile.
+        surface_tolerance: of slices of volumes, millimetres within which surfaces agree.
 
     Raises:
         UserError: metrics that are unknown, or without `none` among the prompts; no mask holds any foreground.
@@ -156,9 +169,10 @@ def evaluate(
     records: list[ImageRecord] = []
     prompted = _Prompted(split, prompts, seed)
     with inference([variant.model for variant in variants], precision):
+        keep = is_of_volumes(split)
         if tiles is None:
             for batch in own_batches(prompted, batch_size, num_workers, progress=progress):
-                records += _score_batch(variants, processor, batch, constant, boundary, streams)
+                records += _score_batch(variants, processor, batch, constant, boundary, streams, keep)
         else:
             for scene in own_scenes(split, progress):
                 options: Any = {"seed": seed, "batch_size": batch_size, "precision": precision, "route": route}
@@ -173,7 +187,12 @@ def evaluate(
     for name, own in streams.items():
         for metric in own.values():
             test["none"][name] = (test["none"][name] or {}) | gathered(metric).compute()
-    return EvalResult(test, records)
+    volumes: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for kind, name in ((kind, name) for kind, masks in records[0].masks.items() for name in masks):
+        packed = [record.masks[kind][name] for record in records]
+        rows = volumes[kind, name] = score_volumes(split, packed, tolerance=surface_tolerance)
+        test[kind][name] = (test[kind][name] or {}) | {"volumes": summary(rows)}
+    return EvalResult(test, records, volumes)
 
 
 def no_foreground(images: int) -> UserError:
@@ -192,11 +211,13 @@ def _score_batch(
     constant: ConstantMask | None,
     boundary: bool,
     streams: dict[str, dict[str, StreamingMetric]],
+    keep: bool,
 ) -> list[ImageRecord]:
     samples = [sample for _, sample, _ in batch]
     prompts = {kind: [derived[kind] for _, _, derived in batch] for kind in batch[0][2]}
     scores: list[dict[str, dict[str, Overlap]]] = [defaultdict(dict) for _ in batch]
     boundaries: list[dict[str, dict[str, Overlap]]] = [defaultdict(dict) for _ in batch]
+    masks: list[dict[str, dict[str, bytes]]] = [defaultdict(dict) for _ in batch]
 
     def score(kind: str, name: str, position: int, mask: np.ndarray) -> None:
         scores[position][kind][name] = overlap(mask, samples[position].mask)
@@ -212,9 +233,19 @@ def _score_batch(
             prediction = probabilities if metric.takes_probabilities else mask
             metric.update(prediction, samples[position].mask)
 
-    for kind, name, position, logits in predicted_logits(variants, processor, samples, prompts, best_of_three=True):
+    domains: list[str | None] = [None] * len(samples)
+
+    def note_domains(variant: Variant, embeddings: ImageEmbeddings) -> None:
+        pool = pool_of(variant.model)
+        if pool is not None and not variant.adapter_off and embeddings.domains is not None:
+            domains[:] = pool.names_of(embeddings.domains)
+
+    how: dict[str, Any] = {"best_of_three": True, "encoded": note_domains}
+    for kind, name, position, logits in predicted_logits(variants, processor, samples, prompts, **how):
         mask = (logits > 0).cpu().numpy()
         score(kind, name, position, mask)
+        if keep:
+            masks[position][kind][name] = pack(mask)
         if kind == "none" and streams[name]:
             stream(name, position, mask, logits.float().sigmoid().cpu().numpy())
     if constant is not None and "none" in prompts:
@@ -223,9 +254,9 @@ def _score_batch(
             score("none", "constant", position, mask)
             stream("constant", position, mask, mask)
     return [
-        ImageRecord(index, sample.id, dict(image_scores), dict(image_boundaries), counts)
-        for (index, sample, _), image_scores, image_boundaries, counts in zip(
-            batch, scores, boundaries, labelled, strict=True
+        ImageRecord(index, sample.id, dict(image_scores), dict(image_boundaries), counts, domain, dict(image_masks))
+        for (index, sample, _), image_scores, image_boundaries, counts, domain, image_masks in zip(
+            batch, scores, boundaries, labelled, domains, masks, strict=True
         )
     ]
 
@@ -276,8 +307,8 @@ def _score_scene(
     return ImageRecord(scene.index, scene.id, dict(scores), dict(boundaries), labelled)
 
 
-def _means(records: Sequence[ImageRecord], kinds: Sequence[str]) -> dict[str, dict[str, dict[str, float] | None]]:
-    test: dict[str, dict[str, dict[str, float] | None]] = {}
+def _means(records: Sequence[ImageRecord], kinds: Sequence[str]) -> dict[str, dict[str, dict[str, Any] | None]]:
+    test: dict[str, dict[str, dict[str, Any] | None]] = {}
     for kind in kinds:
         test[kind] = {"zero_shot": None, "adapted": None}
         for name in records[0].scores[kind]:

@@ -169,8 +169,8 @@ def tiled_matrices(
     precision: str,
     progress: bool,
     route: Route,
-) -> Iterator[tuple[int, ConfusionMatrix, ConfusionMatrix]]:
-    """Label maps of scenes: of each its index, and the counts of the model and of the constant."""
+) -> Iterator[tuple[int, str, None, ConfusionMatrix, ConfusionMatrix]]:
+    """Label maps of scenes: of each its index and name, None, and the counts of the model and of the constant."""
     for scene in own_scenes(split, progress):
         domain = choose_domain(model, processor, scene, precision) if route == "image" else None
         one, of_constant = ConfusionMatrix(num_labels), ConfusionMatrix(num_labels)
@@ -179,4 +179,4 @@ def tiled_matrices(
             one.update(labels, mask)
             if constant is not None:
                 of_constant.update(constant.window(scene.size, window), mask)
-        yield scene.index, one, of_constant
+        yield scene.index, scene.id, None, one, of_constant

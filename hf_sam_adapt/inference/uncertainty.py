@@ -32,6 +32,6 @@ def uncertainty(prediction: Prediction, threshold: float = 0.5) -> dict[str, flo
     return {"instability": 1 - stable, "entropy": float(nats / np.log(2))}
 
 
-def rank_measure(measures: dict[str, float]) -> float:
-    """By what images are ranked: the instability of one class, the entropy of several."""
-    return measures.get("instability", measures["entropy"])
+def rank_key(measures: dict[str, float]) -> tuple[float, float]:
+    """By what images are ranked, the least sure last: the instability of one class, then the entropy."""
+    return measures.get("instability", 0.0), measures["entropy"]

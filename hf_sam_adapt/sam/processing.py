@@ -39,6 +39,7 @@ class SamAdaptProcessor(BaseImageProcessor):
             `channels`.
         resample: "bilinear" or "bicubic", or Pillow's number of it.
         antialias: False reads the pixels around a place alone, whatever the scale, as CoSAM's code does.
+        slices: how the volumes of its training were cut into images, see `SliceKeys`; None for images.
     """
 
     model_input_names = ["pixel_values"]
@@ -54,6 +55,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         normalization: Mapping[str, Any] | None = None,
         resample: str | int = "bilinear",
         antialias: bool = True,
+        slices: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -75,6 +77,7 @@ class SamAdaptProcessor(BaseImageProcessor):
                 f"images of {channels} channels need one", key="normalization", fix="fit it with fit_normalization"
             )
         self.channels = channels
+        self.slices = None if slices is None else dict(slices)
         self.normalization = None if normalization is None else check_normalization(normalization, channels or 3)
 
     @property
@@ -311,6 +314,8 @@ class SamAdaptProcessor(BaseImageProcessor):
             config |= {"resample": RESAMPLING[self.resample].value, "antialias": self.antialias}
         if self.normalization is not None:
             config |= {"channels": self.channels, "normalization": copy.deepcopy(self.normalization)}
+        if self.slices is not None:
+            config["slices"] = dict(self.slices)
         if plain:
             config |= {
                 "size": {"longest_edge": self.image_size},
@@ -342,7 +347,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         if "resize_mode" in config:
             config["resize"] = config["resize_mode"]
         names = ("image_size", "patch_size", "resize", "image_mean", "image_std", "channels", "normalization")
-        names += ("resample", "antialias")
+        names += ("resample", "antialias", "slices")
         chosen = {name: config[name] for name in names if config.get(name) is not None}
         if "image_size" not in chosen:
             raise UserError("neither image_size nor size.longest_edge is given", key="preprocessor_config.json")

@@ -208,6 +208,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         resize=resize,
         channels=recipe.channels,
         normalization=normalization,
+        slices=data.slices,
     )
     if recipe.gradient_checkpointing:
         enable_checkpointing(model, recipe.gradient_checkpointing)
@@ -355,5 +356,7 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
 
     if accelerator.is_main_process:
         folder.finish(write)
+        # Beside what is never pushed: names of files may be patients'.
+        loop.task.list_images(folder.logs, loop.model, loop.processor, split, result, **zero_shot)
         print(f"Saved to {folder.path}.")
     accelerator.wait_for_everyone()

@@ -20,7 +20,8 @@ from ..inference.embeddings.split import EmbeddedSplit
 from ..losses.class_weights import class_weights_from
 from ..metrics import constant_mask
 from ..names import DEFAULT_LOSS, class_names, parse_loss
-from ..reporting.class_maps import print_class_table, save_class_pictures
+from ..reporting.class_maps import print_class_table, save_class_pictures, save_class_samples
+from ..reporting.per_image import FILE, SHEET, SHOWN, save_per_image
 from ..reporting.report import print_table, save_samples
 from ..sam.processing import SamAdaptProcessor
 from .batches import prompt_shares
@@ -93,6 +94,12 @@ class Task(ABC):
         """Write `samples.png`, and for classes `confusion.png`."""
 
     @abstractmethod
+    def list_images(
+        self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
+    ) -> None:
+        """Write `per_image.csv`, and the ten worst images as `worst.png`."""
+
+    @abstractmethod
     def print_tables(self, metrics: dict[str, Any]) -> None:
         """Print the scores in a run's `metrics.json`."""
 
@@ -130,7 +137,8 @@ class BinaryTask(Task):
     def measure(self, model: nn.Module, processor: SamAdaptProcessor, split: Split, **zero_shot: Any) -> EvalResult:
         recipe = self.recipe
         constant = constant_mask(self.data.train) if "none" in recipe.prompts else None
-        scored: dict[str, Any] = {key: getattr(recipe, key) for key in ("metrics", "beta2", "ber_threshold", "seed")}
+        keys = ("metrics", "beta2", "ber_threshold", "seed", "surface_tolerance")
+        scored: dict[str, Any] = {key: getattr(recipe, key) for key in keys}
         scored["tiles"] = tiles_of(recipe, processor)
         return evaluate(
             model, processor, split, recipe.prompts, constant=constant, **scored, **self._computing, **zero_shot
@@ -142,6 +150,14 @@ class BinaryTask(Task):
         how: dict[str, Any] = {"precision": self.recipe.precision, "seed": self.recipe.seed}
         how["tiles"] = tiles_of(self.recipe, processor)
         save_samples(folder / "samples.png", model, processor, split, result, **how, **zero_shot)
+
+    def list_images(
+        self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
+    ) -> None:
+        save_per_image(folder / FILE, split, result)
+        how: dict[str, Any] = {"precision": self.recipe.precision, "seed": self.recipe.seed, "worst": SHOWN}
+        how["tiles"] = tiles_of(self.recipe, processor)
+        save_samples(folder / SHEET, model, processor, split, result, **how, **zero_shot)
 
     def print_tables(self, metrics: dict[str, Any]) -> None:
         print_table(metrics)
@@ -193,14 +209,26 @@ class ClassTask(Task):
         return result.test["none"]["adapted"]["miou"] or 0.0, "mean IoU of the classes"
 
     def measure(self, model: nn.Module, processor: SamAdaptProcessor, split: Split, **zero_shot: Any) -> ClassResult:
+        further: dict[str, Any] = {"surface_tolerance": self.recipe.surface_tolerance}
+        further["route"] = zero_shot.get("route", "image")
         constant = constant_labels(self.data.train, self.channels)
-        return self._evaluate(model, processor, split, constant=constant, route=zero_shot.get("route", "image"))
+        return self._evaluate(model, processor, split, constant=constant, **further)
 
     def draw(
         self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
     ) -> None:
         how: dict[str, Any] = {"precision": self.recipe.precision, "tiles": tiles_of(self.recipe, processor)}
         save_class_pictures(folder, model, processor, split, result, self.data, **how)
+
+    def list_images(
+        self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
+    ) -> None:
+        names = class_names(self.channels, self.data.id2label)
+        save_per_image(folder / FILE, split, result, names)
+        colours = None if self.data.palette is None else self.data.palette.colours()
+        how: dict[str, Any] = {"precision": self.recipe.precision, "worst": SHOWN}
+        how["tiles"] = tiles_of(self.recipe, processor)
+        save_class_samples(folder / SHEET, model, processor, split, result, names, colours, **how)
 
     def print_tables(self, metrics: dict[str, Any]) -> None:
         print_table(metrics)

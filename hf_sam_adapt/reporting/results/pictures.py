@@ -15,8 +15,8 @@ from .result import ImageResult, Writer
 
 
 class PngWriter(Writer):
-    """`<name>_mask.png` of 0 and 255 (of classes a palette PNG whose values are the classes), `<name>_overlay.png`, and
-    `<name>_probability.png` of 16 bits, 65535 = 1 (of classes one each, `<name>_probability_<label>.png`)."""
+    """`<name>_mask.png` of 0 and 255 (of classes a palette PNG whose values are the classes), `<name>_overlay.png`,
+    and `<name>_probability.png` of 16 bits, 65535 = 1 (of classes one each, `<name>_probability_<label>.png`)."""
 
     key = "png"
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ...data.annotations import CHECKED, SOURCE
 from ...data.outlines import signed_area
 from ...errors import UserError
 from ...files import whole_file
@@ -19,8 +20,6 @@ from .result import Area, ImageResult, Writer
 
 
 LABELME_VERSION = "5.5.0"  # of the fields that are written
-CHECKED = "checked"  # flag of an annotation that a person has looked at
-SOURCE = "source"  # key of a file that was predicted; labelme keeps it
 
 
 class LabelmeWriter(Writer):
@@ -211,13 +210,13 @@ class YoloWriter(Writer):
 
     def finish(self, order: Sequence[dict[str, Any]]) -> None:
         names = {label - 1: name for label, name in self.options.labels.items()}
-        content = {"path": ".", "train": "images", "val": "images", "names": names}
+        content = {"path": ".", "train": "images", "names": names}
         with whole_file(self.folder / "yolo/data.yaml") as part:
             part.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 class GeoJsonWriter(Writer):
-    """`geojson/<name>.geojson`: polygons with holes in pixels from the image's upper left corner, as QuPath reads them."""
+    """`geojson/<name>.geojson`: polygons with holes, in pixels from the image's upper left corner, as in QuPath."""
 
     key = "geojson"
 

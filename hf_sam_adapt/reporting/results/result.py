@@ -39,7 +39,7 @@ class WriteOptions:
     @property
     def labels(self) -> dict[int, str]:
         """Value in the mask -> name, without the background."""
-        return {1: ONLY_CLASS} if self.classes is None else dict(list(enumerate(self.classes))[1:])
+        return {1: ONLY_CLASS} if self.classes is None else dict(enumerate(self.classes[1:], start=1))
 
 
 @dataclass(frozen=True)

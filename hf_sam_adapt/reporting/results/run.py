@@ -20,7 +20,7 @@ from ...inference.instances import InstanceSource
 from ...inference.loading import load_for_inference
 from ...inference.predictor import Prediction, SamAdaptPredictor, check_options, check_prompt, logit_of
 from ...inference.tiled import Route
-from ...inference.uncertainty import rank_measure, uncertainty
+from ...inference.uncertainty import rank_key, uncertainty
 from ...names import check_route
 from ...prompts import Prompt
 from ...sam.attention import Kind
@@ -251,7 +251,7 @@ class Index:
     def listed(self) -> list[dict[str, Any]]:
         """A record for each image that was reached; ranked where that was asked for, those with an error last."""
         if self.rank is not None:
-            done = sorted(self.records.values(), key=lambda record: -rank_measure(record["uncertainty"]))
+            done = sorted(self.records.values(), key=lambda record: rank_key(record["uncertainty"]), reverse=True)
             return done + [{"file": str(path), "error": str(error)} for path, error in self.failed.items()]
         known = (path for path in self.paths if path in self.records or path in self.failed)
         return [self.records.get(path) or {"file": str(path), "error": str(self.failed[path])} for path in known]

@@ -2,13 +2,12 @@
 
 from .corrections import corrected
 from .derive import MIN_AREA, components, degrade, derive_prompts, inner_point, tight_box
-from .prompt import PROMPT_KINDS, Prompt, boolean_masks
+from .prompt import Prompt, boolean_masks
 from .training import instance_masks, training_prompt
 
 
 __all__ = [
     "MIN_AREA",
-    "PROMPT_KINDS",
     "Prompt",
     "boolean_masks",
     "components",

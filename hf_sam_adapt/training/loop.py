@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..config.recipe import Recipe
+from ..config.recipe import Recipe, ResolvedRecipe
 from ..data import SegmentationData
 from ..data.images import IGNORE
 from ..errors import UserError
@@ -78,7 +78,7 @@ class TrainingLoop:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: ResolvedRecipe,
         accelerator: Accelerator,
         model: nn.Module,
         processor: SamAdaptProcessor,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.dataset import SegmentationSplit
-from ..data.sources import READ_KEYS
+from ..data.reading import READ_KEYS
 from ..doctor.examine import Diagnosis, examine_dataset
 from ..doctor.findings import ERROR, WARNING
 from ..errors import UserError

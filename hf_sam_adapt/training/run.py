@@ -15,7 +15,7 @@ from torch import nn
 
 from ..config.recipe import Recipe, ResolvedRecipe
 from ..data import SegmentationData, load_segmentation_dataset
-from ..data.sources import READ_KEYS
+from ..data.reading import READ_KEYS
 from ..errors import UserError, require_extra
 from ..hub.push import push_folder
 from ..inference.embeddings.cache import EmbeddingCache, check_cacheable

@@ -18,10 +18,11 @@ from PIL import Image
 
 import hf_sam_adapt
 from hf_sam_adapt import load_tiny_sam
-from hf_sam_adapt.config.continual_recipe import parse_continual_recipe
+from hf_sam_adapt.config.arguments import parse_arguments
+from hf_sam_adapt.config.continual_recipe import ContinualRecipe
 from hf_sam_adapt.config.methods import METHODS
 from hf_sam_adapt.config.presets import PRESETS
-from hf_sam_adapt.config.recipe import parse_recipe
+from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.data.synthetic import draw_sample
 from hf_sam_adapt.sam.tiny import export_tiny
 
@@ -120,8 +121,8 @@ class Workplace:
                 assert language == "yaml", f"{page}: a block of {language}"
                 path = self.folder / f"block_{index}.yaml"
                 path.write_text(block)
-                parse = parse_continual_recipe if "protocol" in yaml.safe_load(block) else parse_recipe
-                parse(["--config", str(path)])
+                recipe = ContinualRecipe if "protocol" in yaml.safe_load(block) else Recipe
+                parse_arguments(recipe, ["--config", str(path)])
 
 
 def make_inputs(folder: Path) -> None:

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UserError
-from ..names import check_image_size
 from .families import family_of, find_vision_encoder
 
 
@@ -54,9 +53,11 @@ def resize_input(model: nn.Module, image_size: int) -> None:
         raise UserError(f"image_size={image_size}: {type(model).__name__} has no SAM vision encoder to resize")
     family = family_of(encoder)
     shape = family.shape(encoder)
-    check_image_size(image_size, shape.patch_size)
+    patch_size = shape.patch_size
+    if image_size < patch_size or image_size % patch_size:
+        raise UserError(f"image_size={image_size} is not a multiple of the patch size {patch_size} of this model")
     original = OriginalSize(shape.image_size)
-    for name, module, attribute, length in family.position_tables(encoder, image_size // shape.patch_size):
+    for name, module, attribute, length in family.position_tables(encoder, image_size // patch_size):
         original.tables[name] = table = getattr(module, attribute)
         replace_parameter(module, attribute, resized_table(table, length))
     setattr(encoder, ORIGINAL, original)

@@ -30,7 +30,7 @@ class Built:
         base_name: `tiny`, folder or Hub id of the base model.
     """
 
-    model: nn.Module
+    model: Any  # SamModel or PeftModel, whose attributes torch does not type
     processor: SamAdaptProcessor
     method: str
     base_name: str
@@ -54,8 +54,9 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[ResolvedRecipe, 
     )
     if resolved.gradient_checkpointing:
         enable_checkpointing(built.model, resolved.gradient_checkpointing)
-    if resolved.compile:
-        find_vision_encoder(built.model).compile()
+    encoder = find_vision_encoder(built.model)
+    if resolved.compile and encoder is not None:
+        encoder.compile()
     return resolved, built.model, processor
 
 
@@ -66,7 +67,9 @@ def build(recipe: Recipe, data: SegmentationData) -> Built:
         base, processor = load_base(name, recipe.attention)
         if recipe.method == "full" and recipe.channels is not None:
             inflate_channels(base, recipe.channels)
-        model = build_model(recipe.method, task_of(recipe, data).method_fields(), base, image_size=recipe.image_size)
+        model: Any = build_model(
+            recipe.method, task_of(recipe, data).method_fields(), base, image_size=recipe.image_size
+        )
         if recipe.method != "full":
             model.peft_config["default"].revision = base_revision(name)
         return Built(model, processor, recipe.method, name)

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -189,7 +190,7 @@ def embed(loop: TrainingLoop) -> EmbeddingCache:
         batch_size=recipe.batch_size,
         num_workers=recipe.num_workers,
     )
-    embedded = cache.embed(*filter(None, (data.train, data.val)))
+    embedded: Any = cache.embed(*filter(None, (data.train, data.val)))  # stand for splits of images
     loop.data = dataclasses.replace(data, train=embedded[0], val=embedded[1] if data.val is not None else None)
     return cache
 
@@ -202,14 +203,15 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     """
     recipe, accelerator = loop.recipe, loop.accelerator
     zero_shot: dict[str, nn.Module] = {}
-    if recipe.method == "full" or windows_removed(find_vision_encoder(loop.model)):
+    encoder = find_vision_encoder(loop.model)
+    if recipe.method == "full" or (encoder is not None and windows_removed(encoder)):
         name = (recipe.adapter or recipe.model) if recipe.method == "full" else recipe.model
         plain = load_plain(name, loop.processor, recipe.attention)
         zero_shot["zero_shot_model"] = plain.to(accelerator.device)
     measured_on, split = data.measured
-    of_images = cache is None or zero_shot  # a plain SAM has embeddings of its own
     try:
-        scored = split if of_images else cache.embed(split)[0]
+        # A plain SAM has embeddings of its own.
+        scored = split if cache is None or zero_shot else cache.embed(split)[0]
         result = loop.task.measure(loop.model, loop.processor, scored, **zero_shot)
     except UserError as error:
         go_on = f"then go on with resume_from_checkpoint: latest (the trained weights are in {folder.checkpoints})"

@@ -30,7 +30,7 @@ from hf_sam_adapt.sam.tiny import export_tiny
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 FAST = ("README.md", "CONTRIBUTING.md")
-TESTED_ALONE = ("docs/own-data.md",)  # tests/convert_data/test_own_data.py follows it in an empty folder
+TESTED_ALONE = ("docs/own-data.md",)  # tests/convert/annotations/test_own_data.py follows it in an empty folder
 NOT_RUN = ("make ", "pip install")  # .ci/run does; what is installed already
 TRAINS = re.compile(r"recipes/(train|continual)\.py|hf-sam-adapt (train|continual) ")
 LAUNCH = re.compile(r"accelerate launch(?: --config_file (\S+))?(?: --\w+ \d+)*")

@@ -70,7 +70,7 @@ def _body(
 ) -> np.ndarray:
     """A shape of a radius in that range (share of the longer side) that covers at least 2 % of the image."""
     while True:
-        alpha = shapes[rng.integers(len(shapes))](rng, size, rng.uniform(*radius) * max(size))
+        alpha = shapes[int(rng.integers(len(shapes)))](rng, size, rng.uniform(*radius) * max(size))
         if alpha.mean() >= 0.02:
             return alpha
 

@@ -1,5 +1,6 @@
 """Prompts: what they are, how they are derived from a true mask, and how a user's corrections are simulated."""
 
+from ..names import PROMPT_KINDS
 from .corrections import corrected
 from .derive import MIN_AREA, components, degrade, derive_prompts, inner_point, tight_box
 from .prompt import Prompt, boolean_masks
@@ -8,6 +9,7 @@ from .training import instance_masks, training_prompt
 
 __all__ = [
     "MIN_AREA",
+    "PROMPT_KINDS",
     "Prompt",
     "boolean_masks",
     "components",

@@ -20,7 +20,8 @@ from ..config.recipe import Recipe
 from ..data import SegmentationData, SegmentationSplit
 from ..data.random_tiles import RandomTiles
 from ..training.loop import TrainingLoop
-from ..training.run import build_accelerator, embed, load_data, load_model
+from ..training.resolve import load_model
+from ..training.run import build_accelerator, embed, load_data
 from ..training.run_folder import RunFolder
 from ..training.task import task_of, tiles_of
 from .shapes import step_bytes

@@ -19,7 +19,7 @@ from ..config.shared_keys import (
     TileKeys,
     VolumeKeys,
 )
-from ..names import METRIC_NAMES
+from ..names import METRIC_NAMES, PromptKind
 
 
 @dataclass
@@ -35,9 +35,7 @@ class EvaluateArguments(ComputeKeys, MetricKeys, RouteKeys, TileKeys, MaskKeys, 
     )
     mask_values: MaskValues | None = option(None, "How mask values are read; unset = the run's, or auto.")
     seed: int | None = option(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
-    prompts: list[Literal["none", "box", "point", "mask"]] | None = option(
-        None, "Kinds to measure; unset = no prompt."
-    )
+    prompts: list[PromptKind] | None = option(None, "Kinds to measure; unset = no prompt.")
     metrics: list[str] | None = option(
         None, f"Further metrics without prompts: {' '.join(METRIC_NAMES)}; unset = the run's."
     )

@@ -29,6 +29,7 @@ def rows_of(found: Estimate) -> list[tuple[str, str]]:
     smallest = next((f"{card} GB" for card in CARDS if found.card_bytes <= card * 1e9), "more than 80 GB")
     source = "counted from shapes" if found.device == "cpu" else "measured on this GPU"
     hours, minutes = divmod(round(found.step_seconds * found.steps / 60), 60)
+    tiles = [] if found.tiles is None else [("tiles of an epoch", f"{found.tiles:,}")]
     return [
         ("trained parameters", f"{found.trained_parameters:,} of {found.total_parameters:,}"),
         ("adapter file", size_text(found.adapter_bytes)),
@@ -36,5 +37,6 @@ def rows_of(found: Estimate) -> list[tuple[str, str]]:
         (f"peak memory, {found.device}", size_text(found.peak_memory_bytes)),
         ("smallest GPU", f"{smallest} ({size_text(found.card_bytes)}, {source})"),
         ("optimizer step", f"{found.step_seconds:.3g} s on this {found.device}"),
+        *tiles,
         ("whole training", f"{found.steps:,} steps, {hours} h {minutes:02d} min, validations apart"),
     ]

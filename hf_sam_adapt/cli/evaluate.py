@@ -10,9 +10,10 @@ from torch import nn
 
 from ..config.recipe import Recipe
 from ..config.shared_keys import MaskKeys
+from ..data.tiles import Tiles, resolve_tiles
 from ..errors import UserError, require_extra
 from ..inference.variants import check_domain, routed
-from ..names import check_ignore_background, check_metrics
+from ..names import check_ignore_background, check_metrics, check_route, check_tile
 from ..sam.attention import Kind
 from ..sam.processing import SamAdaptProcessor
 from ..training.earlier_run import EarlierRun
@@ -96,10 +97,14 @@ def evaluate_command(args: EvaluateArguments) -> Result:
     how = {key: getattr(args, key) for key in ("batch_size", "precision", "num_workers")}
     scored = {"prompts": prompts, "metrics": further, "ignore_background": ignore_background, "seed": seed}
     scored["surface_tolerance"] = args.surface_tolerance
-    task = task_of(Recipe(**scored, **settings, **how), data)
+    cut = _cut(args, earlier)
+    tiles, notes = resolve_tiles(**cut, image_size=processor.image_size, patch_size=processor.patch_size)
+    for note in notes:
+        state.print(note)
+    task = task_of(Recipe(**scored, **settings, **how, **cut), data)
     with routed(model, args.domain):
-        result = task.measure(model, processor, split, **choice)
-        answers = _of_prompts(args, model, processor, split, how | choice)
+        result = task.measure(model, processor, split, route=args.route, **choice)
+        answers = _of_prompts(args, model, processor, split, how | choice, tiles)
     if state.is_main_process:
         metrics = {"test": result.test, "measured_on": measured_on, **answers}
         task.print_tables(metrics)
@@ -118,7 +123,12 @@ def evaluate_command(args: EvaluateArguments) -> Result:
 
 
 def _of_prompts(
-    args: EvaluateArguments, model: nn.Module, processor: SamAdaptProcessor, split: SegmentationSplit, how: dict
+    args: EvaluateArguments,
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    split: SegmentationSplit,
+    how: dict,
+    tiles: Tiles | None,
 ) -> dict[str, Any]:
     """The parts of metrics.json that `clicks`, `prompt_sensitivity` and `instances` ask for."""
     from ..evaluation.clicks import evaluate_clicks
@@ -131,7 +141,7 @@ def _of_prompts(
     if args.prompt_sensitivity:
         parts["prompt_sensitivity"] = prompt_sensitivity(model, processor, split, args.prompt_sensitivity, **how)
     if args.instances:
-        parts["instances"] = evaluate_instances(model, processor, split, args.instances, **how)
+        parts["instances"] = evaluate_instances(model, processor, split, args.instances, tiles=tiles, **how)
     return parts
 
 
@@ -181,6 +191,25 @@ def _chosen_data(args: EvaluateArguments, earlier: EarlierRun | None) -> dict[st
     return chosen | {key: list(dict.fromkeys(chosen[key])) for key in ("prompts", "metrics")}
 
 
+def _cut(args: EvaluateArguments, earlier: EarlierRun | None) -> dict[str, Any]:
+    """`tile` and `overlap`: as given, else those of the run, whose model has seen images at that scale.
+
+    Raises:
+        UserError: tiles and what is measured on whole images.
+    """
+    cut: dict[str, Any] = {"tile": args.tile, "overlap": args.overlap}
+    if args.tile is None and earlier is not None:
+        cut = {"tile": None, "overlap": None} | earlier.taken(["tile", "overlap"])
+        cut |= {} if args.overlap is None else {"overlap": args.overlap}
+    if cut["tile"] is None:
+        check_route(args.route, None)
+        return cut
+    for key in ("clicks", "prompt_sensitivity"):
+        if getattr(args, key):
+            raise UserError("measured on whole images, and tile cuts them", key=key, fix="leave one of them out")
+    return cut
+
+
 def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
     """The output folder, after everything that can be refused before loading."""
     if "dataset" not in chosen:
@@ -190,6 +219,7 @@ def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
     for name in ("batch_size", "num_workers"):
         if getattr(args, name) < (name == "batch_size"):
             raise UserError(f"{getattr(args, name)} is too small", key=name)
+    check_tile(args.tile, None if args.tile is None else args.overlap)
     if args.clicks < 0:
         raise UserError(f"{args.clicks} is below 0", key="clicks")
     if args.instances:

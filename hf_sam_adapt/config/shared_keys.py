@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..names import AUGMENTATIONS
 from .arguments import option
 from .paths import DATASET, MODEL, NAME
 
@@ -47,7 +48,21 @@ class MaskKeys(VolumeKeys):
 
 
 @dataclass
-class DataKeys(MaskKeys):
+class TileKeys:
+    """How large images are cut."""
+
+    tile: int | Literal["auto"] | None = option(
+        None,
+        "Side in pixels of the tiles that images are cut into; auto = the network's input, for images more than "
+        "twice as large; unset = images are not cut.",
+    )
+    overlap: int | Literal["auto"] | None = option(
+        None, "Pixels that neighbouring tiles share; auto and unset = an eighth of the tile."
+    )
+
+
+@dataclass
+class DataKeys(TileKeys, MaskKeys):
     """How a data set becomes the input of a network."""
 
     mask_values: MaskValues = option("auto", "How mask values are read.")
@@ -63,22 +78,8 @@ class DataKeys(MaskKeys):
     resize: Literal["pad", "squash"] | None = option(
         None, "Keep the aspect ratio (pad) or not (squash); unset = the model's."
     )
-    augment: list[str] = option(["flip", "scale", "colour"], "Augmentations: flip scale crop colour jitter, or none.")
+    augment: list[str] = option(["flip", "scale", "colour"], f"Augmentations: {' '.join(AUGMENTATIONS)}, or none.")
     seed: int = option(0, "Seed of the splits and of everything else that is random.")
-
-
-@dataclass
-class TileKeys:
-    """How large images are cut."""
-
-    tile: int | Literal["auto"] | None = option(
-        None,
-        "Side in pixels of the tiles that images are cut into; auto = the network's input, for images more than "
-        "twice as large; unset = images are not cut.",
-    )
-    overlap: int | Literal["auto"] | None = option(
-        None, "Pixels that neighbouring tiles share; auto and unset = an eighth of the tile."
-    )
 
 
 @dataclass

@@ -244,3 +244,11 @@ def block_means(values: np.ndarray, step: int) -> np.ndarray:
     counts = np.diff([*rows, values.shape[0]])[:, None, None] * np.diff([*columns, values.shape[1]])[:, None]
     means = sums / counts
     return (np.rint(means) if values.dtype.kind in "iu" else means).astype(values.dtype)
+
+
+def sample_window(target: np.ndarray, values: np.ndarray, window: Window, step: int) -> None:
+    """Put every `step`-th row and column of an image that lies in a window at its place in `target`."""
+    rows, columns = (np.arange(-start % step, length, step) for start, length in zip(window[:2], values.shape))
+    if len(rows) and len(columns):
+        top, left = (window.top + rows[0]) // step, (window.left + columns[0]) // step
+        target[top : top + len(rows), left : left + len(columns)] = values[rows[:, None], columns]

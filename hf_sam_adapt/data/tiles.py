@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
+from ..names import check_tile
 
 
 LARGER = 2.0  # `tile: auto` cuts images whose longer side is more than so many times the network's input
@@ -115,21 +115,13 @@ def resolve_tiles(
     Raises:
         UserError: an overlap without tiles, or one that is negative or not smaller than the tile.
     """
+    check_tile(tile, overlap)
     if tile is None:
-        if overlap is not None:
-            raise UserError(f"{overlap}, but images are not cut", key="overlap", fix="set tile, or leave it out")
         return None, []
     side = image_size if tile == "auto" else -(-int(tile) // patch_size) * patch_size
-    if side < 1:
-        raise UserError(f"{tile} is below 1", key="tile")
     notes = [] if tile in ("auto", side) else [f"tile: {tile} is rounded up to {side}, a multiple of the patch"]
     pixels = side // OVERLAP_SHARE if overlap in ("auto", None) else int(overlap)  # type: ignore[arg-type]
-    if not 0 <= pixels < side:
-        raise UserError(
-            f"{pixels} is not at least 0 and smaller than the tile of {side} pixels",
-            key="overlap",
-            fix=f"an eighth of the tile, {side // OVERLAP_SHARE}, is usual",
-        )
+    check_tile(side, pixels)
     return Tiles(side, pixels, LARGER * image_size if tile == "auto" else 0), notes
 
 

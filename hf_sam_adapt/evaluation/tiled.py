@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.dataset import OpenSample, Sample
+from ..data.scenes import reduced, sample_window
 from ..data.tiles import Tiles, Window
 from ..distributed import rank_and_world
 from ..inference.blending import blended
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ..data import SegmentationSplit
 
 BEST_OF_THREE = "zero_shot_best_of_3"
+SHOWN = 1024  # longest side of a scene that is looked at
 _LABELS = "labels"
 
 
@@ -91,6 +93,70 @@ def tiled_maps(
         yield window, scene.mask(window), {name: logits[0] for name, logits in maps.items()}
 
 
+def reduced_scene(
+    variants: Sequence[Variant],
+    processor: SamAdaptProcessor,
+    scene: OpenSample,
+    tiles: Tiles,
+    kind: str,
+    prompts: Callable[[np.ndarray, Window], dict[str, Prompt]],
+    **how: Any,
+) -> tuple[Sample, dict[str, np.ndarray]]:
+    """A scene to look at, no side longer than `SHOWN` pixels, and by variant the mask that is predicted of it.
+
+    The image has means of pixels, the masks every n-th. Call it inside `inference`; arguments as in `tiled_maps`.
+    """
+    picture, step = reduced(scene, SHOWN)
+    size = picture.shape[:2]
+    truth = np.zeros(size, np.uint8)
+    masks = {variant.name: np.zeros(size, bool) for variant in variants}
+    for window, mask, maps in tiled_maps(variants, processor, scene, tiles, [kind], prompts, **how):
+        sample_window(truth, mask, window, step)
+        for name, found in masks.items():
+            sample_window(found, (maps[kind, name] > 0).numpy(), window, step)
+    return Sample(picture, truth, scene.id, scene.index, scene.path), masks
+
+
+def reduced_labels(
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    scene: OpenSample,
+    tiles: Tiles,
+    num_labels: int,
+    batch_size: int = 1,
+) -> tuple[Sample, np.ndarray]:
+    """As `reduced_scene`, with the label map uint8 (h, w) of a model with classes."""
+    picture, step = reduced(scene, SHOWN)
+    truth, labels = (np.zeros(picture.shape[:2], np.uint8) for _ in range(2))
+    for window, found in label_windows(model, processor, scene, tiles, num_labels, None, batch_size):
+        sample_window(truth, scene.mask(window), window, step)
+        sample_window(labels, found, window, step)
+    return Sample(picture, truth, scene.id, scene.index, scene.path), labels
+
+
+def label_windows(
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    scene: OpenSample,
+    tiles: Tiles,
+    num_labels: int,
+    domain: str | None,
+    batch_size: int,
+) -> Iterator[tuple[Window, np.ndarray]]:
+    """The label map of a scene by windows, uint8 (h, w); call it inside `inference`."""
+
+    def predict(images: Sequence[np.ndarray], windows: Sequence[Window]) -> dict[str, list[torch.Tensor]]:
+        inputs = processor(list(images))
+        with routed(model, domain):
+            embeddings = embeddings_of(model, inputs)
+            low = segment(model, None, [Prompt("none")] * len(images), image_embeddings=embeddings)
+        return {_LABELS: full_maps(processor, inputs, low)}
+
+    grid = tiles.grid(scene.size)
+    for window, maps in blended(scene, grid, predict, [_LABELS], channels=num_labels, batch_size=batch_size):
+        yield window, maps[_LABELS].argmax(dim=0).to(torch.uint8).numpy()
+
+
 def tiled_matrices(
     model: nn.Module,
     processor: SamAdaptProcessor,
@@ -108,18 +174,9 @@ def tiled_matrices(
     for scene in own_scenes(split, progress):
         domain = choose_domain(model, processor, scene, precision) if route == "image" else None
         one, of_constant = ConfusionMatrix(num_labels), ConfusionMatrix(num_labels)
-
-        def predict(images: Sequence[np.ndarray], windows: Sequence[Window]) -> dict[str, list[torch.Tensor]]:
-            inputs = processor(list(images))
-            with routed(model, domain):  # noqa: B023
-                embeddings = embeddings_of(model, inputs)
-                low = segment(model, None, [Prompt("none")] * len(images), image_embeddings=embeddings)
-            return {_LABELS: full_maps(processor, inputs, low)}
-
-        grid = tiles.grid(scene.size)
-        for window, maps in blended(scene, grid, predict, [_LABELS], channels=num_labels, batch_size=batch_size):
+        for window, labels in label_windows(model, processor, scene, tiles, num_labels, domain, batch_size):
             mask = scene.mask(window)
-            one.update(maps[_LABELS].argmax(dim=0).to(torch.uint8).numpy(), mask)
+            one.update(labels, mask)
             if constant is not None:
                 of_constant.update(constant.window(scene.size, window), mask)
         yield scene.index, scene.id, None, one, of_constant

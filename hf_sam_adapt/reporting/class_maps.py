@@ -13,7 +13,9 @@ from torch import nn
 
 from ..data.channels import displayable
 from ..data.images import IGNORE
+from ..data.tiles import Tiles
 from ..evaluation.classes import ClassResult
+from ..evaluation.tiled import reduced_labels
 from ..inference.variants import inference, label_maps
 from ..metrics import plot_confusion
 from ..names import class_names
@@ -72,6 +74,7 @@ def save_class_pictures(
     result: ClassResult,
     data: SegmentationData,
     precision: str = "no",
+    tiles: Tiles | None = None,
 ) -> None:
     """Writes `samples.png` and `confusion.png` of an evaluation of `split`; call it on one process.
 
@@ -80,7 +83,7 @@ def save_class_pictures(
     """
     names = class_names(result.matrix.num_labels, data.id2label)
     colours = None if data.palette is None else data.palette.colours()
-    save_class_samples(folder / "samples.png", model, processor, split, result, names, colours, precision)
+    save_class_samples(folder / "samples.png", model, processor, split, result, names, colours, precision, tiles)
     plot_confusion(result.matrix, names, folder / "confusion.png")
 
 
@@ -93,6 +96,7 @@ def save_class_samples(
     names: Sequence[str],
     palette: ArrayLike | None = None,
     precision: str = "no",
+    tiles: Tiles | None = None,
     worst: int | None = None,
 ) -> None:
     """Draws the best, median and worst labelled image by mean IoU of its classes: image, truth, prediction.
@@ -108,7 +112,11 @@ def save_class_samples(
     rows = []
     for index, rank in ranked(list(scores), worst):
         with inference([model], precision):
-            rows.append((rank, scores[index], split[index], label_maps(model, processor, [split[index]])[0]))
+            if tiles is None:
+                rows.append((rank, scores[index], split[index], label_maps(model, processor, [split[index]])[0]))
+                continue
+            with split.open(index) as scene:
+                rows.append((rank, scores[index], *reduced_labels(model, processor, scene, tiles, len(names))))
     colours = class_colours(len(names), palette)
     entries = _present(names, *(labels for *_, sample, found in rows for labels in (sample.mask, found)))
     columns = min(len(entries), 6)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from torch import nn
 
 from ..data.channels import displayable
 from ..data.images import IGNORE
+from ..data.tiles import Tiles, Window
 from ..evaluation.evaluate import EvalResult, prompts_of
+from ..evaluation.tiled import reduced_scene
 from ..inference.variants import inference, predicted_masks, variants_of
 from ..metrics import overlap
 from ..metrics.stream import TITLES as METRIC_TITLES
@@ -178,11 +181,13 @@ def save_samples(
     zero_shot_model: nn.Module | None = None,
     precision: str = "no",
     seed: int = 0,
+    tiles: Tiles | None = None,
     worst: int | None = None,
 ) -> None:
     """Draws the best, median and worst image by IoU of the first prompt kind: image, truth, zero-shot, adapted.
 
-    Takes the arguments of the `evaluate` that gave `result`; call it on one process.
+    Takes the arguments of the `evaluate` that gave `result`; call it on one process. With `tiles` large images are
+    shown reduced.
 
     Args:
         worst: draw so many images in place of these three, the worst first.
@@ -194,6 +199,14 @@ def save_samples(
     order = sorted(labelled, key=lambda record: record.scores[kind][names[-1]].iou, reverse=True)
     rows = []
     for index, rank in ranked([record.index for record in order], worst):
+        if tiles is not None:
+            with split.open(index) as scene, inference([variant.model for variant in variants], precision):
+                derive = partial(_tile_prompts, kind, index, seed)
+                how: dict[str, Any] = {"batch_size": 1, "precision": precision, "route": "image"}
+                sample, masks = reduced_scene(variants, processor, scene, tiles, kind, derive, **how)
+            scores = next(record for record in result.records if record.index == index).scores[kind]
+            rows.append(_Row(rank, sample, Prompt("none"), masks, {name: scores[name].iou for name in masks}))
+            continue
         sample = split[index]
         prompt = prompts_of(sample.mask, [kind], index, seed)[kind]
         with inference([variant.model for variant in variants], precision):
@@ -203,6 +216,10 @@ def save_samples(
         iou = {name: overlap(mask, sample.mask).iou for name, mask in masks.items()}
         rows.append(_Row(rank, sample, prompt, masks, iou))
     _draw_samples(Path(path), rows, names)
+
+
+def _tile_prompts(kind: str, index: int, seed: int, mask: np.ndarray, window: Window) -> dict[str, Prompt]:
+    return prompts_of(mask, [kind], index, seed, window[:2])
 
 
 def ranked(order: Sequence[int], worst: int | None) -> list[tuple[int, str]]:

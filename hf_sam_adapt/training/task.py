@@ -12,13 +12,21 @@ from torch import nn
 from ..config.methods import CLASS_METHODS
 from ..config.recipe import Recipe
 from ..data import SegmentationData, SegmentationSplit
+from ..data.tiles import Tiles, resolve_tiles
 from ..errors import UserError
 from ..evaluation import EvalResult, evaluate
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..inference.embeddings.split import EmbeddedSplit
 from ..losses.class_weights import class_weights_from
 from ..metrics import constant_mask
-from ..names import DEFAULT_LOSS, class_names, parse_loss
+from ..names import (
+    DEFAULT_LOSS,
+    check_ignore_background,
+    check_metrics,
+    check_prompt_kinds,
+    class_names,
+    parse_loss,
+)
 from ..reporting.class_maps import print_class_table, save_class_pictures, save_class_samples
 from ..reporting.per_image import FILE, SHEET, SHOWN, save_per_image
 from ..reporting.report import print_table, save_samples
@@ -28,6 +36,11 @@ from .batches import prompt_shares
 
 Split = SegmentationSplit | EmbeddedSplit
 Result = EvalResult | ClassResult
+
+
+def tiles_of(recipe: Recipe, processor: SamAdaptProcessor) -> Tiles | None:
+    """How the recipe's images are cut; None = they are not."""
+    return resolve_tiles(recipe.tile, recipe.overlap, processor.image_size, processor.patch_size)[0]
 
 
 def task_of(recipe: Recipe, data: SegmentationData) -> Task:
@@ -53,6 +66,13 @@ class Task(ABC):
     def _computing(self) -> dict[str, Any]:
         return {key: getattr(self.recipe, key) for key in ("batch_size", "precision", "num_workers")}
 
+    def check(self) -> None:
+        """Raise `UserError` where the recipe's prompts or scores are not for such masks."""
+        recipe, num_labels = self.recipe, self.data.num_labels
+        check_prompt_kinds(recipe.prompts, num_labels)
+        check_metrics(recipe.metrics, recipe.prompts, num_labels)
+        check_ignore_background(recipe.ignore_background, num_labels)
+
     def loss(self) -> str:
         """The recipe's loss, or the default one; `UserError` if it is for the other task."""
         return "+".join(parse_loss(self.recipe.loss or self.default_loss, self.channels))
@@ -61,7 +81,7 @@ class Task(ABC):
         """The recipe's `method_args`, with the channels and the classes of the data set where it has some.
 
         Raises:
-            UserError: the method or the prompts are for another task, or the method cannot store other channels.
+            UserError: the method is for another task, or cannot store other channels.
         """
         return _channel_fields(self.recipe) | self.recipe.method_args
 
@@ -119,6 +139,7 @@ class BinaryTask(Task):
             zero_shot=False,
             seed=recipe.seed,
             progress=False,
+            tiles=tiles_of(recipe, processor),
             **self._computing,
         )
         # As often as each kind is trained, so much does it count.
@@ -131,7 +152,8 @@ class BinaryTask(Task):
         recipe = self.recipe
         constant = constant_mask(self.data.train) if "none" in recipe.prompts else None
         keys = ("metrics", "beta2", "ber_threshold", "seed", "surface_tolerance")
-        scored = {key: getattr(recipe, key) for key in keys}
+        scored: dict[str, Any] = {key: getattr(recipe, key) for key in keys}
+        scored["tiles"] = tiles_of(recipe, processor)
         return evaluate(
             model, processor, split, recipe.prompts, constant=constant, **scored, **self._computing, **zero_shot
         )
@@ -140,6 +162,7 @@ class BinaryTask(Task):
         self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
     ) -> None:
         how: dict[str, Any] = {"precision": self.recipe.precision, "seed": self.recipe.seed}
+        how["tiles"] = tiles_of(self.recipe, processor)
         save_samples(folder / "samples.png", model, processor, split, result, **how, **zero_shot)
 
     def list_images(
@@ -147,6 +170,7 @@ class BinaryTask(Task):
     ) -> None:
         save_per_image(folder / FILE, split, result)
         how: dict[str, Any] = {"precision": self.recipe.precision, "seed": self.recipe.seed, "worst": SHOWN}
+        how["tiles"] = tiles_of(self.recipe, processor)
         save_samples(folder / SHEET, model, processor, split, result, **how, **zero_shot)
 
     def print_tables(self, metrics: dict[str, Any]) -> None:
@@ -167,12 +191,6 @@ class ClassTask(Task):
                 key="num_labels",
                 fix=f"use one of {', '.join(CLASS_METHODS)}, or make one class of them with label_map or "
                 "mask_values: binary",
-            )
-        if recipe.prompts != ["none"]:
-            raise UserError(
-                f"{' '.join(recipe.prompts)}, but classes are segmented without prompts",
-                key="prompts",
-                fix="leave it unset",
             )
         named = recipe.method_args.get("num_labels", self.channels)
         if named != self.channels:
@@ -200,13 +218,15 @@ class ClassTask(Task):
 
     def measure(self, model: nn.Module, processor: SamAdaptProcessor, split: Split, **zero_shot: Any) -> ClassResult:
         further: dict[str, Any] = {"surface_tolerance": self.recipe.surface_tolerance}
+        further["route"] = zero_shot.get("route", "image")
         constant = constant_labels(self.data.train, self.channels)
         return self._evaluate(model, processor, split, constant=constant, **further)
 
     def draw(
         self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
     ) -> None:
-        save_class_pictures(folder, model, processor, split, result, self.data, self.recipe.precision)
+        how: dict[str, Any] = {"precision": self.recipe.precision, "tiles": tiles_of(self.recipe, processor)}
+        save_class_pictures(folder, model, processor, split, result, self.data, **how)
 
     def list_images(
         self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
@@ -215,6 +235,7 @@ class ClassTask(Task):
         save_per_image(folder / FILE, split, result, names)
         colours = None if self.data.palette is None else self.data.palette.colours()
         how: dict[str, Any] = {"precision": self.recipe.precision, "worst": SHOWN}
+        how["tiles"] = tiles_of(self.recipe, processor)
         save_class_samples(folder / SHEET, model, processor, split, result, names, colours, **how)
 
     def print_tables(self, metrics: dict[str, Any]) -> None:
@@ -222,10 +243,8 @@ class ClassTask(Task):
         print_class_table(metrics["test"]["none"]["adapted"], class_names(self.channels, self.data.id2label))
 
     def _evaluate(self, model: nn.Module, processor: SamAdaptProcessor, split: Split, **further: Any) -> ClassResult:
-        ignored = self.recipe.ignore_background
-        return evaluate_classes(
-            model, processor, split, self.channels, ignore_background=ignored, **self._computing, **further
-        )
+        further |= {"ignore_background": self.recipe.ignore_background, "tiles": tiles_of(self.recipe, processor)}
+        return evaluate_classes(model, processor, split, self.channels, **self._computing, **further)
 
 
 def check_adapter_classes(found: int | None, data: SegmentationData, adapter: str) -> None:

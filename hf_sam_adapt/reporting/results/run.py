@@ -19,6 +19,7 @@ from ...inference.loading import load_for_inference
 from ...inference.predictor import Prediction, SamAdaptPredictor, check_options, check_prompt, logit_of
 from ...inference.tiled import Route
 from ...inference.uncertainty import uncertainty
+from ...names import check_route
 from ...prompts import Prompt
 from ...sam.attention import Kind
 from .formats import make_writers
@@ -26,7 +27,7 @@ from .index import Index
 from .nifti import predict_volume, slice_header, slice_keys, volumes_among
 from .polygons import LabelmeWriter, checked_annotations
 from .result import ImageResult, WriteOptions, Writer, described
-from .scene import check_route, check_scenes, lost_place, predict_scene, scenes_among, usual_formats
+from .scene import check_scenes, lost_place, predict_scene, scenes_among, usual_formats
 
 
 T = TypeVar("T")

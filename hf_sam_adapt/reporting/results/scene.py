@@ -13,9 +13,9 @@ import torch
 from ...data.channels import displayable
 from ...data.images import IGNORE
 from ...data.rasters import has_rasterio, raster_of
-from ...data.scenes import open_image, reduced
+from ...data.scenes import open_image, reduced, sample_window
 from ...data.stored import is_beyond_limit
-from ...data.tiles import Tiles, Window
+from ...data.tiles import Tiles
 from ...errors import UserError
 from ...inference.predictor import SamAdaptPredictor
 from ...inference.tiled import TiledRun
@@ -85,14 +85,6 @@ def check_scenes(paths: Sequence[Path], writers: Sequence[Writer], scenes: Seque
             )
 
 
-def check_route(route: str, tile: object) -> None:
-    """Raise `UserError` where tiles are to be routed and there are none, or the choice is unknown."""
-    if route not in ("image", "tile"):
-        raise UserError(f"{route!r} is unknown", key="route", fix="use image or tile")
-    if route == "tile" and tile is None:
-        raise UserError("images are not cut into tiles", key="route", fix="set tile, or leave it out")
-
-
 def lost_place(path: Path, writers: Sequence[Writer]) -> str | None:
     """What to say of an image whose place on the map no writer keeps; None where one does, or it has none."""
     raster = raster_of(path)
@@ -154,7 +146,7 @@ def write_scene(
             sums.add(labels, logits[0].numpy(), valid)
             stored = labels if valid is None else np.where(valid, labels, IGNORE)
             chances: Mapping[int, np.ndarray] = _chances(logits, valid, classes is None) if options.probability else {}
-            _sample(small, stored, window, step)
+            sample_window(small, stored, window, step)
             for sink in sinks:
                 sink.write(window, stored, chances)
         picture, _ = reduced(run.image, PREVIEW)
@@ -172,11 +164,3 @@ def _chances(logits: torch.Tensor, valid: np.ndarray | None, binary: bool) -> di
     maps = (logits.sigmoid() if binary else logits.softmax(dim=0)).numpy()
     shown = maps if valid is None else np.where(valid, maps, np.float32(np.nan))
     return dict(enumerate(shown, start=int(binary)))
-
-
-def _sample(preview: np.ndarray, labels: np.ndarray, window: Window, step: int) -> None:
-    """Every `step`-th pixel of a window, at its place."""
-    rows, columns = (np.arange(-start % step, length, step) for start, length in zip(window[:2], labels.shape))
-    if len(rows) and len(columns):
-        top, left = (window.top + rows[0]) // step, (window.left + columns[0]) // step
-        preview[top : top + len(rows), left : left + len(columns)] = labels[rows[:, None], columns]

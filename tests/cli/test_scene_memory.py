@@ -20,6 +20,8 @@ import hf_sam_adapt
 NODATA, HOLE = 0, 300  # pixels without data: a square in the first corner
 MEASURED = """
 import resource, sys
+from hf_sam_adapt.data import rasters
+rasters.CACHE_MB = 8  # the small scene does not fill the usual cache, the large one would
 from hf_sam_adapt.cli import main
 
 def peak():

@@ -17,6 +17,7 @@ from ..config.shared_keys import (
     MetricKeys,
     RouteKeys,
     TileKeys,
+    VolumeKeys,
 )
 from ..names import METRIC_NAMES, PromptKind
 
@@ -55,10 +56,12 @@ class EvaluateArguments(ComputeKeys, MetricKeys, RouteKeys, TileKeys, MaskKeys, 
 
 
 @dataclass
-class PredictArguments(ComputeKeys, RouteKeys, TileKeys, AdaptedModelKeys):
+class PredictArguments(ComputeKeys, RouteKeys, TileKeys, VolumeKeys, AdaptedModelKeys):
     """Arguments of `hf-sam-adapt predict`."""
 
-    inputs: list[str] = option([], "Image files, folders of images, or glob patterns.", path=FILE)
+    inputs: list[str] = option(
+        [], "Image files, folders of images, or glob patterns; NIfTI files, folders of a DICOM series.", path=FILE
+    )
     output_dir: str = option("predictions", "Folder for the results and predictions.json.", path=FILE)
     box: list[float] | None = option(None, "Box prompt x0 y0 x1 y1 in pixels, the same for every image.")
     point: list[float] | None = option(None, "Point prompt x y in pixels, the same for every image.")
@@ -68,8 +71,9 @@ class PredictArguments(ComputeKeys, RouteKeys, TileKeys, AdaptedModelKeys):
     points_per_side: int = option(16, "Points per side of the grid of --instances grid.")
     min_score: float = option(0.0, "Instances of a lower score, 0..1, are left out.")
     format: (
-        list[Literal["png", "labelme", "coco", "yolo", "geojson", "geotiff", "cog", "gpkg", "map_geojson"]] | None
-    ) = option(None, "Formats of the results, one or several; unset = png, of GeoTIFFs geotiff.")
+        list[Literal["png", "labelme", "coco", "yolo", "geojson", "nifti", "geotiff", "cog", "gpkg", "map_geojson"]]
+        | None
+    ) = option(None, "Formats of the results, one or several; unset = png, of GeoTIFFs geotiff, of volumes nifti.")
     probability: bool = option(False, "Also write the probability of each pixel, where the format has a place for it.")
     threshold: float = option(0.5, "Probability above which a pixel is foreground.")
     simplify: float = option(

@@ -32,7 +32,7 @@ def predict_command(args: PredictArguments) -> int:
         print(note)
     for record in failed:
         print(f"error: {record['error']}", file=sys.stderr)
-    usual = ["geotiff"] if any("geotiff" in record for record in records) else ["png"]
+    usual = next(([key] for key in ("geotiff", "nifti") if any(key in record for record in records)), ["png"])
     masks, formats = len(records) - len(failed), args.format or usual
     what = "their overlays" if formats == ["png"] else f"as {', '.join(dict.fromkeys(formats))},"
     print(f"{masks} masks, {what} and predictions.json are in {args.output_dir}")

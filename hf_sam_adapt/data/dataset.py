@@ -186,8 +186,9 @@ class SegmentationSplit(Dataset):
 
     @property
     def keys(self) -> list[str]:
-        """What the images are known by to another run: their ids, or for rows without a name what they hold."""
-        return image_keys(self.table)
+        """What the images are known by to another run: their ids, for rows without a name what they hold, for slices
+        their volumes, each once."""
+        return list(dict.fromkeys(image_keys(self.table)))
 
     def select(self, indices: Sequence[int]) -> SegmentationSplit:
         """The same split with only the rows `indices`."""

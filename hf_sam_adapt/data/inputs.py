@@ -10,11 +10,16 @@ from pathlib import Path
 from ..errors import UserError
 from .channels import ARRAY_SUFFIX
 from .folder import IMAGE_SUFFIXES
+from .volumes import dicom
+from .volumes.folder import volumes_in
+from .volumes.stack import volume_stem
 from .walk import files_below, is_leftover, one_form
 
 
 def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
-    """The image files that `inputs` name, in their order, each once; of folders also the `.npy` arrays if `arrays`.
+    """The images and volumes that `inputs` name, in their order, each once; of folders also `.npy` arrays if `arrays`.
+
+    A folder that itself holds DICOM files is a volume.
 
     Raises:
         UserError: nothing is named, or an input is missing, matches nothing, or is a folder without images.
@@ -25,8 +30,10 @@ def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
     found: dict[Path, Path] = {}
     for text in map(str, inputs):
         path = Path(text)
-        if path.is_dir():
-            matches = files_below(path, suffixes, deep=False)
+        if dicom.is_series(path):
+            matches, problem = [path], ""
+        elif path.is_dir():
+            matches = files_below(path, suffixes, deep=False) + volumes_in(path)
             problem = "is a folder without images"
             if not matches and (below := files_below(path, suffixes)):
                 problem += f" of its own; its sub-folders hold {len(below)}, such as {below[0]}"
@@ -38,7 +45,8 @@ def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
             matches = [
                 match
                 for match in globbed
-                if match.is_file() and not any(is_leftover(part) for part in match.parts if part not in named)
+                if (match.is_file() or dicom.is_series(match))
+                and not any(is_leftover(part) for part in match.parts if part not in named)
             ]
             problem = "matches no file" if glob.has_magic(text) else "does not exist"
         if not matches:
@@ -52,12 +60,12 @@ def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
 
 def output_names(paths: Sequence[Path]) -> list[str]:
     """A name for each file, its stem where that is unique (also on file systems that ignore case or Unicode forms)."""
-    stems = Counter(_plain(path.stem) for path in paths)
+    stems = Counter(_plain(volume_stem(path)) for path in paths)
     names: list[str] = []
     taken: set[str] = set()
     for path in paths:
-        unique = stems[_plain(path.stem)] == 1
-        wanted = path.stem if unique else f"{path.resolve().parent.name}_{path.stem}"
+        stem = volume_stem(path)
+        wanted = stem if stems[_plain(stem)] == 1 else f"{path.resolve().parent.name}_{stem}"
         name, number = wanted, 2
         while _plain(name) in taken:
             name, number = f"{wanted}_{number}", number + 1

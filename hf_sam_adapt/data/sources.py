@@ -281,7 +281,7 @@ def _open(
             raise UserError("masks of volumes hold one value a voxel", key=key, fix="leave it out")
         keys = SliceKeys.of(slices, channels)
         tables, notes = find_volumes(root, keys, mask_suffix, problem)
-        return tables, VolumeReader(keys, channels), None, notes
+        return tables, VolumeReader(keys), None, notes
     if folder.has_images(root):
         tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)
         left_out = _unread(root, tables, "files of the folder are not read")

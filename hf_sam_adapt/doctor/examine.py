@@ -24,6 +24,7 @@ from ..data.reading import READ_KEYS, Reading
 from ..data.scan import SCANNED, in_threads, sample_rows
 from ..data.sources import Source, open_source
 from ..data.splits import group_keys
+from ..data.volumes.folder import VolumeReader
 from ..data.walk import is_leftover
 from ..distributed import SampleLoader
 from ..errors import UserError, require_extra
@@ -40,6 +41,7 @@ from .checks import (
 from .findings import ERROR, WARNING, Finding, Findings, from_error
 from .leakage import check_groups, check_leakage
 from .sample import RECORD, Examiner, SampleFacts, parts_of
+from .volumes import check_volumes
 
 
 if TYPE_CHECKING:
@@ -125,6 +127,7 @@ def examine_dataset(
         findings.add(Finding(WARNING, "annotations", name, text, fix, text) for text in source.left_out)
     encoding, refusal = choose_encoding(source, reading.seed)
     ignore_named = IGNORE in (source.label_map or {}).values()
+    slices = isinstance(source.reader, VolumeReader)
     examiner = Examiner(
         source.reader,
         encoding,
@@ -132,6 +135,7 @@ def examine_dataset(
         mixed=source.mask_values == "auto" and source.palette is None and not ignore_named,
         mask_size=mask_size,
         amplitudes=normalization == "db",
+        slices=slices,
     )
     tables = {name: source.tables[name] for name in SPLITS if name in source.tables}
     facts = {name: SplitFacts(encoding.num_labels or 2) for name in tables}
@@ -148,7 +152,7 @@ def examine_dataset(
         check_objects(name, facts, mask_size),
         check_pixels(name, facts, normalization or ("imagenet" if channels is None else "percentile"), channels),
         check_splits(tables, records, source, encoding),
-        check_leakage(tables, records, source),
+        check_volumes(tables, records) if slices else check_leakage(tables, records, source),
         check_groups(tables, source, group_by),
     ):
         findings.add(found)
@@ -162,7 +166,11 @@ def _open(dataset: Any, reading: Reading, findings: Findings, told: set[str]) ->
     """The data set without the files that do not pair, which go to `told`; None where nothing can be trained on."""
 
     def problem(error: UserError, files: list[str]) -> None:
-        findings.add(Finding(ERROR, error.code, file, _UNPAIRED[error.code], str(error.fix)) for file in files)
+        for file in files:
+            said = _UNPAIRED.get(error.code)
+            findings.add(
+                [from_error(error, file) if said is None else Finding(ERROR, error.code, file, said, str(error.fix))]
+            )
         told.update(files)
 
     try:

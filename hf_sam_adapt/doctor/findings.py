@@ -14,6 +14,7 @@ ERROR, WARNING = "error", "warning"
 SEVERITIES = (ERROR, WARNING)
 CODES = frozenset(
     {
+        "affine-mismatch",
         "alpha",
         "annotations",
         "bit-depth",
@@ -37,6 +38,7 @@ CODES = frozenset(
         "mask-values",
         "missing-image",
         "missing-mask",
+        "missing-slices",
         "mixed-encoding",
         "near-duplicate",
         "normalization",
@@ -49,6 +51,7 @@ CODES = frozenset(
         "same-stem",
         "size-mismatch",
         "soft-edges",
+        "spacing",
         "split-shift",
         "tiny-object",
         "unreadable",

@@ -80,6 +80,7 @@ class Examiner:
         mixed: whether to look for masks of the other encoding.
         mask_size: side of the decoder's mask in pixels.
         amplitudes: whether the values must not be negative.
+        slices: the images are slices of volumes, of which many hold air alone.
     """
 
     reader: Reader
@@ -88,6 +89,7 @@ class Examiner:
     mixed: bool
     mask_size: int
     amplitudes: bool = False
+    slices: bool = False
 
     def __call__(self, row: dict[str, Any]) -> SampleFacts:
         facts = SampleFacts()
@@ -109,7 +111,7 @@ class Examiner:
         name = image_name(self.reader, row)
         try:
             image = self.reader.read_image(row)
-            if self.photographs:
+            if self.photographs and not self.slices:
                 self._file(self.reader.path(row), facts)
         except Exception as error:  # decoders raise types of many libraries
             facts.refuse(_as_user_error(error, name), name)
@@ -122,7 +124,8 @@ class Examiner:
         step = int(np.ceil(np.sqrt(height * width / MAX_STATISTICS)))
         facts.channels = channel_statistics(image[::step, ::step])
         if (facts.channels[2] == facts.channels[3]).all() and (image == image[0, 0]).all():
-            facts.warn("flat-image", name, "one colour everywhere", "replace or remove it")
+            if not self.slices:
+                facts.warn("flat-image", name, "one colour everywhere", "replace or remove it")
         else:
             facts.record["hash"], facts.record["thumbnail"] = perceptual(displayable(image))
         if self.amplitudes and facts.channels[2].min() < 0:
@@ -206,7 +209,9 @@ class Examiner:
         edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
         facts.record["foreground"] = 1 - counts[0] / labelled
         facts.record["border"] = (edge[edge != IGNORE] != 0).mean() if (edge != IGNORE).any() else 0
-        if counts[0] == labelled:
+        if counts[0] == labelled and self.slices:
+            pass  # said of volumes without any
+        elif counts[0] == labelled:
             value, fix = "no foreground", "remove it with its image, unless there is nothing to see"
             facts.warn("empty-mask", name, value, fix)
         elif number == 2 and not counts[0]:
@@ -257,7 +262,8 @@ def parts_of(tables: Mapping[str, Sized]) -> dict[str, slice]:
 
 def image_name(reader: Reader, row: dict[str, Any]) -> str:
     """What findings call the image of a row."""
-    return reader.path(row) or f"row {row['id']}, column image"
+    path = reader.path(row) or f"row {row['id']}, column image"
+    return f"{path}, slice {row['slice']}" if "slice" in row else path
 
 
 def _as_user_error(error: Exception, name: str) -> UserError:

@@ -27,14 +27,13 @@ class VolumeReader:
 
     Args:
         keys: how volumes are cut.
-        channels: of the images; None = 8 bits and three colours.
     """
 
     checked_rows: int | None = None
     draws_ignored = False
 
-    def __init__(self, keys: SliceKeys, channels: int | None = None) -> None:
-        self.keys, self.channels = keys, channels
+    def __init__(self, keys: SliceKeys) -> None:
+        self.keys = keys
 
     def name(self, row: dict[str, Any]) -> str:
         return f"{row['mask']}, slice {row['slice']}"
@@ -47,7 +46,7 @@ class VolumeReader:
         return header, header
 
     def read_image(self, row: dict[str, Any]) -> np.ndarray:
-        return self.keys.image(open_stack(row["image"], row["axis"]), row["slice"], self.channels)
+        return self.keys.image(open_stack(row["image"], row["axis"]), row["slice"])
 
     def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
         return read_mask(open_stack(row["mask"], row["axis"]).read(row["slice"]), self.name(row)), False
@@ -170,6 +169,11 @@ def _volumes(folder: Path) -> Iterator[tuple[str, Path]]:
             stem = volume_stem(path) if name in files else name
             relative = path.parent.relative_to(folder) / stem
             yield one_form(relative.as_posix()), path
+
+
+def volumes_in(folder: Path) -> list[Path]:
+    """The volumes of a folder itself, not of its sub-folders."""
+    return [path for _, path in _volumes(folder) if path.parent == folder]
 
 
 def _pairs(folder: Path, mask_suffix: str | None, problem: Problem) -> list[tuple[str, Path, Path]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,13 @@ class SliceKeys:
         slice_axis: "axial", "coronal" or "sagittal"; None = across the largest voxels, see `open_grid`.
         window: [level, width] in the units of the volume that become 0 to 255; None = its 1st to 99th percentile.
         neighbours: slices on each side that are further channels (2.5-D); the last one is repeated at the ends.
+        channels: of the images, their values as they are stored; None = 8 bits and three colours.
     """
 
     slice_axis: str | None = None
     window: tuple[float, float] | None = None
     neighbours: int = 0
+    channels: int | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any], channels: int | None = None) -> SliceKeys:
@@ -59,19 +61,19 @@ class SliceKeys:
         if channels not in (None, wanted):
             problem = f"{neighbours} on each side make {wanted} channels, but channels is {channels}"
             raise UserError(problem, key="neighbours", fix="make them agree")
-        return cls(axis, window, neighbours)
+        return cls(axis, window, neighbours, channels)
 
     def plain(self) -> dict[str, Any]:
-        """For JSON and YAML."""
+        """The keys, for JSON and YAML."""
         window = None if self.window is None else list(self.window)
-        return {**asdict(self), "window": window}
+        return dict(zip(KEYS, (self.slice_axis, window, self.neighbours)))
 
-    def image(self, stack: Stack, number: int, channels: int | None) -> np.ndarray:
+    def image(self, stack: Stack, number: int) -> np.ndarray:
         """A slice as an image: uint8 (H, W, 3), or with `channels` float32 (H, W, C) of the stored values."""
         last = len(stack.values) - 1
         around = range(number - self.neighbours, number + self.neighbours + 1)
         planes = np.stack([stack.read(min(max(place, 0), last)) for place in around], axis=-1)
-        if channels is not None:
+        if self.channels is not None:
             return planes
         if self.window is None:
             low, high = stack.usual_range

@@ -127,8 +127,9 @@ def volume_suffix(name: str) -> str | None:
 
 
 def volume_stem(path: Path) -> str:
-    """A volume's name without its suffix."""
-    return path.name[: -len(volume_suffix(path.name) or "")] if volume_suffix(path.name) else path.name
+    """The name of a volume, or of another file, without its suffix."""
+    suffix = volume_suffix(path.name)
+    return path.name.removesuffix(path.name[-len(suffix) :]) if suffix else path.stem
 
 
 def open_grid(path: str | Path, axis: str | None = None) -> Grid:

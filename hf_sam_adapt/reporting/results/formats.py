@@ -7,13 +7,15 @@ from pathlib import Path
 
 from ...errors import UserError
 from .maps import MAP_WRITERS
+from .nifti import NiftiWriter
 from .pictures import InstancePictures, PngWriter
 from .polygons import CocoWriter, GeoJsonWriter, InstancesWriter, LabelmeWriter, YoloWriter
 from .result import WriteOptions, Writer
 
 
 WRITERS: dict[str, type[Writer]] = {
-    writer.key: writer for writer in (PngWriter, LabelmeWriter, CocoWriter, YoloWriter, GeoJsonWriter, *MAP_WRITERS)
+    writer.key: writer
+    for writer in (PngWriter, LabelmeWriter, CocoWriter, YoloWriter, GeoJsonWriter, NiftiWriter, *MAP_WRITERS)
 }
 
 

@@ -155,6 +155,24 @@ class Writer:
         """Write what belongs to all images, `order` being their records as they are to be listed; may change them."""
 
 
+def described(prediction: Prediction) -> dict[str, Any]:
+    """The numbers of a prediction that `predictions.json` has."""
+    height, width = prediction.mask.shape
+    about: dict[str, Any] = {"height": height, "width": width}
+    if prediction.classes is None:
+        logits = prediction.logits
+        about["foreground"] = float(prediction.mask.mean())
+        about["logits"] = {"min": float(logits.min()), "mean": float(logits.mean()), "max": float(logits.max())}
+        about["iou_estimate"] = prediction.score
+    else:
+        about["classes"] = prediction.classes
+    if prediction.domain is not None:
+        about["domain"] = prediction.domain
+    if prediction.router_scores is not None:
+        about["router"] = prediction.router_scores
+    return about
+
+
 def _mean_inside(values: np.ndarray, outline: Outline) -> float:
     """Mean of values (H, W) at the pixels inside an outline."""
     (left, top), (right, bottom) = outline.exterior.min(axis=0), outline.exterior.max(axis=0)

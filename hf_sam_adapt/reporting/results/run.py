@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,19 +18,19 @@ from ...inference.instances import InstanceSource
 from ...inference.loading import load_for_inference
 from ...inference.predictor import Prediction, SamAdaptPredictor, check_options, check_prompt, logit_of
 from ...inference.tiled import Route
-from ...inference.uncertainty import rank_key, uncertainty
+from ...inference.uncertainty import uncertainty
 from ...names import check_route
 from ...prompts import Prompt
 from ...sam.attention import Kind
-from ..report import write_json
 from .formats import make_writers
+from .index import Index
+from .nifti import predict_volume, slice_header, slice_keys, volumes_among
 from .polygons import LabelmeWriter, checked_annotations
-from .result import ImageResult, WriteOptions, Writer
+from .result import ImageResult, WriteOptions, Writer, described
 from .scene import check_scenes, lost_place, predict_scene, scenes_among, usual_formats
 
 
 T = TypeVar("T")
-INDEX = "predictions.json"
 
 
 def predict(
@@ -56,6 +54,9 @@ def predict(
     tile: int | Literal["auto"] | None = None,
     overlap: int | Literal["auto"] | None = None,
     route: Route = "image",
+    slice_axis: str | None = None,
+    window: Sequence[float] | None = None,
+    neighbours: int | None = None,
     batch_size: int = 4,
     precision: str = "no",
     attention: Kind = "auto",
@@ -69,7 +70,8 @@ def predict(
     What is interrupted leaves a list of what is done.
 
     Args:
-        inputs: files, folders (their images, not those of subfolders) and glob patterns (`**` for subfolders).
+        inputs: files, folders (their images, not those of subfolders) and glob patterns (`**` for subfolders); or
+            volumes, NIfTI files and folders of a DICOM series, of which every slice is segmented.
         adapter: run folder, adapter folder or Hub id; None for zero-shot SAM.
         model: base model, by default the adapter's own.
         domain: of a pool of domains, or "base"; None: its router chooses one for each image.
@@ -80,8 +82,8 @@ def predict(
             `<name>_instances.png`; polygons are then theirs.
         points_per_side: of the grid of `instances="grid"`.
         min_score: instances of a lower score are left out.
-        format: names in `WRITERS`; None = "geotiff" where every image lies on a map and the extra `geo` is installed,
-            else "png".
+        format: names in `WRITERS`; None = "nifti" of volumes, "geotiff" where every image lies on a map and the extra
+            `geo` is installed, else "png".
         probability: also write the probabilities, where the format has a place for them.
         threshold: probability above which a pixel is foreground; not for a model with classes.
         simplify: pixels by which outlines may move so that polygons have fewer corners, see `outlines`; 0 = exact.
@@ -90,6 +92,7 @@ def predict(
             they were changed.
         tile, overlap, route: see `SamAdaptPredictor.predict`. A raster whose formats are all of maps is read and
             written by windows, whatever its size, unless instances or a rank are asked for.
+        slice_axis, window, neighbours: how volumes are cut, see `SliceKeys`; None = as in the adapter's training.
         batch_size: images, or tiles of an image, encoded together.
         precision: "no", "bf16" or "fp16" autocast.
         attention: how the encoder computes its attention, see `use_fast_attention`.
@@ -125,7 +128,11 @@ def predict(
     options = WriteOptions(predictor.classes, probability, simplify, rank is not None)
     channels = predictor.processor.channels  # says how images are read
     paths = find_images(inputs, arrays=channels is not None)
-    writers = make_writers(format or usual_formats(paths), folder, options, instances is not None)
+    volumes = volumes_among(paths)
+    writers = make_writers(
+        format or (["nifti"] if volumes else usual_formats(paths)), folder, options, instances is not None
+    )
+    cutting = slice_keys(predictor.processor, volumes, writers, slice_axis, window, neighbours)
     tiles, notes = predictor.tiles(tile, overlap)
     for note in notes if progress else ():
         print(note)
@@ -134,22 +141,29 @@ def predict(
     how: dict[str, Any] = {"points_per_side": points_per_side, "min_score": min_score, "threshold": threshold}
     cut_up: dict[str, Any] = {"tile": tile, "overlap": overlap, "route": route}
     settings = {"domain": domain, "instances": instances, "simplify": simplify, **how, **cut_up, **_describe(prompt)}
+    settings |= {"slices": cutting.plain()} if volumes else {}
     index = Index(folder, {"adapter": adapter, "model": model, "settings": settings}, paths, writers, rank)
     kept = index.take_over(names) if skip_existing else []
     _check_checked(folder, writers, index)
     sizes, index.failed = _readable(
-        [path for path in paths if path not in kept], lambda path: scene_header(str(path), channels)
+        [path for path in paths if path not in kept],
+        lambda path: slice_header(path, cutting) if volumes else scene_header(str(path), channels),
     )
     if not sizes and not kept:
         raise index.first_failure()
     for path, header in sizes.items():
         check_prompt(prompt, (header.height, header.width), where=path)
 
-    by_windows = scenes_among(list(sizes), writers, tiles, instances is None and rank is None)
-    check_scenes(list(sizes), writers, by_windows)
+    images_only = [] if volumes else list(sizes)
+    by_windows = scenes_among(images_only, writers, tiles, instances is None and rank is None)
+    check_scenes(images_only, writers, by_windows)
     folder.mkdir(parents=True, exist_ok=True)
     cut = logit_of(threshold)
     where: dict[str, Any] = {"prompt": prompt, "domain": domain, "route": route}
+
+    def segmented(images: list[np.ndarray]) -> list[Prediction]:
+        return predictor.predict(images, prompt, domain, instances, batch_size=batch_size, **how, **cut_up)
+
     try:
         with tqdm(total=len(sizes), desc="predict", unit="image", disable=not progress, leave=False) as bar:
             for path in by_windows:
@@ -162,15 +176,20 @@ def predict(
                 except UserError as error:
                     index.failed[path] = error
                 bar.update()
-            rest = [path for path in sizes if path not in by_windows]
+            for path in sizes if volumes else ():
+                try:
+                    unsure = None if rank is None else threshold
+                    record = predict_volume(path, names[path], cutting, segmented, writers, unsure, batch_size)
+                    index.records[path] = {"file": str(path), **record, **_describe(prompt)}
+                except UserError as error:
+                    index.failed[path] = error
+                bar.update()
+            rest = [path for path in images_only if path not in by_windows]
             for start in range(0, len(rest), batch_size):
                 chosen = rest[start : start + batch_size]
                 images, unread = _readable(chosen, lambda path: load_image(path, channels))
                 index.failed |= unread
-                results = predictor.predict(
-                    list(images.values()), prompt, domain, instances, batch_size=batch_size, **how, **cut_up
-                )
-                for (path, image), prediction in zip(images.items(), results):
+                for (path, image), prediction in zip(images.items(), segmented(list(images.values()))):
                     result = ImageResult(path, names[path], displayable(image), prediction)
                     record = described(prediction) | _describe(prompt)
                     if (note := lost_place(path, writers)) is not None:
@@ -185,106 +204,6 @@ def predict(
     if not index.records:
         raise index.first_failure()
     return index.listed()
-
-
-@dataclass
-class Index:
-    """What is known of every input, and `predictions.json` with it.
-
-    Attributes:
-        folder: of the results.
-        head: adapter, model and settings, which a later call compares.
-        paths: of the inputs, in their order.
-        writers: of the formats.
-        rank: whether the least sure come first.
-        records: of the images that are done.
-        failed: why others are not.
-    """
-
-    folder: Path
-    head: dict[str, Any]
-    paths: list[Path]
-    writers: list[Writer]
-    rank: str | None
-    records: dict[Path, dict[str, Any]] = field(default_factory=dict)
-    failed: dict[Path, UserError] = field(default_factory=dict)
-
-    def take_over(self, names: Mapping[Path, str]) -> list[Path]:
-        """The images whose results an earlier call has written, with their records.
-
-        Raises:
-            UserError: that call had other settings, or its file is damaged.
-        """
-        file = self.folder / INDEX
-        if not file.is_file():
-            return []
-        try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-            earlier = {record["file"]: record for record in before["predictions"] if "error" not in record}
-            head = {key: before[key] for key in self.head}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            fix = "leave skip_existing out"
-            raise UserError(f"not the list of an earlier prediction ({error!r})", where=file, fix=fix) from error
-        if head != json.loads(json.dumps(self.head)):
-            changed = _differences(head, self.head)
-            fix = "leave it out, or name another output_dir"
-            raise UserError(f"the results in {self.folder} have other {changed}", key="skip_existing", fix=fix)
-        since = file.stat().st_mtime_ns
-        for path in self.paths:
-            record = earlier.get(str(path))
-            if record is None or (self.rank is not None and "uncertainty" not in record):
-                continue
-            done = all(writer.is_done(record, names[path]) for writer in self.writers)
-            if done and path.exists() and path.stat().st_mtime_ns <= since:
-                self.records[path] = record | {"skipped": True}
-        for writer in self.writers if self.records else ():
-            writer.keep(list(self.records.values()))
-        return list(self.records)
-
-    def add(self, path: Path, result: ImageResult, record: dict[str, Any]) -> None:
-        """Write an image's results, and keep what is to be said of it."""
-        written: dict[str, Any] = {}
-        for writer in self.writers:
-            written |= writer.write(result)
-        self.records[path] = {"file": str(path), **written, **record}
-
-    def listed(self) -> list[dict[str, Any]]:
-        """A record for each image that was reached; ranked where that was asked for, those with an error last."""
-        if self.rank is not None:
-            done = sorted(self.records.values(), key=lambda record: rank_key(record["uncertainty"]), reverse=True)
-            return done + [{"file": str(path), "error": str(error)} for path, error in self.failed.items()]
-        known = (path for path in self.paths if path in self.records or path in self.failed)
-        return [self.records.get(path) or {"file": str(path), "error": str(self.failed[path])} for path in known]
-
-    def write(self) -> None:
-        """The files for all images."""
-        for writer in self.writers:
-            writer.finish([record for record in self.listed() if "error" not in record])
-        write_json(self.folder / INDEX, {**self.head, "predictions": self.listed()})
-
-    def first_failure(self) -> UserError:
-        """The error where no image could be read."""
-        first = next(iter(self.failed.values()))
-        count = f" (and so {len(self.failed) - 1} further images)" if len(self.failed) > 1 else ""
-        return first.replace(problem=f"{first.problem}{count}")
-
-
-def described(prediction: Prediction) -> dict[str, Any]:
-    """The numbers of a prediction that `predictions.json` has."""
-    height, width = prediction.mask.shape
-    about: dict[str, Any] = {"height": height, "width": width}
-    if prediction.classes is None:
-        logits = prediction.logits
-        about["foreground"] = float(prediction.mask.mean())
-        about["logits"] = {"min": float(logits.min()), "mean": float(logits.mean()), "max": float(logits.max())}
-        about["iou_estimate"] = prediction.score
-    else:
-        about["classes"] = prediction.classes
-    if prediction.domain is not None:
-        about["domain"] = prediction.domain
-    if prediction.router_scores is not None:
-        about["router"] = prediction.router_scores
-    return about
 
 
 def _prompt(box: Sequence[float] | None, point: Sequence[float] | None) -> Prompt:
@@ -328,7 +247,7 @@ def _check_checked(folder: Path, writers: Sequence[Writer], index: Index) -> Non
     """Refuse to replace annotations that a person has checked."""
     if not any(isinstance(writer, LabelmeWriter) for writer in writers):
         return
-    kept = {folder / record[LabelmeWriter.key] for record in index.records.values()}
+    kept = {folder / record[LabelmeWriter.key] for record in index.pieces() if LabelmeWriter.key in record}
     checked = [path for path in checked_annotations(folder) if path not in kept]
     if checked:
         raise UserError(
@@ -336,12 +255,6 @@ def _check_checked(folder: Path, writers: Sequence[Writer], index: Index) -> Non
             key="output_dir",
             fix="name another folder, or give --skip_existing with the settings of before",
         )
-
-
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """The keys that differ, in words."""
-    old, new = ({**head, **head["settings"]} for head in (before, after))
-    return ", ".join(key for key in new if key != "settings" and old.get(key) != json.loads(json.dumps(new[key])))
 
 
 def _describe(prompt: Prompt) -> dict[str, Any]:

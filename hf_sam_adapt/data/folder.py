@@ -13,7 +13,8 @@ import numpy as np
 from ..errors import UserError
 from .channels import ARRAY_SUFFIX, load_header, load_image
 from .images import Header, MaskContent, array_header, load_array, read_mask_file, read_mask_header
-from .scenes import StoredMask, by_windows, check_grid, open_mask, raster_header, without_nodata
+from .scenes import StoredMask, by_windows, check_grid, open_mask, raster_header
+from .tiles import Window
 from .walk import files_below, one_form
 
 
@@ -62,9 +63,11 @@ class FileReader:
 
     def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
         mask = row["mask"]
-        values = read_mask_file(load_array(mask) if mask.endswith(ARRAY_SUFFIX) else mask, mask, content=self.content)
         raster = by_windows(mask)
-        return values if raster is None else (without_nodata(values[0], raster.nodata), values[1])
+        if raster is not None:
+            with open_mask(mask, self.content) as opened:
+                return opened.read(Window(0, 0, *raster.size)), raster.lossy
+        return read_mask_file(load_array(mask) if mask.endswith(ARRAY_SUFFIX) else mask, mask, content=self.content)
 
     def open_mask(self, row: dict[str, Any]) -> AbstractContextManager[StoredMask | None]:
         return open_mask(row["mask"], self.content)

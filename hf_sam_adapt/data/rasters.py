@@ -22,6 +22,7 @@ from .tiles import Window
 
 CACHE_MB = 64  # of decoded blocks; GDAL itself would take a twentieth of the machine's memory
 _GEO_KEYS = (34735, 34736, 34737)
+_PROJECTED, _GEOGRAPHIC, _OWN_SYSTEM = 3072, 2048, 32767
 _REDUCED_OR_MASK = 5  # bits of a page's kind
 
 
@@ -66,6 +67,16 @@ class Raster:
     def size(self) -> tuple[int, int]:
         """(height, width)."""
         return self.shape[:2]
+
+    @property
+    def system(self) -> str | None:
+        """A name for its coordinate system, such as EPSG:32633; None for a file that is nowhere on a map."""
+        if self.grid is None:
+            return None
+        keys = dict(self.grid).get(_GEO_KEYS[0], ())
+        codes = {int(keys[place]): int(keys[place + 3]) for place in range(4, len(keys) - 3, 4)}  # key -> value
+        code = codes.get(_PROJECTED) or codes.get(_GEOGRAPHIC)
+        return f"EPSG:{code}" if code and code != _OWN_SYSTEM else "a system without a code"
 
 
 def has_rasterio() -> bool:

@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 import yaml
-from geotiffs import write_geotiff
+from geotiffs import SIZES, make_scenes, write_geotiff
 from PIL import Image
-from test_evaluation import SIZES, make_scenes
 
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.data import load_segmentation_dataset, rasters

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from geotiffs import write_geotiff
+from geotiffs import SIZES, make_scenes, write_geotiff
 from sams import perturb
 
 from hf_sam_adapt.data import load_segmentation_dataset
@@ -17,23 +17,6 @@ from hf_sam_adapt.prompts import Prompt
 
 
 TILES = Tiles(64, 16)
-SIZES = [(150, 170), (60, 50), (90, 200)]
-
-
-def make_scenes(root, classes=2, dtype="uint8", nodata=0):
-    for split, count in (("train", 3), ("val", 1), ("test", 3)):
-        for number in range(count):
-            size = SIZES[number]
-            mask = np.zeros(size, np.uint8)
-            for label in range(1, classes):
-                top, left = np.random.randint(0, size[0] - 30), np.random.randint(0, size[1] - 30)
-                mask[top : top + 30, left : left + 30] = label
-            image = np.random.randint(1, 120, (*size, 3)).astype(dtype) + (mask[..., None] * 60).astype(dtype)
-            image[-10:, :20] = nodata
-            for kind, values, options in (("images", image, {"nodata": nodata}), ("masks", mask, {})):
-                (root / split / kind).mkdir(parents=True, exist_ok=True)
-                write_geotiff(root / split / kind / f"{number}.tif", values, **options)
-    return root
 
 
 @pytest.fixture

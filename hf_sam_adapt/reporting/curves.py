@@ -14,7 +14,6 @@ def save_threshold_curves(path: Path, scores: dict[str, Any]) -> None:
     Args:
         scores: without prompts, by variant, from a `metrics.json`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     measured = {name: scores[name] for name in TITLES if "f_curve" in (scores.get(name) or {})}
@@ -33,4 +32,4 @@ def save_threshold_curves(path: Path, scores: dict[str, Any]) -> None:
     left.set(title="F-measure", xlabel="threshold", xlim=(0, 1), ylim=(0, 1))
     right.set(title="precision and recall", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
     left.legend(fontsize=8, loc="lower left")
-    FigureCanvasAgg(figure).print_png(path)
+    figure.savefig(path, format="png")

@@ -16,7 +16,7 @@ from ...files import follow_umask
 from ...inference.forward import collate, segment
 from ...training.batches import TrainingSamples, to_device
 from ...training.loop import batch_loss
-from ..scoring import embedding_cache
+from ...training.run import embedding_cache
 from .naive import Naive
 
 

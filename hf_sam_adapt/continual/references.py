@@ -50,9 +50,11 @@ class ReferenceSplit(Dataset):
 
 def concatenated(splits: Sequence[SegmentationSplit | None], names: Sequence[str]) -> ReferenceSplit | None:
     """All images of the splits, in their order; None where there are none."""
-    found = [(split, name) for split, name in zip(splits, names, strict=True) if split is not None]
-    references = [(number, index) for number, (split, _) in enumerate(found) for index in range(len(split))]
-    return ReferenceSplit([split for split, _ in found], [name for _, name in found], references) if found else None
+    present = [(split, name) for split, name in zip(splits, names, strict=True) if split is not None]
+    references = [(number, index) for number, (split, _) in enumerate(present) for index in range(len(split))]
+    return (
+        ReferenceSplit([split for split, _ in present], [name for _, name in present], references) if present else None
+    )
 
 
 def joined(data: Sequence[SegmentationData], domains: Sequence[Domain]) -> SegmentationData:

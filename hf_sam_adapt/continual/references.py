@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..data import Sample, SegmentationData, SegmentationSplit
+from ..data.notes import Note, public
 
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def joined(data: Sequence[SegmentationData], domains: Sequence[Domain]) -> Segme
         data[0],
         **splits,
         name=" + ".join(names),
-        notes=[f"{name}: {note}" for name, one in zip(names, data) for note in one.notes],
+        notes=[
+            Note(f"{name}: {note}", f"{name}: {public(note)}") for name, one in zip(names, data) for note in one.notes
+        ],
         splits=None,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, first_line
+from .notes import Note
 
 
 # What is wrong with an area that draws nothing, or not what was meant.
@@ -190,4 +191,7 @@ class Misplaced:
             fault, count = self.counts.most_common(1)[0]
             example = Path(self.examples[fault]).name
             raise UserError(f"{count} of {self.total} areas are {fault}, such as in {example}", fix=FIXES[fault])
-        return {f"area {fault}, such as in {self.examples[fault]}": count for fault, count in self.counts.items()}
+        said = {
+            fault: Note(f"area {fault}, such as in {place}", f"area {fault}") for fault, place in self.examples.items()
+        }
+        return {said[fault]: count for fault, count in self.counts.items()}

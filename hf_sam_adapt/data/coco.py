@@ -35,6 +35,7 @@ from .areas import (
 from .channels import load_header, load_image
 from .folder import SPLIT_NAMES, has_masks
 from .images import IGNORE, Header
+from .notes import Note, public
 from .walk import files_below
 
 
@@ -149,7 +150,7 @@ class CocoSource:
     def lines(self) -> list[str]:
         """The notes as sentences. Raises `UserError` where most of the areas are misplaced."""
         notes = self.notes + Counter(self.misplaced.notes())
-        lines = [f"{count} x {what}" for what, count in sorted(notes.items())]
+        lines: list[str] = [Note(f"{n} x {what}", f"{n} x {public(what)}") for what, n in sorted(notes.items())]
         return lines + [f"left out: {count} x {what}" for what, count in sorted(self.left_out.items())]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import UserError
 from .images import IGNORE
+from .notes import Note
 from .palettes import Palette, to_labels
 
 
@@ -199,10 +200,11 @@ def _notes(masks: list[tuple[str, np.ndarray]]) -> list[str]:
         raise UserError(
             "all masks of the training data are 255 = ignore everywhere", fix="check label_map and mask_values"
         )
-    notes = []
+    notes: list[str] = []
     if unlabelled:
-        some = f"{len(unlabelled)} of {len(masks)} masks are 255 = ignore everywhere, such as {unlabelled[0]}"
-        notes.append(f"{some}: nothing is learned or measured there")
+        count = f"{len(unlabelled)} of {len(masks)} masks are 255 = ignore everywhere"
+        cost = "nothing is learned or measured there"
+        notes.append(Note(f"{count}, such as {unlabelled[0]}: {cost}", f"{count}: {cost}"))
     return notes
 
 

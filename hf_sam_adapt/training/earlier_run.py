@@ -12,6 +12,7 @@ from ..config.arguments import read_yaml
 from ..config.paths import change_paths, found_from
 from ..config.recipe import Recipe
 from ..data import SegmentationData
+from ..data.notes import Note
 from ..data.splits import changes, read_splits
 from ..errors import UserError
 from ..repository import find_file
@@ -70,19 +71,19 @@ class EarlierRun:
     def notes(self, data: SegmentationData, dataset: Any, seed: int) -> list[str]:
         """What differs between the run's images and those of `data`, in sentences."""
         trained_on, keys = self.recipe.get("dataset"), data.keys
-        notes = []
+        notes: list[str] = []
         if self.trouble is not None:
-            notes.append(f"whether {self.name} was trained on these images is not known ({self.trouble})")
+            unknown = Note.about("whether {} was trained on these images is not known", self.name)
+            notes.append(Note(f"{unknown} ({self.trouble})", unknown.public))
         if trained_on and not self.is_of(dataset):
-            notes.append(f"{self.name} was trained on {trained_on}, not on {data.name}")
+            notes.append(Note.about("{} was trained on {}, not on {}", self.name, trained_on, data.name))
         elif trained_on and self.splits is not None and keys is not None:
             changed = changes(self.splits, keys)
             stay = "; the others keep their sides" if data.splits is not None else ""
-            notes += [f"{data.name} has changed since {self.name} was trained: {changed}{stay}"] * bool(changed)
+            text = f"{{}} has changed since {{}} was trained: {changed}{stay}"
+            notes += [Note.about(text, data.name, self.name)] * bool(changed)
         own_seed = self.recipe.get("seed", seed)
         if trained_on and data.splits is not None and own_seed != seed and self.known(dataset) is None:
-            notes.append(
-                f"{self.name} was trained with the split of seed {own_seed}, this one is of seed {seed}: it may have "
-                "been trained on images that are tested here"
-            )
+            text = f"{{}} was trained with the split of seed {own_seed}, this one is of seed {seed}: it may have been "
+            notes.append(Note.about(f"{text}trained on images that are tested here", self.name))
         return notes

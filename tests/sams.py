@@ -54,6 +54,9 @@ def randomise(model: nn.Module, seed: int = 0, std: float = 0.2) -> nn.Module:
         for name, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator) * std
             parameter.copy_(1 + noise if "norm" in name and name.endswith("weight") else noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("positional_embedding"):  # drawn when the model is built; the same in each of its places
+                buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(seed)))
     return model.eval()
 
 

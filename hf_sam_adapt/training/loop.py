@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..inference.forward import PromptedSam
 from ..inference.variants import AUTOCAST_DTYPES
 from ..losses.segmentation import loss_of_labels
+from ..prompts import at_centres
 from ..sam.families import find_vision_encoder
 from ..sam.processing import SamAdaptProcessor
 from .batches import BatchStream, TrainingSamples, seed_micro_step, to_device, training_loader
@@ -307,8 +308,7 @@ def batch_loss(
 
 def _mean_class_iou(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean IoU of the classes that the batch holds, at the resolution of the logits: (B, K, h, w), (B, S, S)."""
-    stride = labels.shape[-1] // logits.shape[-1]
-    labels = labels[:, stride // 2 :: stride, stride // 2 :: stride]  # (B, h, w)
+    labels = at_centres(labels, *logits.shape[-2:])  # (B, h, w)
     every = torch.arange(logits.shape[1], device=logits.device)[:, None, None, None]
     predicted, true = (logits.argmax(1) == every) & (labels != IGNORE), labels == every  # (K, B, h, w)
     union, present = (predicted | true).sum((1, 2, 3)), true.any(3).any(2).any(1)
@@ -318,8 +318,7 @@ def _mean_class_iou(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def _ious(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """IoU of each mask at the resolution of the logits: (R, h, w), (R, S, S) -> (R,)."""
-    stride = targets.shape[-1] // logits.shape[-1]
-    targets = targets[:, stride // 2 :: stride, stride // 2 :: stride]  # (R, h, w)
+    targets = at_centres(targets, *logits.shape[-2:])  # (R, h, w)
     predicted, true = (logits > 0) & (targets != IGNORE), targets == 1
     union = (predicted | true).sum(dim=(1, 2))
     return torch.where(union > 0, (predicted & true).sum(dim=(1, 2)) / union.clamp(min=1), 1.0)

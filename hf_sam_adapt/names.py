@@ -42,10 +42,16 @@ def check_prompt_kinds(kinds: Sequence[str], num_labels: int | None = None) -> N
         )
 
 
-def check_image_size(image_size: int, patch_size: int) -> None:
-    """Raise `UserError` unless the side of an input, in pixels, is that of a number of patches."""
-    if image_size < patch_size or image_size % patch_size:
-        raise UserError(f"{image_size} is not a positive multiple of the patch size {patch_size}", key="image_size")
+def check_image_size(image_size: int, step: int, user: str) -> None:
+    """Raise `UserError`, with the nearest size, unless the side of an input is a multiple of `step` pixels.
+
+    Args:
+        user: what needs that.
+    """
+    if image_size < step or image_size % step:
+        nearest = max(step, (image_size + step // 2) // step * step)
+        problem = f"{image_size} is not a multiple of {step}, which {user} needs"
+        raise UserError(problem, key="image_size", fix=f"the nearest is {nearest}")
 
 
 def parse_loss(loss: str, channels: int | None = None) -> list[str]:

@@ -42,7 +42,7 @@ def doctor_command(args: DoctorArguments) -> int:
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise UserError("its folder does not exist", where=file, fix="create it")
     image_size = args.image_size or _image_size(args.model)
-    check_image_size(image_size, PATCH)
+    check_image_size(image_size, PATCH, "SAM")
     diagnosis = examine_dataset(
         args.dataset,
         mask_size=4 * (image_size // PATCH),

@@ -13,7 +13,7 @@ from ..files import BASE
 from ..inference.predictor import EncodedImages
 from ..inference.variants import check_domain, device_of, inference
 from ..prompts import Prompt
-from ..sam.families import family_of, find_vision_encoder
+from ..sam.families import family_of, vision_encoder
 from ..tuners.moda.encode import first_adapted_block
 from ..tuners.moda.pool import Routing
 from .loaded_adapters import Entry
@@ -87,7 +87,7 @@ def _encoded(image: ImageState, entry: Entry, domain: str | None) -> tuple[Encod
     Adapters that leave the encoder as it is share what plain SAM's makes of it.
     """
     pool = entry.pool
-    in_encoder = pool is not None and first_adapted_block(find_vision_encoder(pool.model)) is not None
+    in_encoder = pool is not None and first_adapted_block(vision_encoder(pool.model)) is not None
     key: tuple[str, ...] = (entry.name, str(domain)) if in_encoder else (entry.encoder,)
     if in_encoder and domain == BASE and entry.reads_as_base:
         key = (entry.base.encoder,)

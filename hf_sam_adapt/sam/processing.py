@@ -18,6 +18,7 @@ from ..data.encoding import decode_masks
 from ..data.images import IGNORE
 from ..data.normalization import check_normalization, normalize
 from ..errors import UserError
+from ..names import check_image_size
 from ..prompts import Prompt, boolean_masks, centres
 from .image_inputs import ImageLike, as_list, checked_mask, checked_objects, image_array, matched
 from .resampling import RESAMPLING, resampling_name, resized
@@ -67,10 +68,7 @@ class SamAdaptProcessor(BaseImageProcessor):
             raise UserError(
                 f"{arithmetic!r} is unknown", key="arithmetic", fix=f"choose from {', '.join(ARITHMETICS)}"
             )
-        if image_size <= 0 or image_size % patch_size:
-            raise UserError(
-                f"{image_size} is not a positive multiple of the patch size {patch_size}", key="image_size"
-            )
+        check_image_size(image_size, patch_size, "a model of such patches")
         self.image_size = image_size
         self.patch_size = patch_size
         self.resize = resize

@@ -22,7 +22,7 @@ from ..inference.forward import PromptedSam
 from ..inference.variants import AUTOCAST_DTYPES
 from ..losses.segmentation import loss_of_labels
 from ..prompts import at_centres
-from ..sam.families import find_vision_encoder
+from ..sam.families import vision_encoder
 from ..sam.processing import SamAdaptProcessor
 from .batches import BatchStream, TrainingSamples, seed_micro_step, to_device, training_loader
 from .checkpoints import Checkpoints, TrainingState
@@ -95,9 +95,8 @@ class TrainingLoop:
         self.cost = CostMeter(accelerator.device, self.schedule.images_per_step)
         # Sharded parameters have to be of one dtype.
         sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        encoder = find_vision_encoder(model)
-        if recipe.precision in AUTOCAST_DTYPES and not sharded and encoder is not None:
-            cast_frozen_matrices(encoder, AUTOCAST_DTYPES[recipe.precision])
+        if recipe.precision in AUTOCAST_DTYPES and not sharded:
+            cast_frozen_matrices(vision_encoder(model), AUTOCAST_DTYPES[recipe.precision])
         optimizer = build_optimizer(model.parameters(), recipe, accelerator.device)
         self.wrapped, self.optimizer = accelerator.prepare(PromptedSam(model), optimizer)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

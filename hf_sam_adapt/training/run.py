@@ -24,7 +24,7 @@ from ..inference.loading import load_plain, save_adapter
 from ..reporting.cards import write_card
 from ..reporting.curves import save_threshold_curves
 from ..reporting.report import write_json
-from ..sam.families import find_vision_encoder
+from ..sam.families import vision_encoder
 from ..sam.processing import SamAdaptProcessor
 from ..sam.windows import windows_removed
 from ..tuners.common.decoder import lacks_gradients
@@ -203,8 +203,7 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     """
     recipe, accelerator = loop.recipe, loop.accelerator
     zero_shot: dict[str, nn.Module] = {}
-    encoder = find_vision_encoder(loop.model)
-    if recipe.method == "full" or (encoder is not None and windows_removed(encoder)):
+    if recipe.method == "full" or windows_removed(vision_encoder(loop.model)):
         name = (recipe.adapter or recipe.model) if recipe.method == "full" else recipe.model
         plain = load_plain(name, loop.processor, recipe.attention)
         zero_shot["zero_shot_model"] = plain.to(accelerator.device)

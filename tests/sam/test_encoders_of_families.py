@@ -58,7 +58,7 @@ def test_a_size_that_a_family_cannot_take_names_the_nearest(model_type):
     good, bad, nearest, step = SIZES[model_type]
     model = RANDOM_SAMS[model_type]()
     title = family_of(model).title
-    wanted = f"image_size={bad} is not a multiple of {step}, which {title} needs; the nearest is {nearest}"
+    wanted = f"image_size: {bad} is not a multiple of {step}, which {title} needs; the nearest is {nearest}"
     with pytest.raises(UserError, match=wanted):
         get_peft_model(model, SamDecoderConfig(image_size=bad))
     native = encoder_shape(model).image_size

@@ -25,6 +25,7 @@ from ..sam.attention import Kind, use_fast_attention
 from ..sam.families import encoder_shape, family_of, family_of_type, find_vision_encoder
 from ..sam.image_size import resize_input
 from ..sam.input_channels import inflate_channels, input_channels
+from ..sam.mask_choice import stop_choosing
 from ..sam.processing import SamAdaptProcessor
 from ..sam.tiny import TINY, load_tiny_sam
 from ..tuners.common.decoder import freeze_outside_adapter
@@ -140,6 +141,7 @@ def load_base(name: str, attention: Kind = "auto") -> tuple[SamModel, SamAdaptPr
         raise UserError(
             f"cannot load {name!r}: {first_line(error)} Use 'tiny', a model folder or a Hub id", key="model"
         ) from error
+    family_of(model).mend(model)
     use_fast_attention(model, attention)
     return model, _load_processor(name, model, commit)
 
@@ -179,12 +181,14 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
             "a pool of domains is trained by `continual`", key="method", fix="name the domains' method there"
         )
     family, native = family_of(base), encoder_shape(base).image_size
+    family.mend(base)
     if method == "full":
         if method_args:
             raise UserError(f"'full' takes none, found {', '.join(method_args)}", key="method_args")
         if image_size is not None and image_size != native:
             resize_input(base, image_size)
         base.requires_grad_(True)
+        stop_choosing(base)  # the mask that is trained is the one that the saved model returns
         freeze_outside_adapter(base)
         return base
     if method == "lora":
@@ -192,7 +196,7 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
             raise UserError(
                 "a plain LoRA file cannot store another input size", key="image_size", fix="use sam_adapter or full"
             )
-        placed = {"target_modules": family.qkv_names, "modules_to_save": [family.mask_decoder]}
+        placed = {"target_modules": family.attention_names, "modules_to_save": [family.mask_decoder]}
         method_args = LORA_SIZE | placed | method_args
     elif image_size is not None:
         method_args = {"image_size": image_size} | method_args

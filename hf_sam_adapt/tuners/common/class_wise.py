@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...sam.image_embeddings import SharedMaps
 from .two_way import mix_tokens, output_tokens, upscale
 
 
@@ -76,12 +77,14 @@ class ClassDecoder(nn.Module):
         multimask_output: bool = False,
         attention_similarity: torch.Tensor | None = None,
         target_embedding: torch.Tensor | None = None,
-        high_resolution_features: Sequence[torch.Tensor] | None = None,
+        high_resolution_features: Sequence[torch.Tensor | SharedMaps] | None = None,
+        hq_token_only: bool = False,
+        intermediate_embeddings: Sequence[torch.Tensor] = (),
     ) -> tuple[torch.Tensor, ...]:
         """Logits (B, P, K, h, w) and SAM's IoU estimate (B, P, 1), whatever `multimask_output` says.
 
         Of SAM 2 and 3, which take `high_resolution_features`, also the mask token (B, P, 1, C) and the object's score
-        (B, P, 1).
+        (B, P, 1). The last two arguments are of SAM-HQ's own branch, which this decoder does without.
         """
         decoder = self.decoder
         own, iou = output_tokens(decoder)

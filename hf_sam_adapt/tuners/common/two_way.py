@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ...sam.image_embeddings import SharedMaps
+
 
 def output_tokens(decoder: nn.Module) -> tuple[torch.Tensor, int]:
     """The decoder's own tokens (N, C) in its order, the mask tokens last, and the place of the IoU token.
@@ -56,7 +58,7 @@ def mix_tokens(
 
 
 def upscale(
-    decoder: nn.Module, maps: torch.Tensor, high_resolution: Sequence[torch.Tensor] | None = None
+    decoder: nn.Module, maps: torch.Tensor, high_resolution: Sequence[torch.Tensor | SharedMaps] | None = None
 ) -> torch.Tensor:
     """Image maps (R, C, g, g) -> (R, C / 8, 4g, 4g).
 
@@ -71,8 +73,10 @@ def upscale(
     return decoder.activation(_plus(decoder.upscale_conv2(maps), fine))
 
 
-def _plus(rows: torch.Tensor, images: torch.Tensor | None) -> torch.Tensor:
+def _plus(rows: torch.Tensor, images: torch.Tensor | SharedMaps | None) -> torch.Tensor:
     """The map of each image added to its rows, without a copy of it for each."""
     if images is None:
         return rows
+    if isinstance(images, SharedMaps):
+        return rows + images.repeat_interleave(len(rows) // len(images))
     return (rows.unflatten(0, (len(images), -1)) + images[:, None]).flatten(0, 1)

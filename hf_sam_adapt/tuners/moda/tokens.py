@@ -58,7 +58,7 @@ class TokenProbe:
 
     def __enter__(self) -> TokenProbe:
         for index, block in enumerate(self._blocks):
-            for linear in _query_key_value(self._family.attention_of(block)):
+            for linear in self._family.linears_of(block):
                 self._handles.append(linear.register_forward_hook(self._keep))
             self._handles.append(block.register_forward_hook(self._first if index == 0 else self._read))
         self._handles.append(self._encoder.register_forward_hook(self._keep_embedding))
@@ -92,7 +92,7 @@ class TokenProbe:
         attention = self._family.attention_of(block)
         # `forward`, not the modules' call: neither our own hook nor those of a tuner shall run for the tokens.
         normed = block.layer_norm1(self.tokens)
-        own = [linear.forward(normed) for linear in _query_key_value(attention)]
+        own = [linear.forward(normed) for linear in self._family.linears_of(block)]
         own = own[0].chunk(3, -1) if len(own) == 1 else own
         attended = _attend_patches(*own, *patches[1:], inside, attention.num_attention_heads)
         tokens = self.tokens + self._family.projection_of(block).forward(attended)
@@ -119,11 +119,6 @@ def probed_blocks(encoder: nn.Module) -> list[nn.Module]:
 def token_width(encoder: nn.Module) -> int:
     """C of the global tokens: the width of the encoder's last block."""
     return _base(family_of(encoder).blocks_of(encoder)[-1]).layer_norm2.normalized_shape[0]
-
-
-def _query_key_value(attention: nn.Module) -> list[nn.Module]:
-    """The linear that makes all three, or those of each."""
-    return [attention.qkv] if hasattr(attention, "qkv") else [attention.q_proj, attention.k_proj, attention.v_proj]
 
 
 def _inside(height: int, width: int, size: int, device: torch.device) -> torch.Tensor:
@@ -156,7 +151,7 @@ def joint_tokens(
     tokens = tokens.to(patches.device, patches.dtype).expand(batch, -1, -1)
     states = torch.cat([tokens, patches.flatten(1, 2)], 1)  # (B, L + h w, C)
     for block in map(_base, family.blocks_of(encoder)):
-        query, key, value = family.qkv_of(block).forward(block.layer_norm1(states)).chunk(3, -1)
+        query, key, value = family.linears_of(block)[0].forward(block.layer_norm1(states)).chunk(3, -1)
         attended = _attend(query, key, value, family.attention_of(block).num_attention_heads)
         states = states + family.projection_of(block).forward(attended)
         states = states + block.mlp.forward(block.layer_norm2(states))

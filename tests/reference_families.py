@@ -69,7 +69,9 @@ def windows(x: torch.Tensor, size: int, function: Callable[[torch.Tensor], torch
     padded = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
     rows = []
     for top in range(0, padded.shape[0], size):
-        rows.append([function(padded[top : top + size, left : left + size]) for left in range(0, padded.shape[1], size)])
+        rows.append(
+            [function(padded[top : top + size, left : left + size]) for left in range(0, padded.shape[1], size)]
+        )
     whole = torch.cat([torch.cat(row, 1) for row in rows])
     part = size // rows[0][0].shape[0]
     return whole[: height // part, : width // part]
@@ -161,7 +163,9 @@ def sam3_maps(encoder: nn.Module, images: torch.Tensor, method: Method = plain) 
             x = callbacks.before(index, x)
             scale = 1 if block.window_size else backbone.config.window_size / x.shape[1]
 
-            def attention(cell: torch.Tensor, block=block, scale=scale, index=index, callbacks=callbacks) -> torch.Tensor:
+            def attention(
+                cell: torch.Tensor, block=block, scale=scale, index=index, callbacks=callbacks
+            ) -> torch.Tensor:
                 places = torch.arange(cell.shape[0] * cell.shape[1])
                 rows, columns = places // cell.shape[1] * scale, places % cell.shape[1] * scale
                 heads = block.attention.num_attention_heads

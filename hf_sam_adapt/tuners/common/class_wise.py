@@ -1,5 +1,6 @@
 """Mask decoders that give one logit map per class: CWSAM's (arXiv 2401.02326) and one of queries."""
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +9,10 @@ from torch import nn
 
 from ...sam.image_embeddings import SharedMaps
 from .two_way import mix_tokens, output_tokens, upscale
+
+
+# Matches the names of the decoder's parameters that `ClassDecoder` reads for its masks: not those of an HQ branch.
+READ = re.compile(r"transformer\.|(iou|mask|obj_score)_tokens?\.|upscale_|output_hypernetworks_mlps\.0\.")
 
 
 class ClassHead(nn.Module):

@@ -9,6 +9,7 @@ from torch import nn
 from ...errors import UserError
 from ...names import check_id2label
 from ...sam.families import SamFamily, encoder_shape, family_of, find_family, find_mask_decoder
+from .class_wise import READ
 from .config import SamConfigMixin
 
 
@@ -79,6 +80,8 @@ def decoder_parameters(config: SamConfigMixin, family: SamFamily, mask_decoder: 
     if config.faithful and config.num_mask_tokens is None:
         return names
     reached = set(family.reached_parameters(mask_decoder))
+    if config.decoder == "class_wise":
+        reached = set(filter(READ.match, reached))
     return [n for n in names if n in reached or (config.train_iou_head and n.startswith("iou_prediction_head."))]
 
 

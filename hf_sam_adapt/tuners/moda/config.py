@@ -49,7 +49,8 @@ class ModaConfig(PeftConfig):
     """
 
     inner: dict | PeftConfig | None = field(
-        default=None, metadata={"help": "Config of the domains' adapters; null: SamDecoderConfig, with an hq decoder on SAM."}
+        default=None,
+        metadata={"help": "Config of the domains' adapters; null: SamDecoderConfig, with an hq decoder on SAM."},
     )
     domains: list[str] = field(default_factory=list, metadata={"help": "Names of the domains, in order."})
     domain_fields: dict[str, dict] = field(

@@ -24,7 +24,9 @@ class SamAdapterState(nn.Module):
         self.__dict__["owner"] = owner
         self.guidance: dict[Any, torch.Tensor] = {}
 
-    def prompt(self, adapter_name: str, tune: nn.Module, stream: torch.Tensor, group: int) -> torch.Tensor:
+    def prompt(
+        self, adapter_name: str, tune: nn.Module, stream: torch.Tensor | None = None, group: int = 0
+    ) -> torch.Tensor:
         """P_i = Up(GELU(Tune_i(F))), paper eq. 1: (B, h, w, D), or (1, 1, 1, D) without features.
 
         Args:

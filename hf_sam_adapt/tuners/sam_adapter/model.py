@@ -4,11 +4,14 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_mod
 from torch import nn
 
 from ...errors import UserError
-from ...sam.families import FAMILIES, family_of, find_vision_encoder
+from ...sam.families import FAMILIES, SamFamily, family_of, find_vision_encoder
 from ..common.model import SamTunerMixin, in_layers
 from .config import SamAdapterConfig
 from .layer import SamAdapterBlock, SamAdapterPatchEmbed, SamAdapterState
 from .staged import StagedPatchEmbed, block_groups
+
+
+SCRAMBLED = ("sam", "sam_hq")  # the families whose plain ViT takes `embedding_layout="legacy"`
 
 
 class SamAdapterModel(SamTunerMixin, BaseTuner):
@@ -21,7 +24,20 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
     tuner_layer_cls = BaseTunerLayer
     overlays_patch_embed = False
     block_cls = SamAdapterBlock
+    faithful_types = ("sam", "sam2")
     target_module_mapping = {kind: rf"(.*\.)?{family.map_names}" for family in FAMILIES for kind in family.model_types}
+
+    def check_family(self, config: SamAdapterConfig, family: SamFamily | None) -> None:
+        super().check_family(config, family)
+        if family is None or family.model_type in SCRAMBLED:
+            return
+        if config.embedding_layout == "legacy" and not config.faithful:
+            raise UserError(
+                f"embedding_layout='legacy' on {family.title}: the scrambled order is that of SAM-Adapter's code for "
+                "SAM",
+                fix="leave it out",
+            )
+        config.embedding_layout = "token"  # which SAM2-Adapter's code has right
 
     def _prepare_adapter_config(self, peft_config: SamAdapterConfig, model_config: dict) -> SamAdapterConfig:
         peft_config = super()._prepare_adapter_config(peft_config, model_config)

@@ -1,9 +1,9 @@
-"""The encoders of SAM 2 and SAM 3 and what the methods add to them, written down plainly: loops over blocks and windows,
-softmax by hand, no hooks. Everything is computed image by image, so that no image can see another one.
+"""The encoders of SAM 2 and SAM 3 and what the methods add to them, written down plainly: loops over blocks and
+windows, softmax by hand, no hooks. Everything is computed image by image, so that no image can see another one.
 
-A method is a set of callbacks for an image: `before(block, x)` returns the block's input, `linear(block, name, module, x)` the output
-of an attention's linear, `after_attention(block, y)` the attention's output, `beside_mlp(block, z)` what is added to the
-MLP's output.
+A method is a set of callbacks for an image: `before(block, x)` returns the block's input, `linear(block, name, module,
+x)` the output of an attention's linear, `after_attention(block, y)` the attention's output, `beside_mlp(block, z)` what
+is added to the MLP's output.
 """
 
 from collections.abc import Callable

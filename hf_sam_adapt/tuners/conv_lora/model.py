@@ -16,7 +16,7 @@ from .layer import NOT_MERGEABLE, ConvLoraVariant
 
 
 def _attention_targets(family: SamFamily) -> str:
-    """The linear of queries, keys and values, or of three those of queries and values, which the official preset names.
+    """The linear of queries, keys and values; of three those of queries and values, which the official preset names.
 
     Each linear has experts of its own, whose convolutions are most of what the method costs, and an update of the keys
     changes the same products as one of the queries does.

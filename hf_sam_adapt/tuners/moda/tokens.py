@@ -33,7 +33,7 @@ class TokenProbe:
             embeddings = encoder(pixel_values).last_hidden_state
         probe.tokens  # (B, L, C)
 
-    Of an encoder whose blocks grow wider (SAM 2's Hiera) the tokens go through `probed_blocks`, those of the last stage.
+    Of an encoder whose blocks grow wider (SAM 2's Hiera) the tokens go through those of the last stage.
     Tuner layers inside the blocks are read as they are: disable the adapters for tokens of the frozen encoder.
 
     Args:

@@ -1,9 +1,9 @@
-"""SAM-Adapter on an encoder whose blocks grow wider from stage to stage: SAM 2's Hiera (SAM2-Adapter, arXiv 2408.04579).
+"""SAM-Adapter on an encoder whose blocks grow wider by stages: SAM 2's Hiera (SAM2-Adapter, arXiv 2408.04579).
 
-The blocks whose inputs have one width are a group: those of a stage but for its first, and the first of the next stage,
-which pools. A group has its own guidance and shared up-projection; what guides it is the stream at its first adapted
-block, not the patch embedding, and a map of the image that a chain of overlapping convolutions makes from the former
-group's.
+The blocks whose inputs have one width are a group: those of a stage but for its first, and the first of the next
+stage, which pools. A group has its own guidance and shared up-projection; what guides it is the stream at its first
+adapted block, not the patch embedding, and a map of the image that a chain of overlapping convolutions makes from the
+former group's.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def compute_fingerprint(model: nn.Module) -> dict:
 
     Returns:
         JSON-able dictionary: `model_type`, `hidden_size`, `num_hidden_layers`, `patch_size`, `image_size` (the
-        original one) and `pos_embed`, 64 evenly spaced entries of the original table as floats. An entry is None where the model has no
-        such part: no SAM encoder, no absolute position embedding, or no values (meta device).
+        original one) and `pos_embed`, 64 evenly spaced entries of the original table as floats. An entry is None where
+        the model has no such part: no SAM encoder, no absolute position embedding, or no values (meta device).
     """
     encoder = find_vision_encoder(model)
     if encoder is None:

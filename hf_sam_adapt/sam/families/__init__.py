@@ -113,7 +113,9 @@ def encoder_shape(model: nn.Module) -> EncoderShape:
 
 
 def _model_type(module: nn.Module) -> str | None:
-    return getattr(getattr(module, "config", None), "model_type", None)
+    # Of the class: a `Sam2Model` out of a video checkpoint, such as Meta's, has that one's type in its instance.
+    config = getattr(module, "config", None)
+    return getattr(type(config), "model_type", None) or getattr(config, "model_type", None)
 
 
 def _refuse(name: str, model_type: str | None) -> NoReturn:

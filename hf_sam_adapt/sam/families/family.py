@@ -57,7 +57,7 @@ class SamFamily:
         title: what people call it.
         model_type: `config.model_type` of the whole model.
         encoder_type: that of its image encoder alone.
-        also_types: those of checkpoints out of which the model class loads its part.
+        also_types: those of checkpoints for videos out of which the model class loads its part.
         model_path: of transformers' class, `module:name`; imported when it is asked for.
         encoder, mask_decoder, prompt_encoder: names in the model.
         blocks, patch_embedding, neck: dotted paths in the encoder.
@@ -86,6 +86,7 @@ class SamFamily:
         position_tables: of an encoder, for a token grid of the given side: name, module, attribute and wanted length
             of each table that depends on the grid; `pos_embed` is the absolute one.
         set_image_size: writes another input size into the model's and the encoder's attributes and configs.
+        video_part: the config of a checkpoint of `also_types` -> the keywords of `from_pretrained` that load the part.
         mend: takes a fault of transformers off a model by hooks; called again it does nothing.
         unmend: undoes `mend`.
         license: of the weights that the authors publish: the fields of a card on the Hub.
@@ -128,6 +129,7 @@ class SamFamily:
     refused_decoders: Mapping[str, str] = field(default_factory=dict)
     encode_from_block: Callable[[nn.Module, torch.Tensor, int], ImageEmbeddings] | None = None
     position_tables: Callable[[nn.Module, int], Iterable[tuple[str, nn.Module, str, int]]] = lambda encoder, grid: ()
+    video_part: Callable[[Any], dict[str, Any]] = lambda config: {}
     mend: Callable[[nn.Module], None] = lambda model: None
     unmend: Callable[[nn.Module], None] = lambda model: None
 

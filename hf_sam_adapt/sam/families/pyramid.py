@@ -22,6 +22,16 @@ NO_HQ = {
 }
 
 
+def image_config(config: Any, image_class: type) -> Any:
+    """The part of a video model's config that describes the model of single images, as the class of that."""
+    parts = {}
+    for name in ("vision_config", "prompt_encoder_config", "mask_decoder_config"):
+        part = getattr(config, name).to_dict()
+        # Of what sees the images there is one class; the other two have a class each for videos.
+        parts[name] = part if name == "vision_config" else {k: v for k, v in part.items() if k != "model_type"}
+    return image_class(**parts)
+
+
 def decoder_maps(sam: nn.Module, levels: Sequence[torch.Tensor]) -> ImageEmbeddings:
     """What the decoder takes, of the neck's three maps (B, 256, n g, n g), n = 4, 2 and 1.
 

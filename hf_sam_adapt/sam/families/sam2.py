@@ -1,6 +1,7 @@
 """SAM 2 and 2.1 on single images (arXiv 2408.00714): a Hiera encoder, and skip paths into the decoder: `Sam2Model`."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,11 +53,17 @@ def _set_image_size(model: nn.Module, encoder: nn.Module, image_size: int) -> No
     pyramid.write_image_size(model, encoder, image_size, image_size // _shape(encoder).patch_size)
 
 
+def _video_part(config: Any) -> dict[str, Any]:
+    return {"config": pyramid.image_config(config, SAM2.model_class.config_class)}
+
+
 SAM2 = SamFamily(
     title="SAM 2",
     model_type="sam2",
     encoder_type="sam2_vision_model",
+    also_types=("sam2_video",),
     model_path="transformers:Sam2Model",
+    video_part=_video_part,
     encoder="vision_encoder",
     mask_decoder="mask_decoder",
     prompt_encoder="prompt_encoder",
@@ -73,7 +80,12 @@ SAM2 = SamFamily(
     not_reached=pyramid.NOT_REACHED,
     never_trained=pyramid.NEVER_TRAINED,
     refused_decoders=pyramid.NO_HQ,
-    processor={"resize": "squash", "image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD},
+    processor={
+        "resize": "squash",
+        "arithmetic": "torchvision",
+        "image_mean": IMAGENET_DEFAULT_MEAN,
+        "image_std": IMAGENET_DEFAULT_STD,
+    },
     shape=_shape,
     size_step=_size_step,
     embed=_embed,

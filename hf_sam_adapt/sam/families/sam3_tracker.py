@@ -64,6 +64,12 @@ def _set_image_size(model: nn.Module, encoder: nn.Module, image_size: int) -> No
     pyramid.write_image_size(model, encoder, image_size, image_size // _size_step(encoder))
 
 
+def _video_part(config: Any) -> dict[str, Any]:
+    """transformers leaves the prefix of the tracker's own weights, and then draws those of the decoder at random."""
+    part = pyramid.image_config(config.tracker_config, SAM3_TRACKER.model_class.config_class)
+    return {"config": part, "key_mapping": {r"^tracker_model\.": ""}}
+
+
 class UsedLevels:
     """Forward hook of the encoder: the maps that the decoder takes, without the fourth.
 
@@ -91,8 +97,9 @@ SAM3_TRACKER = SamFamily(
     title="SAM 3",
     model_type="sam3_tracker",
     encoder_type="sam3_vision_model",
-    also_types=("sam3_video", "sam3"),
+    also_types=("sam3_video",),
     model_path="transformers:Sam3TrackerModel",
+    video_part=_video_part,
     encoder="vision_encoder",
     mask_decoder="mask_decoder",
     prompt_encoder="prompt_encoder",
@@ -110,7 +117,12 @@ SAM3_TRACKER = SamFamily(
     # The fourth level of the neck is for SAM 3's detector.
     never_trained=(*pyramid.NEVER_TRAINED, "vision_encoder.neck.fpn_layers.3"),
     refused_decoders=pyramid.NO_HQ,
-    processor={"resize": "squash", "image_mean": IMAGENET_STANDARD_MEAN, "image_std": IMAGENET_STANDARD_STD},
+    processor={
+        "resize": "squash",
+        "arithmetic": "torchvision",
+        "image_mean": IMAGENET_STANDARD_MEAN,
+        "image_std": IMAGENET_STANDARD_STD,
+    },
     shape=_shape,
     size_step=_size_step,
     embed=_embed,

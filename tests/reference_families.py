@@ -2,8 +2,8 @@
 windows, softmax by hand, no hooks. Everything is computed image by image, so that no image can see another one.
 
 A method is a set of callbacks for an image: `before(block, x)` returns the block's input, `linear(block, name, module,
-x)` the output of an attention's linear, `after_attention(block, y)` the attention's output, `beside_mlp(block, z)` what
-is added to the MLP's output.
+x)` the output of an attention's linear, `after_attention(block, y)` the attention's output, `beside_mlp(block, z)`
+what is added to the MLP's output.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,8 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: i
     for head in range(heads):
         own = slice(head * size, (head + 1) * size)
         scores = query[:, own] @ key[:, own].T / size**0.5
-        parts.append((scores.exp() / scores.exp().sum(1, keepdim=True)) @ value[:, own])
+        weights = (scores - scores.amax(1, keepdim=True)).exp()
+        parts.append(weights / weights.sum(1, keepdim=True) @ value[:, own])
     return torch.cat(parts, 1)
 
 

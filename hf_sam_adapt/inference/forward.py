@@ -179,7 +179,7 @@ def _decode(
         counts = [max(1, len(prompts[i])) for i in images]
         owner = torch.tensor([i for i, count in zip(images, counts) for _ in range(count)], device=device)
         inputs = _prompt_inputs([prompts[i] for i in images], device, sam.dtype)
-        inputs |= family.decoder_inputs(embeddings, owner)
+        inputs |= family.decoder_inputs(embeddings, owner, tuple(zip(images, counts)))
         # One row an object: embeddings (R, 256, grid, grid), masks (R, 1, K, h, w), scores (R, 1, K).
         if embeddings.early is not None and "intermediate_embeddings" not in inputs:
             shared = len(owner) > len(images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,12 @@ class SharedMaps:
     Attributes:
         maps: (B, …), a map an image.
         owner: int64 (R,).
+        runs: where they are known, the images and the number of rows of each, in the order of the rows.
     """
 
     maps: torch.Tensor
     owner: torch.Tensor
+    runs: tuple[tuple[int, int], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -34,9 +36,11 @@ class SharedMaps:
         """`values + self.rows`, with `values` (R, …) overwritten, as the output of a convolution may be."""
         if values.dtype != torch.promote_types(values.dtype, self.maps.dtype):
             return values + self.rows
-        images, counts = torch.unique_consecutive(self.owner, return_counts=True)
-        start = 0
-        for image, count in zip(images.tolist(), counts.tolist()):
+        runs, start = self.runs, 0
+        if runs is None:
+            images, counts = torch.unique_consecutive(self.owner, return_counts=True)
+            runs = tuple(zip(images.tolist(), counts.tolist()))
+        for image, count in runs:
             values[start : start + count] += self.maps[image]
             start += count
         return values
@@ -52,7 +56,7 @@ class SharedMaps:
 
     def to(self, *args: Any, **kwargs: Any) -> SharedMaps:
         """The maps as `torch.Tensor.to`."""
-        return SharedMaps(self.maps.to(*args, **kwargs), self.owner)
+        return SharedMaps(self.maps.to(*args, **kwargs), self.owner, self.runs)
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,23 @@ class ImageEmbeddings:
     def pin_memory(self) -> ImageEmbeddings:
         return self._each(torch.Tensor.pin_memory)
 
+    @property
+    def named(self) -> dict[str, torch.Tensor]:
+        """The tensors that there are: `maps`, `early`, `domains`, `skip_0`, `skip_1`."""
+        some = {"maps": self.maps, "early": self.early, "domains": self.domains}
+        found = {name: value for name, value in some.items() if value is not None}
+        return found | {f"skip_{place}": value for place, value in enumerate(self.skips)}
+
+    @classmethod
+    def of_named(cls, tensors: Mapping[str, torch.Tensor]) -> ImageEmbeddings:
+        """The inverse of `named`."""
+        skips = tuple(tensors[name] for name in sorted(tensors) if name.startswith("skip_"))
+        return cls(tensors["maps"], tensors.get("early"), tensors.get("domains"), skips)
+
     @classmethod
     def cat(cls, parts: Sequence[ImageEmbeddings]) -> ImageEmbeddings:
         """The images of all `parts`, which have all of the optional tensors or none."""
-        columns = zip(*((part.maps, part.early, part.domains, *part.skips) for part in parts), strict=True)
-        maps, early, domains, *skips = [None if values[0] is None else torch.cat(values) for values in columns]
-        return cls(maps, early, domains, tuple(skips))
+        return cls.of_named({name: torch.cat([part.named[name] for part in parts]) for name in parts[0].named})
 
     def _each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> ImageEmbeddings:
-        early, domains = (None if value is None else function(value) for value in (self.early, self.domains))
-        return ImageEmbeddings(function(self.maps), early, domains, tuple(map(function, self.skips)))
+        return self.of_named({name: function(value) for name, value in self.named.items()})

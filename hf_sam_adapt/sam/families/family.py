@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+Runs = tuple[tuple[int, int], ...]  # images and the number of rows of each
+
+
 @dataclass(frozen=True)
 class EncoderShape:
     """Sizes of an image encoder as it is now.
@@ -69,6 +72,7 @@ class SamFamily:
         patch_embedding_path: of the class of the patch embedding.
         windows_removable: whether every block can be given global attention.
         skips: number of maps, beside the encoder's output, that the decoder takes.
+        keeps_early: the decoder takes the output of the first global block, too.
         embedding_parts: names of what computes them, and the output, behind the encoder; no method trains it.
         not_reached: matches the names of decoder parameters that no method trains: those that a loss on mask token 0
             does not reach, and `embedding_parts`.
@@ -81,11 +85,13 @@ class SamFamily:
         encode: the model and pixel values (B, C, S, S) -> what the decoder takes, with gradients.
         encode_from_block: the model, the input (B, g, g, C) of a block and its index -> the same; None where the
             decoder also takes what blocks before it return.
-        decoder_inputs: embeddings and the image of each of R rows, int64 (R,) -> the keywords of the model's forward.
+        decoder_inputs: embeddings, the image of each of R rows, int64 (R,), and the same as `Runs` -> the keywords of
+            the model's forward.
         position_embedding: of an encoder, its absolute table, or None.
         position_tables: of an encoder, for a token grid of the given side: name, module, attribute and wanted length
             of each table that depends on the grid; `pos_embed` is the absolute one.
         set_image_size: writes another input size into the model's and the encoder's attributes and configs.
+        also_prefixed: transformers' own `from_pretrained` of the class loses weights of those.
         video_part: the config of a checkpoint of `also_types` -> the keywords of `from_pretrained` that load the part.
         mend: takes a fault of transformers off a model by hooks; called again it does nothing.
         unmend: undoes `mend`.
@@ -114,17 +120,19 @@ class SamFamily:
     size_step: Callable[[nn.Module], int]
     embed: Callable[[nn.Module, torch.Tensor], torch.Tensor]
     encode: Callable[[nn.Module, torch.Tensor], ImageEmbeddings]
-    decoder_inputs: Callable[[ImageEmbeddings, torch.Tensor], dict[str, Any]]
+    decoder_inputs: Callable[[ImageEmbeddings, torch.Tensor, Runs], dict[str, Any]]
     position_embedding: Callable[[nn.Module], nn.Parameter | None]
     set_image_size: Callable[[nn.Module, nn.Module, int], None]
     license: dict[str, str]
     citation: str
     also_types: tuple[str, ...] = ()
+    also_prefixed: bool = False
     encoder_config: str = "config"
     attention_path: str | None = None
     sdpa_path: str | None = None
     windows_removable: bool = False
     skips: int = 0
+    keeps_early: bool = False
     embedding_parts: tuple[str, ...] = ()
     refused_decoders: Mapping[str, str] = field(default_factory=dict)
     encode_from_block: Callable[[nn.Module, torch.Tensor, int], ImageEmbeddings] | None = None
@@ -132,6 +140,11 @@ class SamFamily:
     video_part: Callable[[Any], dict[str, Any]] = lambda config: {}
     mend: Callable[[nn.Module], None] = lambda model: None
     unmend: Callable[[nn.Module], None] = lambda model: None
+
+    @property
+    def class_name(self) -> str:
+        """Name of transformers' class, which is not imported for it."""
+        return self.model_path.rpartition(":")[2]
 
     @property
     def model_class(self) -> type[PreTrainedModel]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..image_embeddings import ImageEmbeddings, SharedMaps
+from .family import Runs
 
 
 PARTS = ("mask_decoder.conv_s0", "mask_decoder.conv_s1", "no_memory_embedding")
@@ -48,8 +49,8 @@ def encode(sam: nn.Module, pixel_values: torch.Tensor) -> ImageEmbeddings:
     return decoder_maps(sam, levels[:3])
 
 
-def decoder_inputs(embeddings: ImageEmbeddings, owner: torch.Tensor) -> dict[str, Any]:
-    skips = [SharedMaps(maps, owner) for maps in embeddings.skips]
+def decoder_inputs(embeddings: ImageEmbeddings, owner: torch.Tensor, runs: Runs) -> dict[str, Any]:
+    skips = [SharedMaps(maps, owner, runs) for maps in embeddings.skips]
     return {"image_embeddings": [*skips, embeddings.maps[owner]]}
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .. import citations
 from ..image_embeddings import ImageEmbeddings
 from . import vit
-from .family import SamFamily
+from .family import Runs, SamFamily
 
 
 def _encode(sam: nn.Module, pixel_values: torch.Tensor) -> ImageEmbeddings:
@@ -23,7 +24,7 @@ def _encode_from_block(sam: nn.Module, hidden: torch.Tensor, block: int) -> Imag
     return ImageEmbeddings(sam.vision_encoder.neck(hidden))
 
 
-def _decoder_inputs(embeddings: ImageEmbeddings, owner: torch.Tensor) -> dict[str, Any]:
+def _decoder_inputs(embeddings: ImageEmbeddings, owner: torch.Tensor, runs: Runs) -> dict[str, Any]:
     return {"image_embeddings": embeddings.maps[owner]}
 
 
@@ -59,13 +60,5 @@ SAM = SamFamily(
     position_tables=vit.position_tables,
     set_image_size=vit.set_image_size,
     license={"license": "apache-2.0"},
-    citation="""\
-@inproceedings{kirillov2023segment,
-  title = {Segment Anything},
-  author = {Kirillov, Alexander and Mintun, Eric and Ravi, Nikhila and Mao, Hanzi and Rolland, Chloe and Gustafson,
-            Laura and Xiao, Tete and Whitehead, Spencer and Berg, Alexander C. and Lo, Wan-Yen and Doll{\\'a}r, Piotr
-            and Girshick, Ross},
-  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision},
-  year = {2023}
-}""",
+    citation=citations.SAM,
 )

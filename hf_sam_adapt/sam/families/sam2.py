@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .. import citations
 from . import pyramid
 from .family import EncoderShape, SamFamily
 
@@ -95,14 +96,5 @@ SAM2 = SamFamily(
     position_embedding=lambda encoder: encoder.backbone.pos_embed,
     set_image_size=_set_image_size,
     license={"license": "apache-2.0"},
-    citation="""\
-@inproceedings{ravi2025sam,
-  title = {{SAM} 2: Segment Anything in Images and Videos},
-  author = {Ravi, Nikhila and Gabeur, Valentin and Hu, Yuan-Ting and Hu, Ronghang and Ryali, Chaitanya and Ma, Tengyu
-            and Khedr, Haitham and R{\\"a}dle, Roman and Rolland, Chloe and Gustafson, Laura and Mintun, Eric and Pan,
-            Junting and Alwala, Kalyan Vasudev and Carion, Nicolas and Wu, Chao-Yuan and Girshick, Ross and
-            Doll{\\'a}r, Piotr and Feichtenhofer, Christoph},
-  booktitle = {International Conference on Learning Representations},
-  year = {2025}
-}""",
+    citation=citations.SAM2,
 )

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
+from .. import citations
 from ..image_embeddings import ImageEmbeddings
 from . import pyramid
 from .family import EncoderShape, SamFamily
@@ -98,6 +99,7 @@ SAM3_TRACKER = SamFamily(
     model_type="sam3_tracker",
     encoder_type="sam3_vision_model",
     also_types=("sam3_video",),
+    also_prefixed=True,
     model_path="transformers:Sam3TrackerModel",
     video_part=_video_part,
     encoder="vision_encoder",
@@ -139,12 +141,5 @@ SAM3_TRACKER = SamFamily(
         "license_name": "sam-license",
         "license_link": "https://huggingface.co/facebook/sam3/blob/main/LICENSE",
     },
-    citation="""\
-@article{carion2025sam,
-  title = {{SAM} 3: Segment Anything with Concepts},
-  author = {Carion, Nicolas and Gustafson, Laura and Hu, Yuan-Ting and Debnath, Shoubhik and Hu, Ronghang and Suris,
-            Didac and Ryali, Chaitanya and Alwala, Kalyan Vasudev and others},
-  journal = {arXiv preprint arXiv:2511.16719},
-  year = {2025}
-}""",
+    citation=citations.SAM3,
 )

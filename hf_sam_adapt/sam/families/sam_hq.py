@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .. import citations
 from ..image_embeddings import ImageEmbeddings
 from . import vit
-from .family import SamFamily
+from .family import Runs, SamFamily
 
 
 _MENDED = "_hf_sam_adapt_mended"
@@ -69,7 +70,7 @@ def _encode(sam: nn.Module, pixel_values: torch.Tensor) -> ImageEmbeddings:
     return ImageEmbeddings(output.last_hidden_state, next(iter(output.intermediate_embeddings), None))
 
 
-def _decoder_inputs(embeddings: ImageEmbeddings, owner: torch.Tensor) -> dict[str, Any]:
+def _decoder_inputs(embeddings: ImageEmbeddings, owner: torch.Tensor, runs: Runs) -> dict[str, Any]:
     early = [] if embeddings.early is None else [embeddings.early[owner]]
     return {"image_embeddings": embeddings.maps[owner], "intermediate_embeddings": early}
 
@@ -95,6 +96,7 @@ SAM_HQ = SamFamily(
     patch_embedding_path="transformers.models.sam_hq.modeling_sam_hq:SamHQPatchEmbeddings",
     not_reached=re.compile(r"iou_prediction_head\.|output_hypernetworks_mlps\.(?!0\.)"),
     never_trained=("prompt_encoder", "shared_image_embedding"),
+    keeps_early=True,
     refused_decoders={"hq": _OWN_HEAD},
     processor={"resize": "pad", "image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD},
     shape=vit.shape,
@@ -108,12 +110,5 @@ SAM_HQ = SamFamily(
     mend=_mend,
     unmend=_unmend,
     license={"license": "apache-2.0"},
-    citation="""\
-@inproceedings{ke2023segment,
-  title = {Segment Anything in High Quality},
-  author = {Ke, Lei and Ye, Mingqiao and Danelljan, Martin and Liu, Yifan and Tai, Yu-Wing and Tang, Chi-Keung and Yu,
-            Fisher},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year = {2023}
-}""",
+    citation=citations.SAM_HQ,
 )

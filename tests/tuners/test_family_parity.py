@@ -30,9 +30,9 @@ def images(kind: str) -> torch.Tensor:
     return torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(3))
 
 
-def adapted(kind: str, config):
-    model = perturb(get_peft_model(MAKE[kind](), config)).eval()
-    return model, model.get_base_model()
+def adapted(kind: str, config) -> nn.Module:
+    """A SAM with an adapter that acts."""
+    return perturb(get_peft_model(MAKE[kind](), config)).eval().get_base_model()
 
 
 def levels(sam: nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
@@ -77,7 +77,7 @@ def prompts_of(kind: str, encoder: nn.Module, keep: str, absolute: bool):
 
 @torch.no_grad()
 def test_sam_adapter(kind):
-    model, sam = adapted(kind, SamAdapterConfig(decoder="frozen", scale_factor=4))
+    sam = adapted(kind, SamAdapterConfig(decoder="frozen", scale_factor=4))
     x = images(kind)
     expected = MAPS[kind](sam.vision_encoder, x, prompts_of(kind, sam.vision_encoder, "high", True))
     assert_maps(levels(sam, x), expected, levels(MAKE[kind](), x))
@@ -114,7 +114,7 @@ def test_a_group_without_an_adapted_block_has_no_weights_that_nothing_trains():
 
 @torch.no_grad()
 def test_cwsam(kind):
-    model, sam = adapted(kind, CwsamConfig(decoder="frozen", scale_factor=4))
+    sam = adapted(kind, CwsamConfig(decoder="frozen", scale_factor=4))
     encoder, x = sam.vision_encoder, images(kind)
     prompts = prompts_of(kind, encoder, "low", False)
     blocks = family_of(sam).blocks_of(encoder)
@@ -143,7 +143,7 @@ def test_cwsam(kind):
 def test_conv_lora(kind):
     """In windows and in global blocks; an expert for each window. fp64: rounding can turn a gate's choice."""
     config = ConvLoraConfig(decoder="frozen", num_experts=3, lora_alpha=3, init_weights=False)
-    model, sam = adapted(kind, config)
+    sam = adapted(kind, config)
     sam.double()
     x = images(kind).double()
 
@@ -164,12 +164,12 @@ def test_conv_lora(kind):
 def test_class_wise_decoder(kind, objects):
     """With the finer maps of the encoder on both of the head's ways."""
     classes = 3
-    model, sam = adapted(kind, SamDecoderConfig(decoder="class_wise", num_labels=classes))
+    sam = adapted(kind, SamDecoderConfig(decoder="class_wise", num_labels=classes))
     x, reference = images(kind), MAKE[kind]()
     family = family_of(sam)
     family.mend(reference)
     points = torch.rand(3, objects, 2, 2, generator=torch.Generator().manual_seed(1)) * x.shape[-1]
-    found = model(pixel_values=x, input_points=points, multimask_output=True)
+    found = sam(pixel_values=x, input_points=points, multimask_output=True)
 
     overlay = sam.mask_decoder
     decoder, head = reference.mask_decoder, overlay.heads["default"]

@@ -49,5 +49,5 @@ def convert_sam_hq(checkpoint: Checkpoint, folder: Path, request: Request) -> li
         raise UserError(f"{checkpoint} has no HQ head (hf_token, compress_vit_feat and so on)", key="checkpoint")
     sam_config = sam_config_of(state, len(early)) if request.base is None else request.base.model.config
     notes = ["The masks are those of the HQ token alone, which SAM-HQ trains; its demo adds SAM's own logits to them."]
-    adapter = Adapter(SamDecoderConfig(decoder="hq"), tensors, frozen, notes)
-    return write_converted(adapter, sam_config, folder, checkpoint, request, title="the HQ head", resize="pad")
+    adapter = Adapter(SamDecoderConfig(decoder="hq"), tensors, frozen, notes, processor={"resize": "pad"})
+    return write_converted(adapter, sam_config, folder, checkpoint, request, title="the HQ head")

@@ -265,6 +265,8 @@ class SamTunerMixin(Undoable):
             num_labels=config.num_labels if decoder else None,
             hq_head=self._hq_head(config, adapter_name, layer) if hq else None,
             train_iou_head=decoder and config.train_iou_head,
+            # As SAM2-Adapter's code, which calls the decoder without any point.
+            without_padding=config.faithful and self.model.config.model_type == "sam2" and not decoder,
             random_init=config.init_weights is False,
             inference_mode=config.inference_mode,
         )

@@ -4,7 +4,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_mod
 from torch import nn
 
 from ...errors import UserError
-from ...sam.families import FAMILIES, SamFamily, family_of, find_vision_encoder
+from ...sam.families import FAMILIES, SamFamily, family_of, find_mask_decoder, find_vision_encoder
+from ..common.decoder import SAM2_ADAPTER_TOKENS
 from ..common.model import SamTunerMixin, in_layers
 from .config import SamAdapterConfig
 from .layer import SamAdapterBlock, SamAdapterPatchEmbed, SamAdapterState
@@ -38,6 +39,8 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
                 fix="leave it out",
             )
         config.embedding_layout = "token"  # which SAM2-Adapter's code has right
+        if config.faithful and config.decoder in (None, "full") and find_mask_decoder(self.model) is not None:
+            config.num_mask_tokens, config.train_no_mask_embed = SAM2_ADAPTER_TOKENS, True
 
     def _prepare_adapter_config(self, peft_config: SamAdapterConfig, model_config: dict) -> SamAdapterConfig:
         peft_config = super()._prepare_adapter_config(peft_config, model_config)

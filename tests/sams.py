@@ -5,8 +5,10 @@ from torch import nn
 from transformers import (
     Sam2Config,
     Sam2Model,
+    Sam2VideoConfig,
     Sam3TrackerConfig,
     Sam3TrackerModel,
+    Sam3VideoConfig,
     SamConfig,
     SamHQConfig,
     SamHQModel,
@@ -149,6 +151,51 @@ def sam3_tracker_config(image_size: int = 112, **backbone) -> Sam3TrackerConfig:
 
 def random_sam3_tracker(seed: int = 0, **config) -> Sam3TrackerModel:
     return randomise(Sam3TrackerModel(sam3_tracker_config(**config)), seed)
+
+
+_MEMORY = {
+    "memory_attention_hidden_size": 32,
+    "memory_attention_num_layers": 1,
+    "memory_attention_feed_forward_hidden_size": 32,
+    "memory_attention_rope_feat_sizes": [8, 8],
+    "memory_encoder_hidden_size": 32,
+    "memory_encoder_output_channels": 8,
+    "memory_fuser_embed_dim": 32,
+    "memory_fuser_intermediate_dim": 32,
+    "memory_fuser_num_layers": 1,
+    "mask_downsampler_embed_dim": 32,
+}
+_PARTS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+
+
+def _video_parts(config: Sam2Config | Sam3TrackerConfig) -> dict:
+    parts = {name: getattr(config, name).to_dict() for name in _PARTS}
+    for name in _PARTS[1:]:
+        parts[name].pop("model_type")
+    return parts
+
+
+def sam2_video_config() -> Sam2VideoConfig:
+    """As Meta's checkpoints of SAM 2 come."""
+    return Sam2VideoConfig(**_video_parts(sam2_config()), **_MEMORY, image_size=128)
+
+
+def sam3_video_config() -> Sam3VideoConfig:
+    """As Meta's checkpoint of SAM 3 comes: a detector, and a tracker that shares its encoder."""
+    parts = _video_parts(sam3_tracker_config())
+    layer = {"hidden_size": 32, "num_layers": 1, "intermediate_size": 16, "num_attention_heads": 2}
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return Sam3VideoConfig(
+        tracker_config={**parts, **_MEMORY, "image_size": 112},
+        detector_config={
+            "vision_config": parts["vision_config"],
+            "text_config": {**text, "vocab_size": 50, "projection_dim": 16, "bos_token_id": 0, "eos_token_id": 1},
+            "detr_encoder_config": layer,
+            "detr_decoder_config": {**layer, "num_queries": 5},
+            "geometry_encoder_config": layer,
+            "mask_decoder_config": {"hidden_size": 32},
+        },
+    )
 
 
 # By `config.model_type`.

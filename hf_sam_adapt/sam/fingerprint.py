@@ -58,7 +58,7 @@ def check_fingerprint(stored: dict, model: nn.Module, adapter: str) -> None:
         UserError: if a part differs.
     """
     actual = compute_fingerprint(model)
-    for part, expected in stored.items():
+    for part, expected in sorted(stored.items(), key=lambda item: item[0] != "model_type"):
         found = actual.get(part)
         if expected is None or found is None:
             continue

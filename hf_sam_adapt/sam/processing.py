@@ -18,7 +18,7 @@ from ..data.encoding import decode_masks
 from ..data.images import IGNORE
 from ..data.normalization import check_normalization, normalize
 from ..errors import UserError
-from ..prompts import Prompt, boolean_masks
+from ..prompts import Prompt, boolean_masks, centres
 from .image_inputs import ImageLike, as_list, checked_mask, checked_objects, image_array, matched
 from .resampling import RESAMPLING, resampling_name, resized
 
@@ -274,8 +274,8 @@ class SamAdaptProcessor(BaseImageProcessor):
     def _resize_mask_prompts(self, masks: np.ndarray) -> np.ndarray:
         """bool (n, H, W) -> float32 (n, 4 grid, 4 grid) logits of +-10, -10 on the padding."""
         rows, columns = self._nearest(masks.shape[-2:])
-        centres = (2 * np.arange(self.mask_size) + 1) * self.image_size // (2 * self.mask_size)
-        rows, columns = rows[centres[centres < len(rows)]], columns[centres[centres < len(columns)]]
+        cells = centres(self.mask_size, self.image_size).numpy()
+        rows, columns = rows[cells[cells < len(rows)]], columns[cells[cells < len(columns)]]
         logits = np.full((len(masks), self.mask_size, self.mask_size), -MASK_LOGIT, np.float32)
         logits[:, : len(rows), : len(columns)] += 2 * MASK_LOGIT * masks[:, rows[:, None], columns]
         return logits

@@ -167,12 +167,13 @@ def write_converted(
     if base is not None:
         check_frozen(adapter.frozen, base.model, base.name, checkpoint)
     tensors = {f"{_PEFT_PREFIX}{name}": value for name, value in adapter.tensors.items()}
-    config = _check_against_peft(tensors, adapter.config, sam_config, checkpoint)
+    config: Any = _check_against_peft(tensors, adapter.config, sam_config, checkpoint)
     # The model that it was injected into has no values.
     known = base is not None and any(_tells_sams_apart(name) for name in adapter.frozen)
     config.base_fingerprint = compute_fingerprint(base.model) if base is not None and known else None
     config.base_model_name_or_path = None if base is None else base.name
-    patch_size = sam_config.vision_config.patch_size if base is None else encoder_shape(base.model).patch_size
+    vision: Any = sam_config.vision_config
+    patch_size = vision.patch_size if base is None else encoder_shape(base.model).patch_size
     side, told = _input_side(adapter.frozen, patch_size, request.image_size, base)
     processor = SamAdaptProcessor(side, patch_size, **{"resize": "squash"} | adapter.processor)
     write_adapter(folder, config, tensors, processor, family_of_type(sam_config.model_type, title).model_class)

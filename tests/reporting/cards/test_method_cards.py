@@ -18,7 +18,7 @@ from hf_sam_adapt.inference.loading import CONFIGS, build_model
 from hf_sam_adapt.sam import citations
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CARDS = ROOT / "model_cards"
 NAMES = ("sam_adapter", "conv_lora", "cwsam", "moda", "decoder")
 RESULTS = (ROOT / "benchmarks/RESULTS.md").read_text()

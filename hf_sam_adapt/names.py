@@ -153,9 +153,9 @@ def check_id2label(id2label: Mapping[int, str], num_labels: int) -> None:
             key="id2label",
             fix=f"name each, 0 to {num_labels - 1}, the background included",
         )
-    more = sorted(set(id2label) - set(range(num_labels)))
-    if more:
-        problem = f"class {more[0]} ({id2label[more[0]]}) is not below num_labels {num_labels}"
+    unknown = sorted(set(id2label) - set(range(num_labels)))
+    if unknown:
+        problem = f"class {unknown[0]} ({id2label[unknown[0]]}) is not below num_labels {num_labels}"
         raise UserError(problem, key="id2label")
 
 

@@ -118,8 +118,8 @@ def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects
 
 def _without_content(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
     """A copy of a model whose parameters and buffers are fake."""
-    memo = {id(p): nn.Parameter(fake.from_tensor(p.detach()), p.requires_grad) for p in model.parameters()}
-    memo |= {id(b): fake.from_tensor(b) for b in model.buffers()}
+    memo: dict[int, torch.Tensor] = {id(b): fake.from_tensor(b) for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(fake.from_tensor(p.detach()), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo)
 
 

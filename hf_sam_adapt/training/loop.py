@@ -235,9 +235,9 @@ class TrainingLoop:
 
     def _is_stopped(self) -> bool:
         """Whether as many validations as `early_stopping` says have followed the best one."""
-        found = [row["val_iou"] for row in self.state.validations]
+        ious = [row["val_iou"] for row in self.state.validations]
         wanted = self.recipe.early_stopping
-        return wanted is not None and bool(found) and len(found) - 1 - found.index(max(found)) >= wanted
+        return wanted is not None and bool(ious) and len(ious) - 1 - ious.index(max(ious)) >= wanted
 
     def _validate(self) -> None:
         """Score the validation images, and remember the step if it is the best."""

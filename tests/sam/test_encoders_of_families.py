@@ -84,10 +84,13 @@ def test_other_channels(model_type):
     assert patches and all(p.grad.any() for p in patches.values())
 
 
-@pytest.mark.parametrize("kind", [True, "selective"])
+@pytest.mark.parametrize(
+    ("method", "kind"), [("lora", True), ("lora", "selective"), ("sam_adapter", True), ("cwsam", True)]
+)
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_checkpointing_leaves_the_gradients(model_type, kind):
-    model = perturb(build_model("lora", {}, RANDOM_SAMS[model_type]())).train()
+def test_checkpointing_leaves_the_gradients(model_type, method, kind):
+    args = {} if method == "lora" else {"scale_factor": 4, "decoder": "full"}
+    model = perturb(build_model(method, args, RANDOM_SAMS[model_type]())).train()
     side = encoder_shape(model).image_size
     pixels = torch.randn(2, 3, side, side)
     prompts = [Prompt("none"), Prompt("box", boxes=torch.tensor([[3.0, 4.0, 40.0, 30.0]]))]
@@ -154,9 +157,10 @@ def test_sam_hq_has_sams_fast_attention():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "sam_adapter", "conv_lora"])
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_compiled_encoder_gives_the_same_maps(model_type):
-    model = perturb(build_model("lora", {}, RANDOM_SAMS[model_type]())).requires_grad_(False).eval()
+def test_a_compiled_encoder_gives_the_same_maps(model_type, method):
+    model = perturb(build_model(method, {}, RANDOM_SAMS[model_type]())).requires_grad_(False).eval()
     side = encoder_shape(model).image_size
     pixels = torch.randn(2, 3, side, side)
     with torch.no_grad():

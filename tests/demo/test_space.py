@@ -16,6 +16,7 @@ import pytest
 from local_hub import LocalHub
 from PIL import Image
 
+from hf_sam_adapt import __version__
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.cli.predict import predict
 from hf_sam_adapt.data.synthetic import draw_sample
@@ -25,7 +26,7 @@ from hf_sam_adapt.hub import space
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "spaces/sam-adapt-demo"
-WHEEL = "hf_sam_adapt-0.1.0-py3-none-any.whl"
+WHEEL = f"hf_sam_adapt-{__version__}-py3-none-any.whl"
 
 
 @pytest.fixture

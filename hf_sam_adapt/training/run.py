@@ -40,11 +40,12 @@ from ..sam.input_channels import inflate_channels
 from ..sam.processing import SamAdaptProcessor
 from ..sam.windows import windows_removed
 from ..tuners.common.decoder import lacks_gradients
+from ..tuners.stock import changes_base
 from ..upload import check_can_push
 from .earlier_run import EarlierRun
 from .experts import save_expert_plot
 from .history import save_curve
-from .loop import TrainingLoop
+from .loop import Schedule, TrainingLoop
 from .provenance import data_facts, environment_facts
 from .run_folder import RunFolder
 from .task import check_adapter_classes, task_of
@@ -173,7 +174,9 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Modul
         base, processor = load_base(recipe.model, recipe.attention)
         if recipe.method == "full" and recipe.channels is not None:
             inflate_channels(base, recipe.channels)
-        model = build_model(recipe.method, task_of(recipe, data).method_fields(), base, image_size=recipe.image_size)
+        steps = Schedule.of(recipe, len(data.train), start_processes().num_processes).total
+        fields = task_of(recipe, data).method_fields()
+        model = build_model(recipe.method, fields, base, image_size=recipe.image_size, steps=steps)
         if recipe.method != "full":
             model.peft_config["default"].revision = base_revision(recipe.model)
         method, base_name = recipe.method, recipe.model
@@ -298,7 +301,8 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     """
     recipe, accelerator = loop.recipe, loop.accelerator
     zero_shot: dict[str, nn.Module] = {}
-    if recipe.method == "full" or windows_removed(find_vision_encoder(loop.model)):
+    own_config = getattr(loop.model, "peft_config", {}).get("default")
+    if recipe.method == "full" or windows_removed(find_vision_encoder(loop.model)) or changes_base(own_config):
         name = recipe.adapter or recipe.model if recipe.method == "full" else recipe.model
         plain = load_plain(name, loop.processor, recipe.attention)
         zero_shot["zero_shot_model"] = plain.to(accelerator.device)

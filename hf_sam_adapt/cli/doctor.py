@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data.dataset import SegmentationSplit
-from ..data.sources import READ_KEYS
+from ..data.reading import READ_KEYS
 from ..doctor.examine import Diagnosis, examine_dataset
 from ..doctor.findings import ERROR, WARNING
 from ..errors import UserError
+from ..names import check_image_size, class_names
 from ..sam.base_names import TINY
 from .arguments import DoctorArguments
 
@@ -41,8 +42,7 @@ def doctor_command(args: DoctorArguments) -> int:
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise UserError("its folder does not exist", where=file, fix="create it")
     image_size = args.image_size or _image_size(args.model)
-    if image_size < PATCH or image_size % PATCH:
-        raise UserError(f"{image_size} is not a positive multiple of the patch size {PATCH}", key="image_size")
+    check_image_size(image_size, PATCH)
     diagnosis = examine_dataset(
         args.dataset,
         mask_size=4 * (image_size // PATCH),
@@ -65,7 +65,6 @@ def doctor_command(args: DoctorArguments) -> int:
 def _draw(args: DoctorArguments, diagnosis: Diagnosis, image_size: int) -> None:
     """The contact sheet of the training images that can be read."""
     from ..doctor.contact_sheet import save_contact_sheet
-    from ..names import class_names
 
     usable = diagnosis.readable["train"].nonzero()[0].tolist() if diagnosis.source is not None else []
     if diagnosis.source is None or diagnosis.encoding is None or not usable:

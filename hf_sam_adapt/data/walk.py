@@ -72,9 +72,3 @@ def suffix_of(name: str) -> str:
 def one_form(name: str) -> str:
     """A name in the form (Unicode's NFC) in which names are compared: macOS stores another one, NFD."""
     return unicodedata.normalize("NFC", name)
-
-
-def find_named(folder: Path, name: str) -> Path | None:
-    """The file `name` in `folder`, in whichever Unicode form it is stored; None where there is none."""
-    forms = (name, one_form(name), unicodedata.normalize("NFD", name))
-    return next((folder / form for form in forms if (folder / form).is_file()), None)

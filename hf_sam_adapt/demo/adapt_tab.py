@@ -17,7 +17,7 @@ from .charts import curve
 from .images import resize_mask
 from .job import METHOD_LABELS, MOST_STEPS, AdaptJob, Progress
 from .session import Session, kept
-from .theme import caption, complaint, facts, note
+from .theme import Update, caption, complaint, facts, note
 from .training_images import FEWEST_PAIRS, MOST_PAIRS, Pair, check_pairs, painted_pair, read_pairs
 
 
@@ -25,7 +25,6 @@ EMPTY = note("The held-out image shows here what is learned.")
 NONE_YET = note(f"Upload {FEWEST_PAIRS} to {MOST_PAIRS} images and a mask for each, or take the five drawn ones.")
 PUSH_TITLE = "Push to the Hub"
 _POLL = 0.5  # seconds between two looks at a training
-Update = dict[Any, Any]
 
 
 class AdaptTab:

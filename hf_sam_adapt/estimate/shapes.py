@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import weakref
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ class LiveBytes(TorchDispatchMode):
         self.live = self.peak = 0
         self._seen: weakref.WeakSet = weakref.WeakSet()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(output):
             if isinstance(tensor, torch.Tensor):
@@ -107,7 +108,7 @@ def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects
         batch = {"labels": labels, "prompts": prompts, "weight": torch.empty(batch_size, device=device)}
         with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
             logits, own, estimates = PromptedSam(model)(pixels, prompts, embeddings)
-        loss, _ = batch_loss([one.float() for one in logits], batch, recipe.loss, estimates=estimates)
+        loss, _ = batch_loss([one.float() for one in logits], batch, str(recipe.loss), estimates=estimates)
         (loss if own is None else loss + own).backward()
         return bytes_.peak
 

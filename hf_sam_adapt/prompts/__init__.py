@@ -1,8 +1,9 @@
 """Prompts: what they are, how they are derived from a true mask, and how a user's corrections are simulated."""
 
+from ..names import PROMPT_KINDS
 from .corrections import corrected
 from .derive import MIN_AREA, components, degrade, derive_prompts, inner_point, tight_box
-from .prompt import PROMPT_KINDS, Prompt, boolean_masks
+from .prompt import Prompt, boolean_masks
 from .training import instance_masks, training_prompt
 
 

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..config.recipe import Recipe
+from ..config.recipe import Recipe, ResolvedRecipe
 from ..data import SegmentationData
 from ..data.images import IGNORE
 from ..errors import UserError
@@ -79,7 +79,7 @@ class TrainingLoop:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: ResolvedRecipe,
         accelerator: Accelerator,
         model: nn.Module,
         processor: SamAdaptProcessor,
@@ -96,8 +96,9 @@ class TrainingLoop:
         self.cost = CostMeter(accelerator.device, self.schedule.images_per_step)
         # Sharded parameters have to be of one dtype.
         sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if recipe.precision in AUTOCAST_DTYPES and not sharded:
-            cast_frozen_matrices(find_vision_encoder(model), AUTOCAST_DTYPES[recipe.precision])
+        encoder = find_vision_encoder(model)
+        if recipe.precision in AUTOCAST_DTYPES and not sharded and encoder is not None:
+            cast_frozen_matrices(encoder, AUTOCAST_DTYPES[recipe.precision])
         optimizer = build_optimizer(model.parameters(), recipe, accelerator.device)
         self.wrapped, self.optimizer = accelerator.prepare(PromptedSam(model), optimizer)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -291,25 +292,24 @@ def batch_loss(
         estimates: per image (n,) of the IoU of each of its masks, if they are trained: their squared error is added.
     """
     if batch["prompts"][0].kind == "none" and len(logits[0]) > 1:
-        maps, weights = torch.stack(logits), batch["weight"] / len(logits)  # (B, K, h, w)
-        value = loss_of_labels(maps, batch["labels"], loss, weights, class_weights)
+        maps, of_images = torch.stack(logits), batch["weight"] / len(logits)  # (B, K, h, w), (B,)
+        value = loss_of_labels(maps, batch["labels"], loss, of_images, class_weights)
         with torch.no_grad():
             return value, _mean_class_iou(maps, batch["labels"])
-    targets, weights = [], []
+    true, weights = [], []
     for image_logits, labels, prompt, weight in zip(
         logits, batch["labels"], batch["prompts"], batch["weight"], strict=True
     ):
         own = labels[None] if prompt.kind == "none" else prompt.targets  # (n, S, S)
-        targets.append(own.repeat(len(image_logits) // max(1, len(own)), 1, 1))
+        true.append(own.repeat(len(image_logits) // max(1, len(own)), 1, 1))
         weights.append(weight.expand(len(image_logits)) / len(image_logits))
-    objects, targets = torch.cat(logits)[:, None], torch.cat(targets)  # (R, 1, h, w), (R, S, S)
-    weights = torch.cat(weights)
-    value = loss_of_labels(objects, targets, loss, weights / len(logits))
+    objects, targets, shares = torch.cat(logits)[:, None], torch.cat(true), torch.cat(weights)
+    value = loss_of_labels(objects, targets, loss, shares / len(logits))  # of (R, 1, h, w), (R, S, S) and (R,)
     with torch.no_grad():
         ious = _ious(objects[:, 0], targets)
-        mean_iou = (ious * weights).sum() / weights.sum().clamp(min=1e-6)
+        mean_iou = (ious * shares).sum() / shares.sum().clamp(min=1e-6)
     if estimates is not None:
-        value = value + ((torch.cat(estimates).float() - ious) ** 2 * weights).sum() / len(logits)
+        value = value + ((torch.cat(estimates).float() - ious) ** 2 * shares).sum() / len(logits)
     return value, mean_iou
 
 

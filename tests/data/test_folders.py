@@ -13,7 +13,8 @@ from hf_sam_adapt.cli.predict import PredictArguments, find_images, output_names
 from hf_sam_adapt.convert.annotations import convert_annotations
 from hf_sam_adapt.convert.annotations.push import write_parquet
 from hf_sam_adapt.data import load_segmentation_dataset
-from hf_sam_adapt.data.walk import files_below, find_named, is_leftover
+from hf_sam_adapt.data.annotations import find_image
+from hf_sam_adapt.data.walk import files_below, is_leftover
 from hf_sam_adapt.demo.training_images import read_pairs
 from hf_sam_adapt.doctor import examine_dataset
 from hf_sam_adapt.errors import UserError
@@ -275,8 +276,9 @@ def test_annotations_name_files_in_either_form(tmp_path):
         write_pair(tmp_path / form, ACCENTED, form)
         for wanted in ("NFC", "NFD"):
             name = unicodedata.normalize(wanted, f"{ACCENTED}.png")
-            assert find_named(tmp_path / form / "images", name).is_file()
-            assert find_named(tmp_path / form / "images", "e.png") is None
+            assert find_image(name, [tmp_path / form / "images"], "annotation").path.is_file()
+            with pytest.raises(UserError, match=r"e\.png is not in"):
+                find_image("e.png", [tmp_path / form / "images"], "annotation")
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):

@@ -134,7 +134,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(distributions):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("distributions")
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3000)
 def test_a_stranger_installs_the_wheel_and_follows_the_quickstart(distributions, tmp_path):
     """In an empty folder and an empty environment, without the checkout."""
     from PIL import Image

@@ -17,7 +17,7 @@ from hf_sam_adapt.config.methods import METHODS, SAM_CITATION
 from hf_sam_adapt.inference.loading import CONFIGS, build_model
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CARDS = ROOT / "model_cards"
 NAMES = ("sam_adapter", "conv_lora", "cwsam", "moda", "decoder")
 RESULTS = (ROOT / "benchmarks/RESULTS.md").read_text()

@@ -27,12 +27,12 @@ from ..reporting.report import write_json
 from ..sam.families import find_vision_encoder
 from ..sam.windows import windows_removed
 from ..tuners.common.decoder import lacks_gradients
-from ..tuners.stock import changes_base
+from ..tuners.stock import changes_base, config_of
 from ..upload import check_can_push
 from .earlier_run import EarlierRun
 from .experts import save_expert_plot
 from .history import save_curve
-from .loop import Schedule, TrainingLoop
+from .loop import TrainingLoop
 from .provenance import data_facts, environment_facts
 from .resolve import load_model
 from .run_folder import RunFolder
@@ -154,94 +154,7 @@ def _earlier_run(recipe: Recipe) -> EarlierRun | None:
     return None if recipe.adapter is None else EarlierRun.read(recipe.adapter)
 
 
-<<<<<<< HEAD
-def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Module, SamAdaptProcessor]:
-    """The model to train, its processor, and the recipe with everything resolved."""
-    if recipe.adapter is None:
-        base, processor = load_base(recipe.model, recipe.attention)
-        if recipe.method == "full" and recipe.channels is not None:
-            inflate_channels(base, recipe.channels)
-        steps = Schedule.of(recipe, len(data.train), start_processes().num_processes).total
-        fields = task_of(recipe, data).method_fields()
-        model = build_model(recipe.method, fields, base, image_size=recipe.image_size, steps=steps)
-        if recipe.method != "full":
-            model.peft_config["default"].revision = base_revision(recipe.model)
-        method, base_name = recipe.method, recipe.model
-    else:
-        if recipe.method_args:
-            raise UserError(
-                "an adapter to start from has its own config", key="method_args", fix="leave method_args out"
-            )
-        loaded = load_adapted(recipe.adapter, model=recipe.model, trainable=True, attention=recipe.attention)
-        model, processor = loaded.model, loaded.processor
-        method = method_of(loaded.config)
-        if recipe.method not in (Recipe.method, method):
-            raise UserError(f"{recipe.method}, but {recipe.adapter} is {method}", key="method", fix="leave method out")
-        check_adapter_classes(getattr(loaded.config, "num_labels", None), data, recipe.adapter)
-        base_name = loaded.base_name or recipe.adapter
-        if method == "full":
-            model = build_model("full", {}, model, image_size=recipe.image_size)
-    image_size = encoder_shape(model).image_size
-    if recipe.image_size not in (None, image_size):
-        raise UserError(
-            f"the adapter {recipe.adapter} runs at {image_size}, not at {recipe.image_size}", key="image_size"
-        )
-    resize = recipe.resize or processor.resize
-    normalization = input_normalization(recipe, data, processor)
-    processor = SamAdaptProcessor.from_dict(
-        processor.to_dict(),
-        image_size=image_size,
-        resize=resize,
-        channels=recipe.channels,
-        normalization=normalization,
-    )
-    if recipe.gradient_checkpointing:
-        enable_checkpointing(model, recipe.gradient_checkpointing)
-    if recipe.compile:
-        find_vision_encoder(model).compile()
-    resolved = dataclasses.replace(
-        recipe,
-        model=base_name,
-        method=method,
-        image_size=image_size,
-        resize=resize,
-        mask_values=data.mask_values,
-        loss=task_of(recipe, data).loss(),
-        normalization="imagenet" if normalization is None else normalization["kind"],
-        palette=None if data.palette is None else data.palette.plain(),
-    )
-    return resolved, model, processor
-
-
-def input_normalization(recipe: Recipe, data: SegmentationData, processor: SamAdaptProcessor) -> dict[str, Any] | None:
-    """The statistics that images are normalised by, of the training images; None = those of RGB photographs.
-
-    What the model or adapter was trained with is kept unless the recipe names another kind.
-
-    Raises:
-        UserError: the model or adapter takes another number of channels.
-    """
-    own = processor.normalization
-    trained = recipe.adapter is not None or own is not None
-    if trained and recipe.channels != processor.channels:
-        takes = "RGB photographs" if processor.channels is None else f"images of {processor.channels} channels"
-        raise UserError(
-            f"{recipe.channels}, but {recipe.adapter or recipe.model} takes {takes}",
-            key="channels",
-            fix=f"set channels to {processor.channels or 'none'}",
-        )
-    if own is not None and recipe.normalization in (None, own["kind"]):
-        return own
-    kind = recipe.normalization or ("imagenet" if recipe.channels is None else "percentile")
-    if kind == "imagenet" and recipe.channels is None:
-        return None
-    return fit_normalization(data.train, kind, recipe.seed)
-
-
-def build_accelerator(recipe: Recipe, model: nn.Module, folder: RunFolder) -> Accelerator:
-=======
 def build_accelerator(recipe: ResolvedRecipe, model: nn.Module, folder: RunFolder) -> Accelerator:
->>>>>>> main
     """Accelerator of the recipe's precision, accumulation and trackers."""
     unused = DistributedDataParallelKwargs(find_unused_parameters=lacks_gradients(model, recipe.prompts))
     # An earlier run in this process may have had another precision, which Accelerate would insist on.
@@ -291,15 +204,10 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     """
     recipe, accelerator = loop.recipe, loop.accelerator
     zero_shot: dict[str, nn.Module] = {}
-<<<<<<< HEAD
-    own_config = getattr(loop.model, "peft_config", {}).get("default")
-    if recipe.method == "full" or windows_removed(find_vision_encoder(loop.model)) or changes_base(own_config):
-        name = recipe.adapter or recipe.model if recipe.method == "full" else recipe.model
-=======
     encoder = find_vision_encoder(loop.model)
-    if recipe.method == "full" or (encoder is not None and windows_removed(encoder)):
+    without_windows = encoder is not None and windows_removed(encoder)
+    if recipe.method == "full" or without_windows or changes_base(config_of(loop.model)):
         name = (recipe.adapter or recipe.model) if recipe.method == "full" else recipe.model
->>>>>>> main
         plain = load_plain(name, loop.processor, recipe.attention)
         zero_shot["zero_shot_model"] = plain.to(accelerator.device)
     measured_on, split = data.measured

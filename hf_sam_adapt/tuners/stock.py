@@ -104,7 +104,7 @@ def rank_allocator(model: nn.Module, steps: int) -> Callable[[int], None] | None
     Args:
         steps: optimizer steps of the training.
     """
-    config = _config_of(model)
+    config = config_of(model)
     if config is None or not getattr(config, "use_asa", True) or getattr(config, "rank_pattern", None):
         return None
     if isinstance(config, AdaLoraConfig):
@@ -114,12 +114,13 @@ def rank_allocator(model: nn.Module, steps: int) -> Callable[[int], None] | None
 
 def keep_every_rank(model: nn.Module) -> None:
     """Store an AdaLoRA whole: weights of an earlier step do not fit the ranks that the last one has left."""
-    config = _config_of(model)
+    config = config_of(model)
     if isinstance(config, AdaLoraConfig):
         config.rank_pattern = None
 
 
-def _config_of(model: nn.Module) -> PeftConfig | None:
+def config_of(model: nn.Module) -> PeftConfig | None:
+    """Of the adapter of a `PeftModel`; None for any other model."""
     return getattr(model, "peft_config", {}).get("default")
 
 

@@ -181,7 +181,7 @@ def row(kind, folder):
     again = PeftModel.from_pretrained(load_tiny_sam()[0], folder)
     torch.testing.assert_close(masks(again, 256), masks(model, 256), rtol=0, atol=1e-3)
     size = (folder / "adapter_model.safetensors").stat().st_size
-    written = " ".join(f"`{key}: {value}`" for key, value in settings.items()) or "–"
+    written = " ".join(f"`{key}: {value}`" for key, value in settings.items()) or "\u2013"
     return f"| `{kind}` | {count:,} | {size / 1e6:.2f} | {'yes' if fresh else 'no'} | {written} |"
 
 

@@ -9,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
 
-.PHONY: quickstart continual-quickstart test test-slow documents conformance docs lint dist main-branches install clean
+.PHONY: quickstart continual-quickstart test test-slow documents conformance docs lint dist main-branches notebook install clean
 
 install: $(VENV)/installed
 
@@ -50,7 +50,11 @@ conformance: install
 
 # The documentation site, in site/; a warning is an error.
 docs: install
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# After a change of docs/fifty_images.md.
+notebook: install
+	$(BIN)/python .ci/notebook.py
 
 # Wheel and source distribution in dist/; TAG=v0.2.0 refuses where version or changelog say otherwise.
 dist: install

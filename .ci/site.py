@@ -39,7 +39,7 @@ API: dict[str, list[str]] = {
     "Methods": [name for name in hf_sam_adapt.__all__ if name.endswith(("Config", "Model"))] + ["register_feature"],
     "Prediction": ["SamAdaptPredictor", "SamAdaptProcessor", "Prompt", "load_tiny_sam"],
     "Data and losses": ["load_segmentation_dataset", "segmentation_loss", "metrics"],
-    "Training": ["config.recipe.Recipe", "training.train", "evaluation.evaluate"],
+    "Training": ["training.train", "evaluation.evaluate"],
     "Conversion": ["convert_official_checkpoint", "convert.annotations.convert_annotations"],
 }
 
@@ -134,7 +134,9 @@ def slug(title: str) -> str:
 
 def api_page(title: str, names: list[str]) -> str:
     """A page of the reference."""
-    return "\n\n".join([f"# {title}", *(f"::: hf_sam_adapt.{name}" for name in names)])
+    keys = "The keys of `config.recipe.Recipe` are those of [`train`](../commands.md#train)."
+    about = [keys] if title == "Training" else []
+    return "\n\n".join([f"# {title}", *about, *(f"::: hf_sam_adapt.{name}" for name in names)])
 
 
 def commands_page() -> str:

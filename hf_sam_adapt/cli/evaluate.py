@@ -12,7 +12,6 @@ from ..config.recipe import Recipe
 from ..config.shared_keys import MaskKeys
 from ..errors import UserError, require_extra
 from ..inference.variants import check_domain, routed
-from ..names import check_ignore_background, check_metrics
 from ..sam.attention import Kind
 from ..sam.processing import SamAdaptProcessor
 from ..training.earlier_run import EarlierRun
@@ -69,8 +68,10 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             key="dataset",
             fix="make them agree with label_map, palette or mask_values",
         )
-    check_metrics(further, prompts, num_labels, **settings)
-    check_ignore_background(ignore_background, num_labels)
+    how = {key: getattr(args, key) for key in ("batch_size", "precision", "num_workers")}
+    scored = {"prompts": prompts, "metrics": further, "ignore_background": ignore_background, "seed": seed}
+    task = task_of(Recipe(**scored, **settings, **how), data)
+    task.check()
     for note in data.notes + ([] if earlier is None else earlier.notes(data, chosen["dataset"], seed)):
         state.print(note)
     measured_on, split = data.measured
@@ -83,13 +84,6 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             key="clicks, prompt_sensitivity, instances",
             fix="leave them unset",
         )
-    if num_labels is not None and prompts != ["none"]:
-        raise UserError(
-            f"{' '.join(prompts)}, but classes are segmented without prompts", key="prompts", fix="leave it unset"
-        )
-    how = {key: getattr(args, key) for key in ("batch_size", "precision", "num_workers")}
-    scored = {"prompts": prompts, "metrics": further, "ignore_background": ignore_background, "seed": seed}
-    task = task_of(Recipe(**scored, **settings, **how), data)
     with routed(model, args.domain):
         result = task.measure(model, processor, split, **choice)
         answers = _of_prompts(args, model, processor, split, how | choice)

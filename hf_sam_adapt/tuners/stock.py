@@ -74,7 +74,7 @@ def stock_tuner(fields: dict[str, Any], family: SamFamily, steps: int | None) ->
     config_cls = configs.get("LORA" if variant else kind)
     if config_cls is None:
         raise UserError(f"PEFT has no tuner {given!r}", key=key, fix=f"use one of {', '.join(stock)}")
-    usual: dict[str, Any] = {"target_modules": family.qkv_names, "modules_to_save": [family.mask_decoder]}
+    usual: dict[str, Any] = {"target_modules": family.attention_names, "modules_to_save": [family.mask_decoder]}
     if kind == "LN_TUNING":
         usual["target_modules"] = family.norm_names
     elif kind == "IA3":

@@ -139,7 +139,7 @@ def test_peft_has_not_mended_what_cannot_be_used(kind):
     """Where this fails, take the type out of UNUSABLE."""
     config_cls = {key.value: cls for key, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}[kind]
     with pytest.raises((AttributeError, RuntimeError, ValueError)):
-        model = get_peft_model(random_sam(hidden_size=128), config_cls(target_modules=SAM.qkv_names))
+        model = get_peft_model(random_sam(hidden_size=128), config_cls(target_modules=SAM.attention_names))
         masks(model)
 
 

@@ -75,7 +75,20 @@ class ConvertArguments:
         path=FILE,
     )
     format: (
-        Literal["sam-adapter", "conv-lora", "cwsam", "cosam", "labelme", "coco", "yolo", "cvat", "folder"] | None
+        Literal[
+            "sam-adapter",
+            "conv-lora",
+            "cwsam",
+            "cosam",
+            "sam2-adapter",
+            "sam-hq",
+            "labelme",
+            "coco",
+            "yolo",
+            "cvat",
+            "folder",
+        ]
+        | None
     ) = option(
         None,
         "What wrote it: conv-lora is AutoGluon's model.ckpt or its folder, cosam also a folder; folder is this "
@@ -86,7 +99,8 @@ class ConvertArguments:
     decoder: Literal["full", "none"] = option("full", "Convert the checkpoint's mask decoder, or leave it out.")
     base: str | None = option(
         None,
-        "The SAM that was adapted: tiny, folder or Hub id; the frozen weights are compared with it.",
+        "The SAM that was adapted: tiny, folder or Hub id; the frozen weights are compared with it. sam2-adapter "
+        "needs its SAM 2.",
         path=MODEL,
     )
     lora_alpha: int | float | None = option(None, "Of conv-lora: scaling times r; unset = the official 32.")

@@ -157,5 +157,5 @@ def test_l2p_gives_each_image_the_prompts_of_the_nearest_keys(model_type):
 @pytest.mark.parametrize("model_type", ["sam2", "sam3_tracker"])
 def test_l2p_on_an_encoder_alone_is_refused(model_type):
     encoder = RANDOM_SAMS[model_type]().vision_encoder
-    with pytest.raises(UserError, match="L2pConfig: .* has no mask decoder"):
+    with pytest.raises(UserError, match=r"L2pConfig: .* has no mask decoder"):
         get_peft_model(encoder, L2pConfig())

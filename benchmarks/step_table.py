@@ -1,7 +1,7 @@
 """A training step of each method beside transformers' SDPA with peft's LoRA: forward, step and peak memory in one run.
 
-"transformers + peft" is a SAM as transformers builds it, with peft's LoRA (r=8, alpha 16, on qkv). Hiera is the encoder
-of SAM 2. All others run as this package trains them: `use_fast_attention`, and under bf16 frozen matrices in bf16.
+"transformers + peft" is a SAM as transformers builds it, with peft's LoRA (r=8, alpha 16, on qkv). Hiera is SAM 2's
+encoder. All others run as this package trains them: `use_fast_attention`, and under bf16 frozen matrices in bf16.
 Every variant trains the same decoder parts, promptless, with fused AdamW; random weights, no download. On a CPU each
 case is a process of its own; on a GPU, cases begin until the time is over.
 

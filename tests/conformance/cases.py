@@ -63,6 +63,15 @@ CASES = [
     ("SAM-Adapter, HQ decoder", "TinySam", SamAdapterConfig, {"decoder": "hq", "image_size": 48}),
     ("Conv-LoRA, HQ decoder", "TinySam", ConvLoraConfig, {"decoder": "hq"}),
     ("SAM decoder, neck saved", "TinySam", SamDecoderConfig, {"modules_to_save": ["neck"]}),
+    ("SAM decoder, SAM 2", "TinySam2", SamDecoderConfig, {}),
+    (
+        "SAM decoder, SAM 2, IoU head and size",
+        "TinySam2",
+        SamDecoderConfig,
+        {"train_iou_head": True, "image_size": 64},
+    ),
+    ("SAM decoder, SAM 3", "TinySam3Tracker", SamDecoderConfig, {}),
+    ("SAM decoder, SAM-HQ", "TinySamHQ", SamDecoderConfig, {}),
     ("MoDA", "TinySam", ModaConfig, {"domains": ["first"], "inner": {"peft_type": "SAM_ADAPTER", "scale_factor": 8}}),
     ("MoDA, decoder", "TinySam", ModaConfig, {"domains": ["first"], "inner": {"peft_type": "SAM_DECODER"}}),
 ]

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import SamModel
 
 from .attention import tiles
-from .families import find_vision_encoder
+from .families import find_mask_decoder
 
 
 _aten = torch.ops.aten
@@ -40,11 +40,10 @@ def enable_checkpointing(model: SamModel | PeftModel, kind: Literal[True, "selec
     sam = model.get_base_model() if isinstance(model, PeftModel) else model
     sam.supports_gradient_checkpointing = True  # SAM 2's and 3's classes do not say so, yet their blocks can
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
-    # Not SAM 2's and 3's decoders: an adapter's weights stand in for the base's during the call alone, and what is
-    # computed again would see the base's.
-    encoder = set(find_vision_encoder(model).modules())
-    for module in model.modules():
-        if vars(module).get("gradient_checkpointing", False) and module not in encoder:
+    decoder = find_mask_decoder(sam)
+    for module in [] if decoder is None else decoder.modules():
+        # SAM 2's and 3's decoder blocks would be run again when an adapter's weights are no longer in their places.
+        if "gradient_checkpointing" in vars(module):
             module.gradient_checkpointing = False
 
 

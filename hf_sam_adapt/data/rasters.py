@@ -201,6 +201,13 @@ class _ByTifffile:
         self.raster = raster
         self._file = tifffile.TiffFile(raster.path)
         self._page = self._file.pages.first
+        if self._page.compression not in tifffile.TIFF.DECOMPRESSORS:
+            self._file.close()
+            raise UserError(
+                f"compressed by {tifffile.COMPRESSION(self._page.compression).name}, which is not read without rasterio",
+                where=raster.path,
+                fix="run pip install 'hf-sam-adapt[geo]', or store it uncompressed or with deflate",
+            )
         self._blocks: OrderedDict[int, np.ndarray | None] = OrderedDict()
         height, width, bands = raster.shape
         page = self._page
@@ -266,10 +273,7 @@ def _paste(target: np.ndarray, block: np.ndarray, window: Window, top: int, left
 
 
 def _corrupt(raster: Raster, error: Exception) -> UserError:
-    fix = "copy or export it again"
-    if "imagecodecs" in str(error):
-        fix = "run pip install 'hf-sam-adapt[geo]', or store it uncompressed or with deflate"
-    return UserError(f"corrupt TIFF ({first_line(error)})", where=raster.path, fix=fix)
+    return UserError(f"corrupt TIFF ({first_line(error)})", where=raster.path, fix="copy or export it again")
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import UserError
 from . import catalog, examples
 from .job import AdaptJob, start_worker
-from .loaded_adapters import Entry, LoadedAdapters
+from .loaded_adapters import Entry, Shelf
 from .session import Session
 from .settings import DemoArguments, on_a_space
 from .training_images import Pair
@@ -37,8 +37,8 @@ class DemoApp:
         self.args = args
         self.max_pixels = args.max_megapixels * 1_000_000
         self.choices = catalog.choices(args.adapters, args.model or "tiny")
-        self.loaded = LoadedAdapters(args.model or "tiny")
-        self.loaded.get(catalog.PLAIN)
+        self.shelf = Shelf(args.model or "tiny")
+        self.shelf.get(catalog.PLAIN)
         self._spare: subprocess.Popen | None = None
         self._starting = threading.Lock()
         self._temporary = tempfile.TemporaryDirectory(prefix="hf_sam_adapt_demo_")
@@ -76,7 +76,7 @@ class DemoApp:
         private = on_a_space() or self.folder in Path(name).resolve().parents
         if name not in known.values() and private and Path(name).exists():
             raise UserError("folders cannot be named here", where=name, fix="type a Hub id, owner/name")
-        return self.loaded.get(next((choice.source for choice in self.choices if choice.value == name), name))
+        return self.shelf.get(next((choice.source for choice in self.choices if choice.value == name), name))
 
     def _called(self, name: str) -> str:
         """The value of the one listed adapter that has this name; of none, the name."""
@@ -119,7 +119,7 @@ class DemoApp:
         """End what a visitor has running, and remove their adapter and files."""
         with session.lock:
             for value in session.own:
-                self.loaded.forget(value)
+                self.shelf.forget(value)
             session.own = {}
             session.with_job(None)
             if session.files is not None:

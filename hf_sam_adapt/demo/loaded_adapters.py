@@ -87,7 +87,7 @@ class Entry:
         return self.base.encoder if same else self.name
 
 
-class LoadedAdapters:
+class Shelf:
     """Loads models by name, once.
 
     Every adapter has a `PeftModel` of its own rather than a name in a common one: adapters of different methods, input

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from . import catalog, examples
+from .gpu import BorrowingWorker, Worker, lend, on_zero_gpu
 from .job import AdaptJob, start_worker
 from .loaded_adapters import Entry, Shelf
 from .session import Session
@@ -39,6 +40,7 @@ class DemoApp:
         self.choices = catalog.choices(args.adapters, args.model or "tiny")
         self.shelf = Shelf(args.model or "tiny")
         self.shelf.get(catalog.PLAIN)
+        lend(self.shelf)
         self._spare: subprocess.Popen | None = None
         self._starting = threading.Lock()
         self._temporary = tempfile.TemporaryDirectory(prefix="hf_sam_adapt_demo_")
@@ -91,6 +93,8 @@ class DemoApp:
     def warm(self) -> None:
         """Have a process ready for the next training: its start takes longer than a small training."""
         with self._starting:
+            if on_zero_gpu():
+                return
             if self._spare is None or self._spare.poll() is not None:
                 self._spare = start_worker()
 
@@ -101,7 +105,9 @@ class DemoApp:
             UserError: see `AdaptJob`.
         """
 
-        def worker() -> subprocess.Popen:
+        def worker() -> Worker:
+            if on_zero_gpu():
+                return BorrowingWorker()
             with self._starting:
                 spare, self._spare = self._spare, None
             return spare if spare is not None and spare.poll() is None else start_worker()

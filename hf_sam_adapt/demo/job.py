@@ -25,6 +25,7 @@ from PIL import Image
 
 from ..errors import UserError
 from ..upload import pushed_files
+from .gpu import Worker
 from .training_images import Pair, check_pairs, write_pairs
 
 
@@ -106,7 +107,7 @@ class AdaptJob:
         steps: int,
         root: Path,
         max_seconds: int = 600,
-        worker: Callable[[], subprocess.Popen] = start_worker,
+        worker: Callable[[], Worker] = start_worker,
     ) -> None:
         check_pairs(pairs)
         if method not in METHODS:

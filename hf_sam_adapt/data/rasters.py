@@ -114,6 +114,8 @@ def raster_of(path: str | os.PathLike) -> Raster | None:
                 return None
             if page.bitspersample not in (8, 16, 32, 64) or page.dtype is None:
                 return None
+            if not has_rasterio() and page.compression not in tifffile.TIFF.DECOMPRESSORS:
+                return None
             shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
             tags = {tag: page.tags.valueof(tag) for tag in (*PLACE_TAGS, *_GEO_KEYS) if tag in page.tags}
             placed = any(tag in tags for tag in PLACE_TAGS)
@@ -201,13 +203,6 @@ class _ByTifffile:
         self.raster = raster
         self._file = tifffile.TiffFile(raster.path)
         self._page = self._file.pages.first
-        if self._page.compression not in tifffile.TIFF.DECOMPRESSORS:
-            self._file.close()
-            raise UserError(
-                f"compressed by {tifffile.COMPRESSION(self._page.compression).name}, which is not read without rasterio",
-                where=raster.path,
-                fix="run pip install 'hf-sam-adapt[geo]', or store it uncompressed or with deflate",
-            )
         self._blocks: OrderedDict[int, np.ndarray | None] = OrderedDict()
         height, width, bands = raster.shape
         page = self._page

@@ -1,7 +1,7 @@
 """Whether the images of which a model is least sure are those on which it is wrong: `predict --rank uncertain`.
 
-Half of a domain's training images adapt `tiny`, the other half is predicted, ranked by each measure, and compared with the
-truth. No test image is read.
+Half of a domain's training images adapt `tiny`, the other half is predicted, ranked by each measure, and compared with
+the truth. No test image is read.
 """
 
 from __future__ import annotations

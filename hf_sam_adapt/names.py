@@ -45,10 +45,16 @@ def check_prompt_kinds(kinds: Sequence[str], num_labels: int | None = None) -> N
         )
 
 
-def check_image_size(image_size: int, patch_size: int) -> None:
-    """Raise `UserError` unless the side of an input, in pixels, is that of a number of patches."""
-    if image_size < patch_size or image_size % patch_size:
-        raise UserError(f"{image_size} is not a positive multiple of the patch size {patch_size}", key="image_size")
+def check_image_size(image_size: int, step: int, user: str) -> None:
+    """Raise `UserError`, with the nearest size, unless the side of an input is a multiple of `step` pixels.
+
+    Args:
+        user: what needs that.
+    """
+    if image_size < step or image_size % step:
+        nearest = max(step, (image_size + step // 2) // step * step)
+        problem = f"{image_size} is not a multiple of {step}, which {user} needs"
+        raise UserError(problem, key="image_size", fix=f"the nearest is {nearest}")
 
 
 def parse_loss(loss: str, channels: int | None = None) -> list[str]:
@@ -175,9 +181,9 @@ def check_id2label(id2label: Mapping[int, str], num_labels: int) -> None:
             key="id2label",
             fix=f"name each, 0 to {num_labels - 1}, the background included",
         )
-    more = sorted(set(id2label) - set(range(num_labels)))
-    if more:
-        problem = f"class {more[0]} ({id2label[more[0]]}) is not below num_labels {num_labels}"
+    unknown = sorted(set(id2label) - set(range(num_labels)))
+    if unknown:
+        problem = f"class {unknown[0]} ({id2label[unknown[0]]}) is not below num_labels {num_labels}"
         raise UserError(problem, key="id2label")
 
 

@@ -104,7 +104,20 @@ class ConvertArguments:
         path=FILE,
     )
     format: (
-        Literal["sam-adapter", "conv-lora", "cwsam", "cosam", "labelme", "coco", "yolo", "cvat", "geojson", "folder"]
+        Literal[
+            "sam-adapter",
+            "conv-lora",
+            "cwsam",
+            "cosam",
+            "sam2-adapter",
+            "sam-hq",
+            "labelme",
+            "coco",
+            "yolo",
+            "cvat",
+            "geojson",
+            "folder",
+        ]
         | None
     ) = option(
         None,
@@ -116,7 +129,8 @@ class ConvertArguments:
     decoder: Literal["full", "none"] = option("full", "Convert the checkpoint's mask decoder, or leave it out.")
     base: str | None = option(
         None,
-        "The SAM that was adapted: tiny, folder or Hub id; the frozen weights are compared with it.",
+        "The SAM that was adapted: tiny, folder or Hub id; the frozen weights are compared with it. sam2-adapter "
+        "needs its SAM 2.",
         path=MODEL,
     )
     lora_alpha: int | float | None = option(None, "Of conv-lora: scaling times r; unset = the official 32.")

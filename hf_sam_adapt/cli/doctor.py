@@ -43,7 +43,7 @@ def doctor_command(args: DoctorArguments) -> int:
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise UserError("its folder does not exist", where=file, fix="create it")
     image_size = args.image_size or _image_size(args.model)
-    check_image_size(image_size, PATCH)
+    check_image_size(image_size, PATCH, "SAM")
     tiles, notes = resolve_tiles(args.tile, args.overlap, image_size, PATCH)
     for note in notes:
         print(note)
@@ -85,7 +85,7 @@ def _draw(args: DoctorArguments, diagnosis: Diagnosis, image_size: int) -> None:
         normalization=args.normalization,
         channels=args.channels,
         image_size=image_size,
-        resize=args.resize or "pad",
+        resize=args.resize or _resize(args.model),
         seed=args.seed,
     )
     print(f"Contact sheet: {args.contact_sheet}")
@@ -103,9 +103,22 @@ def _image_size(model: str | None) -> int:
     if not file.is_file():
         return IMAGE_SIZE
     try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["vision_config"]["image_size"])
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config = config.get("tracker_config") or config  # of a SAM 3 for videos
+        return int(config["vision_config"].get("image_size") or config["prompt_encoder_config"]["image_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError("not the config of a SAM", key="model", where=file, fix="name a SAM") from error
+
+
+def _resize(model: str | None) -> str:
+    """How a model's family brings images to a square; as SAM does where there is no folder that tells the family."""
+    from ..sam.families import SAM, family_of_type  # it imports torch
+
+    file = Path(str(model)).expanduser() / "config.json"
+    if model in (None, TINY) or not file.is_file():
+        return SAM.processor["resize"]
+    model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type", SAM.model_type)
+    return family_of_type(model_type, str(model)).processor["resize"]
 
 
 def _summary(diagnosis: Diagnosis) -> list[str]:

@@ -13,7 +13,7 @@ from ..config.shared_keys import MaskKeys
 from ..data.tiles import Tiles, resolve_tiles
 from ..errors import UserError, require_extra
 from ..inference.variants import check_domain, routed
-from ..names import check_ignore_background, check_metrics, check_route, check_tile
+from ..names import check_route, check_tile
 from ..sam.attention import Kind
 from ..sam.processing import SamAdaptProcessor
 from ..training.earlier_run import EarlierRun
@@ -76,9 +76,14 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             key="dataset",
             fix="make them agree with label_map, palette or mask_values",
         )
-    check_metrics(further, prompts, num_labels, **settings)
-    check_ignore_background(ignore_background, num_labels)
-    for note in data.notes + ([] if earlier is None else earlier.notes(data, chosen["dataset"], seed)):
+    how = {key: getattr(args, key) for key in ("batch_size", "precision", "num_workers")}
+    scored = {"prompts": prompts, "metrics": further, "ignore_background": ignore_background, "seed": seed}
+    scored["surface_tolerance"] = args.surface_tolerance
+    cut = _cut(args, earlier)
+    tiles, rounded = resolve_tiles(**cut, image_size=processor.image_size, patch_size=processor.patch_size)
+    task = task_of(Recipe(**scored, **settings, **how, **cut), data)
+    task.check()
+    for note in rounded + data.notes + ([] if earlier is None else earlier.notes(data, chosen["dataset"], seed)):
         state.print(note)
     measured_on, split = data.measured
     for network in (model, choice.get("zero_shot_model")):
@@ -90,18 +95,6 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             key="clicks, prompt_sensitivity, instances",
             fix="leave them unset",
         )
-    if num_labels is not None and prompts != ["none"]:
-        raise UserError(
-            f"{' '.join(prompts)}, but classes are segmented without prompts", key="prompts", fix="leave it unset"
-        )
-    how = {key: getattr(args, key) for key in ("batch_size", "precision", "num_workers")}
-    scored = {"prompts": prompts, "metrics": further, "ignore_background": ignore_background, "seed": seed}
-    scored["surface_tolerance"] = args.surface_tolerance
-    cut = _cut(args, earlier)
-    tiles, notes = resolve_tiles(**cut, image_size=processor.image_size, patch_size=processor.patch_size)
-    for note in notes:
-        state.print(note)
-    task = task_of(Recipe(**scored, **settings, **how, **cut), data)
     with routed(model, args.domain):
         result = task.measure(model, processor, split, route=args.route, **choice)
         answers = _of_prompts(args, model, processor, split, how | choice, tiles)

@@ -146,9 +146,9 @@ class ContinualRecipe(Recipe):
         """
         keys = {field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)}
         resume = "latest" if (folder / "recipe.yaml").exists() else None
-        own = {key: value for key, value in domain.plain().items() if key != "name"}
-        own |= {"push_to_hub": False}
+        of_domain = {key: value for key, value in domain.plain().items() if key != "name"}
+        of_domain |= {"push_to_hub": False}
         names = [one.name for one in self.read_domains()]
         if self.learning_rates is not None and domain.name in names:
-            own["learning_rate"] = self.learning_rates[names.index(domain.name)]
-        return Recipe(**(keys | own | {"output_dir": str(folder), "resume_from_checkpoint": resume} | changes))
+            of_domain["learning_rate"] = self.learning_rates[names.index(domain.name)]
+        return Recipe(**(keys | of_domain | {"output_dir": str(folder), "resume_from_checkpoint": resume} | changes))

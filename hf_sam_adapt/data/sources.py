@@ -17,6 +17,7 @@ from .dataset import Reader, SegmentationData, SegmentationSplit, size_mismatch
 from .degenerate import degenerate, unused_map_notes
 from .encoding import MaskEncoding, check_threshold, lossy_mask, parse_label_map, resolve_encoding
 from .images import MaskContent
+from .notes import Note
 from .palettes import Palette, resolve_palette
 from .reading import Reading
 from .scan import ScannedMask, in_threads, palette_notes, sample_rows, scan_masks, soft_notes
@@ -295,7 +296,8 @@ def _open(
 
 def _unread(root: Path, tables: Mapping[str, datasets.Dataset], what: str) -> list[str]:
     unread = folder.unread_files(root, tables)
-    return [f"{len(unread)} {what}, such as {unread[0].relative_to(root)}"] if unread else []
+    count = f"{len(unread)} {what}"
+    return [Note(f"{count}, such as {unread[0].relative_to(root)}", count)] if unread else []
 
 
 def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, seed: int) -> list[tuple[str, bool]]:

@@ -51,7 +51,7 @@ def files_below(root: Path, suffixes: Collection[str] | None = None, *, deep: bo
             f"cannot be listed ({error.strerror})", where=error.filename, fix="check its permissions"
         ) from error
 
-    found: list[Path] = []
+    files: list[Path] = []
     above: dict[str, frozenset[str]] = {}  # the real paths of the folders that a folder lies in
     for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
         real, parents = os.path.realpath(folder), above.pop(folder, frozenset())
@@ -60,8 +60,8 @@ def files_below(root: Path, suffixes: Collection[str] | None = None, *, deep: bo
         above |= {os.path.join(folder, name): parents | {real} for name in folders}
         if real not in parents:
             chosen = (name for name in sorted(names) if not is_leftover(name))
-            found += [Path(folder, name) for name in chosen if suffixes is None or suffix_of(name) in suffixes]
-    return found
+            files += [Path(folder, name) for name in chosen if suffixes is None or suffix_of(name) in suffixes]
+    return files
 
 
 def suffix_of(name: str) -> str:

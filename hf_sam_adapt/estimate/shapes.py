@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..config.recipe import Recipe
-from ..inference.forward import PromptedSam, sam_of
+from ..inference.forward import PromptedSam, encode, sam_of
 from ..prompts import Prompt
 from ..sam.families import encoder_shape, find_mask_decoder
 from ..sam.image_embeddings import ImageEmbeddings
@@ -92,15 +92,18 @@ def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects
     shape = encoder_shape(model)
     side, grid = shape.image_size, shape.grid
     precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
+    kept = {}
+    if recipe.cache_embeddings:
+        with fake, torch.no_grad():
+            one = encode(model, torch.empty(1, recipe.channels or 3, side, side, device=device))
+        kept = {name: value.shape[1:] for name, value in one.named.items()}
     with fake, LiveBytes() as bytes_:
         channels = recipe.channels or 3
         pixels = embeddings = None
         if recipe.cache_embeddings:
-            early = None
-            if _is_hq(model):
-                early = torch.empty(batch_size, grid, grid, shape.hidden_size, device=device)
-            maps = torch.empty(batch_size, shape.output_channels, grid, grid, device=device)
-            embeddings = ImageEmbeddings(maps, early)
+            embeddings = ImageEmbeddings.of_named(
+                {name: torch.empty(batch_size, *sizes, device=device) for name, sizes in kept.items()}
+            )
         else:
             pixels = torch.empty(batch_size, channels, side, side, device=device)
         prompts = [_prompt(kind, objects, side, grid, device) for _ in range(batch_size)]
@@ -115,8 +118,8 @@ def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects
 
 def _without_content(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
     """A copy of a model whose parameters and buffers are fake."""
-    memo = {id(p): nn.Parameter(fake.from_tensor(p.detach()), p.requires_grad) for p in model.parameters()}
-    memo |= {id(b): fake.from_tensor(b) for b in model.buffers()}
+    memo: dict[int, torch.Tensor] = {id(b): fake.from_tensor(b) for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(fake.from_tensor(p.detach()), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo)
 
 

@@ -166,7 +166,7 @@ def evaluate_classes(
     if constant is not None:
         test["constant"] = class_scores(matrices["constant"], ignore_background)
     records.sort(key=lambda record: record.index)
-    volumes: dict[str, Any] = {}
+    volumes: dict[tuple[str, str], list[dict[str, Any]]] = {}
     packed = [record.labels for record in records if record.labels is not None]
     if packed:
         rows = volumes["none", "adapted"] = score_volumes(split, packed, range(1, num_labels), surface_tolerance)

@@ -41,7 +41,7 @@ def score_volumes(
         Per volume `volume` (its name), `volume_dice`, `hd95_mm` and `surface_dice`; of classes their means over those
         that the truth or the prediction holds, and `per_class`, label -> the same.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, spacing, places in _volumes(split):
         truth = np.stack([mask_of(split, place) for place in places])  # (n, H, W)
         found = np.stack([np.frombuffer(zlib.decompress(packed[place]), np.uint8) for place in places])
@@ -49,7 +49,7 @@ def score_volumes(
         if labels is None:
             rows.append({"volume": name, **_renamed(volume_scores(found > 0, truth, spacing, tolerance))})
             continue
-        each = {}
+        each: dict[str, dict[str, float | None]] = {}
         for label in labels:
             wanted = np.where(truth == 255, np.uint8(255), (truth == label).astype(np.uint8))
             if (found == label).any() or (wanted == 1).any():

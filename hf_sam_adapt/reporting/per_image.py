@@ -97,5 +97,7 @@ def _class_rows(result: ClassResult, names: Sequence[str]) -> list[dict[str, Any
 def _file(split: Any, index: int) -> str:
     """The image's file, or its name where it has none of its own."""
     reader = getattr(split, "reader", None)
-    row = split.table[index] if reader is not None else None
-    return (reader.path(row) or row["id"]) if reader is not None else ""
+    if reader is None:
+        return ""
+    row = split.table[index]
+    return reader.path(row) or row["id"]

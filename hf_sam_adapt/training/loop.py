@@ -22,7 +22,8 @@ from ..errors import UserError
 from ..inference.forward import PromptedSam
 from ..inference.variants import AUTOCAST_DTYPES
 from ..losses.segmentation import loss_of_labels
-from ..sam.families import find_vision_encoder
+from ..prompts import at_centres
+from ..sam.families import vision_encoder
 from ..sam.processing import SamAdaptProcessor
 from .batches import BatchStream, TrainingSamples, seed_micro_step, to_device, training_loader
 from .checkpoints import Checkpoints, TrainingState
@@ -96,9 +97,8 @@ class TrainingLoop:
         self.cost = CostMeter(accelerator.device, self.schedule.images_per_step)
         # Sharded parameters have to be of one dtype.
         sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        encoder = find_vision_encoder(model)
-        if recipe.precision in AUTOCAST_DTYPES and not sharded and encoder is not None:
-            cast_frozen_matrices(encoder, AUTOCAST_DTYPES[recipe.precision])
+        if recipe.precision in AUTOCAST_DTYPES and not sharded:
+            cast_frozen_matrices(vision_encoder(model), AUTOCAST_DTYPES[recipe.precision])
         optimizer = build_optimizer(model.parameters(), recipe, accelerator.device)
         self.wrapped, self.optimizer = accelerator.prepare(PromptedSam(model), optimizer)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -246,9 +246,9 @@ class TrainingLoop:
 
     def _is_stopped(self) -> bool:
         """Whether as many validations as `early_stopping` says have followed the best one."""
-        found = [row["val_iou"] for row in self.state.validations]
+        ious = [row["val_iou"] for row in self.state.validations]
         wanted = self.recipe.early_stopping
-        return wanted is not None and bool(found) and len(found) - 1 - found.index(max(found)) >= wanted
+        return wanted is not None and bool(ious) and len(ious) - 1 - ious.index(max(ious)) >= wanted
 
     def _validate(self) -> None:
         """Score the validation images, and remember the step if it is the best."""
@@ -319,8 +319,7 @@ def batch_loss(
 
 def _mean_class_iou(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean IoU of the classes that the batch holds, at the resolution of the logits: (B, K, h, w), (B, S, S)."""
-    stride = labels.shape[-1] // logits.shape[-1]
-    labels = labels[:, stride // 2 :: stride, stride // 2 :: stride]  # (B, h, w)
+    labels = at_centres(labels, *logits.shape[-2:])  # (B, h, w)
     every = torch.arange(logits.shape[1], device=logits.device)[:, None, None, None]
     predicted, true = (logits.argmax(1) == every) & (labels != IGNORE), labels == every  # (K, B, h, w)
     union, present = (predicted | true).sum((1, 2, 3)), true.any(3).any(2).any(1)
@@ -330,8 +329,7 @@ def _mean_class_iou(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def _ious(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """IoU of each mask at the resolution of the logits: (R, h, w), (R, S, S) -> (R,)."""
-    stride = targets.shape[-1] // logits.shape[-1]
-    targets = targets[:, stride // 2 :: stride, stride // 2 :: stride]  # (R, h, w)
+    targets = at_centres(targets, *logits.shape[-2:])  # (R, h, w)
     predicted, true = (logits > 0) & (targets != IGNORE), targets == 1
     union = (predicted | true).sum(dim=(1, 2))
     return torch.where(union > 0, (predicted & true).sum(dim=(1, 2)) / union.clamp(min=1), 1.0)

@@ -13,7 +13,7 @@ from ..data.normalization import fit_normalization
 from ..data.tiles import resolve_tiles
 from ..errors import UserError
 from ..inference.loading import base_revision, build_model, load_adapted, load_base, method_of
-from ..sam.families import encoder_shape, find_vision_encoder
+from ..sam.families import encoder_shape, vision_encoder
 from ..sam.gradient_checkpointing import enable_checkpointing
 from ..sam.input_channels import inflate_channels
 from ..sam.processing import SamAdaptProcessor
@@ -56,9 +56,8 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[ResolvedRecipe, 
     )
     if resolved.gradient_checkpointing:
         enable_checkpointing(built.model, resolved.gradient_checkpointing)
-    encoder = find_vision_encoder(built.model)
-    if resolved.compile and encoder is not None:
-        encoder.compile()
+    if resolved.compile:
+        vision_encoder(built.model).compile()
     return resolved, built.model, processor
 
 

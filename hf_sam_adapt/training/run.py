@@ -24,7 +24,8 @@ from ..inference.loading import load_plain, save_adapter
 from ..reporting.cards import write_card
 from ..reporting.curves import save_threshold_curves
 from ..reporting.report import write_json
-from ..sam.families import find_vision_encoder
+from ..sam.families import vision_encoder
+from ..sam.processing import SamAdaptProcessor
 from ..sam.windows import windows_removed
 from ..tuners.common.decoder import lacks_gradients
 from ..upload import check_can_push
@@ -181,16 +182,15 @@ def announce(accelerator: Accelerator, loop: TrainingLoop, data: SegmentationDat
     )
 
 
+def embedding_cache(recipe: Recipe, model: nn.Module, processor: SamAdaptProcessor) -> EmbeddingCache:
+    """The cache of a model's embeddings, by the recipe's precision, batch size and workers."""
+    how: dict[str, Any] = {key: getattr(recipe, key) for key in ("precision", "batch_size", "num_workers")}
+    return EmbeddingCache(model, processor, **how)
+
+
 def embed(loop: TrainingLoop) -> EmbeddingCache:
     """Give the loop embeddings in place of training and validation images; the test images stay unopened."""
-    recipe, data = loop.recipe, loop.data
-    cache = EmbeddingCache(
-        loop.model,
-        loop.processor,
-        precision=recipe.precision,
-        batch_size=recipe.batch_size,
-        num_workers=recipe.num_workers,
-    )
+    data, cache = loop.data, embedding_cache(loop.recipe, loop.model, loop.processor)
     embedded: Any = cache.embed(*filter(None, (data.train, data.val)))  # stand for splits of images
     loop.data = dataclasses.replace(data, train=embedded[0], val=embedded[1] if data.val is not None else None)
     return cache
@@ -204,8 +204,7 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     """
     recipe, accelerator = loop.recipe, loop.accelerator
     zero_shot: dict[str, nn.Module] = {}
-    encoder = find_vision_encoder(loop.model)
-    if recipe.method == "full" or (encoder is not None and windows_removed(encoder)):
+    if recipe.method == "full" or windows_removed(vision_encoder(loop.model)):
         name = (recipe.adapter or recipe.model) if recipe.method == "full" else recipe.model
         plain = load_plain(name, loop.processor, recipe.attention)
         zero_shot["zero_shot_model"] = plain.to(accelerator.device)

@@ -79,17 +79,17 @@ class RunFolder:
         self.logs = self.path / "logs"
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file", key="output_dir", fix="name a folder")
-        found = [name for name in _OWN if (self.path / name).exists()]
+        present = [name for name in _OWN if (self.path / name).exists()]
         if recipe.resume_from_checkpoint is None:
-            if found:
+            if present:
                 raise UserError(
-                    f"{self.path} already holds {found[0]}",
+                    f"{self.path} already holds {present[0]}",
                     key="output_dir",
                     fix="name another folder, or continue that run with resume_from_checkpoint: latest",
                 )
-        elif found and "recipe.yaml" not in found:
+        elif present and "recipe.yaml" not in present:
             raise UserError(
-                f"{self.path} holds {found[0]} but no recipe.yaml, so it is not a run to resume", key="output_dir"
+                f"{self.path} holds {present[0]} but no recipe.yaml, so it is not a run to resume", key="output_dir"
             )
 
     def check_same_run(self, recipe: ResolvedRecipe) -> None:

@@ -14,6 +14,7 @@ from hf_sam_adapt.convert.annotations import convert_annotations
 from hf_sam_adapt.convert.annotations.push import write_parquet
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.annotations import find_image
+from hf_sam_adapt.data.notes import public
 from hf_sam_adapt.data.walk import files_below, is_leftover
 from hf_sam_adapt.demo.training_images import read_pairs
 from hf_sam_adapt.doctor import examine_dataset
@@ -223,6 +224,7 @@ def test_what_is_not_read_is_said(place, tmp_path):
     (tmp_path / place).write_bytes(b"x")
     notes = [note for note in load_segmentation_dataset(tmp_path).notes if "not read" in note]
     assert notes == [f"1 files of the folder are not read, such as {place}"]
+    assert [public(note) for note in notes] == ["1 files of the folder are not read"]
     assert place in [
         finding.file.removeprefix(f"{tmp_path}/") for finding in examine_dataset(tmp_path).findings.ordered()
     ]

@@ -45,7 +45,8 @@ def read_geojson(source: Path, images: Path | None = None, encoding: str | None 
         relative = file.relative_to(source) if file != source else Path(file.name)
         split = split_of(relative.parts[0]) if len(relative.parts) > 1 else UNSPLIT
         stem = stem_of(relative if split == UNSPLIT else Path(*relative.parts[1:]))
-        said = content.get("image") if isinstance(content.get("image"), dict) else {}
+        said: Any = content.get("image")
+        said = said if isinstance(said, dict) else {}
         height, width = (image_side(said.get(key), f"{file}: {key}") for key in ("height", "width"))
         size = (height, width) if height is not None and width is not None else None
         regions = [region for feature in features for region in _regions(feature, file, annotations)]

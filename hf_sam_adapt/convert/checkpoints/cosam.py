@@ -36,11 +36,11 @@ ENCODER: dict[str, Any] = {"global_attention": True}
 RESAMPLING: dict[str, Any] = {"antialias": False}
 
 _CLASSIFIER = re.compile(r"task_classifier_after_(\d+)(?:st|nd|rd|th)_")
-_HEAD = "mask_decoder.sam_decoder_hq_head."
-_RULES: Rules = [
-    (r"mask_decoder\.hf_token\.", f"{_HEAD}hq_token."),
-    (r"mask_decoder\.hf_mlp\.", f"{_HEAD}hq_mask_mlp."),
-    *((rf"mask_decoder\.{name}\.", f"{_HEAD}{name}.") for name in HQ_MODULES[2:]),
+HEAD = "mask_decoder.sam_decoder_hq_head."
+HEAD_RULES: Rules = [
+    (r"mask_decoder\.hf_token\.", f"{HEAD}hq_token."),
+    (r"mask_decoder\.hf_mlp\.", f"{HEAD}hq_mask_mlp."),
+    *((rf"mask_decoder\.{name}\.", f"{HEAD}{name}.") for name in HQ_MODULES[2:]),
 ]
 
 
@@ -53,8 +53,8 @@ def convert_cosam(checkpoint: Checkpoint, folder: Path, request: Request) -> lis
         return _convert_l2p(*pool, checkpoint, folder, request)
     fields = ENCODER | {"early_layer": 0} | _taken(request, ("global_attention", "early_layer"), "an HQ decoder")
     state = renamed({f"mask_decoder.{name}": value for name, value in checkpoint.tensors.items()}, META_NAMES)
-    tensors, frozen = split(state, _RULES)
-    early = tensors.get(f"{_HEAD}compress_vit_feat.0.weight")
+    tensors, frozen = split(state, HEAD_RULES)
+    early = tensors.get(f"{HEAD}compress_vit_feat.0.weight")
     if early is None or early.ndim != 4:
         raise UserError(
             f"{checkpoint} has no HQ decoder weights (hf_token, compress_vit_feat and so on)", key="checkpoint"

@@ -23,3 +23,17 @@ META_NAMES = [
     (r"^pe_layer\.positional_encoding_gaussian_matrix$", "shared_image_embedding.positional_embedding"),
     (r"^no_mask_embed\.", "prompt_encoder.no_mask_embed."),
 ]
+
+# Of the prompt encoder, which the adapters' files leave out.
+PROMPT_ENCODER_NAMES = [
+    (r"^prompt_encoder\.point_embeddings\.", "prompt_encoder.point_embed."),
+    (r"^prompt_encoder\.mask_downscaling\.0\.", "prompt_encoder.mask_embed.conv1."),
+    (r"^prompt_encoder\.mask_downscaling\.1\.", "prompt_encoder.mask_embed.layer_norm1."),
+    (r"^prompt_encoder\.mask_downscaling\.3\.", "prompt_encoder.mask_embed.conv2."),
+    (r"^prompt_encoder\.mask_downscaling\.4\.", "prompt_encoder.mask_embed.layer_norm2."),
+    (r"^prompt_encoder\.mask_downscaling\.6\.", "prompt_encoder.mask_embed.conv3."),
+    (
+        r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$",
+        "prompt_encoder.shared_embedding.positional_embedding",
+    ),
+]

@@ -233,7 +233,7 @@ def _load_nifti(path: Path) -> Any:
     from nibabel.filebasedimages import ImageFileError
 
     try:
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
     except FileNotFoundError as error:
         raise UserError("does not exist", where=path) from error
     except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:

@@ -13,10 +13,8 @@ from .polygons import CocoWriter, GeoJsonWriter, InstancesWriter, LabelmeWriter,
 from .result import WriteOptions, Writer
 
 
-WRITERS: dict[str, type[Writer]] = {
-    writer.key: writer
-    for writer in (PngWriter, LabelmeWriter, CocoWriter, YoloWriter, GeoJsonWriter, NiftiWriter, *MAP_WRITERS)
-}
+_PLAIN: tuple[type[Writer], ...] = (PngWriter, LabelmeWriter, CocoWriter, YoloWriter, GeoJsonWriter, NiftiWriter)
+WRITERS: dict[str, type[Writer]] = {writer.key: writer for writer in (*_PLAIN, *MAP_WRITERS)}
 
 
 def make_writers(formats: Sequence[str], folder: Path, options: WriteOptions, instances: bool = False) -> list[Writer]:

@@ -192,8 +192,8 @@ def predict(
                 for (path, image), prediction in zip(images.items(), segmented(list(images.values()))):
                     result = ImageResult(path, names[path], displayable(image), prediction)
                     record = described(prediction) | _describe(prompt)
-                    if (note := lost_place(path, writers)) is not None:
-                        record["note"] = note
+                    if (lost := lost_place(path, writers)) is not None:
+                        record["note"] = lost
                     if rank is not None:
                         record["uncertainty"] = uncertainty(prediction, threshold)
                     index.add(path, result, record)

@@ -8,8 +8,13 @@ from torch import nn
 
 from ...errors import UserError
 from ...names import check_id2label
-from ...sam.families import SamFamily, encoder_shape, family_of, find_mask_decoder
+from ...sam.families import SamFamily, encoder_shape, family_of, find_family, find_mask_decoder
+from .class_wise import READ
 from .config import SamConfigMixin
+
+
+# Of SAM2-Adapter's decoder. Its masks are the second's, which stands first here: the transformer knows no order.
+SAM2_ADAPTER_TOKENS = 2
 
 
 def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
@@ -21,6 +26,12 @@ def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
     has_decoder = find_mask_decoder(model) is not None
     if config.decoder is None:
         config.decoder = config.default_decoder if has_decoder else "frozen"
+    family = find_family(model)
+    if family is not None and config.decoder in family.refused_decoders:
+        raise UserError(
+            f"decoder={config.decoder!r} on {family.title}: {family.refused_decoders[config.decoder]}",
+            code="decoder-of-family",
+        )
     if (config.decoder == "class_wise") != (config.num_labels is not None):
         raise UserError(
             f"decoder={config.decoder!r} with num_labels={config.num_labels}: decoder='class_wise' needs the number "
@@ -29,7 +40,8 @@ def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
     if config.num_labels is not None and config.id2label is not None and not config.fingerprint_is_from_file:
         check_id2label(config.id2label, config.num_labels)
     if config.num_mask_tokens is not None:
-        fitting = ("full", "class_wise") if config.num_mask_tokens == 1 else ("class_wise",)
+        official = config.faithful and config.num_mask_tokens == SAM2_ADAPTER_TOKENS
+        fitting = ("full", "class_wise") if config.num_mask_tokens == 1 or official else ("class_wise",)
         if config.decoder not in fitting:
             raise UserError(
                 f"num_mask_tokens={config.num_mask_tokens} needs decoder={' or '.join(map(repr, fitting))}, not "
@@ -73,6 +85,11 @@ def decoder_parameters(config: SamConfigMixin, family: SamFamily, mask_decoder: 
     if config.faithful and config.num_mask_tokens is None:
         return names
     reached = set(family.reached_parameters(mask_decoder))
+    if config.decoder == "class_wise":
+        reached = set(filter(READ.match, reached))
+    if config.faithful:  # SAM2-Adapter's code trains what makes the finer maps, too
+        parts = [part.removeprefix(f"{family.mask_decoder}.") for part in family.embedding_parts]
+        reached |= {name for name in names if name.rpartition(".")[0] in parts}
     return [n for n in names if n in reached or (config.train_iou_head and n.startswith("iou_prediction_head."))]
 
 
@@ -103,7 +120,7 @@ def freeze_outside_adapter(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         _, decoder, inside = name.replace("modules_to_save.default.", "").rpartition(f"{family.mask_decoder}.")
         unreached = decoder and family.not_reached.match(inside)
-        kept = any(f"{part}." in name for part in family.never_trained)
+        kept = any(f"{part}." in f"{name}." for part in family.never_trained)
         if unreached or (kept and id(parameter) not in owned):
             parameter.requires_grad_(False)
 

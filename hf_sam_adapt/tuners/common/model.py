@@ -12,6 +12,7 @@ from torch import nn
 from ...errors import UserError
 from ...sam.base_names import TINY, located, stored
 from ...sam.families import (
+    SamFamily,
     check_no_unknown_sam,
     encoder_shape,
     family_of,
@@ -22,6 +23,7 @@ from ...sam.families import (
 from ...sam.fingerprint import check_fingerprint, compute_fingerprint
 from ...sam.image_size import original_position_embedding, resize_input, restore_input
 from ...sam.input_channels import inflate_channels, input_channels, original_channels, restore_channels
+from ...sam.mask_choice import choosing_decoders, set_choice, stop_choosing
 from ...sam.windows import remove_windows, restore_windows, windows_removed
 from .adapter_checks import check_adapter_keys, check_adapter_name
 from .config import SamConfigMixin
@@ -32,9 +34,9 @@ from .undo import Undoable
 
 
 class MaskTokenDefault:
-    """Forward pre-hook of a `SamModel`: a caller who names no `multimask_output` gets the adapter's.
+    """Hooks of a SAM's forward: who names no `multimask_output` gets the adapter's, and a single mask is token 0's.
 
-    An object instead of a closure, so that a model with it can be copied and pickled.
+    An object instead of closures, so that a model with it can be copied and pickled.
 
     Args:
         anchor: a tuner layer; while it has no active adapter the base model's default holds. None: of a merged model.
@@ -43,6 +45,16 @@ class MaskTokenDefault:
 
     def __init__(self, anchor: BaseTunerLayer | None, configs: dict[str, SamConfigMixin]):
         self.anchor, self.configs = anchor, configs
+        self._choosing: list[nn.Module] = []
+
+    def register(self, model: nn.Module) -> None:
+        model.register_forward_pre_hook(self, with_kwargs=True)
+        model.register_forward_hook(self.restore, always_call=True)
+
+    def restore(self, module: nn.Module, args: tuple, output: object) -> None:
+        """Forward hook: the decoder chooses its mask as it did before."""
+        set_choice(self._choosing, True)
+        self._choosing = []
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if self.anchor is None:
@@ -53,6 +65,9 @@ class MaskTokenDefault:
         configs = [self.configs.get(name) or getattr(module, "peft_config", {}).get(name) for name in live]
         chosen = [config.multimask_output for config in configs if isinstance(config, SamConfigMixin)]
         kwargs = as_keywords(module, args, kwargs)
+        if chosen:
+            self._choosing = choosing_decoders(module)
+            set_choice(self._choosing, False)
         return (), {"multimask_output": chosen[0], **kwargs} if chosen else kwargs
 
 
@@ -62,15 +77,18 @@ class SamTunerMixin(Undoable):
     Attributes:
         overlays_patch_embed: a trained patch embedding gets an overlay; False where the method wraps it itself.
         needs_targets: an adapter without a layer of the method's own is a mistake.
+        faithful_types: of the families for which the method's official code was written.
     """
 
     overlays_patch_embed = True
     needs_targets = True
+    faithful_types: tuple[str, ...] = ("sam",)
 
     def _place(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         config: SamConfigMixin = self.peft_config[adapter_name]
         check_no_unknown_sam(model)
         check_adapter_name(model, adapter_name)
+        self.check_family(config, find_family(model))
         if config.base_fingerprint is not None and config.fingerprint_is_from_file:
             check_fingerprint(config.base_fingerprint, model, adapter_name)
         unknown_base = config.inference_mode and config.base_fingerprint is None
@@ -81,6 +99,9 @@ class SamTunerMixin(Undoable):
                 stacklevel=2,
             )
         name_tiny(model, config)
+        family = find_family(model)
+        if family is not None:
+            family.mend(model)
         resolve_decoder(config, model)
         self._check_decoder_is_free(model, config, adapter_name)
         self._set_image_size(model, config, adapter_name)
@@ -91,6 +112,15 @@ class SamTunerMixin(Undoable):
         if not config.fingerprint_is_from_file and not unknown_base:
             config.base_fingerprint = compute_fingerprint(model)
         self._install_mask_token_default(model)
+
+    def check_family(self, config: SamConfigMixin, family: SamFamily | None) -> None:
+        """Raise `UserError` for what the method cannot do on this family; settle what depends on it in the config."""
+        if config.faithful and family is not None and family.model_type not in self.faithful_types:
+            raise UserError(
+                f"faithful=True on {family.title}: the method's official code, whose computation it reproduces, was "
+                "not written for it",
+                fix="leave it out",
+            )
 
     def _check_decoder_is_free(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> None:
         """Raise `UserError` if the adapter brings decoder weights where others have put theirs."""
@@ -193,7 +223,7 @@ class SamTunerMixin(Undoable):
             return
         _remove_mask_token_hooks(model)  # one of an adapter that is gone would look at a layer that is gone
         anchor = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
-        model.register_forward_pre_hook(MaskTokenDefault(anchor, self.peft_config), with_kwargs=True)
+        MaskTokenDefault(anchor, self.peft_config).register(model)
 
     @classmethod
     def is_overlay_target(cls, config: SamConfigMixin, model: nn.Module, key: str) -> bool:
@@ -211,7 +241,8 @@ class SamTunerMixin(Undoable):
     def _overlay_names(config: SamConfigMixin, model: nn.Module, key: str) -> list[str]:
         family, decoder = family_of(model), find_mask_decoder(model)
         if family.is_patch_embedding(key):
-            return ["projection.weight", "projection.bias"]
+            bias = family.patch_embedding_of(find_vision_encoder(model)).projection.bias
+            return ["projection.weight"] if bias is None else ["projection.weight", "projection.bias"]
         if decoder is not None and key == family.prompt_encoder:
             return prompt_encoder_parameters(config)
         if decoder is not None and key == family.mask_decoder:
@@ -234,6 +265,8 @@ class SamTunerMixin(Undoable):
             num_labels=config.num_labels if decoder else None,
             hq_head=self._hq_head(config, adapter_name, layer) if hq else None,
             train_iou_head=decoder and config.train_iou_head,
+            # As SAM2-Adapter's code, which calls the decoder without any point.
+            without_padding=config.faithful and self.model.config.model_type == "sam2" and not decoder,
             random_init=config.init_weights is False,
             inference_mode=config.inference_mode,
         )
@@ -282,7 +315,7 @@ class SamTunerMixin(Undoable):
         self, merge: bool = True, progressbar: bool = True, safe_merge: bool = False, adapter_names=None
     ) -> nn.Module:
         """A merged model keeps the adapter's input size and channels, for which its weights are, and its default of
-        `multimask_output`; saved and loaded again it is a plain `SamModel`, with SAM's default."""
+        `multimask_output`; saved and loaded again it is a plain SAM, with its default."""
         if merge:
             self._check_overlays_merge(adapter_names, safe_merge)
         merged = adapter_names or self.active_adapters
@@ -293,11 +326,13 @@ class SamTunerMixin(Undoable):
         _remove_mask_token_hooks(model)
         if merge and find_mask_decoder(model) is not None:
             configs = {name: self.peft_config[name] for name in merged}
-            model.register_forward_pre_hook(MaskTokenDefault(None, configs), with_kwargs=True)
+            MaskTokenDefault(None, configs).register(model)
+            stop_choosing(model)
         if not merge and find_vision_encoder(model) is not None:
             restore_windows(model)
             restore_input(model)
             restore_channels(model)
+            family_of(model).unmend(model)
         return model
 
     @contextmanager
@@ -349,6 +384,10 @@ def _remove_mask_token_hooks(model: nn.Module) -> None:
     for key in [key for key, hook in model._forward_pre_hooks.items() if isinstance(hook, MaskTokenDefault)]:
         del model._forward_pre_hooks[key]
         model._forward_pre_hooks_with_kwargs.pop(key, None)
+    for key, hook in list(model._forward_hooks.items()):
+        if isinstance(getattr(hook, "__self__", None), MaskTokenDefault):
+            del model._forward_hooks[key]
+            model._forward_hooks_always_called.pop(key, None)
 
 
 def _holds(module: nn.Module, adapter_name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The loop of docs/label_loop.md on real images: adapt, rank, correct what is least sure, take it back, adapt again."""
+"""The loop of docs/label_loop.md on real images: adapt, rank, correct the least sure, take them back, adapt again."""
 
 import json
 import shutil

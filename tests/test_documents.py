@@ -50,6 +50,7 @@ MADE = {  # page -> files that its commands and scripts leave behind
     "docs/fifty_images.md": ["sheet.png", "from_the_hub/49_mask.png", "runs/fifty-again/metrics.json"],
     "docs/instances.md": ["instances/instances.json", "from_grid/instances.json"],
     "docs/label_loop.md": ["corrected/recipe.yaml", "runs/second/metrics.json"],
+    "docs/large_images.md": ["runs/tiled/metrics.json", "on_the_map/scene_mask.tif", "on_the_map/scene.gpkg"],
     "docs/methods.md": ["converted/adapter_model.safetensors", "label_maps/2_mask.png", "encoder.pt2"],
     "docs/python.md": ["polyp/adapter_model.safetensors", "runs/from_python/metrics.json"],
     "docs/results.md": [

@@ -91,6 +91,8 @@ class StagedPatchEmbed(SamAdapterPatchEmbed):
         groups: of the encoder.
     """
 
+    least_rank = 3  # as of the smallest published encoder; a LayerNorm over fewer channels leaves signs or nothing
+
     def __init__(self, base_layer: nn.Module, groups: list[Group]):
         super().__init__(base_layer)
         self.groups = groups
@@ -99,7 +101,7 @@ class StagedPatchEmbed(SamAdapterPatchEmbed):
     def _projections(self, config: SamAdapterConfig, blocks: list[int]) -> tuple[nn.ModuleDict, nn.Module]:
         adapted = [index for index, group in enumerate(self.groups) if any(block in group for block in blocks)]
         widths = [group.width for group in self.groups]
-        ranks = [bottleneck(width, config) for width in widths]
+        ranks = [bottleneck(width, config, self.least_rank) for width in widths]
         features = nn.ModuleDict()
         for name in config.features:
             if name == "embedding":

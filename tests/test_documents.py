@@ -1,5 +1,6 @@
 """Every code block of README, CONTRIBUTING and docs/ runs, on `tiny` and drawn images, with two training steps."""
 
+import dataclasses
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ import hf_sam_adapt
 from hf_sam_adapt import load_tiny_sam
 from hf_sam_adapt.config.arguments import parse_arguments
 from hf_sam_adapt.config.continual_recipe import ContinualRecipe
+from hf_sam_adapt.config.help import GROUPS
 from hf_sam_adapt.config.methods import METHODS
 from hf_sam_adapt.config.presets import PRESETS
 from hf_sam_adapt.config.recipe import Recipe
@@ -44,8 +46,11 @@ MADE = {  # page -> files that its commands and scripts leave behind
         *(f"{name}/{i}_mask.png" for name in ("predictions", "from_the_hub") for i in range(3)),
     ],
     "docs/continual.md": ["routed/2_mask.png", "runs/grown/pool/wounds/adapter_model.safetensors"],
+    "docs/cluster.md": ["needs.json", "runs/preempted/adapter_model.safetensors"],
+    "docs/fifty_images.md": ["sheet.png", "from_the_hub/49_mask.png", "runs/fifty-again/metrics.json"],
     "docs/instances.md": ["instances/instances.json", "from_grid/instances.json"],
     "docs/label_loop.md": ["corrected/recipe.yaml", "runs/second/metrics.json"],
+    "docs/large_images.md": ["runs/tiled/metrics.json", "on_the_map/scene_mask.tif", "on_the_map/scene.gpkg"],
     "docs/methods.md": ["converted/adapter_model.safetensors", "label_maps/2_mask.png", "encoder.pt2"],
     "docs/python.md": ["polyp/adapter_model.safetensors", "runs/from_python/metrics.json"],
     "docs/results.md": [
@@ -70,8 +75,8 @@ def shortened(command: str) -> str:
         if launch[1] is not None:
             assert yaml.safe_load((ROOT / launch[1]).read_text())["num_processes"] >= 1
         command = command.replace(launch[0], "accelerate launch --cpu --num_processes 1")
-    if TRAINS.search(command) and "--max_steps" not in command:
-        command += " --max_steps 2"
+    if TRAINS.search(command):
+        command = f"{re.sub(r' --max_steps [0-9]+', '', command)} --max_steps 2"
     return command + TWO_DOMAINS * ("continual_quickstart.yaml" in command)
 
 
@@ -243,6 +248,34 @@ def test_presets_page_has_the_presets():
     for name, keys in PRESETS.items():
         for key in ("model", "method", "batch_size", "gradient_accumulation_steps", "precision"):
             assert str(keys.get(key, "\u2013")) == shown[name][key].partition("`,")[0], (name, key)
+
+
+@pytest.mark.parametrize("recipe", [Recipe, ContinualRecipe], ids=lambda cls: cls.__name__)
+def test_every_key_of_a_recipe_is_documented(recipe):
+    """As inline code that begins with it, or in a block as a flag or a key of YAML."""
+    text = "".join((ROOT / page).read_text() for page in PAGES)
+    inline = re.findall(r"`(?:--)?(\w+)[^`\n]*`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    yaml_keys = re.findall(r"^(\w+):", "".join(block for page in PAGES for _, block in blocks(page)), re.MULTILINE)
+    flags = re.findall(r"--(\w+)", "".join(block for page in PAGES for _, block in blocks(page)))
+    known = {*inline, *yaml_keys, *flags}
+    assert [field.name for field in dataclasses.fields(recipe) if field.name not in known] == []
+
+
+def test_keys_of_the_training_stand_with_their_defaults():
+    """In the table of docs/training.md: those of the optimisation, and what else decides a step."""
+    page = (ROOT / "docs/training.md").read_text()
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.+?) \| .+ \|$", page, re.MULTILINE)
+    shown = {key: default for keys, default in rows for key in re.findall(r"\w+", keys)}
+    assert {*GROUPS["optimisation"], "epochs", "batch_size", "augment", "seed"} - {
+        "learning_rates",
+        "class_weights",
+    } <= {*shown}
+    recipe = Recipe()
+    for key in ("epochs", "warmup", "weight_decay", "num_workers", "points_per_object", "seed"):
+        assert float(shown[key]) == getattr(recipe, key), key
+    assert shown["max_grad_norm"] == "1" and recipe.max_grad_norm == 1
+    assert shown["lr_scheduler"] == f"`{recipe.lr_scheduler}`" and shown["augment"] == f"`{' '.join(recipe.augment)}`"
+    assert shown["batch_size"] == f"{recipe.batch_size}, {recipe.gradient_accumulation_steps}"
 
 
 def test_readme_leads_to_every_page():

@@ -19,6 +19,7 @@ from ..config.shared_keys import (
     TileKeys,
     VolumeKeys,
 )
+from ..errors import UserError
 from ..names import METRIC_NAMES, PromptKind
 
 
@@ -196,8 +197,15 @@ class PushArguments:
     public: bool = option(False, "Create a public repository; otherwise it is private.")
     revision: str | None = option(None, "Branch, created if needed; unset = main.")
     repo_type: Literal["model", "space"] = option(
-        "model", "space: a folder with app.py, pushed with the wheel of its checkout."
+        "model", "space: a folder with app.py, pushed with the package of its checkout."
     )
+    space_sdk: Literal["docker", "gradio"] | None = option(
+        None, "What a Space runs on: gradio can be on ZeroGPU, docker anywhere; unset = what its README says."
+    )
+
+    def __post_init__(self) -> None:
+        if self.space_sdk is not None and self.repo_type != "space":
+            raise UserError("of a Space", key="space_sdk", fix="add --repo_type space")
 
 
 @dataclass

@@ -144,18 +144,20 @@ def _model_and_variants(
     """Loads an adapter, or a plain SAM where none is named.
 
     A fully trained model does not hold its base: that is `model`, or what the run's `recipe.yaml` names, or left out.
+    Nor does one with an adapter that writes into it, such as PiSSA.
 
     Returns:
         The model on CPU, its processor, and the arguments `adapted`, `zero_shot` and `zero_shot_model` of `evaluate`.
     """
     from ..inference.loading import load_for_inference, load_plain
+    from ..tuners.stock import changes_base
 
     loaded = load_for_inference(adapter, model, attention)
     if adapter is None:
         return loaded.model, loaded.processor, {"adapted": False}
-    if loaded.config is not None:
+    if loaded.config is not None and not changes_base(loaded.config):
         return loaded.model, loaded.processor, {}
-    base_name = model or EarlierRun.read(adapter).taken(["model"]).get("model")
+    base_name = loaded.base_name or model or EarlierRun.read(adapter).taken(["model"]).get("model")
     if base_name is None:
         return loaded.model, loaded.processor, {"zero_shot": False}
     plain = load_plain(base_name, loaded.processor, attention)

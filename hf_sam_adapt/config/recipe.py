@@ -43,7 +43,7 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
         "The SAM to adapt: tiny, a folder, or a Hub id such as facebook/sam-vit-base; unset = the adapter's, or tiny.",
         path=MODEL,
     )
-    method: Literal["sam_adapter", "conv_lora", "cwsam", "decoder", "l2p", "lora", "full"] = option(
+    method: Literal["sam_adapter", "conv_lora", "cwsam", "decoder", "l2p", "lora", "peft", "full"] = option(
         "sam_adapter", "How SAM is adapted."
     )
     method_args: dict = option({}, "Fields of the method's PEFT config, e.g. --method_args.scale_factor 16.")

@@ -16,6 +16,7 @@ from ..prompts import Prompt
 from ..sam.families import family_of, vision_encoder
 from ..tuners.moda.encode import first_adapted_block
 from ..tuners.moda.pool import Routing
+from .gpu import encode_image
 from .loaded_adapters import Entry
 from .session import ImageState
 
@@ -96,7 +97,7 @@ def _encoded(image: ImageState, entry: Entry, domain: str | None) -> tuple[Encod
     if encoded is None or missing:
         # Where a pool's adapters lie in the decoder, any of its domains gives the early map.
         under = domain if pool is None or in_encoder else pool.domains[0]
-        encoded = image.encoded[key] = entry.predictor.encode([image.picture.image], under)
+        encoded = image.encoded[key] = encode_image(entry, image.picture, under)
     # What another model of the same encoder has kept beside the maps is not for this one.
     keeps_early = with_early or family_of(entry.model).keeps_early
     embeddings = dataclasses.replace(

@@ -60,6 +60,12 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    def to(self, device: str | torch.device) -> EncodedImages:
+        """The same on another device."""
+        return EncodedImages(
+            self.embeddings.to(device), {name: values.to(device) for name, values in self.sizes.items()}
+        )
+
     def __getitem__(self, rows: Sequence[int]) -> EncodedImages:
         """The images `rows`, which may repeat."""
         return EncodedImages(self.embeddings[rows], {name: values[rows] for name, values in self.sizes.items()})

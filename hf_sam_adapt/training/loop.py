@@ -25,6 +25,7 @@ from ..losses.segmentation import loss_of_labels
 from ..prompts import at_centres
 from ..sam.families import vision_encoder
 from ..sam.processing import SamAdaptProcessor
+from ..tuners.stock import keep_every_rank, rank_allocator
 from .batches import BatchStream, TrainingSamples, seed_micro_step, to_device, training_loader
 from .checkpoints import Checkpoints, TrainingState
 from .cost import CostMeter
@@ -93,6 +94,7 @@ class TrainingLoop:
         self.model = model
         self.class_weights = None if class_weights is None else class_weights.to(accelerator.device)
         self.schedule = Schedule.of(recipe, len(self.images), accelerator.num_processes)
+        self.allocate_ranks = rank_allocator(model, self.schedule.total)
         self.warmup = warmup_steps(recipe.warmup, self.schedule.total)
         self.cost = CostMeter(accelerator.device, self.schedule.images_per_step)
         # Sharded parameters have to be of one dtype.
@@ -135,6 +137,8 @@ class TrainingLoop:
                 fix="keep processes * batch_size * accumulation",
             )
         self.accelerator.print(f"Resumed at step {self.state.step} of {self.schedule.total}.")
+        if self.allocate_ranks is not None:
+            self.accelerator.print("note: the tuner's scores of what is important are not kept; they start anew.")
 
     def run(self) -> None:
         """Train to the end and leave the best validated weights in the model."""
@@ -159,6 +163,8 @@ class TrainingLoop:
                 if self._after_step():
                     cost.restart()
         self.checkpoints.load_best(self.state)
+        if self.state.best_step not in (None, self.state.step):
+            keep_every_rank(self.model)
 
     def _loader(self) -> torch.utils.data.DataLoader:
         recipe, accelerator = self.recipe, self.accelerator
@@ -203,6 +209,8 @@ class TrainingLoop:
                 if self.accelerator.sync_gradients and self.recipe.max_grad_norm:
                     self.accelerator.clip_grad_norm_(self.trained, self.recipe.max_grad_norm)
                 self.optimizer.step()
+                if self.accelerator.sync_gradients and self.allocate_ranks is not None:
+                    self.allocate_ranks(step + 1)
                 self.optimizer.zero_grad()
             figures.append(torch.stack([loss.detach(), iou]))
         loss, iou = self.accelerator.reduce(torch.stack(figures).mean(dim=0), "mean").tolist()

@@ -17,6 +17,7 @@ from ..sam.families import encoder_shape, vision_encoder
 from ..sam.gradient_checkpointing import enable_checkpointing
 from ..sam.input_channels import inflate_channels
 from ..sam.processing import SamAdaptProcessor
+from .loop import Schedule
 from .task import check_adapter_classes, task_of
 
 
@@ -68,9 +69,9 @@ def build(recipe: Recipe, data: SegmentationData) -> Built:
         base, processor = load_base(name, recipe.attention)
         if recipe.method == "full" and recipe.channels is not None:
             inflate_channels(base, recipe.channels)
-        model: Any = build_model(
-            recipe.method, task_of(recipe, data).method_fields(), base, image_size=recipe.image_size
-        )
+        fields = task_of(recipe, data).method_fields()
+        steps = Schedule.of(recipe, len(data.train), 1).total  # the loop knows the number of processes
+        model: Any = build_model(recipe.method, fields, base, image_size=recipe.image_size, steps=steps)
         if recipe.method != "full":
             model.peft_config["default"].revision = base_revision(name)
         return Built(model, processor, recipe.method, name)

@@ -28,6 +28,7 @@ from ..sam.families import vision_encoder
 from ..sam.processing import SamAdaptProcessor
 from ..sam.windows import windows_removed
 from ..tuners.common.decoder import lacks_gradients
+from ..tuners.stock import changes_base, config_of
 from ..upload import check_can_push
 from .earlier_run import EarlierRun
 from .experts import save_expert_plot
@@ -204,7 +205,8 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     """
     recipe, accelerator = loop.recipe, loop.accelerator
     zero_shot: dict[str, nn.Module] = {}
-    if recipe.method == "full" or windows_removed(vision_encoder(loop.model)):
+    without_windows = windows_removed(vision_encoder(loop.model))
+    if recipe.method == "full" or without_windows or changes_base(config_of(loop.model)):
         name = (recipe.adapter or recipe.model) if recipe.method == "full" else recipe.model
         plain = load_plain(name, loop.processor, recipe.attention)
         zero_shot["zero_shot_model"] = plain.to(accelerator.device)

@@ -263,7 +263,7 @@ def _channel_fields(recipe: Recipe) -> dict[str, Any]:
         return {}
     if recipe.method not in CLASS_METHODS:
         raise UserError(
-            f"{recipe.channels}, but a plain LoRA file cannot store another patch embedding",
+            f"{recipe.channels}, but a file of plain PEFT cannot store another patch embedding",
             key="channels",
             fix=f"use one of {', '.join(CLASS_METHODS)} or full",
         )

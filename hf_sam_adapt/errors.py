@@ -11,6 +11,7 @@ EXTRAS = {
     "train": ("datasets", "evaluate", "matplotlib", "psutil", "rich", "scipy", "tifffile"),
     "demo": ("gradio",),
     "instances": ("pycocotools",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
 }
 
 

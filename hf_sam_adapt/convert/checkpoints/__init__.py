@@ -17,6 +17,7 @@ from .cosam import convert_cosam, convert_cosam_pool
 from .engine import Base, Request
 from .folder import check_free
 from .sam_adapter import CWSAM_UNTOLD, SAM_ADAPTER_UNTOLD, convert_cwsam, convert_sam_adapter
+from .segment_anything import convert_segment_anything
 
 
 __all__ = ["Conversion", "convert_official_checkpoint"]
@@ -27,6 +28,7 @@ FORMATS = {
     "conv-lora": (convert_conv_lora, CONV_LORA_UNTOLD),
     "cwsam": (convert_cwsam, CWSAM_UNTOLD),
     "cosam": (convert_cosam, COSAM_UNTOLD),
+    "sam-pth": (convert_segment_anything, ()),
 }
 # Parts of names that only files of one format have; CWSAM's files hold all that SAM-Adapter's do.
 SIGNS = (
@@ -73,7 +75,8 @@ def convert_official_checkpoint(
     Args:
         format: `"conv-lora"`, the `model.ckpt` of an AutoGluon predictor, or the predictor's folder; `"sam-adapter"`
             and `"cwsam"`, the `model_epoch_*.pth` of the official code; `"cosam"`, an `adapter_<domain>.pth` of the
-            official MoDA, or the prompt pool of its L2P.
+            official MoDA, or the prompt pool of its L2P; `"sam-pth"`, a whole SAM of segment-anything, which becomes a
+            model folder.
         checkpoint_path: the file; for `"cosam"` also a folder of them with its `task_classifier_after_*.pth`, which
             becomes a pool of domains.
         out_folder: must not exist, or be empty.

@@ -257,7 +257,7 @@ class DomainRouter(StateOfAnyShape):
 
         0 for domains that came after the last `fit`; before the first one all is the first domain's.
         """
-        scores = features.new_zeros(len(features), len(self.domains), dtype=torch.float32)
+        scores = features.new_zeros(features.shape[0], len(self.domains), dtype=torch.float32)
         if self.head.domains < 2:
             scores[:, :1] = 1
         else:
@@ -272,7 +272,7 @@ class DomainRouter(StateOfAnyShape):
         domains everything is unknown. With one, and until `fit` has seen two, everything is the first's.
         """
         if self.head.domains < 2:
-            return torch.full((len(features),), 0 if self.domains else REJECTED, device=features.device)
+            return torch.full((features.shape[0],), 0 if self.domains else REJECTED, device=features.device)
         features = features.float()
         choice = self.head(features).argmax(1)
         if self.reject:

@@ -87,7 +87,7 @@ class ExportArguments:
     limit: int = option(16, "Test images at most; 0 = all.")
     max_difference: float | None = option(
         None,
-        "Largest difference of a logit, as a share of the image's largest; unset = 1e-4, of fp16 0.02, of int8 0.5.",
+        "Largest difference of a logit, as a share of the image's largest; unset = 1e-4, of fp16 0.02, of int8 0.2.",
     )
 
 
@@ -110,8 +110,8 @@ class ConvertArguments:
         | None
     ) = option(
         None,
-        "What wrote it: conv-lora is AutoGluon's model.ckpt or its folder, cosam also a folder; sam-pth is a whole SAM "
-        "of segment-anything; folder is this package's images/ and masks/, to be pushed.",
+        "What wrote it: conv-lora is AutoGluon's model.ckpt or its folder, cosam also a folder; sam-pth is a whole "
+        "SAM of segment-anything; folder is this package's images/ and masks/, to be pushed.",
         flag="from",
     )
     out: str | None = option(None, "Folder to create for the adapter or the data set.", path=FILE)

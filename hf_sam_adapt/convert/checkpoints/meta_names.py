@@ -4,7 +4,7 @@ _MLP = r"(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head|hf
 _FEED_FORWARD = rf"{_MLP}\.layers"
 _FEED_FORWARD_IN, _FEED_FORWARD_OUT = rf"^{_MLP}\.proj_in\.", rf"^{_MLP}\.proj_out\."
 META_POSITIONS = "pe_layer.positional_encoding_gaussian_matrix"
-# SAM's positional matrix, which transformers keeps under two names; Meta's SAM and the adapters' code put it elsewhere.
+# SAM's positional matrix, which transformers keeps under two names.
 POSITIONS = "shared_image_embedding.positional_embedding"
 PROMPT_POSITIONS = "prompt_encoder.shared_embedding.positional_embedding"
 

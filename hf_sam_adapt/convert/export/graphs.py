@@ -205,6 +205,7 @@ class Router(nn.Module):
     def __init__(self, pool: ModaModel, normalise: nn.Module | None = None) -> None:
         super().__init__()
         self.normalise, self.router, self.vision_encoder = normalise, pool.router, find_vision_encoder(pool.model)
+        self.register_buffer("labels", pool.router.kept_labels)
         self.__dict__["pool"] = pool
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -221,4 +222,4 @@ class Router(nn.Module):
                 embeddings = encode_images(pool.model, pixel_values)
                 features = pool.router_features(pixel_values)
         early = () if embeddings.early is None else (embeddings.early[None],)
-        return (embeddings.maps, *early, self.router.route(features), self.router.scores(features))
+        return (embeddings.maps, *early, self.router.route(features, self.labels), self.router.scores(features))

@@ -74,7 +74,7 @@ def onnx_runner(part: Part, path: Path) -> Run:
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except onnxruntime.capi.onnxruntime_pybind11_state.Fail as error:
+    except Exception as error:  # onnxruntime's errors have no common class
         raise UserError(f"onnxruntime does not take {path.name}: {first_line(error)}", key="opset") from error
 
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -67,7 +67,7 @@ def merged(model: nn.Module) -> nn.Module:
 
 
 def check_exportable(model: nn.Module, processor: SamAdaptProcessor, encoder_input: str) -> None:
-    """Raise `UserError` for a model of another family than SAM's first, and for images that no annotator hands over."""
+    """Raise `UserError` for a SAM of another family than the first, and for images that no annotator hands over."""
     family = family_of(model)
     if family is not SAM:
         raise UserError(

@@ -10,6 +10,7 @@ from typing import Any
 EXTRAS = {
     "train": ("datasets", "evaluate", "matplotlib", "psutil", "rich", "scipy", "tifffile"),
     "demo": ("gradio",),
+    "mcp": ("mcp",),
     "instances": ("pycocotools",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
 }

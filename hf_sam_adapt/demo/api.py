@@ -23,6 +23,24 @@ from .training_images import read_pairs
 _POLL = 0.5
 
 
+class Numbers(gr.JSON):
+    """A list of numbers, or of such lists. `gr.JSON` tells MCP clients `{"type": {}}`, which is no schema.
+
+    Args:
+        depth: of the lists in one another.
+    """
+
+    def __init__(self, depth: int, **kwargs: Any) -> None:
+        self.depth = depth
+        super().__init__(**kwargs)
+
+    def api_info(self) -> dict[str, Any]:
+        schema: dict[str, Any] = {"type": "number"}
+        for _ in range(self.depth):
+            schema = {"type": "array", "items": schema}
+        return schema
+
+
 class Api:
     """Adds the endpoints to the current Blocks; nothing of them is seen on the page."""
 
@@ -31,8 +49,8 @@ class Api:
         with gr.Row(visible=False):
             image = gr.File(label="image")
             adapter = gr.Textbox(label="adapter", value="")
-            points = gr.JSON(label="points", value=[])
-            box = gr.JSON(label="box", value=None)
+            points = Numbers(2, label="points", value=[])
+            box = Numbers(1, label="box", value=None)
             domain = gr.Textbox(label="domain", value="")
             images, masks = (gr.File(label=name, file_count="multiple") for name in ("images", "masks"))
             method, steps = gr.Textbox(label="method", value="hq"), gr.Number(label="steps", value=60, precision=0)
@@ -65,7 +83,7 @@ class Api:
             image: an image file.
             adapter: as the page's list names it, with or without method and size, or a Hub id; empty for plain SAM.
             points: `[[x, y, label], …]` in pixels, label 1 on the object, 0 off it; empty for none.
-            box: `[x0, y0, x1, y1]` in pixels, instead of points; null for none.
+            box: `[x0, y0, x1, y1]` in pixels, instead of points; empty for none.
             domain: of a pool, or `base`; empty: its router chooses.
 
         Returns:

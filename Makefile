@@ -36,7 +36,7 @@ test-slow: install
 # The code blocks of docs/; those of README are in `test`.
 documents: install
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow \
-		tests/test_documents.py tests/convert_data/test_own_data.py
+		tests/test_documents.py tests/convert/annotations/test_own_data.py
 
 conformance: install
 	PEFT_TESTS_DIR="$$($(BIN)/python tests/conformance/fetch.py)" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \

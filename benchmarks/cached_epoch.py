@@ -25,7 +25,8 @@ from results import machine, table, versions
 from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.data.synthetic import draw_sample
 from hf_sam_adapt.training.loop import TrainingLoop
-from hf_sam_adapt.training.run import build_accelerator, embed, load_data, load_model
+from hf_sam_adapt.training.resolve import load_model
+from hf_sam_adapt.training.run import build_accelerator, embed, load_data
 from hf_sam_adapt.training.run_folder import RunFolder
 
 

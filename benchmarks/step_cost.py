@@ -144,7 +144,7 @@ def main() -> None:
     header = ["model", "method", "s / step (median)", "peak memory, MiB", "time / lora", "memory / lora"]
     note = "Ratios of neighbouring processes: median (smallest to largest). Peak memory: on a CPU above what was "
     note += "resident before the first step, on a GPU all that is allocated."
-    publish("Training step against LoRA", f"{table(header, rows)}\n\n{note}")
+    publish(f"Training step of {' and '.join(args.models)} against LoRA", f"{table(header, rows)}\n\n{note}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import yaml
 
@@ -25,6 +25,27 @@ METRIC_NAMES = ("s_measure", "e_measure", "f_measure", "weighted_f", "mae", "auc
 # The settings that are keys, and the arguments that they are, by metric.
 METRIC_SETTINGS = {"beta2": {"f_measure": "beta2", "weighted_f": "beta2"}, "ber_threshold": {"ber": "threshold"}}
 IgnoreBackground = bool | Literal["official"]
+PromptKind = Literal["none", "box", "point", "mask"]
+PROMPT_KINDS: tuple[str, ...] = get_args(PromptKind)
+
+
+def check_prompt_kinds(kinds: Sequence[str], num_labels: int | None = None) -> None:
+    """Raise `UserError` unless all are known, and of a model with classes, which takes no prompts, only "none"."""
+    unknown = [kind for kind in kinds if kind not in PROMPT_KINDS]
+    if unknown:
+        raise UserError(f"unknown '{unknown[0]}'", key="prompts", fix=f"choose from {', '.join(PROMPT_KINDS)}")
+    if not kinds:
+        raise UserError("empty", key="prompts", fix=f"name at least one of {', '.join(PROMPT_KINDS)}")
+    if num_labels is not None and set(kinds) != {"none"}:
+        raise UserError(
+            f"{' '.join(kinds)}, but classes are segmented without prompts", key="prompts", fix="leave it unset"
+        )
+
+
+def check_image_size(image_size: int, patch_size: int) -> None:
+    """Raise `UserError` unless the side of an input, in pixels, is that of a number of patches."""
+    if image_size < patch_size or image_size % patch_size:
+        raise UserError(f"{image_size} is not a positive multiple of the patch size {patch_size}", key="image_size")
 
 
 def parse_loss(loss: str, channels: int | None = None) -> list[str]:
@@ -132,9 +153,9 @@ def check_id2label(id2label: Mapping[int, str], num_labels: int) -> None:
             key="id2label",
             fix=f"name each, 0 to {num_labels - 1}, the background included",
         )
-    more = sorted(set(id2label) - set(range(num_labels)))
-    if more:
-        problem = f"class {more[0]} ({id2label[more[0]]}) is not below num_labels {num_labels}"
+    unknown = sorted(set(id2label) - set(range(num_labels)))
+    if unknown:
+        problem = f"class {unknown[0]} ({id2label[unknown[0]]}) is not below num_labels {num_labels}"
         raise UserError(problem, key="id2label")
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_session, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
@@ -156,7 +156,7 @@ def upload(
     """
     api = HfApi(token=token, library_name="hf-sam-adapt")
 
-    def commit():
+    def commit() -> CommitInfo:
         # Not upload_folder, which may make several commits. A commit whose answer was lost is not made twice: the
         # client leaves out files that the repository holds already.
         operations = [CommitOperationAdd(inside, str(path)) for inside, path in chosen.items()]

@@ -18,10 +18,11 @@ from PIL import Image
 
 import hf_sam_adapt
 from hf_sam_adapt import load_tiny_sam
-from hf_sam_adapt.config.continual_recipe import parse_continual_recipe
+from hf_sam_adapt.config.arguments import parse_arguments
+from hf_sam_adapt.config.continual_recipe import ContinualRecipe
 from hf_sam_adapt.config.methods import METHODS
 from hf_sam_adapt.config.presets import PRESETS
-from hf_sam_adapt.config.recipe import parse_recipe
+from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.data.synthetic import draw_sample
 from hf_sam_adapt.sam.tiny import export_tiny
 
@@ -29,7 +30,7 @@ from hf_sam_adapt.sam.tiny import export_tiny
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 FAST = ("README.md", "CONTRIBUTING.md")
-TESTED_ALONE = ("docs/own-data.md",)  # tests/convert_data/test_own_data.py follows it in an empty folder
+TESTED_ALONE = ("docs/own-data.md",)  # tests/convert/annotations/test_own_data.py follows it in an empty folder
 NOT_RUN = ("make ", "pip install")  # .ci/run does; what is installed already
 TRAINS = re.compile(r"recipes/(train|continual)\.py|hf-sam-adapt (train|continual) ")
 LAUNCH = re.compile(r"accelerate launch(?: --config_file (\S+))?(?: --\w+ \d+)*")
@@ -120,8 +121,8 @@ class Workplace:
                 assert language == "yaml", f"{page}: a block of {language}"
                 path = self.folder / f"block_{index}.yaml"
                 path.write_text(block)
-                parse = parse_continual_recipe if "protocol" in yaml.safe_load(block) else parse_recipe
-                parse(["--config", str(path)])
+                recipe = ContinualRecipe if "protocol" in yaml.safe_load(block) else Recipe
+                parse_arguments(recipe, ["--config", str(path)])
 
 
 def make_inputs(folder: Path) -> None:

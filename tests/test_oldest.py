@@ -9,8 +9,8 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
-TESTED = ["tests/tuners", "tests/hub", "tests/model_cards", "tests/test_registry.py", "tests/test_image_size.py"]
-TESTED += ["tests/test_fingerprint.py"]
+TESTED = ["tests/tuners", "tests/hub", "tests/reporting/cards", "tests/sam/test_image_size.py"]
+TESTED += ["tests/sam/test_fingerprint.py"]
 
 
 @pytest.mark.slow

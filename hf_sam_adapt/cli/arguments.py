@@ -9,7 +9,7 @@ from ..config.arguments import option
 from ..config.paths import DATASET, FILE, MODEL
 from ..config.recipe import Recipe
 from ..config.shared_keys import AdaptedModelKeys, ComputeKeys, DataKeys, MaskKeys, MaskValues, MetricKeys
-from ..names import METRIC_NAMES
+from ..names import METRIC_NAMES, PromptKind
 
 
 @dataclass
@@ -25,9 +25,7 @@ class EvaluateArguments(ComputeKeys, MetricKeys, MaskKeys, AdaptedModelKeys):
     )
     mask_values: MaskValues | None = option(None, "How mask values are read; unset = the run's, or auto.")
     seed: int | None = option(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
-    prompts: list[Literal["none", "box", "point", "mask"]] | None = option(
-        None, "Kinds to measure; unset = no prompt."
-    )
+    prompts: list[PromptKind] | None = option(None, "Kinds to measure; unset = no prompt.")
     metrics: list[str] | None = option(
         None, f"Further metrics without prompts: {' '.join(METRIC_NAMES)}; unset = the run's."
     )

@@ -31,14 +31,9 @@ def convert_command(args: ConvertArguments) -> None:
         str(args.format),
         str(args.source),
         str(args.out),
-        lora_alpha=args.lora_alpha,
         decoder="none" if args.decoder == "none" else None,
-        base=args.base,
-        image_size=args.image_size,
-        domains=args.domains,
-        classifier=args.classifier,
         classes=args.classes,
-        method_args=args.method_args,
+        **{name: getattr(args, name) for name in OF_CHECKPOINTS},
     )
     for note in done.notes:
         print(note)
@@ -53,12 +48,9 @@ def _convert_data(args: ConvertArguments) -> None:
         str(args.format),
         str(args.source),
         args.out,
-        images=args.images,
         classes=args.classes,
         layout=args.layout,
-        push=args.push,
-        group_by=args.group_by,
-        encoding=args.encoding,
+        **{name: getattr(args, name) for name in OF_DATA},
     )
     for note in notes:
         print(note)

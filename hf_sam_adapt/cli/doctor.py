@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data.dataset import SegmentationSplit
-from ..data.sources import READ_KEYS
+from ..data.reading import READ_KEYS
 from ..doctor.examine import Diagnosis, examine_dataset
 from ..doctor.findings import ERROR, WARNING
 from ..errors import UserError
+from ..names import check_image_size, class_names
 from ..sam.base_names import TINY
 from .arguments import DoctorArguments
 
@@ -41,8 +42,7 @@ def doctor_command(args: DoctorArguments) -> int:
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise UserError("its folder does not exist", where=file, fix="create it")
     image_size = args.image_size or _image_size(args.model)
-    if image_size < PATCH or image_size % PATCH:
-        raise UserError(f"{image_size} is not a positive multiple of the patch size {PATCH}", key="image_size")
+    check_image_size(image_size, PATCH)
     diagnosis = examine_dataset(
         args.dataset,
         mask_size=4 * (image_size // PATCH),
@@ -65,7 +65,6 @@ def doctor_command(args: DoctorArguments) -> int:
 def _draw(args: DoctorArguments, diagnosis: Diagnosis, image_size: int) -> None:
     """The contact sheet of the training images that can be read."""
     from ..doctor.contact_sheet import save_contact_sheet
-    from ..names import class_names
 
     usable = diagnosis.readable["train"].nonzero()[0].tolist() if diagnosis.source is not None else []
     if diagnosis.source is None or diagnosis.encoding is None or not usable:
@@ -81,7 +80,7 @@ def _draw(args: DoctorArguments, diagnosis: Diagnosis, image_size: int) -> None:
         normalization=args.normalization,
         channels=args.channels,
         image_size=image_size,
-        resize=args.resize or "pad",
+        resize=args.resize or _resize(args.model),
         seed=args.seed,
     )
     print(f"Contact sheet: {args.contact_sheet}")
@@ -99,9 +98,22 @@ def _image_size(model: str | None) -> int:
     if not file.is_file():
         return IMAGE_SIZE
     try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["vision_config"]["image_size"])
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config = config.get("tracker_config") or config  # of a SAM 3 for videos
+        return int(config["vision_config"].get("image_size") or config["prompt_encoder_config"]["image_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError("not the config of a SAM", key="model", where=file, fix="name a SAM") from error
+
+
+def _resize(model: str | None) -> str:
+    """How a model's family brings images to a square; as SAM does where there is no folder that tells the family."""
+    from ..sam.families import SAM, family_of_type  # it imports torch
+
+    file = Path(str(model)).expanduser() / "config.json"
+    if model in (None, TINY) or not file.is_file():
+        return SAM.processor["resize"]
+    model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type", SAM.model_type)
+    return family_of_type(model_type, str(model)).processor["resize"]
 
 
 def _summary(diagnosis: Diagnosis) -> list[str]:

@@ -17,24 +17,24 @@ CARDS = (8, 12, 24, 40, 80)  # gigabytes
 def estimate_command(args: EstimateArguments) -> None:
     """Print what the recipe will need."""
     keys = {field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)}
-    found = estimate(Recipe(**keys))
-    for name, value in rows_of(found):
+    estimated = estimate(Recipe(**keys))
+    for name, value in rows_of(estimated):
         print(f"{name:<30} {value}")
     if args.json is not None:
-        write_json(Path(args.json), dataclasses.asdict(found))
+        write_json(Path(args.json), dataclasses.asdict(estimated))
 
 
-def rows_of(found: Estimate) -> list[tuple[str, str]]:
+def rows_of(estimated: Estimate) -> list[tuple[str, str]]:
     """The lines of the table."""
-    smallest = next((f"{card} GB" for card in CARDS if found.card_bytes <= card * 1e9), "more than 80 GB")
-    source = "counted from shapes" if found.device == "cpu" else "measured on this GPU"
-    hours, minutes = divmod(round(found.step_seconds * found.steps / 60), 60)
+    smallest = next((f"{card} GB" for card in CARDS if estimated.card_bytes <= card * 1e9), "more than 80 GB")
+    source = "counted from shapes" if estimated.device == "cpu" else "measured on this GPU"
+    hours, minutes = divmod(round(estimated.step_seconds * estimated.steps / 60), 60)
     return [
-        ("trained parameters", f"{found.trained_parameters:,} of {found.total_parameters:,}"),
-        ("adapter file", size_text(found.adapter_bytes)),
-        ("model weights", size_text(found.weight_bytes)),
-        (f"peak memory, {found.device}", size_text(found.peak_memory_bytes)),
-        ("smallest GPU", f"{smallest} ({size_text(found.card_bytes)}, {source})"),
-        ("optimizer step", f"{found.step_seconds:.3g} s on this {found.device}"),
-        ("whole training", f"{found.steps:,} steps, {hours} h {minutes:02d} min, validations apart"),
+        ("trained parameters", f"{estimated.trained_parameters:,} of {estimated.total_parameters:,}"),
+        ("adapter file", size_text(estimated.adapter_bytes)),
+        ("model weights", size_text(estimated.weight_bytes)),
+        (f"peak memory, {estimated.device}", size_text(estimated.peak_memory_bytes)),
+        ("smallest GPU", f"{smallest} ({size_text(estimated.card_bytes)}, {source})"),
+        ("optimizer step", f"{estimated.step_seconds:.3g} s on this {estimated.device}"),
+        ("whole training", f"{estimated.steps:,} steps, {hours} h {minutes:02d} min, validations apart"),
     ]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..errors import UserError
 from ..files import check_domain_name
 from ..names import DRAWN
-from .arguments import from_values, option, parse_arguments
+from .arguments import from_values, option
 from .paths import DATASET
 from .recipe import Recipe
 from .shared_keys import MaskValues
@@ -144,16 +144,9 @@ class ContinualRecipe(Recipe):
         """
         keys = {field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)}
         resume = "latest" if (folder / "recipe.yaml").exists() else None
-        own = {key: value for key, value in domain.plain().items() if key != "name"}
-        own |= {"push_to_hub": False}
+        of_domain = {key: value for key, value in domain.plain().items() if key != "name"}
+        of_domain |= {"push_to_hub": False}
         names = [one.name for one in self.read_domains()]
         if self.learning_rates is not None and domain.name in names:
-            own["learning_rate"] = self.learning_rates[names.index(domain.name)]
-        return Recipe(**(keys | own | {"output_dir": str(folder), "resume_from_checkpoint": resume} | changes))
-
-
-def parse_continual_recipe(argv: list[str] | None = None, prog: str | None = None) -> ContinualRecipe:
-    """`parse_recipe` for a continual run."""
-    return parse_arguments(
-        ContinualRecipe, argv, prog=prog, description="Adapt SAM to one domain after the other, and score all of them."
-    )
+            of_domain["learning_rate"] = self.learning_rates[names.index(domain.name)]
+        return Recipe(**(keys | of_domain | {"output_dir": str(folder), "resume_from_checkpoint": resume} | changes))

@@ -6,15 +6,6 @@ from dataclasses import dataclass
 from importlib import import_module
 
 
-SAM_CITATION = """\
-@inproceedings{kirillov2023segment,
-  title = {Segment Anything},
-  author = {Kirillov, Alexander and Mintun, Eric and Ravi, Nikhila and Mao, Hanzi and Rolland, Chloe and Gustafson,
-            Laura and Xiao, Tete and Whitehead, Spencer and Berg, Alexander C. and Lo, Wan-Yen and Doll{\\'a}r, Piotr
-            and Girshick, Ross},
-  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision},
-  year = {2023}
-}"""
 _SAM_ADAPTER = """\
 @inproceedings{chen2023sam,
   title = {SAM-Adapter: Adapting Segment Anything in Underperformed Scenes},

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from ..errors import UserError
-from ..names import METRIC_NAMES, check_metrics, parse_loss, read_id2label
+from ..names import METRIC_NAMES, PROMPT_KINDS, check_metrics, check_prompt_kinds, parse_loss, read_id2label
 from .arguments import option, parse_arguments
 from .paths import FILE, MODEL, Change, change_paths, stored_in
 from .presets import with_preset
@@ -45,7 +45,7 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
 
     num_workers: int = option(0, "Processes per GPU that load images; 0 = the training process itself.")
 
-    prompts: list[str] = option(["none"], "Prompt kinds to train and measure: none box point mask.")
+    prompts: list[str] = option(["none"], f"Prompt kinds to train and measure: {' '.join(PROMPT_KINDS)}.")
     prompt_weights: dict[str, float] | None = option(
         None, "How often each of the prompts is trained, e.g. --prompt_weights.box 2; unset = 1."
     )
@@ -130,12 +130,10 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
             raise UserError(f"{self.lr_min} is not between 0 and the learning_rate {self.learning_rate}", key="lr_min")
         _at_least(self, "channels", 1)
         _at_least(self, "correction_rounds", 0)
-        _known_names(self, "prompts", ("none", "box", "point", "mask"))
+        check_prompt_kinds(self.prompts)
         check_metrics(self.metrics, self.prompts, self.num_labels, beta2=self.beta2, ber_threshold=self.ber_threshold)
         _known_names(self, "augment", ("flip", "scale", "crop", "colour", "jitter", "none"))
         _known_names(self, "report_to", ("trackio", "tensorboard", "wandb", "none"))
-        if not self.prompts:
-            raise UserError("empty", key="prompts", fix="name at least one of none, box, point, mask")
         self._check_prompts()
         self.augment = _without_none(self.augment, "augment")
         if self.cache_embeddings and self.augment:
@@ -183,6 +181,17 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
         """
         recipe = self if folder is None else self.with_paths(stored_in(folder))
         return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
+
+
+class ResolvedRecipe(Recipe):
+    """A recipe as `training.resolve` leaves it: what its model and its data set decide has a value."""
+
+    model: str
+    learning_rate: float
+    image_size: int
+    resize: Literal["pad", "squash"]
+    loss: str
+    normalization: Literal["imagenet", "minmax", "percentile", "zscore", "db"]
 
 
 def parse_recipe(argv: list[str] | None = None, prog: str | None = None) -> Recipe:

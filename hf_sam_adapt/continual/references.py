@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..data import Sample, SegmentationData, SegmentationSplit
+from ..data.notes import Note, public
 
 
 if TYPE_CHECKING:
@@ -50,9 +51,11 @@ class ReferenceSplit(Dataset):
 
 def concatenated(splits: Sequence[SegmentationSplit | None], names: Sequence[str]) -> ReferenceSplit | None:
     """All images of the splits, in their order; None where there are none."""
-    found = [(split, name) for split, name in zip(splits, names, strict=True) if split is not None]
-    references = [(number, index) for number, (split, _) in enumerate(found) for index in range(len(split))]
-    return ReferenceSplit([split for split, _ in found], [name for _, name in found], references) if found else None
+    present = [(split, name) for split, name in zip(splits, names, strict=True) if split is not None]
+    references = [(number, index) for number, (split, _) in enumerate(present) for index in range(len(split))]
+    return (
+        ReferenceSplit([split for split, _ in present], [name for _, name in present], references) if present else None
+    )
 
 
 def joined(data: Sequence[SegmentationData], domains: Sequence[Domain]) -> SegmentationData:
@@ -66,6 +69,8 @@ def joined(data: Sequence[SegmentationData], domains: Sequence[Domain]) -> Segme
         data[0],
         **splits,
         name=" + ".join(names),
-        notes=[f"{name}: {note}" for name, one in zip(names, data) for note in one.notes],
+        notes=[
+            Note(f"{name}: {note}", f"{name}: {public(note)}") for name, one in zip(names, data) for note in one.notes
+        ],
         splits=None,
     )

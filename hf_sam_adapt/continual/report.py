@@ -101,12 +101,9 @@ def save_curves(path: Path, results: dict[str, Any]) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
 def _row_titles(results: dict[str, Any]) -> list[str]:

@@ -11,11 +11,10 @@ from torch import nn
 
 from ..data import SegmentationData, SegmentationSplit
 from ..evaluation import evaluate
-from ..inference.embeddings.cache import EmbeddingCache
 from ..inference.embeddings.split import EmbeddedSplit
 from ..reporting.report import write_json
 from ..sam.processing import SamAdaptProcessor
-from ..training.run import start_processes
+from ..training.run import embedding_cache, start_processes
 
 
 if TYPE_CHECKING:
@@ -67,17 +66,6 @@ def remembered(path: Path, compute: Callable[[], Scores]) -> Scores:
         write_json(path, scores)
     state.wait_for_everyone()
     return scores
-
-
-def embedding_cache(recipe: Recipe, model: nn.Module, processor: SamAdaptProcessor) -> EmbeddingCache:
-    """The cache of a model's embeddings, by the recipe's precision, batch size and workers."""
-    return EmbeddingCache(
-        model,
-        processor,
-        precision=recipe.precision,
-        batch_size=recipe.batch_size,
-        num_workers=recipe.num_workers,
-    )
 
 
 class TestImages:

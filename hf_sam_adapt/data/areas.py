@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, first_line
+from .notes import Note
 
 
 # What is wrong with an area that draws nothing, or not what was meant.
@@ -66,8 +67,10 @@ def _polygons(segmentation: list) -> list[np.ndarray]:
     """Corners (n, 2) of each polygon."""
     # VIA writes a single polygon without the list around it.
     flat = bool(segmentation) and not isinstance(segmentation[0], list)
-    polygons = [np.asarray(one, np.float64).reshape(-1, 2) for one in ([segmentation] if flat else segmentation)]
-    if not all(np.isfinite(one).all() for one in polygons):
+    polygons = [
+        np.asarray(corners, np.float64).reshape(-1, 2) for corners in ([segmentation] if flat else segmentation)
+    ]
+    if not all(np.isfinite(corners).all() for corners in polygons):
         raise ValueError("a coordinate that is not a number")
     return polygons
 
@@ -106,11 +109,11 @@ def _decompress(text: str) -> list[int]:
     counts: list[int] = []
     position = 0
     while position < len(text):
-        value, shift, more = 0, 0, True
-        while more:
+        value, shift, continues = 0, 0, True
+        while continues:
             bits = ord(text[position]) - 48
             value |= (bits & 0x1F) << shift
-            more = bool(bits & 0x20)
+            continues = bool(bits & 0x20)
             shift += 5
             position += 1
         if bits & 0x10:
@@ -154,7 +157,8 @@ def check_turn(areas: Sequence[Bounds | None], size: tuple[int, int], name: str,
         UserError: some are outside of `size`, and none when height and width are swapped.
     """
     lost = [
-        sum(one is not None and misplacement(one, *frame) == OUTSIDE for one in areas) for frame in (size, size[::-1])
+        sum(bounds is not None and misplacement(bounds, *frame) == OUTSIDE for bounds in areas)
+        for frame in (size, size[::-1])
     ]
     if lost[0] and not lost[1]:
         raise UserError(
@@ -187,4 +191,7 @@ class Misplaced:
             fault, count = self.counts.most_common(1)[0]
             example = Path(self.examples[fault]).name
             raise UserError(f"{count} of {self.total} areas are {fault}, such as in {example}", fix=FIXES[fault])
-        return {f"area {fault}, such as in {self.examples[fault]}": count for fault, count in self.counts.items()}
+        said = {
+            fault: Note(f"area {fault}, such as in {place}", f"area {fault}") for fault, place in self.examples.items()
+        }
+        return {said[fault]: count for fault, count in self.counts.items()}

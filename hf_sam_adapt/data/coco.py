@@ -35,6 +35,7 @@ from .areas import (
 from .channels import load_header, load_image
 from .folder import SPLIT_NAMES, has_masks
 from .images import IGNORE, Header
+from .notes import Note, public
 from .walk import files_below
 
 
@@ -98,23 +99,23 @@ class CocoReader:
 
 def find_annotations(root: Path) -> dict[str, Path]:
     """Annotation file per split ("all" for one file without a split); empty if `root` is no COCO folder."""
-    found = {}
+    files = {}
     named = _json_files(root / "annotations")
     for split, folders in SPLIT_NAMES.items():
         names = [root / folder / name for folder in folders for name in FILE_NAMES]
         names += [path for folder in folders for path in named if path.name.lower().startswith(f"instances_{folder}")]
         path = next((path for path in names if path.is_file()), None)
         if path:
-            found[split] = path
-    if not found:
+            files[split] = path
+    if not files:
         usual = [root / name for name in FILE_NAMES if (root / name).is_file()]
         # CVAT writes annotations/instances_default.json, Label Studio result.json.
         others = [] if usual or has_masks(root) else [*_json_files(root), *named]
         # A folder of labelme has many.
         other = [path for path in others if len(others) <= MAX_FILES and _is_coco(path)]
         if usual or len(other) == 1:
-            found = {"all": (*usual, *other)[0]}
-    return found
+            files = {"all": (*usual, *other)[0]}
+    return files
 
 
 def _json_files(folder: Path) -> list[Path]:
@@ -149,7 +150,7 @@ class CocoSource:
     def lines(self) -> list[str]:
         """The notes as sentences. Raises `UserError` where most of the areas are misplaced."""
         notes = self.notes + Counter(self.misplaced.notes())
-        lines = [f"{count} x {what}" for what, count in sorted(notes.items())]
+        lines: list[str] = [Note(f"{n} x {what}", f"{n} x {public(what)}") for what, n in sorted(notes.items())]
         return lines + [f"left out: {count} x {what}" for what, count in sorted(self.left_out.items())]
 
 
@@ -317,9 +318,9 @@ class _Split:
                     f"{other} and {name} are one file, {path.name}", where=self.file, fix="give each entry its own"
                 )
             height, width = self._size(item, path)
-            found = objects[_key(item["id"])]
-            self._check(found, height, width, path, source)
-            for column, value in zip(columns.values(), (stem, str(path), height, width, json.dumps(found))):
+            areas = objects[_key(item["id"])]
+            self._check(areas, height, width, path, source)
+            for column, value in zip(columns.values(), (stem, str(path), height, width, json.dumps(areas))):
                 column.append(value)
         return datasets.Dataset.from_dict(columns)
 

@@ -107,9 +107,9 @@ def column_tables(data: Any) -> dict[str, datasets.Dataset]:
         )
     tables = {}
     for split, names in SPLIT_NAMES.items():
-        found = next((name for name in names if name in data), None)
-        if found:
-            tables[split] = _prepare(data[found])
+        stored = next((name for name in names if name in data), None)
+        if stored:
+            tables[split] = _prepare(data[stored])
     if "train" not in tables:
         raise UserError(f"no split named train, only {', '.join(data)}", key="dataset", fix="rename one of them")
     return tables

@@ -17,14 +17,14 @@ def degenerate(masks: Sequence[np.ndarray], encoding: MaskEncoding) -> str | Non
         masks: per mask which classes occur in it, bool (256,).
         encoding: how they were read.
     """
-    found = np.flatnonzero(np.any(masks, axis=0)[:IGNORE]).tolist()
-    if not found:
+    labels = np.flatnonzero(np.any(masks, axis=0)[:IGNORE]).tolist()
+    if not labels:
         return "nothing but 255 = ignore"
-    if found == [0]:
+    if labels == [0]:
         return "no foreground"
-    if len(found) > 1:
+    if len(labels) > 1:
         return None
-    return "no background, every pixel is foreground" if encoding.num_labels is None else f"only the class {found[0]}"
+    return "no background, every pixel is foreground" if encoding.num_labels is None else f"only the class {labels[0]}"
 
 
 def unused_map_notes(label_map: Mapping[int, int] | None, mapped: Sequence[frozenset[int]]) -> list[str]:

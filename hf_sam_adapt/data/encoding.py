@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import UserError
 from .images import IGNORE
+from .notes import Note
 from .palettes import Palette, to_labels
 
 
@@ -174,35 +175,36 @@ def resolve_encoding(
     mask_values = check_threshold(threshold, mask_values)
     if mask_values in ("binary", "alpha"):
         return MaskEncoding(mask_values, num_labels, label_map, threshold, draws_ignored=draws_ignored), []
-    found = []
+    lossless = []
     for name, values, lossy in masks:
         if lossy:
             raise lossy_mask(name)
-        found.append((name, values))
-    union = np.any([values for _, values in found], axis=0) if found else np.zeros(256, bool)
+        lossless.append((name, values))
+    union = np.any([values for _, values in lossless], axis=0) if lossless else np.zeros(256, bool)
     # A label_map with the target 255 says itself that 255 means ignore.
     ignore_named = label_map is not None and IGNORE in label_map.values()
     if mask_values == "auto" and not ignore_named and union[IGNORE] and not union[1:IGNORE].any():
         note = "masks hold only {0, 255}: read as binary, 255 = foreground"
         return MaskEncoding("binary", num_labels, label_map, exact=True), [note]
-    for name, values in found:
+    for name, values in lossless:
         check_classes(values, num_labels, name)
     if mask_values == "auto" and not ignore_named:
-        _check_unmixed(found)
-    return MaskEncoding("index", num_labels, label_map, palette=palette), _notes(found)
+        _check_unmixed(lossless)
+    return MaskEncoding("index", num_labels, label_map, palette=palette), _notes(lossless)
 
 
-def _notes(found: list[tuple[str, np.ndarray]]) -> list[str]:
+def _notes(masks: list[tuple[str, np.ndarray]]) -> list[str]:
     """What is odd about masks of class indices; `UserError` where none of them holds a label."""
-    unlabelled = [name for name, values in found if not values[:IGNORE].any()]
-    if found and len(unlabelled) == len(found):
+    unlabelled = [name for name, values in masks if not values[:IGNORE].any()]
+    if masks and len(unlabelled) == len(masks):
         raise UserError(
             "all masks of the training data are 255 = ignore everywhere", fix="check label_map and mask_values"
         )
-    notes = []
+    notes: list[str] = []
     if unlabelled:
-        some = f"{len(unlabelled)} of {len(found)} masks are 255 = ignore everywhere, such as {unlabelled[0]}"
-        notes.append(f"{some}: nothing is learned or measured there")
+        count = f"{len(unlabelled)} of {len(masks)} masks are 255 = ignore everywhere"
+        cost = "nothing is learned or measured there"
+        notes.append(Note(f"{count}, such as {unlabelled[0]}: {cost}", f"{count}: {cost}"))
     return notes
 
 

@@ -21,11 +21,11 @@ def _compress(counts: list[int]) -> str:
     text = []
     for place, count in enumerate(counts):
         value = count - counts[place - 2] if place > 2 else count
-        more = True
-        while more:
+        continues = True
+        while continues:
             bits = value & 0x1F
             value >>= 5
             # The sign is the highest of the last five bits.
-            more = value != (-1 if bits & 0x10 else 0)
-            text.append(chr(bits + (0x20 if more else 0) + 48))
+            continues = value != (-1 if bits & 0x10 else 0)
+            text.append(chr(bits + (0x20 if continues else 0) + 48))
     return "".join(text)

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import UserError
 from .dataset import Reader
 from .encoding import MaskEncoding, map_values, middle_of_edges, present_values
+from .notes import Note
 from .palettes import Colour, Palette, to_labels, unknown_colours
 
 
@@ -98,10 +99,9 @@ def soft_notes(scanned: list[ScannedMask]) -> list[str]:
     soft = [mask for mask in scanned if mask.soft is not None]
     if not soft:
         return []
-    return [
-        f"{len(soft)} of {len(scanned)} masks have soft edges, such as {soft[0].name}, and all of an edge is "
-        f"foreground; mask_threshold: {soft[0].soft:g} cuts it in the middle"
-    ]
+    count = f"{len(soft)} of {len(scanned)} masks have soft edges"
+    cut = f"and all of an edge is foreground; mask_threshold: {soft[0].soft:g} cuts it in the middle"
+    return [Note(f"{count}, such as {soft[0].name}, {cut}", f"{count}, {cut}")]
 
 
 def palette_notes(scanned: list[ScannedMask]) -> list[str]:

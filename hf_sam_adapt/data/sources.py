@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,30 +15,19 @@ from . import coco, columns, folder
 from . import drawn_domains as generated
 from .dataset import Reader, SegmentationData, SegmentationSplit, size_mismatch
 from .degenerate import degenerate, unused_map_notes
-from .encoding import check_threshold, lossy_mask, parse_label_map, resolve_encoding
+from .encoding import MaskEncoding, check_threshold, lossy_mask, parse_label_map, resolve_encoding
 from .images import MaskContent
+from .notes import Note
 from .palettes import Palette, resolve_palette
+from .reading import Reading
 from .scan import ScannedMask, in_threads, palette_notes, sample_rows, scan_masks, soft_notes
 from .splits import draw_splits, no_test_note
 
 
 if TYPE_CHECKING:
     import datasets
+    import numpy as np
 
-
-# What decides, beside the data set itself, how it is read and split: arguments here, keys of a recipe.
-READ_KEYS = (
-    "mask_suffix",
-    "mask_values",
-    "mask_threshold",
-    "label_map",
-    "num_labels",
-    "id2label",
-    "group_by",
-    "channels",
-    "palette",
-    "seed",
-)
 _HINT = "the masks, mask_values and label_map"
 
 
@@ -88,20 +77,10 @@ def load_segmentation_dataset(
         UserError: whatever would end a training later, or teach it nothing, in one line.
     """
     require_extra("train", "reading a data set")
-    source = open_source(
-        dataset,
-        mask_suffix=mask_suffix,
-        mask_values=mask_values,
-        mask_threshold=mask_threshold,
-        label_map=label_map,
-        num_labels=num_labels,
-        id2label=id2label,
-        group_by=group_by,
-        channels=channels,
-        palette=palette,
-        seed=seed,
-        known=known,
+    reading = Reading(
+        mask_suffix, mask_values, mask_threshold, label_map, num_labels, id2label, group_by, channels, palette, seed
     )
+    source = open_source(dataset, reading, known=known)
     tables, reader, palette = source.tables, source.reader, source.palette
     headers = [
         header for table in tables.values() for header in _check_headers(table, reader, source.mask_values, seed)
@@ -109,14 +88,13 @@ def load_segmentation_dataset(
     if palette is not None:
         _check_colours(headers)
     parts: dict[str, Any] = {name: tables[name] for name in ("train", "val") if name in tables}
-    choice = source.mask_values, source.num_labels, source.label_map, palette, reader.draws_ignored
-    asked = resolve_encoding([], *choice, source.mask_threshold)[0]
+    asked = source.encoding([])[0]
     fixed = asked if palette is None and source.mask_values in ("binary", "alpha") else None
     scanned = scan_masks(parts, reader, palette, source.label_map, fixed, seed)
     masks = [mask for found in scanned.values() for mask in found]
     stored = [(mask.name, mask.values, mask.lossy) for mask in masks]
     colours = [] if palette is None else palette_notes(masks)
-    encoding, notes = resolve_encoding(stored, *choice, source.mask_threshold)
+    encoding, notes = source.encoding(stored)
     notes += unused_map_notes(source.label_map, [mask.mapped for mask in masks])
     if mask_threshold is None:
         notes = soft_notes(masks) + notes
@@ -183,33 +161,31 @@ class Source:
     left_out: list[str]
     notes: list[str]
 
+    def encoding(self, masks: Iterable[tuple[str, np.ndarray, bool]]) -> tuple[MaskEncoding, list[str]]:
+        """How such masks are read, and notes; see `resolve_encoding`."""
+        told = self.mask_values, self.num_labels, self.label_map, self.palette
+        return resolve_encoding(masks, *told, self.reader.draws_ignored, self.mask_threshold)
+
 
 def open_source(
     dataset: Any,
+    reading: Reading = Reading(),  # noqa: B008, frozen
     *,
-    mask_suffix: str | None = None,
-    mask_values: str = "auto",
-    mask_threshold: float | None = None,
-    label_map: Mapping[int, int] | None = None,
-    num_labels: int | None = None,
-    id2label: Mapping[int, str] | None = None,
-    group_by: str | None = None,
-    channels: int | None = None,
-    palette: str | Mapping[str, Any] | Palette | None = None,
-    seed: int = 0,
     known: Mapping[str, Sequence[str]] | None = None,
     problem: folder.Problem = folder.refuse,
 ) -> Source:
-    """Find and split what `load_segmentation_dataset` then checks; the arguments are the same.
+    """Find and split what `load_segmentation_dataset` then checks.
 
     Args:
+        dataset, known: as there.
         problem: told of files that do not pair; see `find_pairs`.
 
     Raises:
         UserError: no such data set, keys that contradict each other or it, or no training images.
     """
-    label_map = parse_label_map(label_map)
-    mask_values = check_threshold(mask_threshold, mask_values)
+    num_labels, id2label, channels = reading.num_labels, reading.id2label, reading.channels
+    label_map = parse_label_map(reading.label_map)
+    mask_values = check_threshold(reading.mask_threshold, reading.mask_values)
     if num_labels is not None and not 2 <= num_labels <= 255:
         raise UserError(
             f"{num_labels} is not in 2..255",
@@ -218,11 +194,11 @@ def open_source(
         )
     if channels is not None and channels < 1:
         raise UserError(f"{channels} is below 1", key="channels", fix="leave it out for RGB photographs")
-    palette = resolve_palette(palette)
+    palette = resolve_palette(reading.palette)
     if palette is not None and label_map is None:
         num_labels, id2label = _labels_of(palette, num_labels, id2label)
     content: MaskContent = "colours" if palette is not None else "alpha" if mask_values == "alpha" else "values"
-    tables, reader, found_labels, left_out = _open(dataset, mask_suffix, channels, content, problem)
+    tables, reader, found_labels, left_out = _open(dataset, reading.mask_suffix, channels, content, problem)
     if found_labels is not None and content != "values":
         key, value = ("palette", None) if palette is not None else ("mask_values", "alpha")
         raise UserError(f"{dataset} says its classes itself", key=key, where=value, fix="leave it out")
@@ -237,23 +213,11 @@ def open_source(
         raise UserError(
             f"no images in its split {empty}", key="dataset", where=dataset, fix="add some, or remove the split"
         )
-    tables, splits, notes = draw_splits(tables, group_by, seed, known)
+    tables, splits, notes = draw_splits(tables, reading.group_by, reading.seed, known)
     if "train" not in tables or not len(tables["train"]):
         raise UserError("no training images", key="dataset", where=dataset)
-    names = _id2label(id2label, num_labels)
-    return Source(
-        tables,
-        reader,
-        mask_values,
-        mask_threshold,
-        label_map,
-        num_labels,
-        names,
-        palette,
-        splits,
-        left_out,
-        notes,
-    )
+    told = mask_values, reading.mask_threshold, label_map, num_labels, _id2label(id2label, num_labels), palette
+    return Source(tables, reader, *told, splits, left_out, notes)
 
 
 def _open(
@@ -294,7 +258,8 @@ def _open(
 
 def _unread(root: Path, tables: Mapping[str, datasets.Dataset], what: str) -> list[str]:
     unread = folder.unread_files(root, tables)
-    return [f"{len(unread)} {what}, such as {unread[0].relative_to(root)}"] if unread else []
+    count = f"{len(unread)} {what}"
+    return [Note(f"{count}, such as {unread[0].relative_to(root)}", count)] if unread else []
 
 
 def _check_headers(table: datasets.Dataset, reader: Reader, mask_values: str, seed: int) -> list[tuple[str, bool]]:

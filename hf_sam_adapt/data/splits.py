@@ -100,9 +100,9 @@ def split_indices(
     earlier = {key: name for name in reversed(names) for key in (known or {}).get(name, ())}
     sides: dict[str, str] = {}
     for group, indices in groups.items():
-        found = {earlier[keys[index]] for index in indices if keys[index] in earlier}
-        if found:
-            sides[group] = min(found, key=list(names).index)
+        known_sides = {earlier[keys[index]] for index in indices if keys[index] in earlier}
+        if known_sides:
+            sides[group] = min(known_sides, key=list(names).index)
 
     held: tuple[str, ...] = ("test", "val") if "test" in names else ("val",)
     first = 0 if "test" in names else HELD_OUT  # validation images are the same with and without a test split

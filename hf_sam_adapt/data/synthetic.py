@@ -4,7 +4,7 @@ Each of them asks for something other than the salient thing that `tiny` was pre
 in the picture, too, and are background.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -62,10 +62,15 @@ def _texture(rng: np.random.Generator, colour: np.ndarray, family: str, scale: f
     return Material(colour, accent, family, scale, angle=float(rng.uniform(0, np.pi)), warp=float(rng.uniform(1, 4)))
 
 
-def _body(rng: np.random.Generator, size: Size, radius: tuple[float, float], shapes=(solid,)) -> np.ndarray:
+def _body(
+    rng: np.random.Generator,
+    size: Size,
+    radius: tuple[float, float],
+    shapes: Sequence[Callable[..., np.ndarray]] = (solid,),
+) -> np.ndarray:
     """A shape of a radius in that range (share of the longer side) that covers at least 2 % of the image."""
     while True:
-        alpha = shapes[rng.integers(len(shapes))](rng, size, rng.uniform(*radius) * max(size))
+        alpha = shapes[int(rng.integers(len(shapes)))](rng, size, rng.uniform(*radius) * max(size))
         if alpha.mean() >= 0.02:
             return alpha
 

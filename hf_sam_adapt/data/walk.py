@@ -51,7 +51,7 @@ def files_below(root: Path, suffixes: Collection[str] | None = None, *, deep: bo
             f"cannot be listed ({error.strerror})", where=error.filename, fix="check its permissions"
         ) from error
 
-    found: list[Path] = []
+    files: list[Path] = []
     above: dict[str, frozenset[str]] = {}  # the real paths of the folders that a folder lies in
     for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
         real, parents = os.path.realpath(folder), above.pop(folder, frozenset())
@@ -60,8 +60,8 @@ def files_below(root: Path, suffixes: Collection[str] | None = None, *, deep: bo
         above |= {os.path.join(folder, name): parents | {real} for name in folders}
         if real not in parents:
             chosen = (name for name in sorted(names) if not is_leftover(name))
-            found += [Path(folder, name) for name in chosen if suffixes is None or suffix_of(name) in suffixes]
-    return found
+            files += [Path(folder, name) for name in chosen if suffixes is None or suffix_of(name) in suffixes]
+    return files
 
 
 def suffix_of(name: str) -> str:
@@ -72,9 +72,3 @@ def suffix_of(name: str) -> str:
 def one_form(name: str) -> str:
     """A name in the form (Unicode's NFC) in which names are compared: macOS stores another one, NFD."""
     return unicodedata.normalize("NFC", name)
-
-
-def find_named(folder: Path, name: str) -> Path | None:
-    """The file `name` in `folder`, in whichever Unicode form it is stored; None where there is none."""
-    forms = (name, one_form(name), unicodedata.normalize("NFD", name))
-    return next((folder / form for form in forms if (folder / form).is_file()), None)

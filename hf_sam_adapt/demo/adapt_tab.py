@@ -17,7 +17,7 @@ from .charts import curve
 from .images import resize_mask
 from .job import METHOD_LABELS, MOST_STEPS, AdaptJob, Progress
 from .session import Session, kept
-from .theme import caption, complaint, facts, note
+from .theme import Update, caption, complaint, facts, note
 from .training_images import FEWEST_PAIRS, MOST_PAIRS, Pair, check_pairs, painted_pair, read_pairs
 
 
@@ -25,7 +25,6 @@ EMPTY = note("The held-out image shows here what is learned.")
 NONE_YET = note(f"Upload {FEWEST_PAIRS} to {MOST_PAIRS} images and a mask for each, or take the five drawn ones.")
 PUSH_TITLE = "Push to the Hub"
 _POLL = 0.5  # seconds between two looks at a training
-Update = dict[Any, Any]
 
 
 class AdaptTab:
@@ -173,16 +172,16 @@ class AdaptTab:
     def _added(self, session: Session, pairs: Any, replace: bool = False) -> Update:
         with session.lock:
             try:
-                found = [*([] if replace else session.pairs), *pairs()]
-                if len(found) > MOST_PAIRS:
-                    raise UserError(f"{len(found)} images are more than {MOST_PAIRS}", fix="remove some")
-                session.pairs = found
+                all_pairs = [*([] if replace else session.pairs), *pairs()]
+                if len(all_pairs) > MOST_PAIRS:
+                    raise UserError(f"{len(all_pairs)} images are more than {MOST_PAIRS}", fix="remove some")
+                session.pairs = all_pairs
             except UserError as error:
                 return {self.gathered: complaint(str(error))}
         self.app.warm()
-        held_out = len(found) - 1
-        items = [(p.shown(), "held out" if i == held_out else f"{i + 1}") for i, p in enumerate(found)]
-        update = {self.gallery: items, self.gathered: _gathered(found)}
+        held_out = len(all_pairs) - 1
+        items = [(p.shown(), "held out" if i == held_out else f"{i + 1}") for i, p in enumerate(all_pairs)]
+        update = {self.gallery: items, self.gathered: _gathered(all_pairs)}
         return update | ({self.message: EMPTY} if session.job is None else {})
 
     def wait(self) -> str:

@@ -120,14 +120,14 @@ class Api:
                 raise UserError(f"{len(images or ())} images are more than {MOST_IMAGES}", fix="send fewer")
             pools = self.app.pools()
             entry = self.app.entry(adapter or (pools[0][1] if pools else ""))
-            found = []
+            records = []
             for file in images or ():
                 routing = route_image(ImageState(read_picture(file, self.app.max_pixels)), entry)
                 scores = dict(zip(entry.pool.domains, routing.scores[0].tolist()))  # type: ignore[union-attr]
                 distance = None if routing.distances is None else routing.distances[0].item()
                 record = {"file": Path(file).name, "domain": routing.domains[0], "scores": scores}
-                found.append(record | {"distance": distance, "threshold": routing.threshold})
-            return found
+                records.append(record | {"distance": distance, "threshold": routing.threshold})
+            return records
         except UserError as error:
             raise gr.Error(str(error)) from error
 

@@ -80,13 +80,13 @@ class DemoApp:
 
     def _called(self, name: str) -> str:
         """The value of the one listed adapter that has this name; of none, the name."""
-        found = [choice.value for choice in self.choices if name in choice.names]
-        if len(found) > 1:
-            raise UserError("several adapters are called so", where=name, fix=f"name one of {', '.join(found)}")
-        if not found and "/" not in name and not Path(name).exists():
+        values = [choice.value for choice in self.choices if name in choice.names]
+        if len(values) > 1:
+            raise UserError("several adapters are called so", where=name, fix=f"name one of {', '.join(values)}")
+        if not values and "/" not in name and not Path(name).exists():
             offered = ", ".join(sorted(Path(choice.value).name or choice.label for choice in self.choices))
             raise UserError("no such adapter here", where=name, fix=f"use one of {offered}, or a Hub id, owner/name")
-        return found[0] if found else name
+        return values[0] if values else name
 
     def warm(self) -> None:
         """Have a process ready for the next training: its start takes longer than a small training."""

@@ -13,7 +13,7 @@ from ..files import BASE
 from ..inference.predictor import EncodedImages
 from ..inference.variants import check_domain, device_of, inference
 from ..prompts import Prompt
-from ..sam.image_embeddings import ImageEmbeddings
+from ..sam.families import family_of, find_vision_encoder
 from ..tuners.moda.encode import first_adapted_block
 from ..tuners.moda.pool import Routing
 from .loaded_adapters import Entry
@@ -87,7 +87,7 @@ def _encoded(image: ImageState, entry: Entry, domain: str | None) -> tuple[Encod
     Adapters that leave the encoder as it is share what plain SAM's makes of it.
     """
     pool = entry.pool
-    in_encoder = pool is not None and first_adapted_block(pool.model.vision_encoder) is not None
+    in_encoder = pool is not None and first_adapted_block(find_vision_encoder(pool.model)) is not None
     key: tuple[str, ...] = (entry.name, str(domain)) if in_encoder else (entry.encoder,)
     if in_encoder and domain == BASE and entry.reads_as_base:
         key = (entry.base.encoder,)
@@ -98,9 +98,10 @@ def _encoded(image: ImageState, entry: Entry, domain: str | None) -> tuple[Encod
         under = domain if pool is None or in_encoder else pool.domains[0]
         encoded = image.encoded[key] = entry.predictor.encode([image.picture.image], under)
     # What another model of the same encoder has kept beside the maps is not for this one.
-    embeddings = ImageEmbeddings(
-        encoded.embeddings.maps,
-        encoded.embeddings.early if with_early else None,
-        None if pool is None else pool.indices_of([str(domain)]),
+    keeps_early = with_early or family_of(entry.model).keeps_early
+    embeddings = dataclasses.replace(
+        encoded.embeddings,
+        early=encoded.embeddings.early if keeps_early else None,
+        domains=None if pool is None else pool.indices_of([str(domain)]),
     )
     return dataclasses.replace(encoded, embeddings=embeddings), missing

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from ..data.synthetic import draw_sample
@@ -52,7 +53,7 @@ def save_taught(folder: Path) -> list[tuple[Path, Path]]:
     return [_save(folder, f"{domain}_{n}", *draw_sample(domain, "train", n)) for n in range(count)]
 
 
-def _save(folder: Path, name: str, image, mask) -> tuple[Path, Path]:
+def _save(folder: Path, name: str, image: np.ndarray, mask: np.ndarray) -> tuple[Path, Path]:
     paths = folder / f"{name}.png", folder / f"{name}_mask.png"
     Image.fromarray(image).save(paths[0])
     Image.fromarray(mask * 255 if mask.max(initial=0) <= 1 else mask).save(paths[1])

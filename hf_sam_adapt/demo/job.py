@@ -147,19 +147,19 @@ class AdaptJob:
         if status is not None and self._end is None:
             self._end = time.monotonic()
         file = self.folder / "progress.json"
-        found: dict[str, Any] = {"step": 0, "scores": [], "state": "starting"}
+        written: dict[str, Any] = {"step": 0, "scores": [], "state": "starting"}
         if file.is_file():
-            found = json.loads(file.read_text())
-        state, message = found["state"], ""
+            written = json.loads(file.read_text())
+        state, message = written["state"], ""
         if self._cancelled:
             state = "cancelled"
         elif status is not None:
             state = "finished" if status == 0 else "failed"
             message = "" if status == 0 else self._reason(status)
-        scores = [(step, iou) for step, iou in found["scores"]]
+        scores = [(step, iou) for step, iou in written["scores"]]
         masks = {step: self._mask(step) for step in {scores[0][0], scores[-1][0]}} if scores else {}
         seconds = (self._end or time.monotonic()) - self._start
-        return Progress(state, found["step"], self.steps, scores, masks, message, seconds)
+        return Progress(state, written["step"], self.steps, scores, masks, message, seconds)
 
     def cancel(self) -> None:
         """End the training, which leaves nothing."""

@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..inference.forward import pool_of, sam_of
 from ..inference.loading import load_adapted, load_for_inference, method_of
 from ..inference.predictor import SamAdaptPredictor
+from ..sam.families import find_vision_encoder
 from ..tuners.common.hq import live_early_map
 from ..tuners.moda import ModaModel
 from .catalog import PLAIN
@@ -80,7 +81,7 @@ class Entry:
     @cached_property
     def encoder(self) -> str:
         """A name for what an image embedding depends on: the base's where the adapter leaves the encoder as it is."""
-        encoder = sam_of(self.model).vision_encoder
+        encoder = find_vision_encoder(self.model)
         adapted = any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in encoder.modules())
         same = self.config is not None and not adapted and self.reads_as_base
         return self.base.encoder if same else self.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -17,13 +18,12 @@ from .images import read_picture
 from .loaded_adapters import Entry
 from .pictures import with_mask
 from .session import Clicks, ImageState, Session, kept
-from .theme import caption, complaint, hint, note
+from .theme import Update, caption, guarded, hint, note
 
 
 MOST_IMAGES = 12
 UNKNOWN = "unknown → plain SAM"
 EMPTY = note("Upload images of several kinds, or take the drawn ones: the router says where each of them belongs.")
-Update = dict[Any, Any]
 
 
 class RouteTab:
@@ -99,26 +99,27 @@ class RouteTab:
         ]
         inputs = [self.session, self.pool]
         events = [
-            self.files.upload(self.load, [self.files, *inputs], every, **options),
-            self.mixed.click(self.take_drawn, inputs, every, **options),
-            self.pool.input(self.route, inputs, every, **options),
-            self.gallery.select(self.choose, inputs, every[1:], **options),
-            self.override.input(self.another, [*inputs, self.chosen, self.override], every[1:], **options),
+            self.files.upload(self._guarded(self.load), [self.files, *inputs], every, **options),
+            self.mixed.click(self._guarded(self.take_drawn), inputs, every, **options),
+            self.pool.input(self._guarded(self.route), inputs, every, **options),
+            self.gallery.select(self._guarded(self.choose), inputs, every[1:], **options),
+            self.override.input(
+                self._guarded(self.another), [*inputs, self.chosen, self.override], every[1:], **options
+            ),
         ]
         for event in events:
             event.then(kept, self.session, self.session, api_visibility="private", show_progress="hidden")
 
+    def _guarded(self, action: Callable[..., Update]) -> Callable[..., Update]:
+        return guarded(action, lambda message, session: {self.message: message})
+
     def load(self, files: list[str] | None, session: Session, pool: str) -> Update:
         """Images were uploaded."""
-        with session.lock:
-            try:
-                files = files or []
-                if len(files) > MOST_IMAGES:
-                    raise UserError(f"{len(files)} images are more than {MOST_IMAGES}", fix="choose fewer")
-                session.routed = [ImageState(read_picture(file, self.app.max_pixels)) for file in files]
-            except UserError as error:
-                return self._wrong(error)
-            return self.route(session, pool)
+        files = files or []
+        if len(files) > MOST_IMAGES:
+            raise UserError(f"{len(files)} images are more than {MOST_IMAGES}", fix="choose fewer")
+        session.routed = [ImageState(read_picture(file, self.app.max_pixels)) for file in files]
+        return self.route(session, pool)
 
     def take_drawn(self, session: Session, pool: str) -> Update:
         """The drawn images were asked for."""
@@ -126,40 +127,28 @@ class RouteTab:
 
     def route(self, session: Session, pool: str) -> Update:
         """Send every image to its domain, and show the first."""
-        with session.lock:
-            try:
-                if not session.routed:
-                    return {self.message: EMPTY}
-                entry = self._pool(session, pool)
-                items = []
-                for image in session.routed:
-                    routing = route_image(image, entry)
-                    domain = routing.domains[0]
-                    result = segment_image(image, entry, Clicks().prompt(), domain)
-                    tinted = with_mask(image.picture.shown, result, "zero_shot" if domain == BASE else "adapted")
-                    score = routing.scores[0].max().item()
-                    items.append((tinted, "unknown" if domain == BASE else f"{domain} {score:.2f}"))
-                return {self.gallery: gr.Gallery(items, selected_index=0)} | self._show(session, entry, 0)
-            except UserError as error:
-                return self._wrong(error)
+        if not session.routed:
+            return {self.message: EMPTY}
+        entry = self._pool(session, pool)
+        items = []
+        for image in session.routed:
+            routing = route_image(image, entry)
+            domain = routing.domains[0]
+            result = segment_image(image, entry, Clicks().prompt(), domain)
+            tinted = with_mask(image.picture.shown, result, "zero_shot" if domain == BASE else "adapted")
+            score = routing.scores[0].max().item()
+            items.append((tinted, "unknown" if domain == BASE else f"{domain} {score:.2f}"))
+        return {self.gallery: gr.Gallery(items, selected_index=0)} | self._show(session, entry, 0)
 
     def choose(self, event: gr.SelectData, session: Session, pool: str) -> Update:
         """An image of the gallery was clicked on."""
-        with session.lock:
-            try:
-                return self._show(session, self._pool(session, pool), event.index)
-            except UserError as error:
-                return self._wrong(error)
+        return self._show(session, self._pool(session, pool), event.index)
 
     def another(self, session: Session, pool: str, number: int, domain: str) -> Update:
         """The router was overridden for an image."""
-        with session.lock:
-            try:
-                entry = self._pool(session, pool)
-                message = note(self._sentence(session, entry, number, domain))
-                return {self.message: message} | self._compared(session, entry, number, domain)
-            except UserError as error:
-                return self._wrong(error)
+        entry = self._pool(session, pool)
+        message = note(self._sentence(session, entry, number, domain))
+        return {self.message: message} | self._compared(session, entry, number, domain)
 
     def _pool(self, session: Session, name: str) -> Entry:
         entry = self.app.entry(name, session)
@@ -204,9 +193,6 @@ class RouteTab:
         if routed == BASE:
             return f"{image.picture.name}: {UNKNOWN}. Even {nearest}, the most probable domain, is too far away."
         return f"{image.picture.name}: {routed}, with a probability of {score:.2f}."
-
-    def _wrong(self, error: UserError) -> Update:
-        return {self.message: complaint(str(error))}
 
 
 def _chart(routing: Routing, names: list[str]) -> str:

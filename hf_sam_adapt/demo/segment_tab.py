@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import gradio as gr
@@ -18,12 +17,11 @@ from .engine import Segmentation, segment_image
 from .images import Picture, read_picture
 from .pictures import legend, save_results, with_mask, with_prompt
 from .session import Session
-from .theme import caption, complaint, facts, hint, note
+from .theme import Update, caption, facts, guarded, hint, note
 
 
 MODES = {"On the object": "positive", "Not the object": "negative", "Box: two corners": "box"}
 EMPTY = note("Drop an image on the left, paste one, or take an example below. Then click on what you mean.")
-Update = dict[Any, Any]
 
 
 class SegmentTab:
@@ -125,18 +123,7 @@ class SegmentTab:
             event.then(self.save, [self.session], files, show_progress="hidden", api_visibility="private")
 
     def _guarded(self, action: Callable[..., Update]) -> Callable[..., Update]:
-        """`action` with its `UserError` as a message in the page."""
-
-        @wraps(action)
-        def run(*args: Any, **kwargs: Any) -> Update:
-            session = next(value for value in args if isinstance(value, Session))
-            with session.lock:
-                try:
-                    return action(*args, **kwargs)
-                except UserError as error:
-                    return {self.message: complaint(str(error))} | self._canvas(session)
-
-        return run
+        return guarded(action, lambda message, session: {self.message: message} | self._canvas(session))
 
     def load(self, file: dict | None, session: Session, adapter: str, domain: str) -> Update:
         """An image was uploaded or pasted; `file` as Gradio sends it."""

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import gradio as gr
+
+from ..errors import UserError
+from .session import Session
+
+
+Update = dict[Any, Any]  # component -> its new value
 
 
 CSS = """
@@ -105,6 +114,21 @@ def complaint(message: str) -> str:
     """What went wrong, as a passing warning, and as a note that stays."""
     gr.Warning(html.escape(message), title="That did not work")
     return note(message, bad=True)
+
+
+def guarded(action: Callable[..., Update], refused: Callable[[str, Session], Update]) -> Callable[..., Update]:
+    """`action` under its visitor's lock, and in place of a `UserError` what `refused` makes of the message."""
+
+    @wraps(action)
+    def run(*args: Any, **kwargs: Any) -> Update:
+        session = next(value for value in args if isinstance(value, Session))
+        with session.lock:
+            try:
+                return action(*args, **kwargs)
+            except UserError as error:
+                return refused(complaint(str(error)), session)
+
+    return run
 
 
 def note(message: str, bad: bool = False) -> str:

@@ -83,8 +83,8 @@ def write_pairs(pairs: Sequence[Pair], folder: Path) -> None:
 def _matched(images: Sequence[str], masks: Sequence[str]) -> list[str]:
     """The masks in the order of the images."""
     stems = {one_form(Path(mask).stem).lower().removesuffix("mask").rstrip("_- "): mask for mask in masks}
-    found = [stems.get(one_form(Path(image).stem).lower()) for image in images]
-    return [mask for mask in found if mask] if all(found) and len(set(found)) == len(masks) else list(masks)
+    named = [stems.get(one_form(Path(image).stem).lower()) for image in images]
+    return [mask for mask in named if mask] if all(named) and len(set(named)) == len(masks) else list(masks)
 
 
 def _read(image: str, mask: str, max_pixels: int) -> Pair:

@@ -55,8 +55,8 @@ class Watcher:
         sample, model = self.loop.data.val[0], self.loop.model
         variant = Variant("adapted" if step else "zero_shot", model, adapter_off=not step)
         with inference([model]):
-            found = predicted_masks([variant], self.loop.processor, [sample], {"none": [Prompt("none")]})
-            mask = next(found)[3]
+            predictions = predicted_masks([variant], self.loop.processor, [sample], {"none": [Prompt("none")]})
+            mask = next(predictions)[3]
         temporary = self.folder / f".mask_{step}.png"
         Image.fromarray(mask.astype(np.uint8) * 255).save(temporary)
         os.replace(temporary, self.folder / f"mask_{step}.png")

@@ -119,14 +119,14 @@ def check_classes(
             continue
         class_name = id2label.get(label, str(label))
         shown = class_name if num_labels is None else f"class {label} ({class_name})"
-        elsewhere = [split for split, found in facts.items() if split != "train" and found.classes[label]]
+        elsewhere = [split for split, other in facts.items() if split != "train" and other.classes[label]]
         if not train[label]:
             severity = ERROR if elsewhere or num_labels is None else WARNING
             value = f"{shown} is in no {masks_of('train')}" + f", but in {' and '.join(elsewhere)}" * bool(elsewhere)
             yield Finding(severity, "class-missing", name, value, "add it to train, or check the mask values", value)
             continue
-        for split, found in facts.items():
-            if found.classes.sum() and not found.classes[label]:
+        for split, other in facts.items():
+            if other.classes.sum() and not other.classes[label]:
                 value = f"{shown} is in no {masks_of(split)}, so it has no score there"
                 severity = ERROR if num_labels is None and split == "test" else WARNING
                 yield Finding(severity, "class-missing", name, value, f"add images of it to {split}", value)
@@ -150,11 +150,11 @@ def check_amount(name: str, facts: Mapping[str, SplitFacts]) -> Iterator[Finding
 def check_foreground(name: str, facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
     """Whether the share of the foreground is another one in validation or test images than in training images."""
     count, total, squares = facts["train"].foreground
-    for split, found in facts.items():
-        number, sum_, sum_squares = found.foreground
+    for split, other_facts in facts.items():
+        number, sum_, sum_squares = other_facts.foreground
         if split == "train" or min(count, number) < FEW_IMAGES or not total or not sum_:
             continue
-        if ((found.classes > 0) != (facts["train"].classes > 0)).any():
+        if ((other_facts.classes > 0) != (facts["train"].classes > 0)).any():
             continue  # a class that one of them lacks is the cause
         mean, other = total / count, sum_ / number
         variance = (squares - count * mean**2 + sum_squares - number * other**2) / (count + number - 2)
@@ -202,13 +202,13 @@ def check_pixels(
     if normalization == "imagenet" and channels is not None and (np.min(train.low) < 0 or np.max(train.high) > 65535):
         value = f"values in {np.min(train.low):g}..{np.max(train.high):g}, but imagenet needs 0..65535"
         yield Finding(ERROR, "normalization", name, value, "set normalization to percentile")
-    for split, found in facts.items():
-        if split == "train" or found.mean is None or found.images < FEW_IMAGES or train.images < FEW_IMAGES:
+    for split, other in facts.items():
+        if split == "train" or other.mean is None or other.images < FEW_IMAGES or train.images < FEW_IMAGES:
             continue
-        shift = np.abs(found.mean - mean) / np.where(std > 0, std, 1)
+        shift = np.abs(other.mean - mean) / np.where(std > 0, std, 1)
         if shift.max() > SHIFT:
             worst = int(shift.argmax())
-            value = f"channel {worst} has the mean {found.mean[worst]:.4g} in {split}, {mean[worst]:.4g} in train"
+            value = f"channel {worst} has the mean {other.mean[worst]:.4g} in {split}, {mean[worst]:.4g} in train"
             yield Finding(WARNING, "split-shift", name, value, "check that both were stored in one way")
 
 

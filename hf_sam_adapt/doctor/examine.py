@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
@@ -15,10 +16,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..data.coco import CocoReader
-from ..data.encoding import MaskEncoding, map_values, present_values, resolve_encoding
+from ..data.encoding import MaskEncoding, map_values, present_values
 from ..data.folder import FileReader, unread_files
 from ..data.images import IGNORE
 from ..data.palettes import to_labels
+from ..data.reading import READ_KEYS, Reading
 from ..data.scan import SCANNED, in_threads, sample_rows
 from ..data.sources import Source, open_source
 from ..data.splits import group_keys
@@ -83,54 +85,36 @@ class Diagnosis:
 def examine_dataset(
     dataset: Any,
     *,
-    mask_suffix: str | None = None,
-    mask_values: str = "auto",
-    mask_threshold: float | None = None,
-    label_map: dict[int, int] | None = None,
-    num_labels: int | None = None,
-    id2label: dict[int, str] | None = None,
-    group_by: str | None = None,
-    channels: int | None = None,
-    palette: Any = None,
     normalization: str | None = None,
     mask_size: int = 256,
     seed: int = 0,
     limit: int = 20,
     processes: int | None = None,
+    **keys: Any,
 ) -> Diagnosis:
     """Read every image and mask of a data set once, the test images too, and say what is wrong.
 
     Memory: under 2 KB an image, most of it for the list of files.
 
     Args:
-        dataset, mask_suffix, mask_values, mask_threshold, label_map, num_labels, id2label, group_by, channels,
-            palette, seed: see `load_segmentation_dataset`.
+        dataset: see `load_segmentation_dataset`.
         normalization: see `fit_normalization`; None = that of SAM, with channels "percentile".
         mask_size: side of the mask that the decoder predicts, in pixels; SAM's is 256.
         limit: findings kept of each cause, 0 = all.
         processes: that read; None = one per CPU, 0 = this one.
+        keys: fields of `Reading`.
 
     Raises:
         UserError: no such data set, or keys that contradict each other or it.
     """
     require_extra("train", "examining a data set")
     start, findings = time.perf_counter(), Findings(limit)
-    keys: dict[str, Any] = {
-        "mask_suffix": mask_suffix,
-        "mask_values": mask_values,
-        "mask_threshold": mask_threshold,
-        "label_map": label_map,
-        "num_labels": num_labels,
-        "id2label": id2label,
-        "group_by": group_by,
-        "channels": channels,
-        "palette": palette,
-        "seed": seed,
-    }
+    reading = Reading(**keys)
+    group_by, channels = reading.group_by, reading.channels
     if group_by is not None:
         group_keys([], group_by)  # raises where it is no regular expression
     told: set[str] = set()
-    source = _open(dataset, keys, findings, told)
+    source = _open(dataset, reading, findings, told)
     if source is None:
         return Diagnosis(findings, None, None, {}, {}, time.perf_counter() - start)
     name = os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__
@@ -139,7 +123,7 @@ def examine_dataset(
     if isinstance(source.reader, CocoReader):
         fix = "correct the annotations, unless that is meant"
         findings.add(Finding(WARNING, "annotations", name, text, fix, text) for text in source.left_out)
-    encoding, refusal = choose_encoding(source, seed)
+    encoding, refusal = choose_encoding(source, reading.seed)
     ignore_named = IGNORE in (source.label_map or {}).values()
     examiner = Examiner(
         source.reader,
@@ -174,7 +158,7 @@ def examine_dataset(
     return Diagnosis(findings, source, encoding, facts, readable, time.perf_counter() - start)
 
 
-def _open(dataset: Any, keys: dict[str, Any], findings: Findings, told: set[str]) -> Source | None:
+def _open(dataset: Any, reading: Reading, findings: Findings, told: set[str]) -> Source | None:
     """The data set without the files that do not pair, which go to `told`; None where nothing can be trained on."""
 
     def problem(error: UserError, files: list[str]) -> None:
@@ -182,16 +166,18 @@ def _open(dataset: Any, keys: dict[str, Any], findings: Findings, told: set[str]
         told.update(files)
 
     try:
-        return open_source(dataset, **keys, problem=problem)
+        return open_source(dataset, reading, problem=problem)
     except UserError as error:
         unmatched = error.key == "group_by"  # it is a regular expression
         elsewhere = isinstance(dataset, (str, os.PathLike)) and not Path(dataset).expanduser().is_dir()
-        if (error.key in keys and not unmatched) or elsewhere:
+        if (error.key in READ_KEYS and not unmatched) or elsewhere:
             raise
         # Where files do not pair, an empty split is no other cause.
         if not told or error.key != "dataset":
             findings.add([from_error(error, str(dataset), "group-by" if unmatched else "layout")])
-    return open_source(dataset, **{**keys, "group_by": None}, problem=lambda *told: None) if unmatched else None
+    if not unmatched:
+        return None
+    return open_source(dataset, dataclasses.replace(reading, group_by=None), problem=lambda *told: None)
 
 
 def _odd_files(root: Path, source: Source, told: set[str]) -> Iterator[Finding]:
@@ -212,9 +198,7 @@ def choose_encoding(source: Source, seed: int) -> tuple[MaskEncoding, UserError 
     Raises:
         UserError: keys that contradict each other.
     """
-    reading = source.mask_values, source.num_labels, source.label_map, source.palette, source.reader.draws_ignored
-    choice = (*reading, source.mask_threshold)
-    by_keys = resolve_encoding([], *choice)[0]
+    by_keys = source.encoding([])[0]
     if source.reader.checked_rows == 0:
         return by_keys, None
 
@@ -234,7 +218,7 @@ def choose_encoding(source: Source, seed: int) -> tuple[MaskEncoding, UserError 
     samples = [sample_rows(table, max(1, SCANNED * len(table) // max(total, SCANNED)), seed) for table in seen]
     masks = [found for table in samples for found in in_threads(look, table) if found is not None]
     try:
-        return resolve_encoding(masks, *choice)[0], None
+        return source.encoding(masks)[0], None
     except UserError as error:
         values = [present for _, present, _ in masks]
         pictures = sum(bool(present[IGNORE] and not present[1:IGNORE].any()) for present in values)

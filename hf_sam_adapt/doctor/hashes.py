@@ -94,7 +94,7 @@ def _parts(array: np.ndarray) -> list[np.ndarray]:
     return np.array_split(array, 1 + len(array) // PART)
 
 
-def _alike(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _alike(first: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Whether each row of uint8 (n, d) correlates with the same row of the other: bool (n,)."""
-    one, other = (rows - rows.mean(axis=1, keepdims=True, dtype=np.float32) for rows in (one, other))
-    return (one * other).sum(axis=1) >= ALIKE * np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
+    first, other = (rows - rows.mean(axis=1, keepdims=True, dtype=np.float32) for rows in (first, other))
+    return (first * other).sum(axis=1) >= ALIKE * np.sqrt((first**2).sum(axis=1) * (other**2).sum(axis=1))

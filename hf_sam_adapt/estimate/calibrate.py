@@ -19,7 +19,8 @@ from accelerate.utils import set_seed
 from ..config.recipe import Recipe
 from ..data import SegmentationData, SegmentationSplit
 from ..training.loop import TrainingLoop
-from ..training.run import build_accelerator, embed, load_data, load_model
+from ..training.resolve import load_model
+from ..training.run import build_accelerator, embed, load_data
 from ..training.run_folder import RunFolder
 from ..training.task import task_of
 from .shapes import step_bytes

@@ -70,19 +70,19 @@ def estimate(recipe: Recipe) -> Estimate:
             push_to_hub=False,
             report_to=[],
         )
-        found = _in_fresh_process(dataclasses.asdict(short), Path(folder))
-    before, after = found["shapes"]
+        measured = _in_fresh_process(dataclasses.asdict(short), Path(folder))
+    before, after = measured["shapes"]
     images_per_step = recipe.batch_size * recipe.gradient_accumulation_steps
-    epoch = math.ceil(found["images"] / images_per_step)
+    epoch = math.ceil(measured["images"] / images_per_step)
     return Estimate(
-        device=found["device"],
-        trained_parameters=found["trained"],
-        total_parameters=found["total"],
-        adapter_bytes=found["trained_bytes"],
-        weight_bytes=found["weight_bytes"],
-        peak_memory_bytes=found["peak"] + after - before,
+        device=measured["device"],
+        trained_parameters=measured["trained"],
+        total_parameters=measured["total"],
+        adapter_bytes=measured["trained_bytes"],
+        weight_bytes=measured["weight_bytes"],
+        peak_memory_bytes=measured["peak"] + after - before,
         tensor_bytes=after,
-        step_seconds=found["seconds"] * recipe.batch_size / found["batch_size"],
+        step_seconds=measured["seconds"] * recipe.batch_size / measured["batch_size"],
         steps=recipe.max_steps or recipe.epochs * epoch,
     )
 

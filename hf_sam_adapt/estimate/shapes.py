@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import weakref
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..config.recipe import Recipe
-from ..inference.forward import PromptedSam, sam_of
+from ..inference.forward import PromptedSam, encode, sam_of
 from ..prompts import Prompt
 from ..sam.families import encoder_shape, find_mask_decoder
 from ..sam.image_embeddings import ImageEmbeddings
@@ -29,7 +30,7 @@ class LiveBytes(TorchDispatchMode):
         self.live = self.peak = 0
         self._seen: weakref.WeakSet = weakref.WeakSet()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(output):
             if isinstance(tensor, torch.Tensor):
@@ -91,15 +92,18 @@ def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects
     shape = encoder_shape(model)
     side, grid = shape.image_size, shape.grid
     precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
+    kept = {}
+    if recipe.cache_embeddings:
+        with fake, torch.no_grad():
+            one = encode(model, torch.empty(1, recipe.channels or 3, side, side, device=device))
+        kept = {name: value.shape[1:] for name, value in one.named.items()}
     with fake, LiveBytes() as bytes_:
         channels = recipe.channels or 3
         pixels = embeddings = None
         if recipe.cache_embeddings:
-            early = None
-            if _is_hq(model):
-                early = torch.empty(batch_size, grid, grid, shape.hidden_size, device=device)
-            maps = torch.empty(batch_size, shape.output_channels, grid, grid, device=device)
-            embeddings = ImageEmbeddings(maps, early)
+            embeddings = ImageEmbeddings.of_named(
+                {name: torch.empty(batch_size, *sizes, device=device) for name, sizes in kept.items()}
+            )
         else:
             pixels = torch.empty(batch_size, channels, side, side, device=device)
         prompts = [_prompt(kind, objects, side, grid, device) for _ in range(batch_size)]
@@ -107,15 +111,15 @@ def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects
         batch = {"labels": labels, "prompts": prompts, "weight": torch.empty(batch_size, device=device)}
         with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
             logits, own, estimates = PromptedSam(model)(pixels, prompts, embeddings)
-        loss, _ = batch_loss([one.float() for one in logits], batch, recipe.loss, estimates=estimates)
+        loss, _ = batch_loss([one.float() for one in logits], batch, str(recipe.loss), estimates=estimates)
         (loss if own is None else loss + own).backward()
         return bytes_.peak
 
 
 def _without_content(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
     """A copy of a model whose parameters and buffers are fake."""
-    memo = {id(p): nn.Parameter(fake.from_tensor(p.detach()), p.requires_grad) for p in model.parameters()}
-    memo |= {id(b): fake.from_tensor(b) for b in model.buffers()}
+    memo: dict[int, torch.Tensor] = {id(b): fake.from_tensor(b) for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(fake.from_tensor(p.detach()), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo)
 
 

@@ -10,10 +10,12 @@ from peft import PeftModel
 from torch import nn
 from transformers import SamModel
 
+from ..errors import UserError
 from ..prompts import Prompt, corrected
-from ..sam.image_embeddings import ImageEmbeddings
+from ..sam.families import SamFamily, encoder_shape, family_of
+from ..sam.image_embeddings import ImageEmbeddings, SharedMaps
+from ..sam.mask_choice import mask_of_token_0
 from ..tuners.common.encoding import encode_images
-from ..tuners.common.hq import SharedMaps
 from ..tuners.common.layer import trains_iou_head
 from ..tuners.conv_lora import balance_loss
 from ..tuners.l2p.layer import key_loss
@@ -159,6 +161,7 @@ def _decode(
     """Per image the masks (n, K, h, w) and IoU estimates (n, K) of its objects."""
     sam = sam_of(model)
     embeddings = encode(model, pixel_values) if image_embeddings is None else image_embeddings
+    family = check_embeddings(sam, embeddings)
     if len(prompts) != len(embeddings):
         raise ValueError(f"{len(prompts)} prompts for {len(embeddings)} images")
     groups: dict[tuple, list[int]] = {}
@@ -176,18 +179,35 @@ def _decode(
         counts = [max(1, len(prompts[i])) for i in images]
         owner = torch.tensor([i for i, count in zip(images, counts) for _ in range(count)], device=device)
         inputs = _prompt_inputs([prompts[i] for i in images], device, sam.dtype)
+        inputs |= family.decoder_inputs(embeddings, owner, tuple(zip(images, counts)))
         # One row an object: embeddings (R, 256, grid, grid), masks (R, 1, K, h, w), scores (R, 1, K).
-        if embeddings.early is not None:
+        if embeddings.early is not None and "intermediate_embeddings" not in inputs:
             shared = len(owner) > len(images)
             inputs["early_embeddings"] = SharedMaps(embeddings.early, owner) if shared else embeddings.early[owner]
         if embeddings.domains is not None:
             inputs["domain"] = embeddings.domains[owner]
-        output = sam(image_embeddings=embeddings.maps[owner], multimask_output=multimask_output, **inputs)
+        with mask_of_token_0(sam):
+            output = sam(multimask_output=multimask_output, **inputs)
         masks = output.pred_masks.squeeze(1).split(counts)
         scores = output.iou_scores.squeeze(1).split(counts)
         for index, image_masks, image_scores in zip(images, masks, scores):
             results[index] = image_masks, image_scores
     return results
+
+
+def check_embeddings(sam: nn.Module, embeddings: ImageEmbeddings) -> SamFamily:
+    """The family of a SAM; raises `UserError` for embeddings of another model."""
+    family, shape = family_of(sam), encoder_shape(sam)
+    found = tuple(embeddings.maps.shape[1:])
+    wanted = (shape.output_channels, shape.grid, shape.grid)
+    if found != wanted or len(embeddings.skips) != family.skips:
+        raise UserError(
+            f"maps of {found} and {len(embeddings.skips)} finer ones are another model's: the decoder of this "
+            f"{family.title} takes {wanted} and {family.skips}",
+            where="image_embeddings",
+            fix="encode the images with this model",
+        )
+    return family
 
 
 def _logits_of(prompt: Prompt, masks: torch.Tensor) -> torch.Tensor:

@@ -165,8 +165,8 @@ def _decode_grid(
     has_estimate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (n, h, w) and scores (n,) of the masks that stay, by falling score; `embedding` of one image."""
-    stride = processor.image_size // processor.mask_size
-    height, width = (-(-side // stride) for side in inside)  # without the padding
+    side, cells = processor.image_size, processor.mask_size
+    height, width = (-(-length * cells // side) for length in inside)  # without the padding
     kept, kept_scores = [], []
     for start in range(0, len(prompt), POINTS_AT_ONCE):
         part = prompt.select(np.arange(start, min(start + POINTS_AT_ONCE, len(prompt))))
@@ -174,7 +174,7 @@ def _decode_grid(
         window = logits[:, :height, :width].float()
         stable = stability(window, OFFSET)
         masks = window > 0
-        x, y = (torch.as_tensor(part.points)[:, 0] // stride).long().clamp(min=0).to(logits.device).T
+        x, y = (torch.as_tensor(part.points)[:, 0] * cells // side).long().clamp(min=0).to(logits.device).T
         holds = masks[torch.arange(len(part)), y.clamp(max=height - 1), x.clamp(max=width - 1)]
         good = holds & (stable >= MIN_STABILITY) & (masks.sum(dim=(1, 2)) >= MIN_AREA * height * width)
         if has_estimate:

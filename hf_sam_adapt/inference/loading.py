@@ -25,6 +25,7 @@ from ..sam.attention import Kind, use_fast_attention
 from ..sam.families import encoder_shape, family_of, family_of_type, find_vision_encoder
 from ..sam.image_size import resize_input
 from ..sam.input_channels import inflate_channels, input_channels
+from ..sam.mask_choice import stop_choosing
 from ..sam.processing import SamAdaptProcessor
 from ..sam.tiny import TINY, load_tiny_sam
 from ..tuners.common.decoder import freeze_outside_adapter
@@ -133,13 +134,24 @@ def load_base(name: str, attention: Kind = "auto") -> tuple[SamModel, SamAdaptPr
     place, commit = (name, None) if hub is None else (hub.id, commit_of(config_file))
     try:
         config = AutoConfig.from_pretrained(place, revision=commit)
-        model = family_of_type(config.model_type, name).model_class.from_pretrained(
-            place, revision=commit, dtype=torch.float32
+        family = family_of_type(config.model_type, name)
+        part = family.video_part(config) if config.model_type in family.also_types else {}
+        model, report = family.model_class.from_pretrained(
+            place, revision=commit, dtype=torch.float32, output_loading_info=True, **part
         )
     except (OSError, HTTPError) as error:
         raise UserError(
             f"cannot load {name!r}: {first_line(error)} Use 'tiny', a model folder or a Hub id", key="model"
         ) from error
+    except RuntimeError as error:  # of transformers, for weights of another size
+        raise UserError(f"the weights of {name} are not those of its config.json", key="model") from error
+    if report["missing_keys"]:
+        raise UserError(
+            f"{name} lacks {len(report['missing_keys'])} weights of a {family.model_class.__name__}, the first is "
+            f"{min(report['missing_keys'])}",
+            key="model",
+        )
+    family.mend(model)
     use_fast_attention(model, attention)
     return model, _load_processor(name, model, commit)
 
@@ -179,12 +191,14 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
             "a pool of domains is trained by `continual`", key="method", fix="name the domains' method there"
         )
     family, native = family_of(base), encoder_shape(base).image_size
+    family.mend(base)
     if method == "full":
         if method_args:
             raise UserError(f"'full' takes none, found {', '.join(method_args)}", key="method_args")
         if image_size is not None and image_size != native:
             resize_input(base, image_size)
         base.requires_grad_(True)
+        stop_choosing(base)  # the mask that is trained is the one that the saved model returns
         freeze_outside_adapter(base)
         return base
     if method == "lora":
@@ -192,7 +206,7 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
             raise UserError(
                 "a plain LoRA file cannot store another input size", key="image_size", fix="use sam_adapter or full"
             )
-        placed = {"target_modules": family.qkv_names, "modules_to_save": [family.mask_decoder]}
+        placed = {"target_modules": family.attention_names, "modules_to_save": [family.mask_decoder]}
         method_args = LORA_SIZE | placed | method_args
     elif image_size is not None:
         method_args = {"image_size": image_size} | method_args
@@ -316,12 +330,21 @@ def _exists(name: str, file: str) -> bool:
         return False
 
 
-def _load_processor(name: str, model: SamModel, commit: str | None) -> SamAdaptProcessor:
+def _load_processor(name: str, model: nn.Module, commit: str | None) -> SamAdaptProcessor:
+    shape = encoder_shape(model)
     for file_name in ("preprocessor_config.json", "processor_config.json"):
         file = find_file(name, file_name, commit)
         if file is not None:
-            return SamAdaptProcessor.from_pretrained(str(file.parent))
-    shape = encoder_shape(model)
+            # transformers' files do not say the patch size.
+            processor = SamAdaptProcessor.from_pretrained(str(file.parent), patch_size=shape.patch_size)
+            if processor.image_size != shape.image_size:
+                raise UserError(
+                    f"{name}: its processor gives images of {processor.image_size} pixels a side, its model takes "
+                    f"{shape.image_size}",
+                    key="model",
+                    fix=f"one of {file.name} and config.json is another checkpoint's",
+                )
+            return processor
     return SamAdaptProcessor(shape.image_size, shape.patch_size, **family_of(model).processor)
 
 

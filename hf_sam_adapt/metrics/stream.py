@@ -360,8 +360,10 @@ TITLES = {
 def make_metric(name: str, **settings: float | None) -> StreamingMetric:
     """The metric `name` of `PROMPTLESS_METRICS`; of `beta2` and `ber_threshold` it takes its own, unless None."""
     known = ((METRIC_SETTINGS[key].get(name), value) for key, value in settings.items())
-    own: dict[str, Any] = {argument: value for argument, value in known if argument is not None and value is not None}
-    return PROMPTLESS_METRICS[name](**own)
+    arguments: dict[str, Any] = {
+        argument: value for argument, value in known if argument is not None and value is not None
+    }
+    return PROMPTLESS_METRICS[name](**arguments)
 
 
 def gathered(metric: StreamingMetric) -> StreamingMetric:

@@ -1,8 +1,10 @@
 """Prompts: what they are, how they are derived from a true mask, and how a user's corrections are simulated."""
 
+from ..names import PROMPT_KINDS
+from .centres import at_centres, centres
 from .corrections import corrected
 from .derive import MIN_AREA, components, degrade, derive_prompts, inner_point, tight_box
-from .prompt import PROMPT_KINDS, Prompt, boolean_masks
+from .prompt import Prompt, boolean_masks
 from .training import instance_masks, training_prompt
 
 
@@ -10,7 +12,9 @@ __all__ = [
     "MIN_AREA",
     "PROMPT_KINDS",
     "Prompt",
+    "at_centres",
     "boolean_masks",
+    "centres",
     "components",
     "corrected",
     "degrade",

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from ..data.images import IGNORE
+from .centres import at_centres, centres
 from .prompt import Prompt
 
 
@@ -22,12 +23,12 @@ def corrected(prompt: Prompt, logits: torch.Tensor, number: int) -> Prompt:
 
     Args:
         prompt: n > 0 objects in input coordinates, with `targets` uint8 (n, S, S) and `draws` (n, rounds).
-        logits: (n, h, w) of the round before, S a multiple of h and w.
+        logits: (n, h, w) of the round before.
         number: of the round, 0 for the first correction: the column of `draws`.
     """
     targets, draws = cast(torch.Tensor, prompt.targets), cast(torch.Tensor, prompt.draws)
-    width, stride = logits.shape[-1], targets.shape[-1] // logits.shape[-1]
-    truth = targets[:, stride // 2 :: stride, stride // 2 :: stride].flatten(1)  # (n, h w)
+    height, width = logits.shape[-2:]
+    truth = at_centres(targets, height, width).flatten(1)  # (n, h w)
     known = truth != IGNORE
     wrong = ((logits.flatten(1) > 0) != (truth == 1)) & known
     region = torch.where(wrong.any(1, keepdim=True), wrong, known)
@@ -35,7 +36,8 @@ def corrected(prompt: Prompt, logits: torch.Tensor, number: int) -> Prompt:
     rank = torch.minimum((draws[:, number] * count).long(), count - 1)
     # The place of the region's pixel number `rank`: that many places have fewer or as many pixels before and at them.
     place = (region.cumsum(1) <= rank[:, None]).sum(1)  # (n,)
-    points = torch.stack([place % width, place // width], dim=-1) * stride + stride // 2  # (n, 2)
+    columns, rows = (centres(cells, targets.shape[-1], place.device) for cells in (width, height))
+    points = torch.stack([columns[place % width], rows[place // width]], dim=-1)  # (n, 2)
     points, labels = points[:, None].float(), (truth.gather(1, place[:, None]) == 1).long()  # (n, 1, 2), (n, 1)
     fields: dict[str, Any] = {"points": points, "point_labels": labels}
     if prompt.points is not None:

@@ -6,8 +6,8 @@ import numpy as np
 
 from ..data.encoding import decode_masks
 from ..data.images import IGNORE
-from ..errors import UserError
-from .prompt import PROMPT_KINDS, Prompt
+from ..names import check_prompt_kinds
+from .prompt import Prompt
 
 
 MIN_AREA = 0.0005  # components below 0.05 % of the image are noise of the annotation
@@ -39,8 +39,7 @@ def derive_prompts(
     Returns:
         `Prompt` in image coordinates, with `targets` and `labels` set; n = 0 when no component is large enough.
     """
-    if kind not in PROMPT_KINDS:
-        raise UserError(f"unknown kind {kind!r}", key="prompts", fix=f"choose from {', '.join(PROMPT_KINDS)}")
+    check_prompt_kinds([kind])
     if kind == "none":
         return Prompt("none")
     (mask,) = decode_masks([(mask, False)], mask_values)

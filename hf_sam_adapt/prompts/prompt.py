@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     import torch
 
 
-PROMPT_KINDS = ("none", "box", "point", "mask")
-
-
 @dataclass
 class Prompt:
     """The prompts of one image: n objects of one kind.

@@ -86,7 +86,6 @@ def save_sensitivity(
 
     Takes the arguments of the `prompt_sensitivity` that gave `part`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
@@ -112,7 +111,7 @@ def save_sensitivity(
             axis.set_title(f"{sample.id}, object {number + 1}"[:36])
         line[3].imshow(overlay(image, removed, colour))
         line[3].set_title("no prompt")
-    FigureCanvasAgg(figure).print_png(path)
+    figure.savefig(path, format="png")
 
 
 def draw_instances(image: np.ndarray, instances: Sequence[Instance]) -> np.ndarray:

@@ -4,10 +4,11 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from .families import encoder_shape, find_vision_encoder
+from .families import encoder_shape, family_of, find_vision_encoder
 from .image_size import original_position_embedding
 
 
+PARTS = ("model_type", "hidden_size", "num_hidden_layers", "patch_size", "image_size", "pos_embed")
 POSITION_ENTRIES = 64
 TOLERANCE = 1e-2  # of the largest entry: wide enough for fp16 and bf16 copies of the same weights
 
@@ -19,13 +20,15 @@ def compute_fingerprint(model: nn.Module) -> dict:
         model: the base model, before or after adapters were injected, at its own or at a resized input size.
 
     Returns:
-        JSON-able dictionary: `hidden_size`, `num_hidden_layers`, `patch_size`, `image_size` (the original one) and
-        `pos_embed`, 64 evenly spaced entries of the original table as floats. An entry is None where the model has no
-        such part: no SAM encoder, no absolute position embedding, or no values (meta device).
+        JSON-able dictionary: `model_type`, `hidden_size`, `num_hidden_layers`, `patch_size`, `image_size` (the
+        original one) and `pos_embed`, 64 evenly spaced entries of the original table as floats. An entry is None where
+        the model has no such part: no SAM encoder, no absolute position embedding, or no values (meta device).
     """
     encoder = find_vision_encoder(model)
     if encoder is None:
-        return dict.fromkeys(("hidden_size", "num_hidden_layers", "patch_size", "image_size", "pos_embed"))
+        return dict.fromkeys(
+            ("model_type", "hidden_size", "num_hidden_layers", "patch_size", "image_size", "pos_embed")
+        )
     table, image_size = original_position_embedding(encoder)
     values = None
     if table is not None and table.device.type != "meta":
@@ -34,6 +37,7 @@ def compute_fingerprint(model: nn.Module) -> dict:
         values = flat[picks].float().tolist()
     shape = encoder_shape(encoder)
     return {
+        "model_type": family_of(encoder).model_type,
         "hidden_size": shape.hidden_size,
         "num_hidden_layers": shape.num_hidden_layers,
         "patch_size": shape.patch_size,
@@ -54,7 +58,7 @@ def check_fingerprint(stored: dict, model: nn.Module, adapter: str) -> None:
         UserError: if a part differs.
     """
     actual = compute_fingerprint(model)
-    for part, expected in stored.items():
+    for part, expected in sorted(stored.items(), key=lambda item: item[0] != "model_type"):
         found = actual.get(part)
         if expected is None or found is None:
             continue

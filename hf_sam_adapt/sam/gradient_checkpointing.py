@@ -36,6 +36,8 @@ def enable_checkpointing(model: SamModel | PeftModel, kind: Literal[True, "selec
     how: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":
         how["context_fn"] = _contexts
+    sam = model.get_base_model() if isinstance(model, PeftModel) else model
+    sam.supports_gradient_checkpointing = True  # SAM 2's and 3's classes do not say so, yet their blocks can
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
 
 

@@ -25,43 +25,52 @@ class OriginalSize:
 
 
 def original_position_embedding(encoder: nn.Module) -> tuple[nn.Parameter | None, int]:
-    """Return the absolute position table (1, h, w, C) and the input size in pixels that the base came with."""
+    """Return the absolute position table and the input size in pixels that the base came with."""
     original = getattr(encoder, ORIGINAL, None)
     if original is not None:
-        return original.tables.get("pos_embed"), original.image_size
+        return original.tables.get("pos_embed", family_of(encoder).position_embedding(encoder)), original.image_size
     family = family_of(encoder)
-    shape = family.shape(encoder)
-    tables = family.position_tables(encoder, shape.grid)
-    return next((getattr(module, at) for name, module, at, _ in tables if name == "pos_embed"), None), shape.image_size
+    return family.position_embedding(encoder), family.shape(encoder).image_size
 
 
 def resize_input(model: nn.Module, image_size: int) -> None:
     """Make a SAM take another square input: `pos_embed` bicubic, global relative positions linear, in place.
 
-    The tables of windowed layers do not depend on the input size. Numbers in the configs and sub-modules follow, so
-    prompts are scaled and masks come out as for a model built at this size.
+    The tables of windowed layers do not depend on the input size, and SAM 2 and 3 stretch or tile theirs themselves.
+    Numbers in the configs and sub-modules follow, so prompts are scaled and masks come out as for a model built at
+    this size.
 
     Args:
-        model: `SamModel` or `SamVisionModel` at its original size.
-        image_size: side of the network input in pixels, a multiple of the patch size.
+        model: a SAM or its encoder, at its original size.
+        image_size: side of the network input in pixels, a multiple of the family's step.
 
     Raises:
-        UserError: if the model has no SAM encoder or the size is not a positive multiple of the patch size.
+        UserError: if the model has no SAM encoder or cannot take the size.
     """
     encoder = find_vision_encoder(model)
     if encoder is None:
         raise UserError(f"image_size={image_size}: {type(model).__name__} has no SAM vision encoder to resize")
     family = family_of(encoder)
     shape = family.shape(encoder)
-    patch_size = shape.patch_size
-    if image_size < patch_size or image_size % patch_size:
-        raise UserError(f"image_size={image_size} is not a multiple of the patch size {patch_size} of this model")
+    check_image_size(encoder, image_size)
     original = OriginalSize(shape.image_size)
-    for name, module, attribute, length in family.position_tables(encoder, image_size // patch_size):
+    for name, module, attribute, length in family.position_tables(encoder, image_size // shape.patch_size):
         original.tables[name] = table = getattr(module, attribute)
         replace_parameter(module, attribute, resized_table(table, length))
     setattr(encoder, ORIGINAL, original)
     family.set_image_size(model, encoder, image_size)
+
+
+def check_image_size(encoder: nn.Module, image_size: int) -> None:
+    """Raise `UserError`, with the nearest size that would do, for one that the encoder cannot take."""
+    family = family_of(encoder)
+    step = family.size_step(encoder)
+    if image_size < step or image_size % step:
+        nearest = max(step, (image_size + step // 2) // step * step)
+        raise UserError(
+            f"image_size={image_size} is not a multiple of {step}, which {family.title} needs",
+            fix=f"the nearest is {nearest}",
+        )
 
 
 def restore_input(model: nn.Module) -> None:

@@ -12,13 +12,13 @@ ORIGINAL = "_hf_sam_adapt_original_projection"
 
 def input_channels(encoder: nn.Module) -> int:
     """Channels that the patch embedding takes now."""
-    return encoder.config.num_channels
+    return family_of(encoder).config_of(encoder).num_channels
 
 
 def original_channels(encoder: nn.Module) -> int:
     """Channels that the base model came with."""
     kept = getattr(encoder, ORIGINAL, None)
-    return encoder.config.num_channels if kept is None else kept.shape[1]
+    return input_channels(encoder) if kept is None else kept.shape[1]
 
 
 def inflate_channels(model: nn.Module, channels: int) -> None:
@@ -28,7 +28,7 @@ def inflate_channels(model: nn.Module, channels: int) -> None:
     each takes the kernel of red, green and blue in turn, with fewer the mean of the three.
 
     Args:
-        model: `SamModel` or `SamVisionModel` with its original patch embedding.
+        model: a SAM or its encoder, with its original patch embedding.
         channels: at least 1.
 
     Raises:
@@ -77,7 +77,6 @@ def _set_weight(model: nn.Module, encoder: nn.Module, weight: nn.Parameter, chan
     # By-passes register_parameter, which PEFT's low_cpu_mem_usage patches (see image_size.replace_parameter).
     projection._parameters["weight"] = weight
     projection.in_channels = channels
-    family_of(encoder).patch_embedding_of(encoder).num_channels = channels
-    encoder.config.num_channels = channels
-    if hasattr(model.config, "vision_config"):
-        model.config.vision_config.num_channels = channels
+    family = family_of(encoder)
+    family.patch_embedding_of(encoder).num_channels = channels
+    family.config_of(encoder).num_channels = channels  # the model's config holds the same object

@@ -1,9 +1,10 @@
-"""The image processor: images, masks and prompts at any size become what `SamModel` takes, and logits go back."""
+"""The image processor: images, masks and prompts at any size become what a SAM takes, and logits go back."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,17 +18,18 @@ from ..data.encoding import decode_masks
 from ..data.images import IGNORE
 from ..data.normalization import check_normalization, normalize
 from ..errors import UserError
-from ..prompts import Prompt, boolean_masks
+from ..prompts import Prompt, boolean_masks, centres
 from .image_inputs import ImageLike, as_list, checked_mask, checked_objects, image_array, matched
 from .resampling import RESAMPLING, resampling_name, resized
 
 
 RESIZE_MODES = ("pad", "squash")
+ARITHMETICS = ("pillow", "torchvision")
 MASK_LOGIT = 10.0
 
 
 class SamAdaptProcessor(BaseImageProcessor):
-    """Resizes, normalises and pads as `SamImageProcessor` does (equal pixel values), without torchvision.
+    """Resizes, normalises and pads as transformers' processors do (equal pixel values), without torchvision.
 
     Args:
         image_size: side S of the network's square input, a multiple of `patch_size`.
@@ -39,6 +41,7 @@ class SamAdaptProcessor(BaseImageProcessor):
             `channels`.
         resample: "bilinear" or "bicubic", or Pillow's number of it.
         antialias: False reads the pixels around a place alone, whatever the scale, as CoSAM's code does.
+        arithmetic: "pillow", as `SamImageProcessor` computes, or "torchvision", as the processors of SAM 2 and 3 do.
     """
 
     model_input_names = ["pixel_values"]
@@ -54,11 +57,16 @@ class SamAdaptProcessor(BaseImageProcessor):
         normalization: Mapping[str, Any] | None = None,
         resample: str | int = "bilinear",
         antialias: bool = True,
+        arithmetic: str = "pillow",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if resize not in RESIZE_MODES:
             raise UserError(f"{resize!r} is unknown", key="resize", fix=f"choose from {', '.join(RESIZE_MODES)}")
+        if arithmetic not in ARITHMETICS:
+            raise UserError(
+                f"{arithmetic!r} is unknown", key="arithmetic", fix=f"choose from {', '.join(ARITHMETICS)}"
+            )
         if image_size <= 0 or image_size % patch_size:
             raise UserError(
                 f"{image_size} is not a positive multiple of the patch size {patch_size}", key="image_size"
@@ -68,6 +76,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         self.resize = resize
         self.resample = resampling_name(resample)
         self.antialias = antialias
+        self.arithmetic = arithmetic
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         if channels is not None and normalization is None:
@@ -142,9 +151,8 @@ class SamAdaptProcessor(BaseImageProcessor):
         """
         images = [image_array(image, self.channels) for image in as_list(images)]
         sizes = [image.shape[:2] for image in images]
-        inputs = [
-            resized(image, self.reshaped_size(image.shape[:2]), self.resample, self.antialias) for image in images
-        ]
+        how = (self.resample, self.antialias, self.arithmetic)
+        inputs = [resized(image, self.reshaped_size(image.shape[:2]), *how) for image in images]
         masks = matched(masks, sizes, "masks")
         prompts = matched(prompts, sizes, "prompts")
 
@@ -173,9 +181,14 @@ class SamAdaptProcessor(BaseImageProcessor):
         """
         if pixel_values.dtype != torch.uint8:
             return pixel_values
-        # Each channel has 256 possible results, computed in the order and precision of SamImageProcessor.
-        levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+        # Each channel has 256 possible results, computed in the order and precision of transformers' processors.
+        levels = np.arange(256, dtype=np.float64)
         mean, std = np.asarray(self.image_mean, np.float32), np.asarray(self.image_std, np.float32)
+        if self.arithmetic == "pillow":
+            levels = levels * (1 / 255)
+        else:
+            mean, std = mean * np.float32(255), std * np.float32(255)
+        levels = levels.astype(np.float32)
         table = torch.from_numpy((levels - mean[:, None]) / std[:, None]).to(pixel_values.device)  # (3, 256)
         values = torch.stack([row[own.int()] for row, own in zip(table, pixel_values.unbind(1))], dim=1)
         height, width = reshaped_input_sizes.to(pixel_values.device)[:, :, None].unbind(1)  # (B, 1) each
@@ -261,8 +274,8 @@ class SamAdaptProcessor(BaseImageProcessor):
     def _resize_mask_prompts(self, masks: np.ndarray) -> np.ndarray:
         """bool (n, H, W) -> float32 (n, 4 grid, 4 grid) logits of +-10, -10 on the padding."""
         rows, columns = self._nearest(masks.shape[-2:])
-        centres = (2 * np.arange(self.mask_size) + 1) * self.image_size // (2 * self.mask_size)
-        rows, columns = rows[centres[centres < len(rows)]], columns[centres[centres < len(columns)]]
+        cells = centres(self.mask_size, self.image_size).numpy()
+        rows, columns = rows[cells[cells < len(rows)]], columns[cells[cells < len(columns)]]
         logits = np.full((len(masks), self.mask_size, self.mask_size), -MASK_LOGIT, np.float32)
         logits[:, : len(rows), : len(columns)] += 2 * MASK_LOGIT * masks[:, rows[:, None], columns]
         return logits
@@ -292,14 +305,14 @@ class SamAdaptProcessor(BaseImageProcessor):
     def to_dict(self) -> dict[str, Any]:
         """The content of `preprocessor_config.json`.
 
-        With `resize="pad"` the pixel values are those of transformers' own processor, and the file says so in its
-        terms: `SamProcessor` and the pipelines read it too. With "squash", a `normalization` or other resampling they
-        cannot, and the type tells them.
+        Where the pixel values are those of transformers' own processor, of SAM (`resize="pad"`) or of SAM 2 and 3
+        ("squash"), the file says so in its terms: `SamProcessor`, `Sam2Processor` and the pipelines read it too. With
+        a `normalization` or other resampling they cannot, and the type tells them.
         """
         usual = self.resample == "bilinear" and self.antialias
-        plain = self.resize == "pad" and self.normalization is None and usual
-        config = {
-            "image_processor_type": "SamImageProcessor" if plain else type(self).__name__,
+        kind = _TYPES.get((self.resize, self.arithmetic)) if usual and self.normalization is None else None
+        config: dict[str, Any] = {
+            "image_processor_type": kind or type(self).__name__,
             "image_size": self.image_size,
             "patch_size": self.patch_size,
             # Not "resize": that is a method of transformers' class, and extra keys become attributes there.
@@ -307,11 +320,16 @@ class SamAdaptProcessor(BaseImageProcessor):
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
         }
+        if self.arithmetic != "pillow":
+            config["arithmetic"] = self.arithmetic
         if not usual:  # `resample` as transformers spells it
             config |= {"resample": RESAMPLING[self.resample].value, "antialias": self.antialias}
         if self.normalization is not None:
             config |= {"channels": self.channels, "normalization": copy.deepcopy(self.normalization)}
-        if plain:
+        if kind == "Sam2ImageProcessor":
+            sides = {"size": self.image_size, "mask_size": self.mask_size}
+            config |= {name: {"height": side, "width": side} for name, side in sides.items()}
+        elif kind is not None:
             config |= {
                 "size": {"longest_edge": self.image_size},
                 "pad_size": {"height": self.image_size, "width": self.image_size},
@@ -325,12 +343,13 @@ class SamAdaptProcessor(BaseImageProcessor):
         """Build from our own file or from that of a plain SAM (`size`, `pad_size`, …); `kwargs` override it.
 
         Raises:
-            UserError: the file turns a step of SAM's preprocessing off, or holds no image size.
+            UserError: the file turns a step of SAM's preprocessing off, or holds no image size, or that of no square.
         """
         config = dict(image_processor_dict)
         unused = kwargs.pop("return_unused_kwargs", False)
+        squashes = re.match(r"Sam[23]", str(config.get("image_processor_type"))) is not None
         for step in ("do_resize", "do_rescale", "do_normalize", "do_pad", "do_convert_rgb"):
-            if config.get(step) is False:
+            if config.get(step) is False and not (squashes and step == "do_pad"):
                 raise UserError(
                     f"{step} is false",
                     key="preprocessor_config.json",
@@ -338,17 +357,33 @@ class SamAdaptProcessor(BaseImageProcessor):
                 )
         if "image_size" not in config:
             size = config.get("size")
-            config["image_size"] = size.get("longest_edge") if isinstance(size, dict) else size
+            config["image_size"] = _side(size) if isinstance(size, dict) else size
+        if squashes:
+            config = {"resize": "squash", "arithmetic": "torchvision"} | config
         if "resize_mode" in config:
             config["resize"] = config["resize_mode"]
         names = ("image_size", "patch_size", "resize", "image_mean", "image_std", "channels", "normalization")
-        names += ("resample", "antialias")
+        names += ("resample", "antialias", "arithmetic")
         chosen = {name: config[name] for name in names if config.get(name) is not None}
         if "image_size" not in chosen:
-            raise UserError("neither image_size nor size.longest_edge is given", key="preprocessor_config.json")
+            raise UserError(
+                "neither image_size nor size.longest_edge nor size.height is given", key="preprocessor_config.json"
+            )
         chosen |= {name: kwargs.pop(name) for name in names if name in kwargs}
         processor = cls(**chosen)
         return (processor, kwargs) if unused else processor
+
+
+# transformers' processors of equal pixel values.
+_TYPES = {("pad", "pillow"): "SamImageProcessor", ("squash", "torchvision"): "Sam2ImageProcessor"}
+
+
+def _side(size: dict[str, int]) -> int | None:
+    """Side of the square that transformers' `size` describes; None where it describes none."""
+    height, width = size.get("height"), size.get("width")
+    if height != width:
+        raise UserError(f"size is {width}x{height}", key="preprocessor_config.json", fix="only squares are supported")
+    return size.get("longest_edge", height)
 
 
 def _as_sizes(sizes: torch.Tensor | Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -26,7 +26,11 @@ def resampling_name(resample: str | int) -> str:
 
 
 def resized(
-    image: np.ndarray, size: tuple[int, int], resample: str = "bilinear", antialias: bool = True
+    image: np.ndarray,
+    size: tuple[int, int],
+    resample: str = "bilinear",
+    antialias: bool = True,
+    arithmetic: str = "pillow",
 ) -> np.ndarray:
     """uint8 (H, W, 3) or float32 (H, W, C) -> the same at `size`, (height, width).
 
@@ -34,6 +38,8 @@ def resized(
         resample: "bilinear" or "bicubic".
         antialias: what Pillow does; False reads the pixels around a place alone, whatever the scale, and rounds uint8
             down, as CoSAM's code does.
+        arithmetic: "torchvision" resizes uint8 by torch's kernel, which torchvision calls, and which rounds a few
+            pixels in a thousand to the other side.
     """
     if image.shape[:2] == size:
         return image
@@ -41,6 +47,10 @@ def resized(
         maps = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]  # (1, C, H, W)
         values = F.interpolate(maps, size, mode=resample, align_corners=False)[0].permute(1, 2, 0).numpy()
         return values if image.dtype != np.uint8 else values.clip(0, 255).astype(np.uint8)
+    if arithmetic == "torchvision" and image.dtype == np.uint8:
+        maps = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]  # (1, 3, H, W)
+        values = F.interpolate(maps, size, mode=resample, align_corners=False, antialias=True)[0]
+        return values.permute(1, 2, 0).numpy()
     width_first, method = (size[1], size[0]), RESAMPLING[resample]
     if image.dtype != np.uint8:
         channels = (np.ascontiguousarray(image[..., channel]) for channel in range(image.shape[2]))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..errors import UserError
-from .families import family_of, find_vision_encoder
+from .families import SAM, family_of, find_vision_encoder
 from .image_size import placed_like, replace_parameter, resized_table
 
 
@@ -39,12 +39,18 @@ def remove_windows(model: nn.Module) -> None:
         model: `SamModel` or `SamVisionModel`, at the input size that it shall run at.
 
     Raises:
-        UserError: the model has no SAM encoder.
+        UserError: the model has no SAM encoder, or one of a family whose windows stay.
     """
     encoder = find_vision_encoder(model)
     if encoder is None:
         raise UserError(f"{type(model).__name__} has no SAM vision encoder", key="global_attention")
     family = family_of(encoder)
+    if not family.windows_removable:
+        raise UserError(
+            f"the windows of {family.title} cannot be taken away",
+            key="global_attention",
+            fix=f"leave it out, or take a checkpoint of {SAM.title}",
+        )
     grid = family.shape(encoder).grid
     original = OriginalWindows(list(encoder.config.global_attn_indexes))
     for index, block in enumerate(family.blocks_of(encoder)):

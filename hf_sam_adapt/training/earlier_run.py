@@ -12,6 +12,7 @@ from ..config.arguments import read_yaml
 from ..config.paths import change_paths, found_from
 from ..config.recipe import Recipe
 from ..data import SegmentationData
+from ..data.notes import Note
 from ..data.splits import changes, read_splits
 from ..errors import UserError
 from ..repository import find_file
@@ -53,13 +54,15 @@ class EarlierRun:
 
     def is_of(self, dataset: Any) -> bool:
         """Whether `dataset` is the run's."""
-        own = self.recipe.get("dataset")
-        if not isinstance(dataset, (str, os.PathLike)) or not own:
+        trained_on = self.recipe.get("dataset")
+        if not isinstance(dataset, (str, os.PathLike)) or not trained_on:
             return False
         # Published recipes name a folder without its place, so equal text is enough.
         beside = os.curdir if self.file is None else self.file.parent
         given = os.path.abspath(os.path.expanduser(dataset))
-        return str(dataset) == own or given == os.path.abspath(os.path.join(beside, os.path.expanduser(own)))
+        return str(dataset) == trained_on or given == os.path.abspath(
+            os.path.join(beside, os.path.expanduser(trained_on))
+        )
 
     def known(self, dataset: Any) -> dict[str, list[str]] | None:
         """What `load_segmentation_dataset` takes as `known`: the run's splits, if `dataset` is the run's."""
@@ -67,20 +70,20 @@ class EarlierRun:
 
     def notes(self, data: SegmentationData, dataset: Any, seed: int) -> list[str]:
         """What differs between the run's images and those of `data`, in sentences."""
-        own, keys = self.recipe.get("dataset"), data.keys
-        found = []
+        trained_on, keys = self.recipe.get("dataset"), data.keys
+        notes: list[str] = []
         if self.trouble is not None:
-            found.append(f"whether {self.name} was trained on these images is not known ({self.trouble})")
-        if own and not self.is_of(dataset):
-            found.append(f"{self.name} was trained on {own}, not on {data.name}")
-        elif own and self.splits is not None and keys is not None:
+            unknown = Note.about("whether {} was trained on these images is not known", self.name)
+            notes.append(Note(f"{unknown} ({self.trouble})", unknown.public))
+        if trained_on and not self.is_of(dataset):
+            notes.append(Note.about("{} was trained on {}, not on {}", self.name, trained_on, data.name))
+        elif trained_on and self.splits is not None and keys is not None:
             changed = changes(self.splits, keys)
             stay = "; the others keep their sides" if data.splits is not None else ""
-            found += [f"{data.name} has changed since {self.name} was trained: {changed}{stay}"] * bool(changed)
+            text = f"{{}} has changed since {{}} was trained: {changed}{stay}"
+            notes += [Note.about(text, data.name, self.name)] * bool(changed)
         own_seed = self.recipe.get("seed", seed)
-        if own and data.splits is not None and own_seed != seed and self.known(dataset) is None:
-            found.append(
-                f"{self.name} was trained with the split of seed {own_seed}, this one is of seed {seed}: it may have "
-                "been trained on images that are tested here"
-            )
-        return found
+        if trained_on and data.splits is not None and own_seed != seed and self.known(dataset) is None:
+            text = f"{{}} was trained with the split of seed {own_seed}, this one is of seed {seed}: it may have been "
+            notes.append(Note.about(f"{text}trained on images that are tested here", self.name))
+        return notes

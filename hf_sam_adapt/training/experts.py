@@ -23,7 +23,7 @@ class ExpertMeter:
         total_steps: of the training.
     """
 
-    def __init__(self, rows: list[dict], total_steps: int):
+    def __init__(self, rows: list[dict], total_steps: int) -> None:
         self.rows, self.every = rows, max(1, total_steps // ROWS)
         self.counts: torch.Tensor | None = None
 

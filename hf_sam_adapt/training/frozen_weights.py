@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from ..sam.families import family_of
+
 
 _MATRICES = (nn.Linear, nn.Conv2d)
 
@@ -15,12 +17,13 @@ def cast_frozen_matrices(encoder: nn.Module, dtype: torch.dtype) -> None:
     Under autocast of this dtype only.
 
     Args:
-        encoder: of a `SamModel`, with or without an adapter, with `requires_grad` as it shall be trained.
+        encoder: of a SAM, with or without an adapter, with `requires_grad` as it shall be trained.
         dtype: torch.bfloat16 or torch.float16.
     """
     # The patch embedding stays, the features of SAM-Adapter are computed of what it is given.
-    for name in ("layers", "neck"):
-        for module in encoder.get_submodule(name).modules():
+    family = family_of(encoder)
+    for part in (family.blocks_of(encoder), family.neck_of(encoder)):
+        for module in part.modules():
             own = list(module.parameters(recurse=False))
             if isinstance(module, _MATRICES) and not any(parameter.requires_grad for parameter in own):
                 module.to(dtype)

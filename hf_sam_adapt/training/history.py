@@ -45,7 +45,6 @@ def save_curve(
         path: PNG file.
         references: IoU of what the adapted model must beat, by name, as lines across; None is left out.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 2.8), dpi=100, layout="constrained")
@@ -75,7 +74,7 @@ def save_curve(
     right.set(title="IoU", xlabel="optimizer step", ylim=(0, 1))
     left.legend(fontsize=7, loc="upper right")
     figure.legend(*right.get_legend_handles_labels(), fontsize=7, loc="outside right center")
-    FigureCanvasAgg(figure).print_png(path)
+    figure.savefig(path, format="png")
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

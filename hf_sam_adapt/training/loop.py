@@ -14,13 +14,14 @@ from accelerate.utils import DistributedType
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..config.recipe import Recipe
+from ..config.recipe import Recipe, ResolvedRecipe
 from ..data import SegmentationData
 from ..data.images import IGNORE
 from ..errors import UserError
 from ..inference.forward import PromptedSam
 from ..inference.variants import AUTOCAST_DTYPES
 from ..losses.segmentation import loss_of_labels
+from ..prompts import at_centres
 from ..sam.families import find_vision_encoder
 from ..sam.processing import SamAdaptProcessor
 from .batches import BatchStream, TrainingSamples, seed_micro_step, to_device, training_loader
@@ -78,7 +79,7 @@ class TrainingLoop:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: ResolvedRecipe,
         accelerator: Accelerator,
         model: nn.Module,
         processor: SamAdaptProcessor,
@@ -94,8 +95,9 @@ class TrainingLoop:
         self.cost = CostMeter(accelerator.device, self.schedule.images_per_step)
         # Sharded parameters have to be of one dtype.
         sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if recipe.precision in AUTOCAST_DTYPES and not sharded:
-            cast_frozen_matrices(find_vision_encoder(model), AUTOCAST_DTYPES[recipe.precision])
+        encoder = find_vision_encoder(model)
+        if recipe.precision in AUTOCAST_DTYPES and not sharded and encoder is not None:
+            cast_frozen_matrices(encoder, AUTOCAST_DTYPES[recipe.precision])
         optimizer = build_optimizer(model.parameters(), recipe, accelerator.device)
         self.wrapped, self.optimizer = accelerator.prepare(PromptedSam(model), optimizer)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -233,9 +235,9 @@ class TrainingLoop:
 
     def _is_stopped(self) -> bool:
         """Whether as many validations as `early_stopping` says have followed the best one."""
-        found = [row["val_iou"] for row in self.state.validations]
+        ious = [row["val_iou"] for row in self.state.validations]
         wanted = self.recipe.early_stopping
-        return wanted is not None and bool(found) and len(found) - 1 - found.index(max(found)) >= wanted
+        return wanted is not None and bool(ious) and len(ious) - 1 - ious.index(max(ious)) >= wanted
 
     def _validate(self) -> None:
         """Score the validation images, and remember the step if it is the best."""
@@ -283,32 +285,30 @@ def batch_loss(
         estimates: per image (n,) of the IoU of each of its masks, if they are trained: their squared error is added.
     """
     if batch["prompts"][0].kind == "none" and len(logits[0]) > 1:
-        maps, weights = torch.stack(logits), batch["weight"] / len(logits)  # (B, K, h, w)
-        value = loss_of_labels(maps, batch["labels"], loss, weights, class_weights)
+        maps, of_images = torch.stack(logits), batch["weight"] / len(logits)  # (B, K, h, w), (B,)
+        value = loss_of_labels(maps, batch["labels"], loss, of_images, class_weights)
         with torch.no_grad():
             return value, _mean_class_iou(maps, batch["labels"])
-    targets, weights = [], []
+    true, weights = [], []
     for image_logits, labels, prompt, weight in zip(
         logits, batch["labels"], batch["prompts"], batch["weight"], strict=True
     ):
         own = labels[None] if prompt.kind == "none" else prompt.targets  # (n, S, S)
-        targets.append(own.repeat(len(image_logits) // max(1, len(own)), 1, 1))
+        true.append(own.repeat(len(image_logits) // max(1, len(own)), 1, 1))
         weights.append(weight.expand(len(image_logits)) / len(image_logits))
-    objects, targets = torch.cat(logits)[:, None], torch.cat(targets)  # (R, 1, h, w), (R, S, S)
-    weights = torch.cat(weights)
-    value = loss_of_labels(objects, targets, loss, weights / len(logits))
+    objects, targets, shares = torch.cat(logits)[:, None], torch.cat(true), torch.cat(weights)
+    value = loss_of_labels(objects, targets, loss, shares / len(logits))  # of (R, 1, h, w), (R, S, S) and (R,)
     with torch.no_grad():
         ious = _ious(objects[:, 0], targets)
-        mean_iou = (ious * weights).sum() / weights.sum().clamp(min=1e-6)
+        mean_iou = (ious * shares).sum() / shares.sum().clamp(min=1e-6)
     if estimates is not None:
-        value = value + ((torch.cat(estimates).float() - ious) ** 2 * weights).sum() / len(logits)
+        value = value + ((torch.cat(estimates).float() - ious) ** 2 * shares).sum() / len(logits)
     return value, mean_iou
 
 
 def _mean_class_iou(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean IoU of the classes that the batch holds, at the resolution of the logits: (B, K, h, w), (B, S, S)."""
-    stride = labels.shape[-1] // logits.shape[-1]
-    labels = labels[:, stride // 2 :: stride, stride // 2 :: stride]  # (B, h, w)
+    labels = at_centres(labels, *logits.shape[-2:])  # (B, h, w)
     every = torch.arange(logits.shape[1], device=logits.device)[:, None, None, None]
     predicted, true = (logits.argmax(1) == every) & (labels != IGNORE), labels == every  # (K, B, h, w)
     union, present = (predicted | true).sum((1, 2, 3)), true.any(3).any(2).any(1)
@@ -318,8 +318,7 @@ def _mean_class_iou(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def _ious(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """IoU of each mask at the resolution of the logits: (R, h, w), (R, S, S) -> (R,)."""
-    stride = targets.shape[-1] // logits.shape[-1]
-    targets = targets[:, stride // 2 :: stride, stride // 2 :: stride]  # (R, h, w)
+    targets = at_centres(targets, *logits.shape[-2:])  # (R, h, w)
     predicted, true = (logits > 0) & (targets != IGNORE), targets == 1
     union = (predicted | true).sum(dim=(1, 2))
     return torch.where(union > 0, (predicted & true).sum(dim=(1, 2)) / union.clamp(min=1), 1.0)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ..config.recipe import Recipe
+from ..config.recipe import ResolvedRecipe
 
 
 # The published schedule falls from 2e-4 to 1e-7.
@@ -46,15 +46,15 @@ def learning_rate_at(
     return lowest + (highest - lowest) * remaining
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], recipe: ResolvedRecipe, device: torch.device
+) -> torch.optim.AdamW:
     """AdamW over the trainable ones of `parameters`, fused where torch has it; vectors do not decay.
 
     Those are biases and norms, for which zero is no better than another value.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     fused = device.type in ("cpu", "cuda")
-    if recipe.learning_rate is None:
-        raise ValueError("the recipe's learning_rate is resolved with its model")
     kinds = [(recipe.weight_decay, [p for p in trainable if p.ndim > 1]), (0.0, [p for p in trainable if p.ndim <= 1])]
     groups = [{"params": params, "weight_decay": decay} for decay, params in kinds if params]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=fused)

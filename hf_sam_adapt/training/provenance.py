@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import __version__
+from ..data.notes import bare_name, public
 from ..names import DRAWN
 
 
@@ -31,15 +32,12 @@ def data_facts(data: SegmentationData) -> dict[str, Any]:
     source = _source(data.name)
     splits = {name: getattr(data, name) for name in ("train", "val", "test")}
     classes = None if data.num_labels is None else [data.id2label[label] for label in range(data.num_labels)]
-    # Of a folder only its name: where it lies is nobody else's concern.
-    name = Path(data.name).expanduser().resolve().name if source == "folder" else data.name
     return {
-        "name": name,
+        "name": bare_name(data.name),
         "source": source,
         "revision": _revision(data) if source == "hub" else None,
         "images": {name: len(split) for name, split in splits.items() if split is not None},
-        # Nor are the names of files, which may be patients'.
-        "notes": [re.sub(r", such as [^:]+", "", note.replace(data.name, name)) for note in data.notes],
+        "notes": [public(note) for note in data.notes],
         "classes": classes,
     }
 

@@ -14,29 +14,17 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, parse_flag_from_env, set_seed
 from torch import nn
 
-from ..config.recipe import Recipe
+from ..config.recipe import Recipe, ResolvedRecipe
 from ..data import SegmentationData, load_segmentation_dataset
-from ..data.normalization import fit_normalization
-from ..data.sources import READ_KEYS
+from ..data.reading import READ_KEYS
 from ..errors import UserError, require_extra
 from ..hub.push import push_folder
 from ..inference.embeddings.cache import EmbeddingCache, check_cacheable
-from ..inference.loading import (
-    base_revision,
-    build_model,
-    load_adapted,
-    load_base,
-    load_plain,
-    method_of,
-    save_adapter,
-)
-from ..names import check_ignore_background, check_metrics
+from ..inference.loading import load_plain, save_adapter
 from ..reporting.cards import write_card
 from ..reporting.curves import save_threshold_curves
 from ..reporting.report import write_json
-from ..sam.families import encoder_shape, find_vision_encoder
-from ..sam.gradient_checkpointing import enable_checkpointing
-from ..sam.input_channels import inflate_channels
+from ..sam.families import find_vision_encoder
 from ..sam.processing import SamAdaptProcessor
 from ..sam.windows import windows_removed
 from ..tuners.common.decoder import lacks_gradients
@@ -46,8 +34,9 @@ from .experts import save_expert_plot
 from .history import save_curve
 from .loop import TrainingLoop
 from .provenance import data_facts, environment_facts
+from .resolve import load_model
 from .run_folder import RunFolder
-from .task import check_adapter_classes, task_of
+from .task import task_of
 from .trackers import check_trackers, start_trackers
 
 
@@ -91,32 +80,30 @@ def train(
         data = load_data(recipe)
         if (earlier := _earlier_run(recipe)) is not None:
             data.notes += earlier.notes(data, recipe.dataset, recipe.seed)
-    check_metrics(recipe.metrics, recipe.prompts, data.num_labels)
-    check_ignore_background(recipe.ignore_background, data.num_labels)
     if recipe.early_stopping is not None and data.val is None:
         raise UserError("there are no validation images", key="early_stopping", fix="add some, or leave it out")
-    recipe, model, processor = load_model(recipe, data)
-    if recipe.cache_embeddings:
+    resolved, model, processor = load_model(recipe, data)
+    if resolved.cache_embeddings:
         check_cacheable(model)
-    folder.check_same_run(recipe)
+    folder.check_same_run(resolved)
 
-    accelerator = build_accelerator(recipe, model, folder)
+    accelerator = build_accelerator(resolved, model, folder)
     loop = TrainingLoop(
-        recipe, accelerator, model, processor, data, folder.checkpoints, task_of(recipe, data).loss_weights()
+        resolved, accelerator, model, processor, data, folder.checkpoints, task_of(resolved, data).loss_weights()
     )
     if prepare is not None:
         prepare(loop)
-    if recipe.resume_from_checkpoint is not None:
-        loop.resume(recipe.resume_from_checkpoint)
+    if resolved.resume_from_checkpoint is not None:
+        loop.resume(resolved.resume_from_checkpoint)
     # Before there is a run folder: a build that is interrupted is continued by the same command.
-    cache = embed(loop) if recipe.cache_embeddings else None
+    cache = embed(loop) if resolved.cache_embeddings else None
     # Every process has looked at the folder before one of them writes.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        folder.begin(recipe, data)
+        folder.begin(resolved, data)
     accelerator.wait_for_everyone()
     announce(accelerator, loop, data)
-    start_trackers(accelerator, recipe, folder.logs)
+    start_trackers(accelerator, resolved, folder.logs)
     loop.run()
     finish(loop, folder, data, cache)
     for tracker in accelerator.trackers:
@@ -124,8 +111,8 @@ def train(
     if not keep_processes:
         leave_processes()
     # Last, when the folder is whole and no other process waits.
-    if recipe.push_to_hub and accelerator.is_main_process:
-        push_folder(folder.path, recipe.repository)
+    if resolved.push_to_hub and accelerator.is_main_process:
+        push_folder(folder.path, resolved.repository)
     return folder.path
 
 
@@ -167,88 +154,7 @@ def _earlier_run(recipe: Recipe) -> EarlierRun | None:
     return None if recipe.adapter is None else EarlierRun.read(recipe.adapter)
 
 
-def load_model(recipe: Recipe, data: SegmentationData) -> tuple[Recipe, nn.Module, SamAdaptProcessor]:
-    """The model to train, its processor, and the recipe with everything resolved."""
-    if recipe.adapter is None:
-        base, processor = load_base(recipe.model, recipe.attention)
-        if recipe.method == "full" and recipe.channels is not None:
-            inflate_channels(base, recipe.channels)
-        model = build_model(recipe.method, task_of(recipe, data).method_fields(), base, image_size=recipe.image_size)
-        if recipe.method != "full":
-            model.peft_config["default"].revision = base_revision(recipe.model)
-        method, base_name = recipe.method, recipe.model
-    else:
-        if recipe.method_args:
-            raise UserError(
-                "an adapter to start from has its own config", key="method_args", fix="leave method_args out"
-            )
-        loaded = load_adapted(recipe.adapter, model=recipe.model, trainable=True, attention=recipe.attention)
-        model, processor = loaded.model, loaded.processor
-        method = method_of(loaded.config)
-        if recipe.method not in (Recipe.method, method):
-            raise UserError(f"{recipe.method}, but {recipe.adapter} is {method}", key="method", fix="leave method out")
-        check_adapter_classes(getattr(loaded.config, "num_labels", None), data, recipe.adapter)
-        base_name = loaded.base_name or recipe.adapter
-        if method == "full":
-            model = build_model("full", {}, model, image_size=recipe.image_size)
-    image_size = encoder_shape(model).image_size
-    if recipe.image_size not in (None, image_size):
-        raise UserError(
-            f"the adapter {recipe.adapter} runs at {image_size}, not at {recipe.image_size}", key="image_size"
-        )
-    resize = recipe.resize or processor.resize
-    normalization = input_normalization(recipe, data, processor)
-    processor = SamAdaptProcessor.from_dict(
-        processor.to_dict(),
-        image_size=image_size,
-        resize=resize,
-        channels=recipe.channels,
-        normalization=normalization,
-    )
-    if recipe.gradient_checkpointing:
-        enable_checkpointing(model, recipe.gradient_checkpointing)
-    if recipe.compile:
-        find_vision_encoder(model).compile()
-    resolved = dataclasses.replace(
-        recipe,
-        model=base_name,
-        method=method,
-        image_size=image_size,
-        resize=resize,
-        mask_values=data.mask_values,
-        loss=task_of(recipe, data).loss(),
-        normalization="imagenet" if normalization is None else normalization["kind"],
-        palette=None if data.palette is None else data.palette.plain(),
-    )
-    return resolved, model, processor
-
-
-def input_normalization(recipe: Recipe, data: SegmentationData, processor: SamAdaptProcessor) -> dict[str, Any] | None:
-    """The statistics that images are normalised by, of the training images; None = those of RGB photographs.
-
-    What the model or adapter was trained with is kept unless the recipe names another kind.
-
-    Raises:
-        UserError: the model or adapter takes another number of channels.
-    """
-    own = processor.normalization
-    trained = recipe.adapter is not None or own is not None
-    if trained and recipe.channels != processor.channels:
-        takes = "RGB photographs" if processor.channels is None else f"images of {processor.channels} channels"
-        raise UserError(
-            f"{recipe.channels}, but {recipe.adapter or recipe.model} takes {takes}",
-            key="channels",
-            fix=f"set channels to {processor.channels or 'none'}",
-        )
-    if own is not None and recipe.normalization in (None, own["kind"]):
-        return own
-    kind = recipe.normalization or ("imagenet" if recipe.channels is None else "percentile")
-    if kind == "imagenet" and recipe.channels is None:
-        return None
-    return fit_normalization(data.train, kind, recipe.seed)
-
-
-def build_accelerator(recipe: Recipe, model: nn.Module, folder: RunFolder) -> Accelerator:
+def build_accelerator(recipe: ResolvedRecipe, model: nn.Module, folder: RunFolder) -> Accelerator:
     """Accelerator of the recipe's precision, accumulation and trackers."""
     unused = DistributedDataParallelKwargs(find_unused_parameters=lacks_gradients(model, recipe.prompts))
     # An earlier run in this process may have had another precision, which Accelerate would insist on.
@@ -275,17 +181,16 @@ def announce(accelerator: Accelerator, loop: TrainingLoop, data: SegmentationDat
     )
 
 
+def embedding_cache(recipe: Recipe, model: nn.Module, processor: SamAdaptProcessor) -> EmbeddingCache:
+    """The cache of a model's embeddings, by the recipe's precision, batch size and workers."""
+    how: dict[str, Any] = {key: getattr(recipe, key) for key in ("precision", "batch_size", "num_workers")}
+    return EmbeddingCache(model, processor, **how)
+
+
 def embed(loop: TrainingLoop) -> EmbeddingCache:
     """Give the loop embeddings in place of training and validation images; the test images stay unopened."""
-    recipe, data = loop.recipe, loop.data
-    cache = EmbeddingCache(
-        loop.model,
-        loop.processor,
-        precision=recipe.precision,
-        batch_size=recipe.batch_size,
-        num_workers=recipe.num_workers,
-    )
-    embedded = cache.embed(*filter(None, (data.train, data.val)))
+    data, cache = loop.data, embedding_cache(loop.recipe, loop.model, loop.processor)
+    embedded: Any = cache.embed(*filter(None, (data.train, data.val)))  # stand for splits of images
     loop.data = dataclasses.replace(data, train=embedded[0], val=embedded[1] if data.val is not None else None)
     return cache
 
@@ -298,14 +203,15 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     """
     recipe, accelerator = loop.recipe, loop.accelerator
     zero_shot: dict[str, nn.Module] = {}
-    if recipe.method == "full" or windows_removed(find_vision_encoder(loop.model)):
-        name = recipe.adapter or recipe.model if recipe.method == "full" else recipe.model
+    encoder = find_vision_encoder(loop.model)
+    if recipe.method == "full" or (encoder is not None and windows_removed(encoder)):
+        name = (recipe.adapter or recipe.model) if recipe.method == "full" else recipe.model
         plain = load_plain(name, loop.processor, recipe.attention)
         zero_shot["zero_shot_model"] = plain.to(accelerator.device)
     measured_on, split = data.measured
-    of_images = cache is None or zero_shot  # a plain SAM has embeddings of its own
     try:
-        scored = split if of_images else cache.embed(split)[0]
+        # A plain SAM has embeddings of its own.
+        scored = split if cache is None or zero_shot else cache.embed(split)[0]
         result = loop.task.measure(loop.model, loop.processor, scored, **zero_shot)
     except UserError as error:
         go_on = f"then go on with resume_from_checkpoint: latest (the trained weights are in {folder.checkpoints})"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..config.arguments import from_file
 from ..config.paths import absolute
-from ..config.recipe import Recipe
+from ..config.recipe import Recipe, ResolvedRecipe
 from ..data import SegmentationData
 from ..errors import UserError
 from ..files import publish, write_text
@@ -79,31 +79,27 @@ class RunFolder:
         self.logs = self.path / "logs"
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file", key="output_dir", fix="name a folder")
-        found = [name for name in _OWN if (self.path / name).exists()]
+        present = [name for name in _OWN if (self.path / name).exists()]
         if recipe.resume_from_checkpoint is None:
-            if found:
+            if present:
                 raise UserError(
-                    f"{self.path} already holds {found[0]}",
+                    f"{self.path} already holds {present[0]}",
                     key="output_dir",
                     fix="name another folder, or continue that run with resume_from_checkpoint: latest",
                 )
-        elif found and "recipe.yaml" not in found:
+        elif present and "recipe.yaml" not in present:
             raise UserError(
-                f"{self.path} holds {found[0]} but no recipe.yaml, so it is not a run to resume", key="output_dir"
+                f"{self.path} holds {present[0]} but no recipe.yaml, so it is not a run to resume", key="output_dir"
             )
 
-    def check_same_run(self, recipe: Recipe) -> None:
-        """A continued run must have the recipe of its beginning.
-
-        Args:
-            recipe: the resolved one.
-        """
+    def check_same_run(self, recipe: ResolvedRecipe) -> None:
+        """A continued run must have the recipe of its beginning."""
         path = self.path / "recipe.yaml"
         if not path.exists():
             return
-        before, recipe = (one.with_paths(absolute) for one in (from_file(Recipe, path), recipe))
+        before, now = from_file(Recipe, path).with_paths(absolute), recipe.with_paths(absolute)
         for field in dataclasses.fields(Recipe):
-            old, new = getattr(before, field.name), getattr(recipe, field.name)
+            old, new = getattr(before, field.name), getattr(now, field.name)
             if field.name not in _MAY_CHANGE and old != new:
                 raise UserError(
                     f"{field.name} is {new!r}, the run in {self.path} has {old!r}",
@@ -111,7 +107,7 @@ class RunFolder:
                     fix="keep it, or start another output_dir",
                 )
 
-    def begin(self, recipe: Recipe, data: SegmentationData) -> None:
+    def begin(self, recipe: ResolvedRecipe, data: SegmentationData) -> None:
         """Create the folder with `recipe.yaml` and, for splits drawn by seed, `splits.json`.
 
         Of splits that the source names `logs/splits.json` tells a run that goes on from this one what has changed.

@@ -18,7 +18,14 @@ from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
 from ..inference.embeddings.split import EmbeddedSplit
 from ..losses.class_weights import class_weights_from
 from ..metrics import constant_mask
-from ..names import DEFAULT_LOSS, class_names, parse_loss
+from ..names import (
+    DEFAULT_LOSS,
+    check_ignore_background,
+    check_metrics,
+    check_prompt_kinds,
+    class_names,
+    parse_loss,
+)
 from ..reporting.class_maps import print_class_table, save_class_pictures
 from ..reporting.report import print_table, save_samples
 from ..sam.processing import SamAdaptProcessor
@@ -52,6 +59,13 @@ class Task(ABC):
     def _computing(self) -> dict[str, Any]:
         return {key: getattr(self.recipe, key) for key in ("batch_size", "precision", "num_workers")}
 
+    def check(self) -> None:
+        """Raise `UserError` where the recipe's prompts or scores are not for such masks."""
+        recipe, num_labels = self.recipe, self.data.num_labels
+        check_prompt_kinds(recipe.prompts, num_labels)
+        check_metrics(recipe.metrics, recipe.prompts, num_labels)
+        check_ignore_background(recipe.ignore_background, num_labels)
+
     def loss(self) -> str:
         """The recipe's loss, or the default one; `UserError` if it is for the other task."""
         return "+".join(parse_loss(self.recipe.loss or self.default_loss, self.channels))
@@ -60,7 +74,7 @@ class Task(ABC):
         """The recipe's `method_args`, with the channels and the classes of the data set where it has some.
 
         Raises:
-            UserError: the method or the prompts are for another task, or the method cannot store other channels.
+            UserError: the method is for another task, or cannot store other channels.
         """
         return _channel_fields(self.recipe) | self.recipe.method_args
 
@@ -152,12 +166,6 @@ class ClassTask(Task):
                 key="num_labels",
                 fix=f"use one of {', '.join(CLASS_METHODS)}, or make one class of them with label_map or "
                 "mask_values: binary",
-            )
-        if recipe.prompts != ["none"]:
-            raise UserError(
-                f"{' '.join(recipe.prompts)}, but classes are segmented without prompts",
-                key="prompts",
-                fix="leave it unset",
             )
         named = recipe.method_args.get("num_labels", self.channels)
         if named != self.channels:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..config.recipe import Recipe
+from ..config.recipe import ResolvedRecipe
 from ..errors import UserError
 
 
@@ -20,7 +20,7 @@ def check_trackers(names: list[str]) -> None:
             raise UserError(f"the package {name} is not installed", key="report_to", fix=f"run `pip install {name}`")
 
 
-def start_trackers(accelerator: Accelerator, recipe: Recipe, logs: Path) -> None:
+def start_trackers(accelerator: Accelerator, recipe: ResolvedRecipe, logs: Path) -> None:
     """Start the accelerator's trackers with the recipe as their configuration."""
     if not recipe.report_to:
         return

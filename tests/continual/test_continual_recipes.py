@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_sam_adapt.config.continual_recipe import parse_continual_recipe
+from hf_sam_adapt.config.arguments import parse_arguments
+from hf_sam_adapt.config.continual_recipe import ContinualRecipe
 from hf_sam_adapt.continual.protocols import PROTOCOLS
 from hf_sam_adapt.data import load_segmentation_dataset
 
@@ -27,7 +28,7 @@ def launch(*flags, recipe=QUICKSTART):
 
 
 def test_the_published_protocol():
-    recipe = parse_continual_recipe(["--config", str(COSAM)])
+    recipe = parse_arguments(ContinualRecipe, ["--config", str(COSAM)])
     names = [domain.name for domain in recipe.read_domains()]
     assert names == ["BSData", "RSDD_I", "RSDD_II", "MVTec_I", "MVTec_II", "MVTec_III", "CAMO", "Polyp"]
     assert recipe.read_natural() is not None and recipe.protocol == "moda" and recipe.seed == 42
@@ -38,7 +39,9 @@ def test_the_published_protocol():
     args = PROTOCOLS["moda"].args_cls(**recipe.protocol_args)
     assert (args.router, args.head, args.buffer_size, args.reject) == ("joint", "linear", 10, 0)
     for protocol, text in (("er", "{}"), ("lwf", "{form: official}")):
-        other = parse_continual_recipe(["--config", str(COSAM), "--protocol", protocol, "--protocol_args", text])
+        other = parse_arguments(
+            ContinualRecipe, ["--config", str(COSAM), "--protocol", protocol, "--protocol_args", text]
+        )
         PROTOCOLS[protocol].args_cls(**other.protocol_args)
         assert f'--protocol_args "{text}"' in COSAM.read_text()
 
@@ -55,7 +58,7 @@ def mean_colours(domains, split, count):
 
 def test_the_quickstart_needs_more_than_the_mean_colour():
     """Neither a Gaussian a domain nor the nearest neighbours name the domain of 80 % of the images."""
-    domains = parse_continual_recipe(["--config", str(QUICKSTART)]).read_domains()
+    domains = parse_arguments(ContinualRecipe, ["--config", str(QUICKSTART)]).read_domains()
     assert len(domains) == 4
     known, truth = mean_colours(domains, "train", 60)
     asked, answer = mean_colours(domains, "test", 40)

@@ -18,7 +18,7 @@ from hf_sam_adapt.data.normalization import fit_normalization
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.sam.processing import SamAdaptProcessor
 from hf_sam_adapt.training import train
-from hf_sam_adapt.training.run import input_normalization
+from hf_sam_adapt.training.resolve import input_normalization
 
 
 @pytest.fixture(scope="module")

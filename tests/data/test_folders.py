@@ -13,7 +13,9 @@ from hf_sam_adapt.cli.predict import PredictArguments, find_images, output_names
 from hf_sam_adapt.convert.annotations import convert_annotations
 from hf_sam_adapt.convert.annotations.push import write_parquet
 from hf_sam_adapt.data import load_segmentation_dataset
-from hf_sam_adapt.data.walk import files_below, find_named, is_leftover
+from hf_sam_adapt.data.annotations import find_image
+from hf_sam_adapt.data.notes import public
+from hf_sam_adapt.data.walk import files_below, is_leftover
 from hf_sam_adapt.demo.training_images import read_pairs
 from hf_sam_adapt.doctor import examine_dataset
 from hf_sam_adapt.errors import UserError
@@ -222,6 +224,7 @@ def test_what_is_not_read_is_said(place, tmp_path):
     (tmp_path / place).write_bytes(b"x")
     notes = [note for note in load_segmentation_dataset(tmp_path).notes if "not read" in note]
     assert notes == [f"1 files of the folder are not read, such as {place}"]
+    assert [public(note) for note in notes] == ["1 files of the folder are not read"]
     assert place in [
         finding.file.removeprefix(f"{tmp_path}/") for finding in examine_dataset(tmp_path).findings.ordered()
     ]
@@ -275,8 +278,9 @@ def test_annotations_name_files_in_either_form(tmp_path):
         write_pair(tmp_path / form, ACCENTED, form)
         for wanted in ("NFC", "NFD"):
             name = unicodedata.normalize(wanted, f"{ACCENTED}.png")
-            assert find_named(tmp_path / form / "images", name).is_file()
-            assert find_named(tmp_path / form / "images", "e.png") is None
+            assert find_image(name, [tmp_path / form / "images"], "annotation").path.is_file()
+            with pytest.raises(UserError, match=r"e\.png is not in"):
+                find_image("e.png", [tmp_path / form / "images"], "annotation")
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.training.loop import TrainingLoop
-from hf_sam_adapt.training.run import build_accelerator, leave_processes, load_data, load_model
+from hf_sam_adapt.training.resolve import load_model
+from hf_sam_adapt.training.run import build_accelerator, leave_processes, load_data
 from hf_sam_adapt.training.run_folder import RunFolder
 
 

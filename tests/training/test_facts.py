@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hf_sam_adapt.data import SegmentationData
+from hf_sam_adapt.data.notes import Note
 from hf_sam_adapt.files import publish
 from hf_sam_adapt.training.provenance import data_facts, environment_facts
 
@@ -26,9 +27,12 @@ def data(name, files=None, notes=(), **splits):
 
 def test_of_a_folder_only_the_name(tmp_path):
     (tmp_path / "polyps").mkdir()
-    facts = data_facts(data(f"{tmp_path}/polyps/", notes=[f"{tmp_path}/polyps/ is odd"], test=Split([0])))
+    facts = data_facts(
+        data(f"{tmp_path}/polyps/", notes=[Note.about("{} is odd", f"{tmp_path}/polyps/")], test=Split([0]))
+    )
     assert (facts["name"], facts["source"], facts["images"]) == ("polyps", "folder", {"train": 3, "test": 1})
     assert facts["revision"] is facts["classes"] is None and str(tmp_path) not in str(facts)
+    assert facts["notes"] == ["polyps is odd"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from hf_sam_adapt.prompts import Prompt
 from hf_sam_adapt.training.batches import to_device
 from hf_sam_adapt.training.cost import CostMeter
 from hf_sam_adapt.training.loop import TrainingLoop, batch_loss
-from hf_sam_adapt.training.run import build_accelerator, load_data, load_model
+from hf_sam_adapt.training.resolve import load_model
+from hf_sam_adapt.training.run import build_accelerator, load_data
 from hf_sam_adapt.training.run_folder import RunFolder
 
 

@@ -10,7 +10,8 @@ from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.loading import load_adapted, save_adapter
 from hf_sam_adapt.training.loop import TrainingLoop
-from hf_sam_adapt.training.run import build_accelerator, load_data, load_model
+from hf_sam_adapt.training.resolve import load_model
+from hf_sam_adapt.training.run import build_accelerator, load_data
 from hf_sam_adapt.training.run_folder import RunFolder
 from hf_sam_adapt.training.task import task_of
 

@@ -16,7 +16,7 @@ from ...files import follow_umask
 from ...inference.forward import collate, segment
 from ...training.batches import TrainingSamples, to_device
 from ...training.loop import batch_loss
-from ..scoring import embedding_cache
+from ...training.run import embedding_cache
 from .naive import Naive
 
 
@@ -73,14 +73,14 @@ class Ewc(Naive):
             split: SegmentationSplit | EmbeddedSplit = self.run.data[task].train
             if loop.recipe.cache_embeddings:
                 (split,) = embedding_cache(loop.recipe, loop.model, loop.processor).embed(self.run.data[task].train)
-            found = fisher_information(loop, split)
+            fisher = fisher_information(loop, split)
             if task:
                 earlier = _load(self._path(task - 1), device)
-                found = {name: self.args.decay * earlier[name] + value for name, value in found.items()}
+                fisher = {name: self.args.decay * earlier[name] + value for name, value in fisher.items()}
             loop.accelerator.wait_for_everyone()
             if loop.accelerator.is_main_process:
                 path.parent.mkdir(exist_ok=True)
-                save_file(found, path)
+                save_file(fisher, path)
                 follow_umask(path.parent)
             loop.accelerator.wait_for_everyone()
         return _load(path, device)

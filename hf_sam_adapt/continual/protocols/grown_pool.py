@@ -44,12 +44,12 @@ class Grown(Moda):
         self.earlier = list(config.domains)
         self._start, self._processor, self._base_name = start.model, start.processor, str(start.base_name)
         default = type(inner)().to_dict()
-        own = {key: value for key, value in inner.to_dict().items() if value != default.get(key)}
+        set_fields = {key: value for key, value in inner.to_dict().items() if value != default.get(key)}
         self._decided: dict[str, Any] = {
             "adapter": None,
             "model": self._base_name,
             "method": self.method,
-            "method_args": {key: value for key, value in own.items() if key not in FILE_FIELDS},
+            "method_args": {key: value for key, value in set_fields.items() if key not in FILE_FIELDS},
             "image_size": start.processor.image_size,
             "resize": start.processor.resize,
         }

@@ -13,7 +13,8 @@ from torch import nn
 from ...config.recipe import Recipe
 from ...data import SegmentationData
 from ...inference.loading import load_adapted
-from ...training.run import load_model, start_processes, train
+from ...training.resolve import load_model
+from ...training.run import start_processes, train
 from ...training.run_folder import is_finished
 from ..scoring import Scores, score
 

@@ -52,10 +52,10 @@ class Olora(Naive):
         self.rank, self.alpha = fields["r"], fields["lora_alpha"]
 
     def recipe(self, task: int) -> Recipe:
-        own = self.run.recipe.task(self.run.domains[task], self.folder(task))
+        recipe = self.run.recipe.task(self.run.domains[task], self.folder(task))
         # The same scaling alpha / r for all of them.
         grown = {"r": self.rank * (task + 1), "lora_alpha": self.alpha * (task + 1)}
-        return dataclasses.replace(own, method_args=own.method_args | grown)
+        return dataclasses.replace(recipe, method_args=recipe.method_args | grown)
 
     def prepare(self, task: int, loop: TrainingLoop) -> None:
         if task == 0:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ...data.folder import FileReader
+from ...data.reading import Reading
 from ...data.sources import open_source
 from ...errors import UserError
 from ...upload import check_can_push, push_again, upload
@@ -74,7 +75,7 @@ def save_dataset(folder: Path, out: Path, group_by: str | None = None) -> None:
 
 def write_parquet(folder: Path, stage: Path, group_by: str | None = None) -> dict[str, int]:
     """Write `data/<split>-<number>.parquet` under `stage`; images per split. At most 32 MB are in memory."""
-    source = open_source(folder, group_by=group_by)
+    source = open_source(folder, Reading(group_by=group_by))
     if not isinstance(source.reader, FileReader):
         raise UserError(
             "no folder of images and masks", where=folder, fix="convert it with --from coco or another format"

@@ -63,21 +63,23 @@ def read_yolo(source: Path, images: Path | None = None, encoding: str | None = N
 
 
 def _add_split(
-    home: str, found: list[tuple[Path, str]], names: dict[int, str], annotations: Annotations, needed: bool
+    home: str, images: list[tuple[Path, str]], names: dict[int, str], annotations: Annotations, needed: bool
 ) -> None:
     """Add images with their labels; a split that has none is left out, unless it is `needed`."""
-    labels = [_label_file(image) for image, _ in found]
+    labels = [_label_file(image) for image, _ in images]
     missing = sum(not label.is_file() for label in labels)
-    if found and missing == len(found):
+    if images and missing == len(images):
         if needed or home == UNSPLIT:
             raise UserError(
-                f"no image of {found[0][0].parent.name} has a label file", where=labels[0], fix="put them into labels/"
+                f"no image of {images[0][0].parent.name} has a label file",
+                where=labels[0],
+                fix="put them into labels/",
             )
         annotations.left_out[f"image of {home}, where none has a label file"] += missing
         return
     annotations.notes["image without a label file, taken as background"] += missing
     annotations.notes = +annotations.notes
-    for (image, stem), label in zip(found, labels):
+    for (image, stem), label in zip(images, labels):
         regions = _regions(label, names, annotations)
         annotations.images.append(AnnotatedImage(home, stem, image, None, regions, str(label)))
 
@@ -139,17 +141,17 @@ def _split_images(
         else:
             hint = "correct path in it, or name the folder by --images"
             raise UserError(f"the folder {named} that it names does not exist", where=file, fix=hint)
-    found: list[tuple[Path, str]] = []
+    images: list[tuple[Path, str]] = []
     folders = [place.absolute() for place in existing if place.is_dir()]
     top = Path(os.path.commonpath(folders)) if folders else file.parent
     for place in existing:
         if place.is_file():
             lines = [line.strip() for line in annotations.read_text(place).splitlines() if line.strip()]
             listed = [find_image(line, [place.parent, base, file.parent], str(place)).path for line in lines]
-            found += [(image, _stem(image, base if base.is_dir() else file.parent)) for image in listed]
+            images += [(image, _stem(image, base if base.is_dir() else file.parent)) for image in listed]
         else:
-            found += [(image, _stem(image, top)) for image in sorted(files_below(place, IMAGE_SUFFIXES))]
-    return found
+            images += [(image, _stem(image, top)) for image in sorted(files_below(place, IMAGE_SUFFIXES))]
+    return images
 
 
 def _place(place: str, file: Path, base: Path) -> Path | None:
@@ -194,7 +196,7 @@ def _named(parent: Path, name: str) -> Path | None:
 def _regions(file: Path, names: dict[int, str], annotations: Annotations) -> list[Region]:
     if not file.is_file():
         return []
-    found = []  # (area, region)
+    regions = []  # (area, region)
     for number, line in enumerate(annotations.read_text(file).splitlines(), start=1):
         words = line.split()
         if not words:
@@ -220,5 +222,5 @@ def _regions(file: Path, names: dict[int, str], annotations: Annotations) -> lis
         corners = values.reshape(-1, 2)
         x, y = corners.T
         area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
-        found.append((area, Region(names[int(label)], Polygon(corners, relative=True))))
-    return [region for _, region in sorted(found, key=lambda pair: -pair[0])]
+        regions.append((area, Region(names[int(label)], Polygon(corners, relative=True))))
+    return [region for _, region in sorted(regions, key=lambda pair: -pair[0])]

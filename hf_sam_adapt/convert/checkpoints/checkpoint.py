@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from ...errors import UserError
 from ...sam.fingerprint import TOLERANCE
@@ -60,20 +61,27 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file", key="checkpoint")
+    zipped = zipfile.is_zipfile(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused is None:
-            raise UserError(f"{path} is not a PyTorch file, or a damaged one", key="checkpoint") from error
-        raise UserError(
-            f"{path} holds more than tensors ({refused[1]}), and unpickling that could run code",
-            key="checkpoint",
-            fix="where you trust the file, save its state_dict alone with torch.save and convert that",
-        ) from error
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch checks nothing: a damaged pickle raises whatever its bytes lead to
-        raise UserError(f"{path} is not a PyTorch file, or a damaged one", key="checkpoint") from error
+        unsafe = _code_in(path) if isinstance(error, pickle.UnpicklingError) else []
+        if unsafe:
+            problem = f"{path} holds more than tensors ({', '.join(unsafe)}), and unpickling that could run code"
+        else:
+            old = "" if zipped else "; or one of before torch 1.6 that holds more than tensors"
+            problem = f"{path} is not a PyTorch file, or a damaged one{old}"
+        fix = "where you trust the file, save its state_dict alone with torch.save and convert that"
+        raise UserError(problem, key="checkpoint", fix=fix if unsafe or not zipped else None) from error
     return Checkpoint(path, _state_dict(content, path))
+
+
+def _code_in(path: Path) -> list[str]:
+    """Functions and classes that unpickling a `torch.save` file would call, other than those of tensors."""
+    try:
+        return sorted(get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # of a damaged file, or one in the format of before torch 1.6
+        return []
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:

@@ -46,13 +46,13 @@ def convert_conv_lora(checkpoint: Checkpoint, folder: Path, request: Request) ->
     sam_config = sam_config_of(state, sizes["width"]) if request.base is None else request.base.model.config
     rest = {name: value for name, value in state.items() if not _ADAPTED.fullmatch(name)}
     trained, frozen = split(rest, _TRAINED_DECODER)
-    depth = sam_config.vision_config.num_hidden_layers
+    vision: Any = sam_config.vision_config
     fields |= {
         "r": sizes["r"],
         "lora_alpha": LORA_ALPHA,
         "num_experts": sizes["experts"],
         "router": "faithful",
-        "layers_to_transform": None if list(layers) == list(range(depth)) else list(layers),
+        "layers_to_transform": None if list(layers) == list(range(vision.num_hidden_layers)) else list(layers),
     }
     config = ConvLoraConfig(**fields | request.fields)
     notes = [f"{len(trained)} weights of the mask decoder left out, as asked."] if alone else []
@@ -82,12 +82,13 @@ def _common_sizes(layers: dict[int, Tensors], source: str) -> dict[str, int]:
     """Rank r, width C and number of experts M; layers of different or incomplete sizes are a `UserError`."""
     users: dict[tuple[int, int, int], list[int]] = {}
     for index, tensors in layers.items():
-        experts = [int(found[1]) for name in tensors if (found := _EXPERT.match(name))]
-        if "A" not in tensors or tensors["A"].ndim != 2 or not experts:
+        numbers = [int(found[1]) for name in tensors if (found := _EXPERT.match(name))]
+        if "A" not in tensors or tensors["A"].ndim != 2 or not numbers:
             raise UserError(
                 f"{source}: layer {index} has no complete Conv-LoRA weights (lora_A, experts)", key="checkpoint"
             )
-        users.setdefault((*tensors["A"].shape, max(experts) + 1), []).append(index)
+        rank, width = tensors["A"].shape
+        users.setdefault((rank, width, max(numbers) + 1), []).append(index)
     if len(users) > 1:
         listed = "; ".join(
             f"r={rank}, width={width}, {experts} experts in layers {', '.join(map(str, indices))}"
@@ -95,7 +96,7 @@ def _common_sizes(layers: dict[int, Tensors], source: str) -> dict[str, int]:
         )
         raise UserError(f"{source}: the layers differ in size: {listed}", key="checkpoint")
     (rank, width, experts), _ = users.popitem()
-    expected = {
+    expected: dict[str, tuple[int, ...]] = {
         "A": (rank, width),
         "B": (3 * width, rank),
         "moe_gating.w_gate": (rank, experts),
@@ -152,7 +153,7 @@ def _decoder_fields(state: Tensors, source: str, classes: list[str] | None) -> d
 
 def _adapter_tensors(layers: dict[int, Tensors]) -> Tensors:
     """The encoder's part with the experts stacked."""
-    tensors = {}
+    tensors: Tensors = {}
     for index, old in layers.items():
         prefix = f"vision_encoder.layers.{index}.attn.qkv.lora_"
         experts = range(old["moe_gating.w_gate"].shape[1])

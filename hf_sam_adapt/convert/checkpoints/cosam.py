@@ -239,7 +239,7 @@ def _classifier_tensors(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Ten
 
 def _router(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, image_size: int) -> DomainRouter:
     """The router with the official classifier, fitted without any feature."""
-    router = DomainRouter(
+    router: Any = DomainRouter(
         tokens.shape[-1],
         image_size=image_size,
         mode="joint",

@@ -160,14 +160,16 @@ def write_converted(
     if base is not None:
         check_frozen(adapter.frozen, base.model, base.name, checkpoint)
     tensors = {f"{_PEFT_PREFIX}{name}": value for name, value in adapter.tensors.items()}
-    config = _check_against_peft(tensors, adapter.config, sam_config, checkpoint)
+    config: Any = _check_against_peft(tensors, adapter.config, sam_config, checkpoint)
     # The model that it was injected into has no values.
     known = base is not None and any(_tells_sams_apart(name) for name in adapter.frozen)
     config.base_fingerprint = compute_fingerprint(base.model) if base is not None and known else None
     config.base_model_name_or_path = None if base is None else base.name
-    patch_size = sam_config.vision_config.patch_size
-    side, told = _input_side(adapter.frozen, patch_size, request.image_size, base)
-    write_adapter(folder, config, tensors, SamAdaptProcessor(side, patch_size, resize="squash", **adapter.resampling))
+    vision: Any = sam_config.vision_config
+    side, told = _input_side(adapter.frozen, vision.patch_size, request.image_size, base)
+    write_adapter(
+        folder, config, tensors, SamAdaptProcessor(side, vision.patch_size, resize="squash", **adapter.resampling)
+    )
     assumed = [f"{name}={getattr(config, name)}" for name in adapter.untold if name not in request.fields]
     untold = [] if told else [f"The checkpoint does not tell its input size: {side} pixels, see --image_size."]
     if assumed:

@@ -12,7 +12,7 @@ SUPERSAMPLING = 2  # outlines are drawn at twice the resolution and averaged, so
 class Stencil:
     """A coverage map under construction."""
 
-    def __init__(self, size: Size):
+    def __init__(self, size: Size) -> None:
         self.size = size
         self._image = Image.new("L", (size[1] * SUPERSAMPLING, size[0] * SUPERSAMPLING))
         self._draw = ImageDraw.Draw(self._image)
@@ -60,7 +60,9 @@ def outline(rng: np.random.Generator, centre: np.ndarray, radius: float, kind: s
     return points @ rotation.T + centre
 
 
-def walk(rng: np.random.Generator, start: np.ndarray, heading: float, length: float, bend: float, step: float = 6.0):
+def walk(
+    rng: np.random.Generator, start: np.ndarray, heading: float, length: float, bend: float, step: float = 6.0
+) -> np.ndarray:
     """A curve `(n, 2)` of about `length` pixels whose heading drifts by `bend` radians a step."""
     turns = heading + np.cumsum(bend * rng.standard_normal(max(2, int(length / step))))
     moves = step * np.stack([np.cos(turns), np.sin(turns)], axis=1)

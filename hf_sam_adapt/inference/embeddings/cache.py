@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ...data import SegmentationSplit
 from ...distributed import rank_and_world
 from ...errors import UserError
 from ...sam.attention import attention_kind
-from ...sam.families import find_vision_encoder
+from ...sam.families import family_of, find_vision_encoder
 from ...sam.processing import SamAdaptProcessor
 from ...tuners.common.hq import live_early_map
 from ..forward import encode, sam_of
@@ -48,12 +49,14 @@ def check_cacheable(model: nn.Module) -> None:
         UserError: a parameter of the encoder is trained, an adapter acts in it, or it draws dropout.
     """
     encoder = find_vision_encoder(model)
-    reason = None
+    config, reason = family_of(encoder).config_of(encoder), None
     if any(parameter.requires_grad for parameter in encoder.parameters()):
         reason = "the method trains the image encoder"
     elif any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in encoder.modules()):
         reason = "an adapter acts in the image encoder"
-    elif encoder.config.attention_dropout > 0:
+    elif any(part.requires_grad for part in _embedding_parameters(model).values()):
+        reason = "the method trains what computes the decoder's inputs"
+    elif any(getattr(config, name, 0) > 0 for name in ("attention_dropout", "hidden_dropout")):
         reason = "the image encoder has dropout"
     if reason:
         raise UserError(
@@ -86,10 +89,21 @@ def cache_key(model: nn.Module, processor: SamAdaptProcessor, precision: str) ->
         "transformers": transformers.__version__,
     }
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
-    for name, tensor in encoder.state_dict().items():
+    weights = encoder.state_dict() | _embedding_parameters(model)
+    for name, tensor in weights.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _embedding_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What computes, behind the encoder, the maps that the decoder takes, by name."""
+    sam, found = sam_of(model), {}
+    for path in family_of(sam).embedding_parts:
+        part = attrgetter(path)(sam)
+        inside = [("", part)] if isinstance(part, torch.Tensor) else part.named_parameters()
+        found.update({f"{path}.{name}": value for name, value in inside})
+    return found
 
 
 def image_digest(image: np.ndarray) -> str:
@@ -102,7 +116,8 @@ def image_digest(image: np.ndarray) -> str:
 class EmbeddingCache:
     """Embeddings of one model's encoder, computed once per image content and kept between runs.
 
-    The early maps of an active `hq` decoder go into a folder of their own: the embeddings serve every decoder.
+    What a decoder takes beside the encoder's output (the early maps of an HQ head, the finer maps of SAM 2 and 3) goes
+    into folders of their own: the embeddings serve every decoder.
 
     Args:
         model: passed `check_cacheable`, on its device.
@@ -123,9 +138,15 @@ class EmbeddingCache:
     ) -> None:
         self.model, self.processor, self.precision = model, processor, precision
         self.batch_size, self.num_workers = batch_size, num_workers
-        key, early = cache_key(model, processor, precision), live_early_map(sam_of(model))
+        key, sam = cache_key(model, processor, precision), sam_of(model)
         self.store = EmbeddingStore(cache_root() / key)
-        self.early_store = None if early is None else EmbeddingStore(cache_root() / f"{key}_block{early.layer}")
+        family, early = family_of(sam), live_early_map(sam)
+        folders = {f"skip_{place}": f"skip_{place}" for place in range(family.skips)}
+        if early is not None:
+            folders["early"] = f"block{early.layer}"
+        elif family.keeps_early:
+            folders["early"] = "early"
+        self.further = {name: EmbeddingStore(cache_root() / f"{key}_{folder}") for name, folder in folders.items()}
 
     def embed(self, *splits: SegmentationSplit) -> list[EmbeddedSplit]:
         """Each split with embeddings in place of its images; the main process says what that took in one line.
@@ -136,7 +157,7 @@ class EmbeddingCache:
             UserError: an unreadable image, or a folder that cannot be written or is not shared by all nodes.
         """
         rank, world = rank_and_world()
-        embedded = [EmbeddedSplit(split, self.store, early_store=self.early_store) for split in splits]
+        embedded = [EmbeddedSplit(split, self.store, further=self.further) for split in splits]
         found = [self._embed_rows(split, range(rank, len(split), world)) for split in embedded]
         ranks: list[Any] = [found]
         if world > 1:
@@ -156,14 +177,17 @@ class EmbeddingCache:
         if rank == 0:
             total = sum(map(len, embedded))
             held = f"{self.store.folder} holds {len(self.store)}, {self.store.num_bytes / 1e6:.1f} MB"
-            if self.early_store is not None:
-                held += f", and early maps of {self.early_store.num_bytes / 1e6:.1f} MB beside it"
+            if self.further:
+                beside = sum(store.num_bytes for store in self.further.values())
+                held += (
+                    f", and {' and '.join(dict.fromkeys(map(_said, self.further)))} of {beside / 1e6:.1f} MB beside it"
+                )
             print(f"Embeddings of {total} images: {computed} computed, {total - computed} reused; {held}.")
         return embedded
 
     @property
     def _stores(self) -> list[EmbeddingStore]:
-        return [self.store] if self.early_store is None else [self.store, self.early_store]
+        return [self.store, *self.further.values()]
 
     def _embed_rows(self, split: EmbeddedSplit, rows: range) -> tuple[list[str], int]:
         """Digests of the images at `rows`, and how many of them had to be encoded."""
@@ -201,10 +225,14 @@ class EmbeddingCache:
     def _encode(self, images: Sequence[tuple[str, np.ndarray]]) -> None:
         pixel_values = self.processor([image for _, image in images])["pixel_values"]
         embeddings = encode(self.model, pixel_values.to(device_of(self.model)))
-        for store, values in zip(self._stores, (embeddings.maps, embeddings.early)):
-            for (digest, _), value in zip(images, values):
+        for name, store in {"maps": self.store, **self.further}.items():
+            for (digest, _), value in zip(images, embeddings.named[name]):
                 if digest not in store:
                     store.write(digest, value)
+
+
+def _said(name: str) -> str:
+    return "early maps" if name == "early" else "finer maps"
 
 
 def _interleave(parts: Sequence[list[str]]) -> list[str]:

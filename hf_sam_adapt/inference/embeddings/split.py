@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,9 +42,9 @@ class EmbeddedSplit(Dataset):
 
     Args:
         source: where the masks come from.
-        store: holds the embedding of every image.
+        store: holds the encoder's output for every image.
         digests: per image, what `store` finds it under.
-        early_store: holds the early maps of an `hq` decoder, under the same digests.
+        further: by name (`ImageEmbeddings.named`) what holds the decoder's further inputs, under the same digests.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class EmbeddedSplit(Dataset):
         source: SegmentationSplit,
         store: EmbeddingStore,
         digests: Sequence[str] = (),
-        early_store: EmbeddingStore | None = None,
+        further: Mapping[str, EmbeddingStore] | None = None,
     ) -> None:
-        self.source, self.store, self.early_store, self.digests = source, store, early_store, list(digests)
+        self.source, self.store, self.further, self.digests = source, store, dict(further or {}), list(digests)
         self.ids = source.ids
         self._masks: dict[int, tuple[tuple[int, int], bytes]] = {}
         self._mask_bytes = 0
@@ -65,8 +65,8 @@ class EmbeddedSplit(Dataset):
     def __getitem__(self, index: int) -> EmbeddedSample:
         index = index if index >= 0 else len(self) + index
         digest = self.digests[index]
-        early = None if self.early_store is None else self.early_store.read(digest)
-        embedding = ImageEmbeddings(self.store.read(digest), early)
+        stores = {"maps": self.store, **self.further}
+        embedding = ImageEmbeddings.of_named({name: store.read(digest) for name, store in stores.items()})
         return EmbeddedSample(embedding, self.mask(index), self.ids[index], index)
 
     def mask(self, index: int) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 
 from ...errors import UserError
 from ...repository import HubName, find_file
+from ...sam.families import SAM, SamFamily, family_of_type
 from ...sam.tiny import TINY, tiny_folder
 from .public import is_local
 
@@ -37,7 +39,24 @@ def base_code(model: str) -> tuple[list[str], str]:
     hub = on_hub(model)
     revision = f', revision="{hub.revision}"' if hub and hub.revision else ""
     name = hub.id if hub else Path(model).name
-    return ["from transformers import SamModel"], f'SamModel.from_pretrained("{name}"{revision})'
+    family = base_family(model)
+    if family.also_prefixed:
+        pinned = f"{name}@{hub.revision}" if hub and hub.revision else name
+        return ["from hf_sam_adapt.inference.loading import load_base"], f'load_base("{pinned}")[0]'
+    return [
+        f"from transformers import {family.class_name}"
+    ], f'{family.class_name}.from_pretrained("{name}"{revision})'
+
+
+def base_family(model: str) -> SamFamily:
+    """The family of a base model, by its config; SAM's where that cannot be read."""
+    try:
+        config = None if model == TINY else find_file(model, "config.json")
+    except UserError:  # no folder, and no repository that can be read
+        config = None
+    if config is None:
+        return SAM
+    return family_of_type(json.loads(config.read_text(encoding="utf-8")).get("model_type"), model)
 
 
 def local_base(model: str) -> str | None:
@@ -66,5 +85,10 @@ def license_sentence(model: str) -> str:
     found = base_license(model)
     named = found.get("license_name") or found.get("license")
     if named is None:
-        return "No licence is named: the base model's card could not be read or names none."
+        family = base_family(model)
+        published = family.license.get("license_name") or family.license["license"]
+        return (
+            "No licence is named: the base model's card could not be read or names none. The authors of "
+            f"{family.title} publish its weights under `{published}`."
+        )
     return f"`{named}`, the base model's."

@@ -11,11 +11,11 @@ from huggingface_hub import EvalResult, ModelCard
 
 from ...config.arguments import from_file
 from ...config.continual_recipe import ContinualRecipe
-from ...config.methods import METHODS, SAM_CITATION
+from ...config.methods import METHODS
 from ...errors import UserError
 from ...sam.tiny import TINY
 from ..report import size_text
-from .base import base_code, base_link
+from .base import base_code, base_family, base_link
 from .metadata import card_data, task_of
 from .page import HOW, TINY_LIMIT, base_of, input_facts, render, versions_fact
 from .public import public_recipe
@@ -83,7 +83,7 @@ def pool_card(folder: Path, name: str) -> ModelCard:
         command="continual --config recipe.yaml --output_dir ../../again",
         local_data="domains" if any(one.get("source") == "folder" for one in found) else None,
         limits=limits(results, recipe, model),
-        citations=[text for text in (METHODS["moda"].citation, inner.citation, SAM_CITATION) if text],
+        citations=[text for text in (METHODS["moda"].citation, inner.citation, base_family(model).citation) if text],
     )
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from ...config.methods import METHODS, SAM_CITATION
+from ...config.methods import METHODS
 from ...config.recipe import Recipe
 from ...names import read_id2label
 from ...sam.tiny import TINY
 from ..report import size_text
-from .base import base_code, base_link, on_hub
+from .base import base_code, base_family, base_link, on_hub
 from .metadata import card_data, run_results, task_of
 from .page import HOW, TINY_LIMIT, base_of, input_facts, render, versions_fact
 from .public import public_recipe
@@ -69,7 +69,7 @@ def run_card(
         command="train --config recipe.yaml --output_dir ../again",
         local_data="dataset" if data["source"] == "folder" else None,
         limits=limits(metrics, data, recipe, config),
-        citations=[text for text in (method.citation, SAM_CITATION) if text],
+        citations=[text for text in (method.citation, base_family(base_of(recipe)).citation) if text],
     )
 
 
@@ -142,8 +142,9 @@ def load_lines(recipe: Recipe, name: str) -> list[str]:
     model = base_of(recipe)
     note = "" if recipe.method in ("full", "lora") else "  # first: it registers the methods with PEFT"
     if recipe.method == "full":
-        imports, loaded = ["from transformers import SamModel"], f'SamModel.from_pretrained("{name}")'
-    elif on_hub(model):
+        class_name = base_family(model).class_name
+        imports, loaded = [f"from transformers import {class_name}"], f'{class_name}.from_pretrained("{name}")'
+    elif on_hub(model) and not base_family(model).also_prefixed:
         imports, loaded = ["from peft import AutoPeftModel"], f'AutoPeftModel.from_pretrained("{name}")'
     else:
         imports, base = base_code(model)

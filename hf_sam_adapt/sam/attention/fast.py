@@ -5,11 +5,10 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
-from transformers.models.sam.modeling_sam import SamVisionAttention, SamVisionSdpaAttention
 from transformers.utils import logging
 
 from ...errors import UserError
-from ..families import find_family
+from ..families import SamFamily, family_of, find_family, find_vision_encoder
 from .folded import folded_attention
 from .positions import position_tables
 from .tiles import tiled_attention
@@ -17,7 +16,8 @@ from .tiles import tiled_attention
 
 Kind = Literal["auto", "folded", "sdpa", "eager"]
 KINDS: tuple[str, ...] = get_args(Kind)
-_OWN = {"sdpa": SamVisionSdpaAttention, "eager": SamVisionAttention}
+OWN = ("sdpa", "eager")  # transformers'
+_BEFORE = "_hf_sam_adapt_attention_before"
 
 logger = logging.get_logger(__name__)
 
@@ -33,17 +33,18 @@ class FastAttention:
     Args:
         attention: the module.
         kind: one of `KINDS`.
+        own: the classes of transformers that compute it, by kind.
     """
 
-    def __init__(self, attention: SamVisionAttention, kind: str) -> None:
-        self.attention, self.kind = attention, kind
+    def __init__(self, attention: nn.Module, kind: str, own: dict[str, type[nn.Module]]) -> None:
+        self.attention, self.kind, self.own = attention, kind, own
 
     def __call__(self, hidden_states: torch.Tensor, output_attentions: bool | None = None):
         """(B, h, w, C) -> (B, h, w, C), and the attention's weights of kind `eager`, None of the others."""
         attention = self.attention
-        kind = fastest(attention, hidden_states.device) if self.kind == "auto" else self.kind
-        if kind in _OWN:
-            return _OWN[kind].forward(attention, hidden_states, output_attentions)
+        kind = fastest(attention, hidden_states.device, self.own) if self.kind == "auto" else self.kind
+        if kind in self.own:
+            return self.own[kind].forward(attention, hidden_states, output_attentions)
         batch, height, width, _ = hidden_states.shape
         qkv = attention.qkv(hidden_states)
         if torch.is_autocast_enabled(qkv.device.type):
@@ -61,17 +62,17 @@ class FastAttention:
         return tiled_attention if tiled else folded_attention
 
 
-def fastest(attention: SamVisionAttention, device: torch.device) -> str:
+def fastest(attention: nn.Module, device: torch.device, own: dict[str, type[nn.Module]]) -> str:
     """What `auto` means for a module on a device; benchmarks/attention.py has the measurements."""
-    reason = _unsupported(attention)
+    reason = _unsupported(attention, own)
     if reason is None and device.type not in ("cpu", "cuda"):
         reason = f"it was never measured on {device.type}"
     if reason is None:
         return "folded"
-    own = "sdpa" if isinstance(attention, SamVisionSdpaAttention) else "eager"
+    kind = _built_as(attention, own)
     if not torch.compiler.is_compiling():
-        logger.warning_once(f"attention: the model keeps its {own} attention, for {reason}.")
-    return own
+        logger.warning_once(f"attention: the model keeps its {kind} attention, for {reason}.")
+    return kind
 
 
 def use_fast_attention(model: nn.Module, kind: Kind = "auto") -> None:
@@ -82,25 +83,31 @@ def use_fast_attention(model: nn.Module, kind: Kind = "auto") -> None:
     pickle of the model keeps it. A second call chooses anew; `restore_attention` undoes it.
 
     Args:
-        model: `SamModel`, `SamVisionModel`, or a PEFT model of one.
+        model: a SAM, its encoder, or a PEFT model of one.
         kind: `folded` never makes the bias of the relative positions as a whole; `sdpa` and `eager` are
-             transformers' own. `auto` is the fastest measured on the device that the model runs on.
+             transformers' own. `auto` is the fastest measured on the device that the model runs on, and leaves SAM 2
+             and 3 as they are, which have no such bias.
 
     Raises:
         UserError: unknown kind, no SAM encoder, or one whose attention the named kind cannot compute.
     """
     if kind not in KINDS:
         raise UserError(f"unknown {kind!r}", key="attention", fix=f"choose from {', '.join(KINDS)}")
-    modules = list(attention_modules(model))
-    if not modules:
+    if find_vision_encoder(model) is None:
         raise UserError(f"{type(model).__name__} has no image encoder of SAM", key="attention")
-    for attention in modules:
-        reason = _unsupported(attention)
-        if kind == "folded" and reason is not None:
-            raise UserError(f"{kind} cannot be used, for {reason}", key="attention", fix="use auto")
+    family = family_of(model)
+    own, modules = own_classes(family), list(attention_modules(model))
+    if kind == "folded":
+        reasons = {_unsupported(attention, own) for attention in modules} - {None}
+        if not own:
+            reasons = {f"{family.title} has no relative positions"}
+        if reasons:
+            raise UserError(f"{kind} cannot be used, for {reasons.pop()}", key="attention", fix="use auto")
     restore_attention(model)
     for attention in modules:
-        vars(attention)["forward"] = FastAttention(attention, kind)
+        vars(attention)["forward"] = FastAttention(attention, kind, own)
+    if not own:
+        _use_implementation(find_vision_encoder(model), kind)
     for patches in _patch_embeddings(model):
         patches.register_forward_hook(token_major)
 
@@ -109,6 +116,10 @@ def restore_attention(model: nn.Module) -> None:
     """Undo `use_fast_attention`: the model's attention is that of its classes."""
     for attention in attention_modules(model):
         vars(attention).pop("forward", None)
+    encoder = find_vision_encoder(model)
+    if hasattr(encoder, _BEFORE):
+        _use_implementation(encoder, getattr(encoder, _BEFORE))
+        delattr(encoder, _BEFORE)
     for patches in _patch_embeddings(model):
         hooks = patches._forward_hooks
         for key in [key for key, hook in hooks.items() if hook is token_major]:
@@ -126,29 +137,54 @@ def token_major(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.T
 
 def attention_kind(model: nn.Module) -> str:
     """The kind that `use_fast_attention` chose, or that of transformers which the model was built with."""
+    encoder = find_vision_encoder(model)
+    if encoder is None:
+        raise UserError(f"{type(model).__name__} has no image encoder of SAM", key="attention")
+    family = family_of(encoder)
     for attention in attention_modules(model):
-        own = vars(attention).get("forward")
-        if isinstance(own, FastAttention):
-            return own.kind
-        return "sdpa" if isinstance(attention, SamVisionSdpaAttention) else "eager"
-    raise UserError(f"{type(model).__name__} has no image encoder of SAM", key="attention")
+        forward = vars(attention).get("forward")
+        return forward.kind if isinstance(forward, FastAttention) else _built_as(attention, own_classes(family))
+    return family.config_of(encoder)._attn_implementation
 
 
-def attention_modules(model: nn.Module) -> Iterator[SamVisionAttention]:
-    """The attention of every block of the encoder."""
+def own_classes(family: SamFamily) -> dict[str, type[nn.Module]]:
+    """transformers' classes of attention with relative positions, by kind; empty for a family without."""
+    eager, sdpa = family.attention_class, family.sdpa_class
+    return {} if eager is None or sdpa is None else {"sdpa": sdpa, "eager": eager}
+
+
+def attention_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The attention with relative positions of every block of the encoder; none in SAM 2 and 3."""
     family = find_family(model)
-    return (module for module in model.modules() if family and isinstance(module, family.attention_class))  # type: ignore[misc]
+    wanted = None if family is None else family.attention_class
+    return (module for module in model.modules() if wanted is not None and isinstance(module, wanted))
+
+
+def _use_implementation(encoder: nn.Module, kind: str) -> None:
+    """Let transformers' interface of attentions compute an encoder's; `auto` is what it was built with."""
+    if kind not in OWN:
+        return
+    config = family_of(encoder).config_of(encoder)
+    if not hasattr(encoder, _BEFORE):
+        setattr(encoder, _BEFORE, config._attn_implementation)
+    config._attn_implementation = kind
 
 
 def _patch_embeddings(model: nn.Module) -> Iterator[nn.Module]:
+    """Those of encoders whose attention is computed here."""
     family = find_family(model)
-    return (module for module in model.modules() if family and isinstance(module, family.patch_embedding_class))
+    wanted = None if family is None or not own_classes(family) else family.patch_embedding_class
+    return (module for module in model.modules() if wanted is not None and isinstance(module, wanted))
 
 
-def _unsupported(attention: SamVisionAttention) -> str | None:
+def _built_as(attention: nn.Module, own: dict[str, type[nn.Module]]) -> str:
+    return "sdpa" if isinstance(attention, own["sdpa"]) else "eager"
+
+
+def _unsupported(attention: nn.Module, own: dict[str, type[nn.Module]]) -> str | None:
     """Why `folded` cannot stand for a module's own attention."""
     if not attention.use_rel_pos:
         return "it has no relative positions"
-    if attention.dropout > 0 and not isinstance(attention, SamVisionSdpaAttention):
+    if attention.dropout > 0 and not isinstance(attention, own["sdpa"]):
         return "it has dropout"
     return None

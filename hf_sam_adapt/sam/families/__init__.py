@@ -8,11 +8,17 @@ from torch import nn
 from ...errors import UserError
 from .family import EncoderShape, SamFamily
 from .sam import SAM
+from .sam2 import SAM2
+from .sam3_tracker import SAM3_TRACKER
+from .sam_hq import SAM_HQ
 
 
 __all__ = [
     "FAMILIES",
     "SAM",
+    "SAM2",
+    "SAM3_TRACKER",
+    "SAM_HQ",
     "EncoderShape",
     "SamFamily",
     "check_no_unknown_sam",
@@ -24,7 +30,7 @@ __all__ = [
     "find_vision_encoder",
 ]
 
-FAMILIES = (SAM,)
+FAMILIES = (SAM, SAM2, SAM3_TRACKER, SAM_HQ)
 _BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 # Of transformers' SAMs, with or without a family: sam2, sam2_video, sam3_tracker, sam_hq, edgetam, …
 _SAM_TYPE = re.compile(r"(sam\d*|edgetam)(_|$)")
@@ -41,14 +47,19 @@ def family_of_type(model_type: str, name: str) -> SamFamily:
         UserError: no family describes whole models of this type.
     """
     for family in FAMILIES:
-        if family.model_type == model_type:
+        if model_type in (family.model_type, *family.also_types):
             return family
     _refuse(name, model_type)
 
 
 def find_family(model: nn.Module) -> SamFamily | None:
     """The family of a SAM, of its encoder alone, or of a SAM inside wrappers; None for any other model."""
-    return next((_BY_TYPE[kind] for kind in map(_model_type, model.modules()) if kind in _BY_TYPE), None)
+    for kind in map(_model_type, model.modules()):
+        if kind in _BY_TYPE:
+            return _BY_TYPE[kind]
+        if kind is not None and _SAM_TYPE.match(kind):  # the encoder inside it would pass for its family's
+            return None
+    return None
 
 
 def family_of(model: nn.Module) -> SamFamily:
@@ -79,9 +90,9 @@ def check_no_unknown_sam(model: nn.Module) -> None:
 
 def find_vision_encoder(model: nn.Module) -> nn.Module | None:
     """The SAM vision encoder inside `model`, or None."""
-    for module in model.modules():
-        family = _BY_TYPE.get(_model_type(module) or "")
-        if family is not None:
+    family = find_family(model)
+    for module in model.modules() if family is not None else ():
+        if _model_type(module) in family.model_types:
             return getattr(module, family.encoder, module)
     return None
 
@@ -102,9 +113,15 @@ def encoder_shape(model: nn.Module) -> EncoderShape:
 
 
 def _model_type(module: nn.Module) -> str | None:
-    return getattr(getattr(module, "config", None), "model_type", None)
+    # Of the class: a `Sam2Model` out of a video checkpoint, such as Meta's, has that one's type in its instance.
+    config = getattr(module, "config", None)
+    return getattr(type(config), "model_type", None) or getattr(config, "model_type", None)
 
 
 def _refuse(name: str, model_type: str | None) -> NoReturn:
-    known = " and ".join(repr(family.model_type) for family in FAMILIES)
-    raise UserError(f"{name} is of type {model_type!r}", key="model", fix=f"this package adapts {known} models")
+    *known, last = (repr(family.model_type) for family in FAMILIES)
+    raise UserError(
+        f"{name} is of type {model_type!r}",
+        key="model",
+        fix=f"this package adapts {', '.join(known)} and {last} models",
+    )

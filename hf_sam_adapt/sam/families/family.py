@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..image_embeddings import ImageEmbeddings
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+Runs = tuple[tuple[int, int], ...]  # images and the number of rows of each
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,13 @@ class EncoderShape:
 
     Attributes:
         image_size: side of the square input in pixels.
-        patch_size: side of a token in pixels.
-        hidden_size: width of the blocks.
+        patch_size: side, in pixels, of a place in the map that the mask decoder takes.
+        hidden_size: width of the blocks, of the first one where they differ.
         num_hidden_layers: number of blocks.
         output_channels: of the map that the mask decoder takes.
         global_blocks: indices of the blocks without windows.
+        widths: of each block's input; the next block's is that of its output.
+        grids: side of each block's input map in tokens.
     """
 
     image_size: int
@@ -36,10 +43,12 @@ class EncoderShape:
     num_hidden_layers: int
     output_channels: int
     global_blocks: tuple[int, ...]
+    widths: tuple[int, ...]
+    grids: tuple[int, ...]
 
     @property
     def grid(self) -> int:
-        """Side of the token map."""
+        """Side of the map that the mask decoder takes."""
         return self.image_size // self.patch_size
 
 
@@ -48,26 +57,49 @@ class SamFamily:
     """Where the models of a family keep what is adapted, which input they take, and what their decoder needs.
 
     Attributes:
+        title: what people call it.
         model_type: `config.model_type` of the whole model.
         encoder_type: that of its image encoder alone.
+        also_types: those of checkpoints for videos out of which the model class loads its part.
         model_path: of transformers' class, `module:name`; imported when it is asked for.
         encoder, mask_decoder, prompt_encoder: names in the model.
         blocks, patch_embedding, neck: dotted paths in the encoder.
-        attention: path in a block; `qkv`, `projection`: of its linears, from the attention.
-        attention_path, patch_embedding_path: of the classes of modules whose attention adds relative positions to the
-            scores, as SAM does.
-        not_reached: matches the names of decoder parameters that a loss on mask token 0 does not reach.
+        encoder_config: dotted path, from the encoder, to the config of its blocks.
+        attention: path in a block; `attention_linears` (queries, keys and values), `projection`: of its linears, from
+            the attention.
+        attention_path, sdpa_path: of the eager and the SDPA class of modules whose attention adds relative positions
+            to the scores, as SAM does; None where there are none.
+        patch_embedding_path: of the class of the patch embedding.
+        windows_removable: whether every block can be given global attention.
+        skips: number of maps, beside the encoder's output, that the decoder takes.
+        keeps_early: the decoder takes the output of the first global block, too.
+        embedding_parts: names of what computes them, and the output, behind the encoder; no method trains it.
+        not_reached: matches the names of decoder parameters that no method trains: those that a loss on mask token 0
+            does not reach, and `embedding_parts`.
         never_trained: parts of the model, beside `not_reached`, that no method trains by itself.
+        refused_decoders: values of the `decoder` field that the family cannot have, each with the reason.
         processor: fields of `SamAdaptProcessor` for a checkpoint without a processor's file.
         shape: sizes of an encoder.
+        size_step: of an encoder, what the side of its input has to be a multiple of, in pixels.
         embed: the encoder and pixel values (B, C, S, S) -> the input (B, g, g, C) of the first block.
-        encode: the model and pixel values (B, C, S, S) -> what the decoder takes (B, 256, g, g), with gradients.
-        encode_from_block: the encoder, the input (B, g, g, C) of a block and its index -> the same.
+        encode: the model and pixel values (B, C, S, S) -> what the decoder takes, with gradients.
+        encode_from_block: the model, the input (B, g, g, C) of a block and its index -> the same; None where the
+            decoder also takes what blocks before it return.
+        decoder_inputs: embeddings, the image of each of R rows, int64 (R,), and the same as `Runs` -> the keywords of
+            the model's forward.
+        position_embedding: of an encoder, its absolute table, or None.
         position_tables: of an encoder, for a token grid of the given side: name, module, attribute and wanted length
             of each table that depends on the grid; `pos_embed` is the absolute one.
         set_image_size: writes another input size into the model's and the encoder's attributes and configs.
+        also_prefixed: transformers' own `from_pretrained` of the class loses weights of those.
+        video_part: the config of a checkpoint of `also_types` -> the keywords of `from_pretrained` that load the part.
+        mend: takes a fault of transformers off a model by hooks; called again it does nothing.
+        unmend: undoes `mend`.
+        license: of the weights that the authors publish: the fields of a card on the Hub.
+        citation: BibTeX.
     """
 
+    title: str
     model_type: str
     encoder_type: str
     model_path: str
@@ -78,27 +110,53 @@ class SamFamily:
     patch_embedding: str
     neck: str
     attention: str
-    qkv: str
+    attention_linears: tuple[str, ...]
     projection: str
-    attention_path: str
     patch_embedding_path: str
     not_reached: re.Pattern[str]
     never_trained: tuple[str, ...]
     processor: dict[str, Any]
     shape: Callable[[nn.Module], EncoderShape]
+    size_step: Callable[[nn.Module], int]
     embed: Callable[[nn.Module, torch.Tensor], torch.Tensor]
-    encode: Callable[[nn.Module, torch.Tensor], torch.Tensor]
-    encode_from_block: Callable[[nn.Module, torch.Tensor, int], torch.Tensor]
-    position_tables: Callable[[nn.Module, int], Iterator[tuple[str, nn.Module, str, int]]]
+    encode: Callable[[nn.Module, torch.Tensor], ImageEmbeddings]
+    decoder_inputs: Callable[[ImageEmbeddings, torch.Tensor, Runs], dict[str, Any]]
+    position_embedding: Callable[[nn.Module], nn.Parameter | None]
     set_image_size: Callable[[nn.Module, nn.Module, int], None]
+    license: dict[str, str]
+    citation: str
+    also_types: tuple[str, ...] = ()
+    also_prefixed: bool = False
+    encoder_config: str = "config"
+    attention_path: str | None = None
+    sdpa_path: str | None = None
+    windows_removable: bool = False
+    skips: int = 0
+    keeps_early: bool = False
+    embedding_parts: tuple[str, ...] = ()
+    refused_decoders: Mapping[str, str] = field(default_factory=dict)
+    encode_from_block: Callable[[nn.Module, torch.Tensor, int], ImageEmbeddings] | None = None
+    position_tables: Callable[[nn.Module, int], Iterable[tuple[str, nn.Module, str, int]]] = lambda encoder, grid: ()
+    video_part: Callable[[Any], dict[str, Any]] = lambda config: {}
+    mend: Callable[[nn.Module], None] = lambda model: None
+    unmend: Callable[[nn.Module], None] = lambda model: None
+
+    @property
+    def class_name(self) -> str:
+        """Name of transformers' class, which is not imported for it."""
+        return self.model_path.rpartition(":")[2]
 
     @property
     def model_class(self) -> type[PreTrainedModel]:
         return _imported(self.model_path)
 
     @property
-    def attention_class(self) -> type[nn.Module]:
-        return _imported(self.attention_path)
+    def attention_class(self) -> type[nn.Module] | None:
+        return None if self.attention_path is None else _imported(self.attention_path)
+
+    @property
+    def sdpa_class(self) -> type[nn.Module] | None:
+        return None if self.sdpa_path is None else _imported(self.sdpa_path)
 
     @property
     def patch_embedding_class(self) -> type[nn.Module]:
@@ -109,13 +167,15 @@ class SamFamily:
         return self.model_type, self.encoder_type
 
     def reached_parameters(self, mask_decoder: nn.Module) -> list[str]:
-        """Names of the decoder parameters that a loss on mask token 0 reaches: 3,506,304 values in SAM's decoder."""
+        """Names of the decoder parameters that are trained: 3,506,304 values in SAM's decoder."""
         return [name for name, _ in mask_decoder.named_parameters() if not self.not_reached.match(name)]
 
     @property
-    def qkv_names(self) -> str:
-        """Regular expression of the attention linears' names in the model."""
-        return rf"{self.encoder}\.{re.escape(self.blocks)}\.\d+\.{re.escape(f'{self.attention}.{self.qkv}')}"
+    def attention_names(self) -> str:
+        """Regular expression of the names, in the model, of the linears that queries, keys and values come from."""
+        linears = "|".join(re.escape(f"{self.attention}.{linear}") for linear in self.attention_linears)
+        linears = linears if len(self.attention_linears) == 1 else f"({linears})"
+        return rf"{self.encoder}\.{re.escape(self.blocks)}\.\d+\.{linears}"
 
     @property
     def map_names(self) -> str:
@@ -140,8 +200,13 @@ class SamFamily:
     def attention_of(self, block: nn.Module) -> nn.Module:
         return attrgetter(self.attention)(block)
 
-    def qkv_of(self, block: nn.Module) -> nn.Module:
-        return attrgetter(self.qkv)(self.attention_of(block))
+    def linears_of(self, block: nn.Module) -> tuple[nn.Module, ...]:
+        """The linears that a block's queries, keys and values come from: one for all, or three."""
+        return tuple(attrgetter(linear)(self.attention_of(block)) for linear in self.attention_linears)
+
+    def config_of(self, encoder: nn.Module) -> Any:
+        """The config of the encoder's blocks."""
+        return attrgetter(self.encoder_config)(encoder)
 
     def projection_of(self, block: nn.Module) -> nn.Module:
         return attrgetter(self.projection)(self.attention_of(block))

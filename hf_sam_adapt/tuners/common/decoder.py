@@ -8,7 +8,7 @@ from torch import nn
 
 from ...errors import UserError
 from ...names import check_id2label
-from ...sam.families import SamFamily, encoder_shape, family_of, find_mask_decoder
+from ...sam.families import SamFamily, encoder_shape, family_of, find_family, find_mask_decoder
 from .config import SamConfigMixin
 
 
@@ -21,6 +21,12 @@ def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
     has_decoder = find_mask_decoder(model) is not None
     if config.decoder is None:
         config.decoder = config.default_decoder if has_decoder else "frozen"
+    family = find_family(model)
+    if family is not None and config.decoder in family.refused_decoders:
+        raise UserError(
+            f"decoder={config.decoder!r} on {family.title}: {family.refused_decoders[config.decoder]}",
+            code="decoder-of-family",
+        )
     if (config.decoder == "class_wise") != (config.num_labels is not None):
         raise UserError(
             f"decoder={config.decoder!r} with num_labels={config.num_labels}: decoder='class_wise' needs the number "
@@ -103,7 +109,7 @@ def freeze_outside_adapter(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         _, decoder, inside = name.replace("modules_to_save.default.", "").rpartition(f"{family.mask_decoder}.")
         unreached = decoder and family.not_reached.match(inside)
-        kept = any(f"{part}." in name for part in family.never_trained)
+        kept = any(f"{part}." in f"{name}." for part in family.never_trained)
         if unreached or (kept and id(parameter) not in owned):
             parameter.requires_grad_(False)
 

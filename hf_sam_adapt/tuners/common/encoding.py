@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from ...sam.families import family_of, find_vision_encoder
+from ...sam.families import family_of
 from ...sam.image_embeddings import ImageEmbeddings
-from .hq import live_early_map
+from .hq import EarlyMap, live_early_map
 
 
 if TYPE_CHECKING:
@@ -20,8 +21,7 @@ def encode_images(sam: SamModel, pixel_values: torch.Tensor) -> ImageEmbeddings:
     early_map = live_early_map(sam)
     if early_map is not None:
         early_map.expect()
-    maps = family_of(sam).encode(sam, pixel_values)
-    return ImageEmbeddings(maps, None if early_map is None else early_map.take()[0])
+    return _with_early_map(family_of(sam).encode(sam, pixel_values), early_map)
 
 
 def encode_from_block(sam: SamModel, hidden: torch.Tensor, block: int) -> ImageEmbeddings:
@@ -29,5 +29,10 @@ def encode_from_block(sam: SamModel, hidden: torch.Tensor, block: int) -> ImageE
     early_map = live_early_map(sam)
     if early_map is not None:
         early_map.expect()
-    maps = family_of(sam).encode_from_block(find_vision_encoder(sam), hidden, block)
-    return ImageEmbeddings(maps, None if early_map is None else early_map.take()[0])
+    encode = family_of(sam).encode_from_block
+    assert encode is not None, "its decoder takes what former blocks return"
+    return _with_early_map(encode(sam, hidden, block), early_map)
+
+
+def _with_early_map(embeddings: ImageEmbeddings, early_map: EarlyMap | None) -> ImageEmbeddings:
+    return embeddings if early_map is None else replace(embeddings, early=early_map.take()[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,36 +11,13 @@ from torch import nn
 
 from ...errors import UserError
 from ...sam.families import family_of, find_mask_decoder, find_vision_encoder
+from ...sam.image_embeddings import SharedMaps
 from .two_way import mix_tokens, upscale
 
 
 HQ_MODULES = ("hq_token", "hq_mask_mlp", "compress_vit_feat", "embedding_encoder", "embedding_maskfeature")
 
 Assignment = Sequence[tuple[str, torch.Tensor]]  # (adapter, indices of its images): each image of the batch once
-
-
-@dataclass(frozen=True)
-class SharedMaps:
-    """Early maps of R rows, of which several show one image: row i has `maps[owner[i]]`.
-
-    What a head makes of an image is computed once for all of its rows: half of a training step with eight of them.
-
-    Attributes:
-        maps: (B, g, g, V).
-        owner: int64 (R,).
-    """
-
-    maps: torch.Tensor
-    owner: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.owner)
-
-    def __getitem__(self, rows: Any) -> SharedMaps:
-        return SharedMaps(self.maps, self.owner[rows])
-
-    def to(self, dtype: torch.dtype) -> SharedMaps:
-        return SharedMaps(self.maps.to(dtype), self.owner)
 
 
 EarlyMaps = torch.Tensor | SharedMaps

@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ...errors import UserError
+from ...sam.image_embeddings import SharedMaps
 from .class_wise import ClassDecoder, build_head
 from .hq import Assignment, EarlyMap, EarlyMaps, HqHead, decode_hq
 
@@ -355,4 +356,7 @@ def call_with(module: nn.Module, parameters: dict[str, torch.Tensor], args: tupl
 
 
 def _cast(value, dtype: torch.dtype):
-    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    if isinstance(value, list):  # of SAM 2's and 3's further maps
+        return [_cast(each, dtype) for each in value]
+    maps = isinstance(value, SharedMaps) or (isinstance(value, torch.Tensor) and value.is_floating_point())
+    return value.to(dtype) if maps else value

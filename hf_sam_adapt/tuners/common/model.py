@@ -22,6 +22,7 @@ from ...sam.families import (
 from ...sam.fingerprint import check_fingerprint, compute_fingerprint
 from ...sam.image_size import original_position_embedding, resize_input, restore_input
 from ...sam.input_channels import inflate_channels, input_channels, original_channels, restore_channels
+from ...sam.mask_choice import choosing_decoders, set_choice, stop_choosing
 from ...sam.windows import remove_windows, restore_windows, windows_removed
 from .adapter_checks import check_adapter_keys, check_adapter_name
 from .config import SamConfigMixin
@@ -32,9 +33,9 @@ from .undo import Undoable
 
 
 class MaskTokenDefault:
-    """Forward pre-hook of a `SamModel`: a caller who names no `multimask_output` gets the adapter's.
+    """Hooks of a SAM's forward: who names no `multimask_output` gets the adapter's, and a single mask is token 0's.
 
-    An object instead of a closure, so that a model with it can be copied and pickled.
+    An object instead of closures, so that a model with it can be copied and pickled.
 
     Args:
         anchor: a tuner layer; while it has no active adapter the base model's default holds. None: of a merged model.
@@ -43,6 +44,16 @@ class MaskTokenDefault:
 
     def __init__(self, anchor: BaseTunerLayer | None, configs: dict[str, SamConfigMixin]):
         self.anchor, self.configs = anchor, configs
+        self._choosing: list[nn.Module] = []
+
+    def register(self, model: nn.Module) -> None:
+        model.register_forward_pre_hook(self, with_kwargs=True)
+        model.register_forward_hook(self.restore, always_call=True)
+
+    def restore(self, module: nn.Module, args: tuple, output: object) -> None:
+        """Forward hook: the decoder chooses its mask as it did before."""
+        set_choice(self._choosing, True)
+        self._choosing = []
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if self.anchor is None:
@@ -53,6 +64,9 @@ class MaskTokenDefault:
         configs = [self.configs.get(name) or getattr(module, "peft_config", {}).get(name) for name in live]
         chosen = [config.multimask_output for config in configs if isinstance(config, SamConfigMixin)]
         kwargs = as_keywords(module, args, kwargs)
+        if chosen:
+            self._choosing = choosing_decoders(module)
+            set_choice(self._choosing, False)
         return (), {"multimask_output": chosen[0], **kwargs} if chosen else kwargs
 
 
@@ -81,6 +95,9 @@ class SamTunerMixin(Undoable):
                 stacklevel=2,
             )
         name_tiny(model, config)
+        family = find_family(model)
+        if family is not None:
+            family.mend(model)
         resolve_decoder(config, model)
         self._check_decoder_is_free(model, config, adapter_name)
         self._set_image_size(model, config, adapter_name)
@@ -193,7 +210,7 @@ class SamTunerMixin(Undoable):
             return
         _remove_mask_token_hooks(model)  # one of an adapter that is gone would look at a layer that is gone
         anchor = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
-        model.register_forward_pre_hook(MaskTokenDefault(anchor, self.peft_config), with_kwargs=True)
+        MaskTokenDefault(anchor, self.peft_config).register(model)
 
     @classmethod
     def is_overlay_target(cls, config: SamConfigMixin, model: nn.Module, key: str) -> bool:
@@ -211,7 +228,8 @@ class SamTunerMixin(Undoable):
     def _overlay_names(config: SamConfigMixin, model: nn.Module, key: str) -> list[str]:
         family, decoder = family_of(model), find_mask_decoder(model)
         if family.is_patch_embedding(key):
-            return ["projection.weight", "projection.bias"]
+            bias = family.patch_embedding_of(find_vision_encoder(model)).projection.bias
+            return ["projection.weight"] if bias is None else ["projection.weight", "projection.bias"]
         if decoder is not None and key == family.prompt_encoder:
             return prompt_encoder_parameters(config)
         if decoder is not None and key == family.mask_decoder:
@@ -282,7 +300,7 @@ class SamTunerMixin(Undoable):
         self, merge: bool = True, progressbar: bool = True, safe_merge: bool = False, adapter_names=None
     ) -> nn.Module:
         """A merged model keeps the adapter's input size and channels, for which its weights are, and its default of
-        `multimask_output`; saved and loaded again it is a plain `SamModel`, with SAM's default."""
+        `multimask_output`; saved and loaded again it is a plain SAM, with its default."""
         if merge:
             self._check_overlays_merge(adapter_names, safe_merge)
         merged = adapter_names or self.active_adapters
@@ -293,11 +311,13 @@ class SamTunerMixin(Undoable):
         _remove_mask_token_hooks(model)
         if merge and find_mask_decoder(model) is not None:
             configs = {name: self.peft_config[name] for name in merged}
-            model.register_forward_pre_hook(MaskTokenDefault(None, configs), with_kwargs=True)
+            MaskTokenDefault(None, configs).register(model)
+            stop_choosing(model)
         if not merge and find_vision_encoder(model) is not None:
             restore_windows(model)
             restore_input(model)
             restore_channels(model)
+            family_of(model).unmend(model)
         return model
 
     @contextmanager
@@ -349,6 +369,10 @@ def _remove_mask_token_hooks(model: nn.Module) -> None:
     for key in [key for key, hook in model._forward_pre_hooks.items() if isinstance(hook, MaskTokenDefault)]:
         del model._forward_pre_hooks[key]
         model._forward_pre_hooks_with_kwargs.pop(key, None)
+    for key, hook in list(model._forward_hooks.items()):
+        if isinstance(getattr(hook, "__self__", None), MaskTokenDefault):
+            del model._forward_hooks[key]
+            model._forward_hooks_always_called.pop(key, None)
 
 
 def _holds(module: nn.Module, adapter_name: str) -> bool:

@@ -15,7 +15,7 @@ from .config import ConvLoraConfig
 from .layer import NOT_MERGEABLE, ConvLoraVariant
 
 
-QKV = {kind: rf"(.*\.)?{family.qkv_names}" for family in FAMILIES for kind in family.model_types}
+QKV = {kind: rf"(.*\.)?{family.attention_names}" for family in FAMILIES for kind in family.model_types}
 VIT = ["q_proj", "k_proj", "v_proj", "query", "key", "value"]  # the latter in DINOv2 before transformers 5.23
 
 

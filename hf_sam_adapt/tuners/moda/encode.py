@@ -87,7 +87,7 @@ def first_adapted_block(encoder: nn.Module) -> int | None:
 
 def _shared_blocks(pool: ModaModel, first: int | None) -> int:
     """Number of blocks whose output does not depend on the domain and is not looked at either."""
-    if not first:
+    if not first or family_of(pool.model).encode_from_block is None:
         return 0
     with pool.activated(pool.domains[0]):
         early_map = live_early_map(pool.model)

@@ -54,7 +54,7 @@ class TokenProbe:
 
     def __enter__(self) -> TokenProbe:
         for index, block in enumerate(self._blocks):
-            self._handles.append(self._family.qkv_of(block).register_forward_hook(self._keep))
+            self._handles.append(self._family.linears_of(block)[0].register_forward_hook(self._keep))
             self._handles.append(block.register_forward_hook(self._first if index == 0 else self._read))
         self._handles.append(self._neck.register_forward_hook(self._keep_embedding))
         return self
@@ -82,7 +82,7 @@ class TokenProbe:
         if patches.shape[1] > height * width:  # windows beyond the border
             inside = block.window_partition(patches.new_ones(1, height, width, 1), block.window_size)[0].flatten() > 0
         # `forward`, not the modules' call: neither our own hook nor those of a tuner shall run for the tokens.
-        own = self._family.qkv_of(block).forward(block.layer_norm1(self.tokens))
+        own = self._family.linears_of(block)[0].forward(block.layer_norm1(self.tokens))
         attended = _attend_patches(own, patches, inside, self._family.attention_of(block).num_attention_heads)
         tokens = self.tokens + self._family.projection_of(block).forward(attended)
         self.tokens = tokens + block.mlp.forward(block.layer_norm2(tokens))
@@ -111,7 +111,7 @@ def joint_tokens(
     tokens = tokens.to(patches.device, patches.dtype).expand(batch, -1, -1)
     states = torch.cat([tokens, patches.flatten(1, 2)], 1)  # (B, L + h w, C)
     for block in map(_base, family.blocks_of(encoder)):
-        query, key, value = family.qkv_of(block).forward(block.layer_norm1(states)).chunk(3, -1)
+        query, key, value = family.linears_of(block)[0].forward(block.layer_norm1(states)).chunk(3, -1)
         attended = _attend(query, key, value, family.attention_of(block).num_attention_heads)
         states = states + family.projection_of(block).forward(attended)
         states = states + block.mlp.forward(block.layer_norm2(states))

@@ -125,7 +125,7 @@ def test_a_reader_that_stops_early_is_no_error(argv):
 
 
 def test_extras_are_those_of_the_package():
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     for extra, packages in EXTRAS.items():
         required = {re.split(r"[<>=]", text)[0] for text in project["optional-dependencies"][extra]}
         assert {name for name in required if not name.startswith("hf-sam-adapt[")} == set(packages)

@@ -13,11 +13,12 @@ from peft import get_peft_model
 from sams import random_sam
 from transformers import SamConfig, SamModel
 
-from hf_sam_adapt.config.methods import METHODS, SAM_CITATION
+from hf_sam_adapt.config.methods import METHODS
 from hf_sam_adapt.inference.loading import CONFIGS, build_model
+from hf_sam_adapt.sam import citations
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CARDS = ROOT / "model_cards"
 NAMES = ("sam_adapter", "conv_lora", "cwsam", "moda", "decoder")
 RESULTS = (ROOT / "benchmarks/RESULTS.md").read_text()
@@ -46,7 +47,7 @@ def test_sections_links_and_citation(name):
         assert not anchor or anchor in anchors, link
     for path in re.findall(r"`((?:tests|benchmarks)/[\w/.]+)`", text):
         assert (ROOT / path).exists(), path
-    assert re.findall(r"```bibtex\n(.*?)\n```", text, flags=re.DOTALL) == [METHODS[name].citation or SAM_CITATION]
+    assert re.findall(r"```bibtex\n(.*?)\n```", text, flags=re.DOTALL) == [METHODS[name].citation or citations.SAM]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,7 @@ from hf_sam_adapt.config.recipe import Recipe, parse_recipe
 from hf_sam_adapt.errors import UserError
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", PRESETS)

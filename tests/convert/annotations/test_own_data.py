@@ -20,7 +20,7 @@ from hf_sam_adapt.cli import main
 from hf_sam_adapt.data import load_segmentation_dataset
 
 
-PAGE = (Path(__file__).parents[2] / "docs/own-data.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs/own-data.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
 
 

@@ -28,7 +28,7 @@ from hf_sam_adapt.evaluation import evaluate
 from hf_sam_adapt.sam.tiny import export_tiny, tiny_folder
 
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture(scope="module")

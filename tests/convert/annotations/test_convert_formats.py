@@ -13,6 +13,7 @@ from PIL import Image
 
 from hf_sam_adapt.convert.annotations import convert_annotations
 from hf_sam_adapt.data import load_segmentation_dataset
+from hf_sam_adapt.data.reading import Reading
 from hf_sam_adapt.data.sources import open_source
 from hf_sam_adapt.errors import UserError
 
@@ -114,7 +115,7 @@ def test_labelme_shapes(rng, tmp_path, capsys):
         "num_labels": 3,
         "id2label": {0: "background", 1: "cat", 2: "dog"},
     }
-    source = open_source(**recipe | {"dataset": out})
+    source = open_source(out, Reading(**{key: value for key, value in recipe.items() if key != "dataset"}))
     assert source.num_labels == 3 and set(samples(source)) == {"a", "b"}
 
 
@@ -172,9 +173,9 @@ def test_coco_equals_what_is_read_directly(rng, tmp_path, name):
     assert (second[:, :5] == 255).all() and not second[:, 5:].any()
     if name == "annotations.json":
         direct = samples(open_source(root))
-        converted = samples(
-            open_source(**yaml.safe_load((tmp_path / "out/recipe.yaml").read_text()) | {"dataset": tmp_path / "out"})
-        )
+        recipe = yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())
+        del recipe["dataset"]
+        converted = samples(open_source(tmp_path / "out", Reading(**recipe)))
         assert set(direct) == set(converted) == {"1", "2"}
         for id_, (image, mask) in direct.items():
             assert np.array_equal(converted[id_][0], image) and np.array_equal(converted[id_][1], mask)

@@ -86,7 +86,7 @@ def test_second_adapter_of_another_size_is_refused():
 @pytest.mark.parametrize("size", [60, 4])
 def test_size_that_is_no_multiple_of_the_patch_is_refused(size):
     sam = random_sam()
-    with pytest.raises(UserError, match="multiple of the patch size 8"):
+    with pytest.raises(UserError, match="is not a multiple of 8, which SAM needs; the nearest is"):
         get_peft_model(sam, SamAdapterConfig(image_size=size))
     assert torch.equal(run(sam, 64), run(random_sam(), 64))
 

@@ -12,7 +12,7 @@ from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.tuners.conv_lora import ConvLoraConfig
 
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture

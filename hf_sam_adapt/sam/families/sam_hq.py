@@ -1,0 +1,114 @@
+"""SAM-HQ (arXiv 2306.01567): SAM with a second mask branch in its decoder: `SamHQModel`."""
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from .. import citations
+from ..image_embeddings import ImageEmbeddings
+from . import vit
+from .family import Runs, SamFamily
+
+
+_MENDED = "_hf_sam_adapt_mended"
+
+
+class AttendedImage:
+    """Hooks that give the decoder's upscaling the image maps behind its transformer, as SAM-HQ does.
+
+    transformers assigns the transformer's second output to a name that it overwrites, and upscales the maps that went
+    in, their rows and columns exchanged. The object carries them within one call; a copy or pickle of the model has
+    its own.
+    """
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self._maps: torch.Tensor | None = None
+        self._handles = [
+            decoder.transformer.register_forward_pre_hook(self.keep_shape, with_kwargs=True),
+            decoder.transformer.register_forward_hook(self.keep),
+            decoder.upscale_conv1.register_forward_pre_hook(self.replace),
+        ]
+
+    def keep_shape(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """(R, C, g, g) of the maps that go in."""
+        self._shape = kwargs["image_embeddings"].shape
+
+    def keep(self, module: nn.Module, args: tuple, output: tuple) -> None:
+        """(R, 1, g g, C) -> (R, C, g, g)."""
+        self._maps = output[1].transpose(2, 3).reshape(self._shape)
+
+    def replace(self, module: nn.Module, args: tuple) -> tuple | None:
+        """The input of the first upscaling."""
+        maps, self._maps = self._maps, None
+        return None if maps is None else (maps,)
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": None}  # a tensor inside a graph can be neither copied nor pickled
+
+
+def _mend(model: nn.Module) -> None:
+    decoder = getattr(model, "mask_decoder", None)
+    if decoder is not None and not hasattr(model, _MENDED):
+        setattr(model, _MENDED, AttendedImage(getattr(decoder, "base_layer", decoder)))
+
+
+def _unmend(model: nn.Module) -> None:
+    if hasattr(model, _MENDED):
+        getattr(model, _MENDED).remove()
+        delattr(model, _MENDED)
+
+
+def _encode(sam: nn.Module, pixel_values: torch.Tensor) -> ImageEmbeddings:
+    output = sam.vision_encoder(pixel_values.to(sam.dtype))
+    return ImageEmbeddings(output.last_hidden_state, next(iter(output.intermediate_embeddings), None))
+
+
+def _decoder_inputs(embeddings: ImageEmbeddings, owner: torch.Tensor, runs: Runs) -> dict[str, Any]:
+    early = [] if embeddings.early is None else [embeddings.early[owner]]
+    return {"image_embeddings": embeddings.maps[owner], "intermediate_embeddings": early}
+
+
+_OWN_HEAD = "its decoder has HQ-SAM's branch already, which decoder='full' trains"
+
+SAM_HQ = SamFamily(
+    title="SAM-HQ",
+    model_type="sam_hq",
+    encoder_type="sam_hq_vision_model",
+    model_path="transformers:SamHQModel",
+    encoder="vision_encoder",
+    mask_decoder="mask_decoder",
+    prompt_encoder="prompt_encoder",
+    blocks="layers",
+    patch_embedding="patch_embed",
+    neck="neck",
+    attention="attn",
+    attention_linears=("qkv",),
+    projection="proj",
+    attention_path="transformers.models.sam_hq.modeling_sam_hq:SamHQVisionAttention",
+    sdpa_path="transformers.models.sam_hq.modeling_sam_hq:SamHQVisionSdpaAttention",
+    patch_embedding_path="transformers.models.sam_hq.modeling_sam_hq:SamHQPatchEmbeddings",
+    not_reached=re.compile(r"iou_prediction_head\.|output_hypernetworks_mlps\.(?!0\.)"),
+    never_trained=("prompt_encoder", "shared_image_embedding"),
+    keeps_early=True,
+    refused_decoders={"hq": _OWN_HEAD},
+    processor={"resize": "pad", "image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD},
+    shape=vit.shape,
+    size_step=vit.size_step,
+    embed=vit.embed,
+    encode=_encode,
+    decoder_inputs=_decoder_inputs,
+    position_embedding=vit.position_embedding,
+    position_tables=vit.position_tables,
+    set_image_size=vit.set_image_size,
+    mend=_mend,
+    unmend=_unmend,
+    license={"license": "apache-2.0"},
+    citation=citations.SAM_HQ,
+)

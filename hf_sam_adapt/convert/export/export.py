@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import SamModel
 
 from ... import __version__
 from ...errors import UserError, require_extra
@@ -22,13 +21,14 @@ from ...inference.forward import pool_of
 from ...inference.loading import Loaded, load_named, method_of
 from ...repository import find_file
 from ...sam.attention import use_fast_attention
+from ...sam.families import family_of
 from ...training.earlier_run import EarlierRun
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.folder import check_free, write_whole
 from ..checkpoints.segment_anything import meta_state, registry_name, sam_of_checkpoint
 from .check import Comparison, ExportedModel, ExportedParts, TestImages, check_dataset_named, compare, kinds_of
 from .onnx_files import check_opset, onnx_runner, write_onnx
-from .parts import check_exportable, merged, parts_of
+from .parts import check_encoder_input, check_family, merged, parts_of
 from .programs import program_runner, write_program
 
 
@@ -181,11 +181,13 @@ def _plain(loaded: Loaded, format: str) -> nn.Module:
 
 def _write_weights(loaded: Loaded, format: str, folder: Path) -> tuple[ExportedModel, list[str]]:
     """Write merged weights, and load them again."""
+    if format == "sam-pth":
+        check_family(loaded.model, format, "use --format transformers where the adapter merges")
     sam = _plain(loaded, format)
     loaded.processor.save_pretrained(folder)
     if format == "transformers":
         sam.save_pretrained(folder)
-        again = SamModel.from_pretrained(folder, dtype=torch.float32)
+        again = family_of(sam).model_class.from_pretrained(folder, dtype=torch.float32)
         return ExportedModel(again.eval(), loaded.processor), []
     name = registry_name(sam)
     file = folder / f"sam_{name or 'model'}.pth"
@@ -218,7 +220,8 @@ class _Graphs:
     def write(self, folder: Path) -> tuple[ExportedParts, list[str], list[str]]:
         """Write all parts; what runs them, notes, and the kinds of prompts that they take."""
         loaded, classes = self.loaded, self.loaded.classes is not None
-        check_exportable(loaded.model, loaded.processor, self.encoder_input)
+        check_family(loaded.model, self.format, "use --format transformers where the adapter merges")
+        check_encoder_input(loaded.processor, self.encoder_input)
         try:
             model = merged(loaded.model)
         except NotImplementedError:  # then the adapter is in the graph

@@ -66,15 +66,17 @@ def merged(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).merge_and_unload().eval()
 
 
-def check_exportable(model: nn.Module, processor: SamAdaptProcessor, encoder_input: str) -> None:
-    """Raise `UserError` for a SAM of another family than the first, and for images that no annotator hands over."""
+def check_family(model: nn.Module, format: str, fix: str) -> None:
+    """Raise `UserError` for a SAM of another family than the first."""
     family = family_of(model)
     if family is not SAM:
         raise UserError(
-            f"{family.model_type!r} models cannot be exported to a graph, only {SAM.model_type!r} ones",
-            key="format",
-            fix="use --format transformers where the adapter merges",
+            f"{family.title} models cannot be written as {format}, only {SAM.title} ones", key="format", fix=fix
         )
+
+
+def check_encoder_input(processor: SamAdaptProcessor, encoder_input: str) -> None:
+    """Raise `UserError` for images that no annotator hands over."""
     if encoder_input == "image" and (processor.channels is not None or processor.normalization is not None):
         raise UserError(
             "image is for RGB photographs normalised by one mean and deviation",

@@ -147,7 +147,9 @@ def test_a_command_names_the_extra_that_it_needs(name, core_only, capsys):
     assert shown.err.endswith(f"run pip install 'hf-sam-adapt[{extra}]'\n")
 
 
-@pytest.mark.parametrize("package", ["scipy.ndimage", "tifffile", "matplotlib.figure", "gradio", "pycocotools.coco", "onnxruntime"])
+@pytest.mark.parametrize(
+    "package", ["scipy.ndimage", "tifffile", "matplotlib.figure", "gradio", "pycocotools.coco", "onnxruntime"]
+)
 def test_a_package_that_is_missed_late_is_named_with_its_extra(package, capsys):
     def late():
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)

@@ -299,7 +299,7 @@ class DomainRouter(StateOfAnyShape):
 
     @property
     def kept_labels(self) -> torch.Tensor:
-        """The domain of each kept feature, int64 (N,); those of one that came after the last `fit` stand at the end."""
+        """The domain of each kept feature, int64 (N,); of one newer than the last `fit` at the end."""
         return torch.arange(len(self.counts), device=self.counts.device).repeat_interleave(self.counts)
 
 

@@ -41,6 +41,7 @@ MADE = {  # page -> files that its commands and scripts leave behind
         *(f"{name}/{i}_mask.png" for name in ("predictions", "from_the_hub") for i in range(3)),
     ],
     "docs/continual.md": ["routed/2_mask.png", "runs/grown/pool/wounds/adapter_model.safetensors"],
+    "docs/export.md": [*(f"polyp_onnx/{name}.onnx" for name in ("encoder", "decoder", "promptless")), "back/config.json"],
     "docs/instances.md": ["instances/instances.json", "from_grid/instances.json"],
     "docs/methods.md": ["converted/adapter_model.safetensors", "label_maps/2_mask.png", "encoder.pt2"],
     "docs/python.md": ["polyp/adapter_model.safetensors", "runs/from_python/metrics.json"],

@@ -13,6 +13,8 @@ EXTRAS = {
     "mcp": ("mcp",),
     "instances": ("pycocotools",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "volumes": ("nibabel", "pydicom"),
+    "geo": ("pyogrio", "rasterio", "shapely", "tifffile"),
 }
 
 

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf-sam-adapt[train]"]
+# ///
 """Pre-train `tiny`, the embedded SAM, on images that this recipe draws itself, on photographs, or on both.
 
     python recipes/pretrain_tiny.py --output_dir runs/tiny --max_steps 3000

@@ -12,6 +12,7 @@ from ..errors import UserError
 
 MODEL_VARIABLE = "HF_SAM_ADAPT_DEMO_MODEL"
 ADAPTERS_VARIABLE = "HF_SAM_ADAPT_DEMO_ADAPTERS"
+CANCELLED = "cancelled"  # a file in the folder of a training that shall end
 
 
 @dataclass

@@ -6,6 +6,7 @@ changes much with its threshold ("dynamic multimask via stability"). Token 0 is 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -37,7 +38,7 @@ def set_choice(decoders: list[nn.Module], choosing: bool) -> None:
         setattr(decoder, FLAG, choosing)
 
 
-def stop_choosing(sam: nn.Module) -> None:
+def stop_choosing(sam: Any) -> None:
     """Let a SAM return the mask of token 0 from now on, also after it is saved and loaded."""
     decoders = choosing_decoders(sam)
     set_choice(decoders, False)

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from hf_sam_adapt import __version__, errors, load_segmentation_dataset
 from hf_sam_adapt.cli import main, next_command
@@ -125,6 +124,7 @@ def test_a_reader_that_stops_early_is_no_error(argv):
 
 
 def test_extras_are_those_of_the_package():
+    tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     for extra, packages in EXTRAS.items():
         required = {re.split(r"[<>=]", text)[0] for text in project["optional-dependencies"][extra]}

@@ -23,7 +23,15 @@ from hf_sam_adapt.tuners.common.two_way import mix_tokens
 
 
 FAMILIES = ["sam_hq", "sam2", "sam3_tracker"]
-METHODS = ["decoder", "lora", "full"]
+METHODS: dict[str, dict] = {
+    "decoder": {},
+    "lora": {},
+    "full": {},
+    "sam_adapter": {"scale_factor": 4},
+    "conv_lora": {"num_experts": 3},
+    "cwsam": {"decoder": "full", "scale_factor": 4},
+}
+ADAPTERS = [name for name in METHODS if name != "full"]
 CHOOSING = ["sam2", "sam3_tracker"]
 
 
@@ -115,16 +123,18 @@ def test_rows_add_an_images_map_without_copies_of_it():
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_every_trained_tensor_gets_a_gradient_and_the_rest_is_not_stored(model_type, method, tmp_path):
     base = RANDOM_SAMS[model_type]()
-    model = perturb(build_model(method, {}, base), std=0.05).train()
+    model = perturb(build_model(method, METHODS[method], base), std=0.05).train()
     pixels, prompts = pixels_for(base), mixed_prompts(base)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     sum(masks.square().mean() for masks in segment(model, pixels, prompts)).backward()
     assert [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
     untrained = ("conv_s0", "conv_s1", "pred_obj_score_head", "no_memory", "fpn_layers.3", "prompt_encoder")
     assert not [name for name in trained if any(part in name for part in untrained)]
-    if method == "decoder":
+    if method in ADAPTERS:
         save_adapter(model, tmp_path)
-        assert not [name for name in load_file(tmp_path / "adapter_model.safetensors") if "conv_s" in name]
+        assert method == "lora" or not [
+            name for name in load_file(tmp_path / "adapter_model.safetensors") if "conv_s" in name
+        ]
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -132,7 +142,7 @@ def test_every_trained_tensor_gets_a_gradient_and_the_rest_is_not_stored(model_t
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_batch_is_its_images_one_at_a_time(model_type, method, precision):
     base = RANDOM_SAMS[model_type]()
-    model = perturb(build_model(method, {}, base), std=0.05).eval()
+    model = perturb(build_model(method, METHODS[method], base), std=0.05).eval()
     pixels, prompts = pixels_for(base), mixed_prompts(base)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         together = segment(model, pixels, prompts)
@@ -143,13 +153,13 @@ def test_a_batch_is_its_images_one_at_a_time(model_type, method, precision):
     assert (together[1][0] - together[1][1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("method", ["decoder", "lora"])
+@pytest.mark.parametrize("method", ADAPTERS)
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_fresh_adapter_is_the_base_and_so_is_a_disabled_or_unloaded_one(model_type, method):
     base = RANDOM_SAMS[model_type]().requires_grad_(False)
     family_of(base).mend(base)
     pixels, prompts = pixels_for(base), mixed_prompts(base)
-    model = build_model(method, {}, RANDOM_SAMS[model_type]()).eval()
+    model = build_model(method, METHODS[method], RANDOM_SAMS[model_type]()).eval()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     with torch.no_grad():
@@ -166,15 +176,17 @@ def test_a_fresh_adapter_is_the_base_and_so_is_a_disabled_or_unloaded_one(model_
             assert all(map(torch.equal, segment(model, pixels, prompts), plain))
         untouched = RANDOM_SAMS[model_type]().requires_grad_(False)
         unloaded = model.unload().requires_grad_(False)
-        if method == "decoder":  # a plain LoRA leaves transformers' faults mended
+        if method != "lora":  # which leaves transformers' faults mended
             assert not unloaded._forward_hooks and not unloaded.mask_decoder.transformer._forward_hooks
             assert torch.equal(unloaded(pixel_values=pixels).pred_masks, untouched(pixel_values=pixels).pred_masks)
 
 
+@pytest.mark.parametrize("method", ["decoder", "sam_adapter", "conv_lora", "cwsam"])
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_saved_adapter_comes_back_bit_for_bit(model_type, tmp_path):
+def test_a_saved_adapter_comes_back_bit_for_bit(model_type, method, tmp_path):
     RANDOM_SAMS[model_type]().save_pretrained(tmp_path / "base")
-    model = perturb(build_model("decoder", {}, load_base(str(tmp_path / "base"))[0])).requires_grad_(False).eval()
+    model = build_model(method, METHODS[method], load_base(str(tmp_path / "base"))[0])
+    perturb(model).requires_grad_(False).eval()
     save_adapter(model, tmp_path / "adapter")
     loaded = load_adapted(str(tmp_path / "adapter"), str(tmp_path / "base")).model.requires_grad_(False)
     by_peft = PeftModel.from_pretrained(RANDOM_SAMS[model_type](), tmp_path / "adapter").requires_grad_(False).eval()

@@ -58,7 +58,7 @@ def test_a_size_that_a_family_cannot_take_names_the_nearest(model_type):
     good, bad, nearest, step = SIZES[model_type]
     model = RANDOM_SAMS[model_type]()
     title = family_of(model).title
-    wanted = f"image_size={bad} is not a multiple of {step}, which {title} needs; the nearest is {nearest}"
+    wanted = f"image_size: {bad} is not a multiple of {step}, which {title} needs; the nearest is {nearest}"
     with pytest.raises(UserError, match=wanted):
         get_peft_model(model, SamDecoderConfig(image_size=bad))
     native = encoder_shape(model).image_size
@@ -74,7 +74,7 @@ def test_other_channels(model_type):
     grey = torch.randn(2, 1, side, side)
     before = masks_of(model, grey.expand(-1, 3, -1, -1))
     inflate_channels(model, 5)
-    assert model.config.to_dict()["vision_config"] == find_vision_encoder(model).config.to_dict()
+    assert model.config.vision_config is find_vision_encoder(model).config  # so that both say so
     torch.testing.assert_close(masks_of(model, grey.expand(-1, 5, -1, -1)), before, rtol=1e-3, atol=1e-3)
     restore_channels(model)
     assert torch.equal(masks_of(model, grey.expand(-1, 3, -1, -1)), before)
@@ -84,10 +84,15 @@ def test_other_channels(model_type):
     assert patches and all(p.grad.any() for p in patches.values())
 
 
-@pytest.mark.parametrize("kind", [True, "selective"])
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("lora", True), ("lora", "selective"), ("decoder", True), ("sam_adapter", True), ("cwsam", "selective")],
+)
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_checkpointing_leaves_the_gradients(model_type, kind):
-    model = perturb(build_model("lora", {}, RANDOM_SAMS[model_type]())).train()
+def test_checkpointing_leaves_the_gradients(model_type, method, kind):
+    """Those of the decoder's own weights, too, which are in their places during the forward alone."""
+    args = {"scale_factor": 4, "decoder": "full"} if method in ("sam_adapter", "cwsam") else {}
+    model = perturb(build_model(method, args, RANDOM_SAMS[model_type]())).train()
     side = encoder_shape(model).image_size
     pixels = torch.randn(2, 3, side, side)
     prompts = [Prompt("none"), Prompt("box", boxes=torch.tensor([[3.0, 4.0, 40.0, 30.0]]))]
@@ -103,7 +108,7 @@ def test_checkpointing_leaves_the_gradients(model_type, kind):
     blocks[0].layer_norm1.register_forward_hook(lambda *_: calls.append(0))
     enable_checkpointing(checkpointed, kind)
     found = gradients(checkpointed)
-    assert len(calls) == 2  # forward, and again in backward
+    assert len(calls) == (1 if method == "decoder" else 2)  # forward, and again in backward where that comes so far
     assert all(torch.equal(found[name], wanted[name]) for name in wanted) and found.keys() == wanted.keys()
 
 
@@ -154,9 +159,10 @@ def test_sam_hq_has_sams_fast_attention():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "sam_adapter", "conv_lora"])
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_compiled_encoder_gives_the_same_maps(model_type):
-    model = perturb(build_model("lora", {}, RANDOM_SAMS[model_type]())).requires_grad_(False).eval()
+def test_a_compiled_encoder_gives_the_same_maps(model_type, method):
+    model = perturb(build_model(method, {}, RANDOM_SAMS[model_type]())).requires_grad_(False).eval()
     side = encoder_shape(model).image_size
     pixels = torch.randn(2, 3, side, side)
     with torch.no_grad():

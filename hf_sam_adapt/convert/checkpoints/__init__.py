@@ -16,7 +16,10 @@ from .cosam import UNTOLD as COSAM_UNTOLD
 from .cosam import convert_cosam, convert_cosam_pool
 from .engine import Base, Request
 from .folder import check_free
+from .sam2_adapter import UNTOLD as SAM2_ADAPTER_UNTOLD
+from .sam2_adapter import convert_sam2_adapter
 from .sam_adapter import CWSAM_UNTOLD, SAM_ADAPTER_UNTOLD, convert_cwsam, convert_sam_adapter
+from .sam_hq import convert_sam_hq
 from .segment_anything import convert_segment_anything
 
 
@@ -28,14 +31,20 @@ FORMATS = {
     "conv-lora": (convert_conv_lora, CONV_LORA_UNTOLD),
     "cwsam": (convert_cwsam, CWSAM_UNTOLD),
     "cosam": (convert_cosam, COSAM_UNTOLD),
+    "sam2-adapter": (convert_sam2_adapter, SAM2_ADAPTER_UNTOLD),
+    "sam-hq": (convert_sam_hq, ()),
     "sam-pth": (convert_segment_anything, ()),
 }
+ADAPTED = {"sam2-adapter": "sam2"}  # the type of the models that a format's files adapt, where it is not SAM
 # Parts of names that only files of one format have; CWSAM's files hold all that SAM-Adapter's do.
 SIGNS = (
     ("conv-lora", ".lora_moe_"),
     ("cwsam", ".Space_Adapter."),
     ("cwsam", "mask_decoder.cls_upscaling."),
+    ("sam2-adapter", "image_encoder.trunk.prompt_generator."),
     ("sam-adapter", "image_encoder.prompt_generator."),
+    ("sam-hq", "mask_decoder.hf_token."),
+    ("sam-hq", "mask_decoder.hq_token."),
     ("cosam", "hf_token.weight"),
 )
 
@@ -75,7 +84,9 @@ def convert_official_checkpoint(
     Args:
         format: `"conv-lora"`, the `model.ckpt` of an AutoGluon predictor, or the predictor's folder; `"sam-adapter"`
             and `"cwsam"`, the `model_epoch_*.pth` of the official code; `"cosam"`, an `adapter_<domain>.pth` of the
-            official MoDA, or the prompt pool of its L2P; `"sam-pth"`, a whole SAM of segment-anything, which becomes a
+            official MoDA, or the prompt pool of its L2P; `"sam2-adapter"`, a `model_epoch_*.pth` of SAM2-Adapter,
+            which needs `base`; `"sam-hq"`, a `sam_hq_vit_*.pth`, or a `SamHQModel`'s folder or safetensors file,
+            whose HQ head becomes an adapter of SAM; `"sam-pth"`, a whole SAM of segment-anything, which becomes a
             model folder.
         checkpoint_path: the file; for `"cosam"` also a folder of them with its `task_classifier_after_*.pth`, which
             becomes a pool of domains.
@@ -124,19 +135,27 @@ def convert_official_checkpoint(
     for name in fields:
         if name not in untold:
             raise UserError(
-                f"of {format}, use {', '.join(untold)}",
+                f"of {format}, use {', '.join(untold) or 'none'}",
                 key=f"method_args.{name}",
                 fix="all else is in the tensors",
             )
     folder = Path(out_folder)
     check_free(folder)
     adapted = None if base is None else Base(base, *load_base(base))
+    if adapted is not None and adapted.model.config.model_type != ADAPTED.get(format, "sam"):
+        raise UserError(
+            f"{base} is of type {adapted.model.config.model_type!r}, files of {format} belong to "
+            f"{ADAPTED.get(format, 'sam')!r} models",
+            key="base",
+        )
     request = Request(decoder, adapted, image_size, fields, classes)
     if pool:
         return Conversion(folder, convert_cosam_pool(path, folder, request, domains=domains, classifier=classifier))
     if format == "conv-lora" and path.is_dir():
         path, told = predictor_files(path)
         request.fields = told | fields
+    if format == "sam-hq" and path.is_dir():
+        path = path / "model.safetensors"
     checkpoint = read_checkpoint(path)
     _check_format(checkpoint, format)
     return Conversion(folder, convert(checkpoint, folder, request))

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
@@ -51,7 +53,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The tensors of a `torch.save` file on the CPU, memory-mapped where its format allows.
+    """The tensors of a `torch.save` file or of a `.safetensors` on the CPU, memory-mapped where its format allows.
 
     Args:
         path: holds a state dict, or a dictionary with one under `"state_dict"`, `"model"` and the like.
@@ -61,6 +63,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file", key="checkpoint")
+    if path.suffix == ".safetensors":
+        try:
+            return Checkpoint(path, load_file(path))
+        except SafetensorError as error:
+            raise UserError(f"{path} is not a safetensors file, or a damaged one", key="checkpoint") from error
     zipped = zipfile.is_zipfile(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)

@@ -36,11 +36,11 @@ ENCODER: dict[str, Any] = {"global_attention": True}
 RESAMPLING: dict[str, Any] = {"antialias": False}
 
 _CLASSIFIER = re.compile(r"task_classifier_after_(\d+)(?:st|nd|rd|th)_")
-_HEAD = "mask_decoder.sam_decoder_hq_head."
-_RULES: Rules = [
-    (r"mask_decoder\.hf_token\.", f"{_HEAD}hq_token."),
-    (r"mask_decoder\.hf_mlp\.", f"{_HEAD}hq_mask_mlp."),
-    *((rf"mask_decoder\.{name}\.", f"{_HEAD}{name}.") for name in HQ_MODULES[2:]),
+HEAD = "mask_decoder.sam_decoder_hq_head."
+HEAD_RULES: Rules = [
+    (r"mask_decoder\.hf_token\.", f"{HEAD}hq_token."),
+    (r"mask_decoder\.hf_mlp\.", f"{HEAD}hq_mask_mlp."),
+    *((rf"mask_decoder\.{name}\.", f"{HEAD}{name}.") for name in HQ_MODULES[2:]),
 ]
 
 
@@ -53,8 +53,8 @@ def convert_cosam(checkpoint: Checkpoint, folder: Path, request: Request) -> lis
         return _convert_l2p(*pool, checkpoint, folder, request)
     fields = ENCODER | {"early_layer": 0} | _taken(request, ("global_attention", "early_layer"), "an HQ decoder")
     state = renamed({f"mask_decoder.{name}": value for name, value in checkpoint.tensors.items()}, META_NAMES)
-    tensors, frozen = split(state, _RULES)
-    early = tensors.get(f"{_HEAD}compress_vit_feat.0.weight")
+    tensors, frozen = split(state, HEAD_RULES)
+    early = tensors.get(f"{HEAD}compress_vit_feat.0.weight")
     if early is None or early.ndim != 4:
         raise UserError(
             f"{checkpoint} has no HQ decoder weights (hf_token, compress_vit_feat and so on)", key="checkpoint"
@@ -88,9 +88,8 @@ def _convert_l2p(
     names = ("global_attention", "top_k")
     fields = ENCODER | _taken(request, names, "a prompt pool")
     config = L2pConfig(pool_size=len(prompts), prompt_length=prompts.shape[1], **fields)
-    sam_config = sam_config_of({"mask_decoder.mask_tokens.weight": prompts[0]}, width=768)
-    if request.base is not None:
-        sam_config = request.base.model.config
+    told = {"mask_decoder.mask_tokens.weight": prompts[0]}
+    sam_config = sam_config_of(told, width=768) if request.base is None else request.base.model.config
     notes = [
         "The official code gives the prompts to a pre-trained HQ decoder, which is not in the file. Here SAM's own "
         "decoder gets them, so masks differ from the published ones."

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
-from transformers import SamConfig, SamModel
+from transformers import PretrainedConfig, PreTrainedModel, SamConfig
 
 from ...errors import UserError
+from ...sam.families import encoder_shape, family_of_type
 from ...sam.fingerprint import compute_fingerprint
 from ...sam.processing import SamAdaptProcessor
 from .checkpoint import Checkpoint, check_finite, check_frozen
@@ -35,7 +36,7 @@ class Base:
     """The SAM that was adapted: its name, the model in fp32 and its processor."""
 
     name: str
-    model: SamModel
+    model: PreTrainedModel
     processor: SamAdaptProcessor
 
 
@@ -64,11 +65,11 @@ class Adapter:
 
     Attributes:
         config: of the adapter, before injection.
-        tensors: the adapter's, by their names in an adapted `SamModel` without the adapter's name.
-        frozen: the rest, by the names of `SamModel`.
+        tensors: the adapter's, by their names in an adapted SAM of transformers without the adapter's name.
+        frozen: the rest, by the names of transformers.
         notes: sentences on what was left out.
         untold: fields of the config that no tensor tells.
-        resampling: how the official code brings images to the input size, as fields of the processor.
+        processor: how the official code prepares images, as fields of the processor; squashed unless they say more.
     """
 
     config: PeftConfig
@@ -76,7 +77,7 @@ class Adapter:
     frozen: Tensors
     notes: list[str]
     untold: Sequence[str] = ()
-    resampling: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
 
 
 def renamed(names: Tensors, rules: Rules) -> Tensors:
@@ -106,7 +107,7 @@ def sam_config_of(state: Tensors, width: int) -> SamConfig:
     """Sizes of the SAM that was adapted, as far as the tensors tell; SAM's own elsewhere.
 
     Args:
-        state: by the names of `SamModel`.
+        state: by the names of transformers' `SamModel`.
         width: of the encoder.
     """
 
@@ -140,7 +141,13 @@ def class_names(classes: list[str] | None, count: int) -> dict[int, str] | None:
 
 
 def write_converted(
-    adapter: Adapter, sam_config: SamConfig, folder: Path, checkpoint: Checkpoint, request: Request, *, title: str
+    adapter: Adapter,
+    sam_config: PretrainedConfig,
+    folder: Path,
+    checkpoint: Checkpoint,
+    request: Request,
+    *,
+    title: str,
 ) -> list[str]:
     """Check what a format found, and write it to `folder`.
 
@@ -166,10 +173,10 @@ def write_converted(
     config.base_fingerprint = compute_fingerprint(base.model) if base is not None and known else None
     config.base_model_name_or_path = None if base is None else base.name
     vision: Any = sam_config.vision_config
-    side, told = _input_side(adapter.frozen, vision.patch_size, request.image_size, base)
-    write_adapter(
-        folder, config, tensors, SamAdaptProcessor(side, vision.patch_size, resize="squash", **adapter.resampling)
-    )
+    patch_size = vision.patch_size if base is None else encoder_shape(base.model).patch_size
+    side, told = _input_side(adapter.frozen, patch_size, request.image_size, base)
+    processor = SamAdaptProcessor(side, patch_size, **{"resize": "squash"} | adapter.processor)
+    write_adapter(folder, config, tensors, processor, family_of_type(sam_config.model_type, title).model_class)
     assumed = [f"{name}={getattr(config, name)}" for name in adapter.untold if name not in request.fields]
     untold = [] if told else [f"The checkpoint does not tell its input size: {side} pixels, see --image_size."]
     if assumed:
@@ -199,10 +206,9 @@ def _comparison(frozen: Tensors, base: Base | None, known: bool) -> str:
     )
 
 
-def _check_known(frozen: Tensors, sam_config: SamConfig, checkpoint: Checkpoint, title: str) -> None:
-    """Raise `UserError` for a name that no `SamModel` has; depth is left to the comparison with the base."""
-    with torch.device("meta"):
-        known = {LAYER.sub("vision_encoder.layers.0.", name) for name in SamModel(sam_config).state_dict()}
+def _check_known(frozen: Tensors, sam_config: PretrainedConfig, checkpoint: Checkpoint, title: str) -> None:
+    """Raise `UserError` for a name that this SAM has not; depth is left to the comparison with the base."""
+    known = {LAYER.sub("vision_encoder.layers.0.", name) for name in _without_values(sam_config).state_dict()}
     unknown = [name for name in frozen if LAYER.sub("vision_encoder.layers.0.", name) not in known]
     if unknown:
         listed = ", ".join(checkpoint.name_of(name, frozen[name]) for name in unknown[:3])
@@ -211,12 +217,18 @@ def _check_known(frozen: Tensors, sam_config: SamConfig, checkpoint: Checkpoint,
         )
 
 
+def _without_values(sam_config: PretrainedConfig) -> PreTrainedModel:
+    """A SAM on the meta device."""
+    with torch.device("meta"):
+        return family_of_type(sam_config.model_type, type(sam_config).__name__).model_class(sam_config)
+
+
 def _check_against_peft(
-    tensors: Tensors, config: PeftConfig, sam_config: SamConfig, checkpoint: Checkpoint
+    tensors: Tensors, config: PeftConfig, sam_config: PretrainedConfig, checkpoint: Checkpoint
 ) -> PeftConfig:
     """The config as injection leaves it; `UserError` unless PEFT saves such an adapter by these names and shapes."""
     with torch.device("meta"):
-        adapted = get_peft_model(SamModel(sam_config), config)
+        adapted = get_peft_model(_without_values(sam_config), config)
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     for kind, keys in (("missing", expected.keys() - tensors.keys()), ("unknown", tensors.keys() - expected.keys())):
         if keys:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from peft import PeftConfig
 from safetensors.torch import save_file
-from transformers import SamModel
+from transformers import PreTrainedModel, SamModel
 
 from ...errors import UserError
 from ...files import follow_umask
@@ -40,16 +40,20 @@ def write_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def save_config(config: PeftConfig, folder: Path) -> None:
-    """Write `adapter_config.json` as PEFT does for an adapter of a `SamModel`, not to be trained on loading."""
+def save_config(config: PeftConfig, folder: Path, model_class: type[PreTrainedModel] = SamModel) -> None:
+    """Write `adapter_config.json` as PEFT does for an adapter of such a model, not to be trained on loading."""
     # PEFT's AutoPeftModel builds the base model from these two names.
-    base_class = {"base_model_class": SamModel.__name__, "parent_library": SamModel.__module__}
+    base_class = {"base_model_class": model_class.__name__, "parent_library": model_class.__module__}
     config.inference_mode = True
     config.save_pretrained(str(folder), auto_mapping_dict=base_class)
 
 
 def write_adapter(
-    folder: Path, config: PeftConfig, tensors: dict[str, torch.Tensor], processor: SamAdaptProcessor
+    folder: Path,
+    config: PeftConfig,
+    tensors: dict[str, torch.Tensor],
+    processor: SamAdaptProcessor,
+    model_class: type[PreTrainedModel],
 ) -> None:
     """Write what `PeftModel.from_pretrained` and `SamAdaptProcessor.from_pretrained` read.
 
@@ -58,9 +62,10 @@ def write_adapter(
         config: of the adapter.
         tensors: under the keys of PEFT's files.
         processor: the one that the adapter was trained with.
+        model_class: of the adapted SAM.
     """
     with write_whole(folder) as part:
-        save_config(config, part)
+        save_config(config, part, model_class)
         # Copies: the tensors may share storage or be views of the memory-mapped checkpoint.
         copies = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
         save_file(copies, part / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -29,15 +29,19 @@ META_NAMES = [
     (r"^pe_layer\.positional_encoding_gaussian_matrix$", POSITIONS),
     (r"^no_mask_embed\.", "prompt_encoder.no_mask_embed."),
 ]
-# The rest of a whole SAM, which adapters' checkpoints leave out.
-PROMPT_NAMES = [
-    (r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$", PROMPT_POSITIONS),
+
+# Of the prompt encoder, which the adapters' files leave out.
+PROMPT_ENCODER_NAMES = [
     (r"^prompt_encoder\.point_embeddings\.", "prompt_encoder.point_embed."),
     (r"^prompt_encoder\.mask_downscaling\.0\.", "prompt_encoder.mask_embed.conv1."),
     (r"^prompt_encoder\.mask_downscaling\.1\.", "prompt_encoder.mask_embed.layer_norm1."),
     (r"^prompt_encoder\.mask_downscaling\.3\.", "prompt_encoder.mask_embed.conv2."),
     (r"^prompt_encoder\.mask_downscaling\.4\.", "prompt_encoder.mask_embed.layer_norm2."),
     (r"^prompt_encoder\.mask_downscaling\.6\.", "prompt_encoder.mask_embed.conv3."),
+    (
+        r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$",
+        PROMPT_POSITIONS,
+    ),
 ]
 # The way back, for the names of a whole `SamModel`.
 TO_META_NAMES = [

@@ -16,7 +16,7 @@ from ...sam.processing import SamAdaptProcessor
 from .checkpoint import Checkpoint, check_finite
 from .engine import Request, Tensors, renamed, sam_config_of
 from .folder import write_whole
-from .meta_names import META_NAMES, POSITIONS, PROMPT_NAMES, PROMPT_POSITIONS, TO_META_NAMES
+from .meta_names import META_NAMES, POSITIONS, PROMPT_ENCODER_NAMES, PROMPT_POSITIONS, TO_META_NAMES
 
 
 # What `sam_model_registry` builds: width, blocks, global blocks, heads; at 1024 pixels with patches of 16.
@@ -51,7 +51,7 @@ def sam_of_checkpoint(checkpoint: Checkpoint, config: SamConfig | None = None) -
     Raises:
         UserError: no such checkpoint, or weights missing, unknown or of other sizes.
     """
-    state = renamed(checkpoint.tensors, [*META_NAMES, *PROMPT_NAMES])
+    state = renamed(checkpoint.tensors, [*META_NAMES, *PROMPT_ENCODER_NAMES])
     if PROMPT_POSITIONS in state:
         state[POSITIONS] = state[PROMPT_POSITIONS]
     check_finite(state, checkpoint)

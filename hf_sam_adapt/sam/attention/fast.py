@@ -1,7 +1,7 @@
 """Which attention the encoder of a SAM runs, chosen for a model in place."""
 
-from collections.abc import Iterator
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -36,10 +36,10 @@ class FastAttention:
         own: the classes of transformers that compute it, by kind.
     """
 
-    def __init__(self, attention: nn.Module, kind: str, own: dict[str, type[nn.Module]]) -> None:
+    def __init__(self, attention: Any, kind: str, own: dict[str, type[nn.Module]]) -> None:
         self.attention, self.kind, self.own = attention, kind, own
 
-    def __call__(self, hidden_states: torch.Tensor, output_attentions: bool | None = None):
+    def __call__(self, hidden_states: torch.Tensor, output_attentions: bool | None = None) -> tuple[Any, Any]:
         """(B, h, w, C) -> (B, h, w, C), and the attention's weights of kind `eager`, None of the others."""
         attention = self.attention
         kind = fastest(attention, hidden_states.device, self.own) if self.kind == "auto" else self.kind
@@ -56,7 +56,7 @@ class FastAttention:
         return attention.proj(attended.reshape(batch, height, width, -1)), None
 
     @staticmethod
-    def _function(kind: str, device: str):
+    def _function(kind: str, device: str) -> Callable[..., torch.Tensor]:
         # What is exported has to run without this package, whose operation the tiles are.
         tiled = device == "cpu" and not torch.compiler.is_exporting()
         return tiled_attention if tiled else folded_attention
@@ -93,7 +93,8 @@ def use_fast_attention(model: nn.Module, kind: Kind = "auto") -> None:
     """
     if kind not in KINDS:
         raise UserError(f"unknown {kind!r}", key="attention", fix=f"choose from {', '.join(KINDS)}")
-    if find_vision_encoder(model) is None:
+    encoder = find_vision_encoder(model)
+    if encoder is None:
         raise UserError(f"{type(model).__name__} has no image encoder of SAM", key="attention")
     family = family_of(model)
     own, modules = own_classes(family), list(attention_modules(model))
@@ -107,7 +108,7 @@ def use_fast_attention(model: nn.Module, kind: Kind = "auto") -> None:
     for attention in modules:
         vars(attention)["forward"] = FastAttention(attention, kind, own)
     if not own:
-        _use_implementation(find_vision_encoder(model), kind)
+        _use_implementation(encoder, kind)
     for patches in _patch_embeddings(model):
         patches.register_forward_hook(token_major)
 
@@ -117,7 +118,7 @@ def restore_attention(model: nn.Module) -> None:
     for attention in attention_modules(model):
         vars(attention).pop("forward", None)
     encoder = find_vision_encoder(model)
-    if hasattr(encoder, _BEFORE):
+    if encoder is not None and hasattr(encoder, _BEFORE):
         _use_implementation(encoder, getattr(encoder, _BEFORE))
         delattr(encoder, _BEFORE)
     for patches in _patch_embeddings(model):
@@ -181,7 +182,7 @@ def _built_as(attention: nn.Module, own: dict[str, type[nn.Module]]) -> str:
     return "sdpa" if isinstance(attention, own["sdpa"]) else "eager"
 
 
-def _unsupported(attention: nn.Module, own: dict[str, type[nn.Module]]) -> str | None:
+def _unsupported(attention: Any, own: dict[str, type[nn.Module]]) -> str | None:
     """Why `folded` cannot stand for a module's own attention."""
     if not attention.use_rel_pos:
         return "it has no relative positions"

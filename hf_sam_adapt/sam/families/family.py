@@ -173,9 +173,18 @@ class SamFamily:
     @property
     def attention_names(self) -> str:
         """Regular expression of the names, in the model, of the linears that queries, keys and values come from."""
-        linears = "|".join(re.escape(f"{self.attention}.{linear}") for linear in self.attention_linears)
-        linears = linears if len(self.attention_linears) == 1 else f"({linears})"
-        return rf"{self.encoder}\.{re.escape(self.blocks)}\.\d+\.{linears}"
+        return self.linear_names(self.attention_linears)
+
+    def linear_names(self, linears: tuple[str, ...]) -> str:
+        """Regular expression of the names, in the model, of these linears of the attention."""
+        names = "|".join(re.escape(f"{self.attention}.{linear}") for linear in linears)
+        names = names if len(linears) == 1 else f"({names})"
+        return rf"{self.encoder}\.{re.escape(self.blocks)}\.\d+\.{names}"
+
+    @property
+    def norm_names(self) -> str:
+        """Regular expression of the names of the blocks' own norms in the model."""
+        return rf"{self.encoder}\.{re.escape(self.blocks)}\.\d+\.layer_norm\d"
 
     @property
     def map_names(self) -> str:

@@ -1,14 +1,24 @@
 """Mask decoders that give one logit map per class: CWSAM's (arXiv 2401.02326) and one of queries."""
 
+import re
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .two_way import mix_tokens, upscale
+from ...sam.image_embeddings import SharedMaps
+from .two_way import mix_tokens, output_tokens, upscale
+
+
+# Matches the names of the decoder's parameters that `ClassDecoder` reads for its masks: not those of an HQ branch.
+READ = re.compile(r"transformer\.|(iou|mask|obj_score)_tokens?\.|upscale_|output_hypernetworks_mlps\.0\.")
 
 
 class ClassHead(nn.Module):
     """CWSAM's head: K groups of feature maps, each dotted with the hyper-vector of mask token 0.
+
+    On SAM 2 and 3 the maps include their paths from the encoder's finer levels.
 
     Args:
         channels: c of the decoder's upscaled maps, 32 in SAM.
@@ -72,12 +82,20 @@ class ClassDecoder(nn.Module):
         multimask_output: bool = False,
         attention_similarity: torch.Tensor | None = None,
         target_embedding: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, P, K, h, w) and SAM's IoU estimate (B, P, 1), whatever `multimask_output` says."""
+        high_resolution_features: Sequence[torch.Tensor | SharedMaps] | None = None,
+        hq_token_only: bool = False,
+        intermediate_embeddings: Sequence[torch.Tensor] = (),
+    ) -> tuple[torch.Tensor, ...]:
+        """Logits (B, P, K, h, w) and SAM's IoU estimate (B, P, 1), whatever `multimask_output` says.
+
+        Of SAM 2 and 3, which take `high_resolution_features`, also the mask token (B, P, 1, C) and the object's score
+        (B, P, 1). The last two arguments are of SAM-HQ's own branch, which this decoder does without.
+        """
         decoder = self.decoder
+        own, iou = output_tokens(decoder)
         tokens, mixed, source = mix_tokens(
             decoder,
-            torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]),
+            own,
             image_embeddings,
             image_positional_embeddings,
             sparse_prompt_embeddings,
@@ -85,15 +103,19 @@ class ClassDecoder(nn.Module):
             attention_similarity,
             target_embedding,
         )
-        masks = tokens[:, :, 1 : 1 + self.num_mask_tokens].flatten(0, 1)  # (B P, N, C)
+        masks = tokens[:, :, iou + 1 : iou + 1 + self.num_mask_tokens].flatten(0, 1)  # (B P, N, C)
         hyper = decoder.output_hypernetworks_mlps[0](masks)  # (B P, N, c)
-        upscaled = upscale(decoder, mixed)  # (B P, c, 4g, 4g)
+        upscaled = upscale(decoder, mixed, high_resolution_features)  # (B P, c, 4g, 4g)
         if isinstance(self.head, QueryHead):
             logits = self.head(masks, torch.einsum("rnc,rchw->rnhw", hyper, upscaled))
         else:
-            logits = self.head(torch.cat([upscaled, upscale(decoder, source)], dim=1), hyper[:, 0])
-        scores = decoder.iou_prediction_head(tokens[:, :, 0])[:, :, :1]
-        return logits.unflatten(0, tokens.shape[:2]), scores
+            first = upscale(decoder, source, high_resolution_features)
+            logits = self.head(torch.cat([upscaled, first], dim=1), hyper[:, 0])
+        scores = decoder.iou_prediction_head(tokens[:, :, iou])[:, :, :1]
+        outputs = logits.unflatten(0, tokens.shape[:2]), scores
+        if high_resolution_features is None:
+            return outputs
+        return *outputs, tokens[:, :, iou + 1 : iou + 2], decoder.pred_obj_score_head(tokens[:, :, 0])
 
 
 def build_head(mask_decoder: nn.Module, num_labels: int, num_mask_tokens: int | None, random_init: bool) -> nn.Module:

@@ -9,7 +9,12 @@ from torch import nn
 from ...errors import UserError
 from ...names import check_id2label
 from ...sam.families import SamFamily, encoder_shape, family_of, find_family, find_mask_decoder
+from .class_wise import READ
 from .config import SamConfigMixin
+
+
+# Of SAM2-Adapter's decoder. Its masks are the second's, which stands first here: the transformer knows no order.
+SAM2_ADAPTER_TOKENS = 2
 
 
 def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
@@ -35,7 +40,8 @@ def resolve_decoder(config: SamConfigMixin, model: nn.Module) -> None:
     if config.num_labels is not None and config.id2label is not None and not config.fingerprint_is_from_file:
         check_id2label(config.id2label, config.num_labels)
     if config.num_mask_tokens is not None:
-        fitting = ("full", "class_wise") if config.num_mask_tokens == 1 else ("class_wise",)
+        official = config.faithful and config.num_mask_tokens == SAM2_ADAPTER_TOKENS
+        fitting = ("full", "class_wise") if config.num_mask_tokens == 1 or official else ("class_wise",)
         if config.decoder not in fitting:
             raise UserError(
                 f"num_mask_tokens={config.num_mask_tokens} needs decoder={' or '.join(map(repr, fitting))}, not "
@@ -79,6 +85,11 @@ def decoder_parameters(config: SamConfigMixin, family: SamFamily, mask_decoder: 
     if config.faithful and config.num_mask_tokens is None:
         return names
     reached = set(family.reached_parameters(mask_decoder))
+    if config.decoder == "class_wise":
+        reached = set(filter(READ.match, reached))
+    if config.faithful:  # SAM2-Adapter's code trains what makes the finer maps, too
+        parts = [part.removeprefix(f"{family.mask_decoder}.") for part in family.embedding_parts]
+        reached |= {name for name in names if name.rpartition(".")[0] in parts}
     return [n for n in names if n in reached or (config.train_iou_head and n.startswith("iou_prediction_head."))]
 
 

@@ -1,7 +1,7 @@
 """What the tuner layers of all methods share: a transparent wrapper, and weights that overlay a whole module."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 
@@ -106,12 +106,13 @@ class ParameterOverlay(SamTunerLayer):
         self.adapter_layer_names = (self.weights_name, self.heads_name, self.hq_heads_name)
         self.early_map: EarlyMap | None = None
         self.mask_tokens: dict[str, int | None] = {}
+        self.without_padding: dict[str, bool] = {}
         self.iou_head_trained: dict[str, bool] = {}
         # In a plain dictionary: as a child it would put the base's weights under a second name.
         self._class_decoders: dict[str, ClassDecoder] = {}
         self._backup: dict[str, torch.Tensor] = {}
 
-    other_param_names = ("mask_tokens", "iou_head_trained", "_class_decoders")
+    other_param_names = ("mask_tokens", "without_padding", "iou_head_trained", "_class_decoders")
 
     @property
     def overlays(self) -> nn.ModuleDict:
@@ -138,6 +139,7 @@ class ParameterOverlay(SamTunerLayer):
         num_labels: int | None = None,
         hq_head: HqHead | None = None,
         train_iou_head: bool = False,
+        without_padding: bool = False,
         random_init: bool = False,
         inference_mode: bool = False,
     ) -> None:
@@ -150,6 +152,7 @@ class ParameterOverlay(SamTunerLayer):
             num_labels: classes of a class-wise mask decoder; None: masks as the base gives them.
             hq_head: of an HQ mask decoder.
             train_iou_head: whether a loss on SAM's IoU estimates belongs to the adapter's training.
+            without_padding: a prompt encoder gives no token for "no prompt", where SAM 2 gives two padding points.
             random_init: add noise of the size of each tensor's spread, so that tests see an adapter that acts.
             inference_mode: True leaves the new weights frozen.
         """
@@ -166,6 +169,7 @@ class ParameterOverlay(SamTunerLayer):
             copies[name] = nn.Parameter(value)
         self.overlays[adapter_name] = ParameterTree(copies)
         self.mask_tokens[adapter_name] = num_mask_tokens
+        self.without_padding[adapter_name] = without_padding
         self.iou_head_trained[adapter_name] = train_iou_head
         if num_labels is not None:
             head = build_head(self.base_layer, num_labels, num_mask_tokens, random_init)
@@ -209,7 +213,35 @@ class ParameterOverlay(SamTunerLayer):
         with self._pruned(adapters) as pruned:
             if pruned:
                 args, kwargs = (), as_keywords(self.base_layer, args, kwargs) | {"multimask_output": False}
-            return self._call(self.base_layer, parameters, args, kwargs, dtype, base_dtype)
+            outputs = self._call(self.base_layer, parameters, args, kwargs, dtype, base_dtype)
+        if any(self.without_padding[name] for name in adapters):
+            given = as_keywords(self.base_layer, args, kwargs)
+            if given.get("input_boxes") is None and (given["input_labels"] < 0).all():
+                return outputs[0][:, :, :0], *outputs[1:]
+        return outputs
+
+    @property
+    def conv_s0(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What makes SAM 2's and 3's finest map, with the adapters' weights where they have some.
+
+        Called before the decoder, for the image embeddings.
+        """
+        return self._part("conv_s0")
+
+    @property
+    def conv_s1(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """As `conv_s0`, of the map between."""
+        return self._part("conv_s1")
+
+    def _part(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        module = getattr(self.base_layer, name)
+        own = [dict(self.overlays[adapter].named_parameters()) for adapter in self.live_adapters]
+        own = [{key: one[f"{name}.{key}"] for key in ("weight", "bias")} for one in own if f"{name}.weight" in one]
+        if not own or self.merged:
+            return module
+        parameters = combined(current_parameters(module), own)
+        dtypes = own[0]["weight"].dtype, module.weight.dtype
+        return lambda maps: self._call(module, parameters, (maps,), {}, *dtypes)
 
     def _class_decoder(self, adapters: list[str], parameters: dict) -> tuple[nn.Module, dict]:
         """The class-wise decoder of the one active adapter, and the parameters under its names."""

@@ -12,6 +12,7 @@ from torch import nn
 from ...errors import UserError
 from ...sam.base_names import TINY, located, stored
 from ...sam.families import (
+    SamFamily,
     check_no_unknown_sam,
     encoder_shape,
     family_of,
@@ -76,15 +77,18 @@ class SamTunerMixin(Undoable):
     Attributes:
         overlays_patch_embed: a trained patch embedding gets an overlay; False where the method wraps it itself.
         needs_targets: an adapter without a layer of the method's own is a mistake.
+        faithful_types: of the families for which the method's official code was written.
     """
 
     overlays_patch_embed = True
     needs_targets = True
+    faithful_types: tuple[str, ...] = ("sam",)
 
     def _place(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         config: SamConfigMixin = self.peft_config[adapter_name]
         check_no_unknown_sam(model)
         check_adapter_name(model, adapter_name)
+        self.check_family(config, find_family(model))
         if config.base_fingerprint is not None and config.fingerprint_is_from_file:
             check_fingerprint(config.base_fingerprint, model, adapter_name)
         unknown_base = config.inference_mode and config.base_fingerprint is None
@@ -108,6 +112,15 @@ class SamTunerMixin(Undoable):
         if not config.fingerprint_is_from_file and not unknown_base:
             config.base_fingerprint = compute_fingerprint(model)
         self._install_mask_token_default(model)
+
+    def check_family(self, config: SamConfigMixin, family: SamFamily | None) -> None:
+        """Raise `UserError` for what the method cannot do on this family; settle what depends on it in the config."""
+        if config.faithful and family is not None and family.model_type not in self.faithful_types:
+            raise UserError(
+                f"faithful=True on {family.title}: the method's official code, whose computation it reproduces, was "
+                "not written for it",
+                fix="leave it out",
+            )
 
     def _check_decoder_is_free(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> None:
         """Raise `UserError` if the adapter brings decoder weights where others have put theirs."""
@@ -252,6 +265,8 @@ class SamTunerMixin(Undoable):
             num_labels=config.num_labels if decoder else None,
             hq_head=self._hq_head(config, adapter_name, layer) if hq else None,
             train_iou_head=decoder and config.train_iou_head,
+            # As SAM2-Adapter's code, which calls the decoder without any point.
+            without_padding=config.faithful and self.model.config.model_type == "sam2" and not decoder,
             random_init=config.init_weights is False,
             inference_mode=config.inference_mode,
         )

@@ -1,7 +1,22 @@
 """The two frozen steps of SAM's mask decoder that every other head stands on: its transformer and its upscaling."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
+
+from ...sam.image_embeddings import SharedMaps
+
+
+def output_tokens(decoder: nn.Module) -> tuple[torch.Tensor, int]:
+    """The decoder's own tokens (N, C) in its order, the mask tokens last, and the place of the IoU token.
+
+    SAM 2 and 3 have one of the object's presence before it.
+    """
+    tokens = [decoder.iou_token.weight, decoder.mask_tokens.weight]
+    if hasattr(decoder, "obj_score_token"):
+        tokens.insert(0, decoder.obj_score_token.weight)
+    return torch.cat(tokens), len(tokens) - 2
 
 
 def mix_tokens(
@@ -42,7 +57,26 @@ def mix_tokens(
     return tokens, mixed.transpose(2, 3).reshape(source.shape), source
 
 
-def upscale(decoder: nn.Module, maps: torch.Tensor) -> torch.Tensor:
-    """Image maps (R, C, g, g) -> (R, C / 8, 4g, 4g)."""
-    maps = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(maps)))
-    return decoder.activation(decoder.upscale_conv2(maps))
+def upscale(
+    decoder: nn.Module, maps: torch.Tensor, high_resolution: Sequence[torch.Tensor | SharedMaps] | None = None
+) -> torch.Tensor:
+    """Image maps (R, C, g, g) -> (R, C / 8, 4g, 4g).
+
+    Args:
+        decoder: SAM's mask decoder.
+        maps: of B images, R / B rows an image.
+        high_resolution: of the same images (B, C / 8, 4g, 4g) and (B, C / 4, 2g, 2g), which SAM 2 and 3 add.
+    """
+    fine, middle = high_resolution or (None, None)
+    maps = _plus(decoder.upscale_conv1(maps), middle)
+    maps = decoder.activation(decoder.upscale_layer_norm(maps))
+    return decoder.activation(_plus(decoder.upscale_conv2(maps), fine))
+
+
+def _plus(rows: torch.Tensor, images: torch.Tensor | SharedMaps | None) -> torch.Tensor:
+    """The map of each image added to its rows, without a copy of it for each."""
+    if images is None:
+        return rows
+    if isinstance(images, SharedMaps):
+        return rows + images.repeat_interleave(len(rows) // len(images))
+    return (rows.unflatten(0, (len(images), -1)) + images[:, None]).flatten(0, 1)

@@ -8,14 +8,26 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 
 from ...errors import UserError
-from ...sam.families import FAMILIES, find_family
+from ...sam.families import FAMILIES, SamFamily, find_family
 from ..common.layer import ParameterOverlay
 from ..common.model import SamTunerMixin, in_layers
 from .config import ConvLoraConfig
 from .layer import NOT_MERGEABLE, ConvLoraVariant
 
 
-QKV = {kind: rf"(.*\.)?{family.attention_names}" for family in FAMILIES for kind in family.model_types}
+def _attention_targets(family: SamFamily) -> str:
+    """The linear of queries, keys and values; of three those of queries and values, which the official preset names.
+
+    Each linear has experts of its own, whose convolutions are most of what the method costs, and an update of the keys
+    changes the same products as one of the queries does.
+    """
+    linears = family.attention_linears
+    if len(linears) == 3:
+        linears = (linears[0], linears[2])
+    return rf"(.*\.)?{family.linear_names(linears)}"
+
+
+ATTENTION = {kind: _attention_targets(family) for family in FAMILIES for kind in family.model_types}
 VIT = ["q_proj", "k_proj", "v_proj", "query", "key", "value"]  # the latter in DINOv2 before transformers 5.23
 
 
@@ -28,7 +40,7 @@ class ConvLoraModel(SamTunerMixin, LoraModel):
 
     prefix = "lora_"
     tuner_layer_cls = BaseTunerLayer
-    target_module_mapping = QKV | {"vit": VIT, "dinov2": VIT}
+    target_module_mapping = ATTENTION | {"vit": VIT, "dinov2": VIT}
 
     def _prepare_adapter_config(self, peft_config: ConvLoraConfig, model_config: dict) -> ConvLoraConfig:
         peft_config = super()._prepare_adapter_config(peft_config, model_config)

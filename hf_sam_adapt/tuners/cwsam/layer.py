@@ -35,16 +35,19 @@ class Bottleneck(nn.Module):
 class AfterAttention:
     """Forward hook of a block's attention: Y + A_space(Y), before the windows are put together again.
 
+    Of what the attention returns Y is the first or, in SAM 2, all.
+
     An object instead of a closure, so that a model with it can be copied and pickled.
     """
 
     def __init__(self, block: "CwsamBlock"):
         self.block = block
 
-    def __call__(self, module: nn.Module, args: tuple, output: tuple) -> tuple:
-        attended, *rest = output
+    def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
+        attended, *rest = (output,) if isinstance(output, torch.Tensor) else output
         added = [self.block.sam_adapter_space[name](attended) for name in self.block.live_in("sam_adapter_space")]
-        return (sum(added, attended), *rest)
+        summed = sum(added, attended)
+        return summed if isinstance(output, torch.Tensor) else (summed, *rest)
 
 
 class BesideMlp:
@@ -69,20 +72,21 @@ class CwsamBlock(SamAdapterBlock):
     adapter_layer_names = ("sam_adapter_tune", "sam_adapter_space", "sam_adapter_mlp")
     other_param_names = ("cwsam_scale",)
 
-    def __init__(self, base_layer: nn.Module, state: SamAdapterState):
-        super().__init__(base_layer, state)
+    def __init__(self, base_layer: nn.Module, state: SamAdapterState, group: int = 0):
+        super().__init__(base_layer, state, group)
         self.sam_adapter_space = nn.ModuleDict()
         self.sam_adapter_mlp = nn.ModuleDict()
         self.cwsam_scale: dict[str, float] = {}
+        attention = base_layer.attention if hasattr(base_layer, "attention") else base_layer.attn
         self.hooks = [
-            base_layer.attn.register_forward_hook(AfterAttention(self)),
+            attention.register_forward_hook(AfterAttention(self)),
             base_layer.mlp.register_forward_hook(BesideMlp(self)),
         ]
 
     def update_layer(self, adapter_name: str, config: CwsamConfig) -> None:
         """Add an adapter's parts of this block."""
         if config.block_adapters:
-            width = self.base_layer.layer_norm1.normalized_shape[0]
+            width = self.base_layer.layer_norm2.normalized_shape[0]  # of its output; where it pools, twice the input's
             self.sam_adapter_space[adapter_name] = Bottleneck(width, config)
             self.sam_adapter_mlp[adapter_name] = Bottleneck(width, config)
             self.cwsam_scale[adapter_name] = config.adapter_scale

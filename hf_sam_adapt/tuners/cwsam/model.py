@@ -13,6 +13,7 @@ class CwsamModel(SamAdapterModel):
     """
 
     block_cls = CwsamBlock
+    faithful_types = ("sam",)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(child, CwsamBlock):

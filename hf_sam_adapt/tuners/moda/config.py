@@ -11,12 +11,12 @@ from ...files import check_domain_name
 from ...sam.base_names import located, stored
 from ..registry import ensure_peft_type
 from ..sam_decoder import SamDecoderConfig
+from ..stock import LORA_KEEPS_BASE
 
 
 ROUTERS = ("probe", "joint")
 HEADS = ("ridge", "ncm", "mahalanobis", "linear")
 # The other values of these fields change the weights around the adapters.
-_LORA_KEEPS_BASE = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva")}
 
 
 @dataclass
@@ -25,7 +25,8 @@ class ModaConfig(PeftConfig):
 
     Args:
         inner: the method of the domains' adapters: a config of this package or a `peft.LoraConfig`, or its dictionary.
-            Default: `SamDecoderConfig(decoder="hq")`, the publication's.
+            Default: `SamDecoderConfig(decoder="hq")`, the publication's; on a SAM whose decoder cannot have that head
+            (SAM 2, SAM 3, SAM-HQ) `SamDecoderConfig()`.
         domains: names of the domains, in the order in which they were added.
         domain_fields: by domain, fields that `inner` leaves open and the adapter that the domain was added with sets.
         router: `"probe"`: the global tokens read the patches and are not read, so the image embedding stays SAM's, bit
@@ -48,7 +49,8 @@ class ModaConfig(PeftConfig):
     """
 
     inner: dict | PeftConfig | None = field(
-        default=None, metadata={"help": "Config of the domains' adapters; null: SamDecoderConfig with an hq decoder."}
+        default=None,
+        metadata={"help": "Config of the domains' adapters; null: SamDecoderConfig, with an hq decoder on SAM."},
     )
     domains: list[str] = field(default_factory=list, metadata={"help": "Names of the domains, in order."})
     domain_fields: dict[str, dict] = field(
@@ -83,6 +85,7 @@ class ModaConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = ensure_peft_type("MODA")
         self.base_model_name_or_path = located(self.base_model_name_or_path)
+        self.inner_is_default = self.inner is None
         self.inner = build_inner(self.inner)
         self.fingerprint_is_from_file = self.base_fingerprint is not None
         for name, value, known in (("router", self.router, ROUTERS), ("head", self.head, HEADS)):
@@ -135,7 +138,7 @@ def build_inner(inner: dict | PeftConfig | None) -> PeftConfig:
             f"{type(inner).__name__} is not a config of a single method", key="inner", fix="use e.g. SamAdapterConfig"
         )
     if isinstance(inner, LoraConfig):
-        for name, kept in _LORA_KEEPS_BASE.items():
+        for name, kept in LORA_KEEPS_BASE.items():
             if getattr(inner, name) not in kept:
                 raise UserError(
                     f"inner.{name}={getattr(inner, name)!r} changes SAM's own weights, which the domains share",

@@ -12,6 +12,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ...errors import UserError
+from ...sam.families import family_of
 from ..common.layer import as_keywords
 
 
@@ -26,6 +27,7 @@ _PER_IMAGE = (
     "input_masks",
     "image_embeddings",
     "early_embeddings",
+    "intermediate_embeddings",
 )
 _WHOLE = ("multimask_output",)
 # The modules in which PEFT keeps the active adapter.
@@ -127,6 +129,7 @@ class DomainDispatch:
         if self.pool.gives_one_mask:
             groups = [(name, rows, extra | {"multimask_output": False}) for name, rows, extra in groups]
         *others, last = [_rows(kwargs, rows) | {"domain": name} | extra for name, rows, extra in groups]
+        call.embeddings = kwargs.get("image_embeddings")
         call.outputs = [module(**one) for one in others]
         call.order = [row for _, rows, _ in groups for row in rows]
         call.stack.enter_context(self.pool.activated(last.pop("domain")))
@@ -152,12 +155,14 @@ class DomainDispatch:
                 raise UserError(
                     "there is nothing to segment", key="domain", fix="give pixel_values or image_embeddings"
                 )
-            return kwargs, self.pool.checked(domain, len(kwargs["image_embeddings"]))
+            return kwargs, self.pool.checked(domain, _count(kwargs["image_embeddings"]))
         embeddings = self.pool.encode(pixel_values, domain)
-        kwargs["image_embeddings"] = embeddings.maps
-        if embeddings.early is not None:
-            kwargs["early_embeddings"] = embeddings.early
-        return kwargs, self.pool.names_of(embeddings.domains)
+        images = torch.arange(len(embeddings), device=self.pool.model.device)
+        runs = tuple((image, 1) for image in range(len(embeddings)))
+        inputs = family_of(self.pool.model).decoder_inputs(embeddings, images, runs)
+        if embeddings.early is not None and "intermediate_embeddings" not in inputs:
+            inputs["early_embeddings"] = embeddings.early
+        return kwargs | inputs, self.pool.names_of(embeddings.domains)
 
     def after(self, module: nn.Module, args: tuple, output):
         """Forward hook: puts the active adapter back, and joins the outputs of the groups."""
@@ -173,7 +178,11 @@ class DomainDispatch:
                 key="domain",
                 fix="segment the images of 'base' in a call of their own",
             )
-        return type(output)(**{key: torch.cat([one[key] for one in outputs])[places] for key in output.keys()})
+        joined = {
+            key: call.embeddings if isinstance(output[key], list) else torch.cat([one[key] for one in outputs])[places]
+            for key in output.keys()  # lists are the image embeddings, which SAM 2 and 3 return as they came
+        }
+        return type(output)(**joined)
 
 
 class _Call:
@@ -183,6 +192,7 @@ class _Call:
         self.stack = ExitStack()
         self.outputs: list = []
         self.order: list[int] = []
+        self.embeddings: torch.Tensor | list | None = None
 
 
 def _own(hooks: dict) -> list[int]:
@@ -195,7 +205,18 @@ def _is_unset(name: str, value) -> bool:
 
 
 def _rows(kwargs: dict, rows: list[int]) -> dict:
-    batch = next(len(value) for key, value in kwargs.items() if key in _PER_IMAGE and value is not None)
+    batch = next(_count(value) for key, value in kwargs.items() if key in _PER_IMAGE and value is not None)
     if rows == list(range(batch)):
         return kwargs
-    return {key: value[rows] if key in _PER_IMAGE and value is not None else value for key, value in kwargs.items()}
+    return {key: _chosen(value, rows) if key in _PER_IMAGE else value for key, value in kwargs.items()}
+
+
+def _chosen(value, rows: list[int]):
+    """The rows of an argument with an entry an image; of SAM 2's and 3's maps of each."""
+    if isinstance(value, list):
+        return [each[rows] for each in value]
+    return None if value is None else value[rows]
+
+
+def _count(value) -> int:
+    return len(value[-1] if isinstance(value, list) else value)

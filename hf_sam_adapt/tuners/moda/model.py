@@ -16,18 +16,20 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from ...errors import UserError
-from ...sam.families import check_no_unknown_sam, encoder_shape, find_mask_decoder
+from ...sam.families import check_no_unknown_sam, encoder_shape, family_of, find_mask_decoder, find_vision_encoder
 from ...sam.fingerprint import check_fingerprint, compute_fingerprint
 from ...upload import upload_folder
 from ..common.adapter_checks import check_adapter_name
 from ..common.config import SamConfigMixin
 from ..common.model import name_tiny
 from ..common.undo import Undoable, forget_load
+from ..sam_decoder import SamDecoderConfig
 from .config import ModaConfig
 from .dispatch import DomainDispatch
 from .pool import DomainPool
 from .router import DomainRouter
 from .tensor_names import file_tensors, model_tensors
+from .tokens import probed_blocks, token_width
 
 
 class ModaModel(DomainPool, Undoable, BaseTuner):
@@ -97,6 +99,17 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
             raise UserError(f"ModaConfig: {type(model).__name__} has no mask decoder", fix="use SamModel")
         if config.base_fingerprint is not None and config.fingerprint_is_from_file:
             check_fingerprint(config.base_fingerprint, model, adapter_name)
+        family = family_of(model)
+        if config.inner_is_default and "hq" in family.refused_decoders:
+            config.inner = SamDecoderConfig()
+        if config.router == "probe":
+            probed_blocks(find_vision_encoder(model))
+        elif family.attention_path is None:
+            raise UserError(
+                f"router='joint' on {family.title}: the published router attends to all patches in every block, which "
+                "a plain ViT without rotated positions can",
+                fix="use router='probe'",
+            )
         kinds = {type(one.inner).__name__ for one in self.peft_config.values()}
         if len(kinds) > 1:
             raise UserError(
@@ -150,10 +163,9 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
         self.inner.load_state_dict(mapped, strict=False)
 
     def _build_router(self, config: ModaConfig) -> DomainRouter:
-        shape = encoder_shape(self.model)
         router = DomainRouter(
-            shape.hidden_size,
-            image_size=shape.image_size,
+            token_width(find_vision_encoder(self.model)),
+            image_size=encoder_shape(self.model).image_size,
             mode=config.router,
             head=config.head,
             statistics=config.statistics,

@@ -88,6 +88,11 @@ class SamAdapterConfig(SamConfigMixin, PeftConfig):
             raise UserError(f"scale_factor={self.scale_factor!r} must be a positive whole number")
 
     @property
+    def weights(self) -> list[float]:
+        """w_j of each feature."""
+        return self.feature_weights or [1.0] * len(self.features)
+
+    @property
     def low_absolute(self) -> bool:
         """Whether the low-frequency image is taken absolutely, as published."""
         return self.faithful

@@ -1,6 +1,7 @@
 """The mathematics of SAM-Adapter: guidance at the patch embedding, one prompt before each block."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,19 @@ class SamAdapterState(nn.Module):
     def __init__(self, owner: "SamAdapterPatchEmbed"):
         super().__init__()
         self.__dict__["owner"] = owner
-        self.guidance: dict[str, torch.Tensor] = {}
+        self.guidance: dict[Any, torch.Tensor] = {}
 
-    def prompt(self, adapter_name: str, tune: nn.Linear) -> torch.Tensor:
-        """P_i = Up(GELU(Tune_i(F))), paper eq. 1: (B, h, w, D), or (1, 1, 1, D) without features."""
+    def prompt(
+        self, adapter_name: str, tune: nn.Module, stream: torch.Tensor | None = None, group: int = 0
+    ) -> torch.Tensor:
+        """P_i = Up(GELU(Tune_i(F))), paper eq. 1: (B, h, w, D), or (1, 1, 1, D) without features.
+
+        Args:
+            adapter_name: whose weights.
+            tune: the block's own projection.
+            stream: input of the block (B, h, w, D), and
+            group: the block's place by width, both of which matter in `StagedState` alone.
+        """
         guidance = self.guidance[adapter_name]
         return self.owner.sam_adapter_up[adapter_name](F.gelu(tune(guidance)))
 
@@ -50,12 +60,36 @@ class SamAdapterPatchEmbed(SamTunerLayer):
         self.sam_adapter_config: dict[str, SamAdapterConfig] = {}
         self.sam_adapter_state = SamAdapterState(self)
 
-    def update_layer(self, adapter_name: str, config: SamAdapterConfig) -> None:
+    def update_layer(self, adapter_name: str, config: SamAdapterConfig, blocks: list[int]) -> None:
         """Add an adapter's projections.
+
+        Args:
+            adapter_name: name of the adapter.
+            config: its config.
+            blocks: indices of the blocks that it adapts.
 
         Raises:
             UserError: if a feature is not registered.
         """
+        projection = self.get_base_layer().projection
+        if config.train_patch_embed:
+            own = {name: nn.Parameter(value.detach().clone()) for name, value in projection.named_parameters()}
+            self.sam_adapter_projection[adapter_name] = ParameterTree(own)
+        if config.use_prompts:
+            features, up = self._projections(config, blocks)
+            for module in (features, up):
+                init_weights(module, config)
+            if config.init_weights is True:
+                for layer in up.modules():
+                    if isinstance(layer, nn.Linear):
+                        nn.init.zeros_(layer.weight)
+            self.sam_adapter_feature[adapter_name] = features
+            self.sam_adapter_up[adapter_name] = up
+        self.sam_adapter_config[adapter_name] = config
+        self.finish_update(adapter_name, config.inference_mode)
+
+    def _projections(self, config: SamAdapterConfig, blocks: list[int]) -> tuple[nn.ModuleDict, nn.Module]:
+        """Of each feature, and the shared one up, not yet initialised."""
         projection = self.get_base_layer().projection
         width, patch = projection.out_channels, projection.kernel_size
         rank = bottleneck(width, config)
@@ -64,28 +98,27 @@ class SamAdapterPatchEmbed(SamTunerLayer):
             if name == "embedding":
                 features[name] = nn.Linear(width, rank)
             else:
-                channels = projection.in_channels if name in ("high", "low") else get_feature(name).channels
-                features[name] = nn.Conv2d(channels, rank, kernel_size=patch, stride=patch)
-        up = nn.Linear(rank, width)
-        init_weights(features, config)
-        init_weights(up, config)
-        if config.init_weights is True:
-            nn.init.zeros_(up.weight)
-        if config.train_patch_embed:
-            own = {name: nn.Parameter(value.detach().clone()) for name, value in projection.named_parameters()}
-            self.sam_adapter_projection[adapter_name] = ParameterTree(own)
-        if config.use_prompts:
-            self.sam_adapter_feature[adapter_name] = features
-            self.sam_adapter_up[adapter_name] = up
-        self.sam_adapter_config[adapter_name] = config
-        self.finish_update(adapter_name, config.inference_mode)
+                features[name] = nn.Conv2d(self._channels(name), rank, kernel_size=patch, stride=patch)
+        return features, nn.Linear(rank, width)
+
+    def _channels(self, feature: str) -> int:
+        """Of the image-shaped feature."""
+        if feature in ("high", "low"):
+            return self.get_base_layer().projection.in_channels
+        return get_feature(feature).channels
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        tokens = self.embed(pixel_values)  # (B, h, w, D)
+        tokens = self.embed(pixel_values)  # (B, h, w, D), SAM 3's (B, h w, D)
+        self.guide(pixel_values, tokens)
+        return tokens
+
+    def guide(self, pixel_values: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Put into the state what the blocks of this forward are guided by."""
+        if tokens.ndim == 3:
+            tokens = tokens.unflatten(1, (pixel_values.shape[2] // self.base_layer.projection.kernel_size[0], -1))
         self.sam_adapter_state.guidance = {
             name: self.compute_guidance(name, pixel_values, tokens) for name in self.live_adapters
         }
-        return tokens
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The base's patch embedding, with the projections of active adapters that have one of their own."""
@@ -110,9 +143,8 @@ class SamAdapterPatchEmbed(SamTunerLayer):
         """
         config = self.sam_adapter_config[adapter_name]
         projections = self.sam_adapter_feature[adapter_name]
-        weights = config.feature_weights or [1.0] * len(config.features)
         guidance = None
-        for name, weight in zip(config.features, weights, strict=True):
+        for name, weight in zip(config.features, config.weights, strict=True):
             projection = projections[name]
             if name == "embedding":
                 feature = self._project_tokens(projection, tokens, config.embedding_layout)
@@ -135,7 +167,7 @@ class SamAdapterPatchEmbed(SamTunerLayer):
 
 
 class SamAdapterBlock(SamTunerLayer):
-    """Wraps one ViT block and adds the prompts of the active adapters to its input.
+    """Wraps one block and adds the prompts of the active adapters to its input.
 
     The addition stands outside the block's gradient checkpoint, which would otherwise recompute it from a state that
     a later forward has already overwritten.
@@ -143,15 +175,14 @@ class SamAdapterBlock(SamTunerLayer):
 
     adapter_layer_names = ("sam_adapter_tune",)
 
-    def __init__(self, base_layer: nn.Module, state: SamAdapterState):
+    def __init__(self, base_layer: nn.Module, state: SamAdapterState, group: int = 0):
         super().__init__(base_layer)
         self.sam_adapter_tune = nn.ModuleDict()
-        self.sam_adapter_state = state
+        self.sam_adapter_state, self.group = state, group
 
     def update_layer(self, adapter_name: str, config: SamAdapterConfig) -> None:
         """Add an adapter's layer-own projection Tune_i: r -> r, a bare bias without features."""
-        width = self.sam_adapter_state.owner.get_base_layer().projection.out_channels
-        rank = bottleneck(width, config)
+        rank = bottleneck(input_width(self.base_layer), config)
         tune = nn.Linear(rank, rank) if config.features else BiasOnly(rank)
         init_weights(tune, config)
         if config.use_prompts:
@@ -159,8 +190,9 @@ class SamAdapterBlock(SamTunerLayer):
         self.finish_update(adapter_name, config.inference_mode)
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
+        stream = hidden_states
         for name in self.live_adapters:
-            prompt = self.sam_adapter_state.prompt(name, self.sam_adapter_tune[name])
+            prompt = self.sam_adapter_state.prompt(name, self.sam_adapter_tune[name], stream, self.group)
             hidden_states = hidden_states + prompt.to(hidden_states.dtype)
         return self.base_layer(hidden_states, *args, **kwargs)
 
@@ -194,6 +226,11 @@ def feature_map(name: str, pixel_values: torch.Tensor, config: SamAdapterConfig)
         return frequency_component(pixel_values, config.frequency_rate, keep=name, absolute=absolute)
     with torch.no_grad():
         return get_feature(name).compute(pixel_values.float())
+
+
+def input_width(block: nn.Module) -> int:
+    """D of a block's input, in every family the width of its first norm."""
+    return block.layer_norm1.normalized_shape[0]
 
 
 def bottleneck(width: int, config: SamAdapterConfig) -> int:

@@ -1,12 +1,18 @@
 """Placement of SAM-Adapter in a SAM."""
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from torch import nn
 
 from ...errors import UserError
-from ...sam.families import FAMILIES
+from ...sam.families import FAMILIES, SamFamily, family_of, find_mask_decoder, find_vision_encoder
+from ..common.decoder import SAM2_ADAPTER_TOKENS
 from ..common.model import SamTunerMixin, in_layers
 from .config import SamAdapterConfig
-from .layer import SamAdapterBlock, SamAdapterPatchEmbed
+from .layer import SamAdapterBlock, SamAdapterPatchEmbed, SamAdapterState
+from .staged import StagedPatchEmbed, block_groups
+
+
+SCRAMBLED = ("sam", "sam_hq")  # the families whose plain ViT takes `embedding_layout="legacy"`
 
 
 class SamAdapterModel(SamTunerMixin, BaseTuner):
@@ -19,7 +25,22 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
     tuner_layer_cls = BaseTunerLayer
     overlays_patch_embed = False
     block_cls = SamAdapterBlock
+    faithful_types = ("sam", "sam2")
     target_module_mapping = {kind: rf"(.*\.)?{family.map_names}" for family in FAMILIES for kind in family.model_types}
+
+    def check_family(self, config: SamAdapterConfig, family: SamFamily | None) -> None:
+        super().check_family(config, family)
+        if family is None or family.model_type in SCRAMBLED:
+            return
+        if config.embedding_layout == "legacy" and not config.faithful:
+            raise UserError(
+                f"embedding_layout='legacy' on {family.title}: the scrambled order is that of SAM-Adapter's code for "
+                "SAM",
+                fix="leave it out",
+            )
+        config.embedding_layout = "token"  # which SAM2-Adapter's code has right
+        if config.faithful and config.decoder in (None, "full") and find_mask_decoder(self.model) is not None:
+            config.num_mask_tokens, config.train_no_mask_embed = SAM2_ADAPTER_TOKENS, True
 
     def _prepare_adapter_config(self, peft_config: SamAdapterConfig, model_config: dict) -> SamAdapterConfig:
         peft_config = super()._prepare_adapter_config(peft_config, model_config)
@@ -40,9 +61,8 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
             return
         layer = target
         is_block = not isinstance(target, SamAdapterPatchEmbed) and not hasattr(target, "projection")
-        state = self._shared_state(current_key, adapter_name) if is_block else None
         if not isinstance(target, (SamAdapterPatchEmbed, SamAdapterBlock)):
-            layer = SamAdapterPatchEmbed(target) if state is None else self.block_cls(target, state)
+            layer = self._wrapped(target, is_block, current_key, adapter_name)
             layer.set_adapter(self.active_adapters)
             self._replace_module(parent, target_name, layer, target)
         elif isinstance(target, SamAdapterBlock) and not isinstance(target, self.block_cls):
@@ -51,9 +71,33 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
                 "already",
                 fix="add the CWSAM adapter first, or use another copy of the base model",
             )
-        layer.update_layer(adapter_name, peft_config)
+        if is_block:
+            self._shared_state(current_key, adapter_name)  # which a second adapter might lack
+            layer.update_layer(adapter_name, peft_config)
+        else:
+            layer.update_layer(adapter_name, peft_config, self._adapted_blocks(peft_config))
 
-    def _shared_state(self, key: str, adapter_name: str):
+    def _blocks(self) -> nn.ModuleList:
+        encoder = find_vision_encoder(self.model)
+        return family_of(encoder).blocks_of(encoder)
+
+    def _adapted_blocks(self, peft_config: SamAdapterConfig) -> list[int]:
+        """Indices of the blocks that get a prompt."""
+        keys = {id(module): key for key, module in self.model.named_modules()}
+        matches = (self._check_target_module_exists(peft_config, keys[id(block)]) for block in self._blocks())
+        return [index for index, match in enumerate(matches) if match]
+
+    def _wrapped(self, target: nn.Module, is_block: bool, key: str, adapter_name: str) -> nn.Module:
+        """A new layer around a block or the patch embedding."""
+        blocks = self._blocks()
+        groups = block_groups(blocks)
+        if is_block:
+            index = next(index for index, block in enumerate(blocks) if block is target)
+            group = next(number for number, group in enumerate(groups) if index in group)
+            return self.block_cls(target, self._shared_state(key, adapter_name), group)
+        return SamAdapterPatchEmbed(target) if len(groups) == 1 else StagedPatchEmbed(target, groups)
+
+    def _shared_state(self, key: str, adapter_name: str) -> SamAdapterState:
         for module in self.model.modules():
             if isinstance(module, SamAdapterPatchEmbed) and adapter_name in module.sam_adapter_config:
                 return module.sam_adapter_state

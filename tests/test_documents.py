@@ -49,6 +49,10 @@ MADE = {  # page -> files that its commands and scripts leave behind
     "docs/backbones.md": ["runs/sam2/metrics.json", "from_sam2/2_mask.png"],
     "docs/continual.md": ["routed/2_mask.png", "runs/grown/pool/wounds/adapter_model.safetensors"],
     "docs/cluster.md": ["needs.json", "runs/preempted/adapter_model.safetensors"],
+    "docs/export.md": [
+        *(f"polyp_onnx/{name}.onnx" for name in ("encoder", "decoder", "promptless")),
+        "back/config.json",
+    ],
     "docs/fifty_images.md": ["sheet.png", "from_the_hub/49_mask.png", "runs/fifty-again/metrics.json"],
     "docs/instances.md": ["instances/instances.json", "from_grid/instances.json"],
     "docs/label_loop.md": ["corrected/recipe.yaml", "runs/second/metrics.json"],

@@ -11,6 +11,8 @@ EXTRAS = {
     "train": ("datasets", "evaluate", "matplotlib", "psutil", "rich", "scipy", "tifffile"),
     "demo": ("gradio",),
     "instances": ("pycocotools",),
+    "volumes": ("nibabel", "pydicom"),
+    "geo": ("pyogrio", "rasterio", "shapely", "tifffile"),
 }
 
 

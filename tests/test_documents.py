@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from autogluon import autogluon_state
+from drawn_volumes import draw_volume, save_nifti, save_series
 from labelme_photos import annotate
 from local_hub import LocalHub
 from PIL import Image
@@ -26,6 +28,7 @@ from hf_sam_adapt.config.methods import METHODS
 from hf_sam_adapt.config.presets import PRESETS
 from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.data.synthetic import draw_sample
+from hf_sam_adapt.reporting.results import WRITERS
 from hf_sam_adapt.sam.tiny import export_tiny
 
 
@@ -46,9 +49,17 @@ MADE = {  # page -> files that its commands and scripts leave behind
     "docs/cluster.md": ["needs.json", "runs/preempted/adapter_model.safetensors"],
     "docs/fifty_images.md": ["sheet.png", "from_the_hub/49_mask.png", "runs/fifty-again/metrics.json"],
     "docs/instances.md": ["instances/instances.json", "from_grid/instances.json"],
+    "docs/label_loop.md": ["corrected/recipe.yaml", "runs/second/metrics.json"],
+    "docs/large_images.md": ["runs/tiled/metrics.json", "on_the_map/scene_mask.tif", "on_the_map/scene.gpkg"],
     "docs/methods.md": ["converted/adapter_model.safetensors", "label_maps/2_mask.png", "encoder.pt2"],
     "docs/python.md": ["polyp/adapter_model.safetensors", "runs/from_python/metrics.json"],
+    "docs/results.md": [
+        *(f"results/{name}" for name in ("0_mask.png", "coco.json", "labelme/0.json")),
+        *(f"from_{name}/masks/0.png" for name in ("coco", "yolo", "geojson")),
+        *(f"evaluated/{name}" for name in ("per_image.csv", "worst.png")),
+    ],
     "docs/training.md": ["estimate.json", "runs/two/metrics.json"],
+    "docs/volumes.md": ["organs/per_volume.csv", "segmented/new_mask.nii.gz", "segmented/series_mask.nii.gz"],
 }
 
 
@@ -143,6 +154,13 @@ def make_inputs(folder: Path) -> None:
     for name in ("polyp", "a", "b"):
         mask.point(lambda value: 255 * value).save(folder / f"{name}_mask.png")
     annotate(folder / "photos", 12)
+    for index in range(7):
+        values, organ = draw_volume(np.random.default_rng(index), (4, 48, 56))
+        save = save_series if index == 1 else save_nifti
+        save(folder / "my_organs/images" / (f"p0{index}" if index == 1 else f"p0{index}.nii.gz"), values)
+        save_nifti(folder / "my_organs/masks" / f"p0{index}.nii.gz", organ)
+    save_nifti(folder / "scans/new.nii.gz", values)
+    save_series(folder / "scans/series", values)
     torch.save({"state_dict": autogluon_state(load_tiny_sam()[0])}, folder / "model.ckpt")
 
 
@@ -263,3 +281,8 @@ def test_keys_of_the_training_stand_with_their_defaults():
 def test_readme_leads_to_every_page():
     text = (ROOT / "README.md").read_text()
     assert [page for page in PAGES[1:] if f"]({page}" not in text] == []
+
+
+def test_results_page_has_every_format():
+    rows = [line for line in (ROOT / "docs/results.md").read_text().splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])} == set(WRITERS)

@@ -8,13 +8,23 @@ from typing import Literal
 from ..config.arguments import option
 from ..config.paths import DATASET, FILE, MODEL
 from ..config.recipe import Recipe
-from ..config.shared_keys import AdaptedModelKeys, ComputeKeys, DataKeys, MaskKeys, MaskValues, MetricKeys
+from ..config.shared_keys import (
+    AdaptedModelKeys,
+    ComputeKeys,
+    DataKeys,
+    MaskKeys,
+    MaskValues,
+    MetricKeys,
+    RouteKeys,
+    TileKeys,
+    VolumeKeys,
+)
 from ..errors import UserError
 from ..names import METRIC_NAMES, PromptKind
 
 
 @dataclass
-class EvaluateArguments(ComputeKeys, MetricKeys, MaskKeys, AdaptedModelKeys):
+class EvaluateArguments(ComputeKeys, MetricKeys, RouteKeys, TileKeys, MaskKeys, AdaptedModelKeys):
     """Arguments of `hf-sam-adapt evaluate`: an adapter or a plain SAM, and a data set whose test images are scored.
 
     With a run as adapter and no other data set, what decides which images are test images and how their masks
@@ -42,16 +52,18 @@ class EvaluateArguments(ComputeKeys, MetricKeys, MaskKeys, AdaptedModelKeys):
     )
     num_workers: int = option(0, "Processes that load images; 0 = the main process itself.")
     output_dir: str | None = option(
-        None, "Folder for metrics.json and samples.png; unset = the table is printed only.", path=FILE
+        None, "Folder for metrics.json, per_image.csv and pictures; unset = the table is printed only.", path=FILE
     )
 
 
 @dataclass
-class PredictArguments(ComputeKeys, AdaptedModelKeys):
+class PredictArguments(ComputeKeys, RouteKeys, TileKeys, VolumeKeys, AdaptedModelKeys):
     """Arguments of `hf-sam-adapt predict`."""
 
-    inputs: list[str] = option([], "Image files, folders of images, or glob patterns.", path=FILE)
-    output_dir: str = option("predictions", "Folder for the masks, overlays and predictions.json.", path=FILE)
+    inputs: list[str] = option(
+        [], "Image files, folders of images, or glob patterns; NIfTI files, folders of a DICOM series.", path=FILE
+    )
+    output_dir: str = option("predictions", "Folder for the results and predictions.json.", path=FILE)
     box: list[float] | None = option(None, "Box prompt x0 y0 x1 y1 in pixels, the same for every image.")
     point: list[float] | None = option(None, "Point prompt x y in pixels, the same for every image.")
     instances: Literal["grid", "components"] | None = option(
@@ -59,9 +71,26 @@ class PredictArguments(ComputeKeys, AdaptedModelKeys):
     )
     points_per_side: int = option(16, "Points per side of the grid of --instances grid.")
     min_score: float = option(0.0, "Instances of a lower score, 0..1, are left out.")
+    format: (
+        list[Literal["png", "labelme", "coco", "yolo", "geojson", "nifti", "geotiff", "cog", "gpkg", "map_geojson"]]
+        | None
+    ) = option(None, "Formats of the results, one or several; unset = png, of GeoTIFFs geotiff, of volumes nifti.")
+    probability: bool = option(False, "Also write the probability of each pixel, where the format has a place for it.")
+    threshold: float = option(0.5, "Probability above which a pixel is foreground.")
+    simplify: float = option(
+        1.0, "Pixels by which the outline of a polygon may move to have fewer corners; 0 = every corner."
+    )
+    rank: Literal["uncertain"] | None = option(
+        None, "Put the images of which the model is least sure first; labelme lists them in this order."
+    )
+    skip_existing: bool = option(
+        False, "Leave images out whose results an earlier call with the same settings has written."
+    )
 
 
-DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "folder")
+OF_RESULTS = ("format", "probability", "threshold", "simplify", "rank", "skip_existing")
+OF_INSTANCES = ("instances", "points_per_side", "min_score")
+DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "geojson", "folder")
 OF_CHECKPOINTS = ("base", "lora_alpha", "image_size", "domains", "classifier", "method_args")
 OF_DATA = ("images", "push", "group_by", "encoding")
 
@@ -87,6 +116,7 @@ class ConvertArguments:
             "coco",
             "yolo",
             "cvat",
+            "geojson",
             "folder",
         ]
         | None

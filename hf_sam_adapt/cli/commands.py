@@ -17,7 +17,7 @@ from ..config.help import GROUPS
 from ..config.recipe import Recipe
 from ..errors import UserError, exit_status, require_extra
 from . import next_command
-from .arguments import OF_CHECKPOINTS, OF_DATA
+from .arguments import OF_CHECKPOINTS, OF_DATA, OF_INSTANCES, OF_RESULTS
 from .quiet import quiet_libraries
 
 
@@ -176,6 +176,7 @@ COMMANDS = {
         description="Segment files, folders or globs: masks at original size, overlays, predictions.json.",
         positional="inputs",
         reads_recipe=True,
+        groups={**GROUPS, "results": OF_RESULTS, "instances": OF_INSTANCES},
         next=next_command.after_predict,
     ),
     "convert": Command(
@@ -187,7 +188,7 @@ COMMANDS = {
         ".arguments:ConvertArguments",
         ".convert:convert_command",
         description="Turn a checkpoint of a method's official implementation into an adapter folder, or the "
-        "annotations of labelme, COCO, YOLO or CVAT into a folder of images and masks.",
+        "annotations of labelme, COCO, YOLO, CVAT or GeoJSON into a folder of images and masks.",
         positional="source",
         groups={"of a checkpoint": (*OF_CHECKPOINTS, "decoder"), "of annotations": (*OF_DATA, "layout")},
         next=next_command.after_convert,

@@ -29,11 +29,11 @@ if on_zero_gpu():
 if TYPE_CHECKING:
     from ..inference.predictor import EncodedImages
     from .images import Picture
-    from .loaded_adapters import Entry, Shelf
+    from .loaded_adapters import Entry, LoadedAdapters
 
 F = TypeVar("F", bound=Callable[..., Any])
 ENCODE_SECONDS = 20
-_shelf: Shelf | None = None
+_loaded: LoadedAdapters | None = None
 
 
 def borrows_gpu(seconds: int | Callable[..., int]) -> Callable[[F], F]:
@@ -48,13 +48,13 @@ def borrows_gpu(seconds: int | Callable[..., int]) -> Callable[[F], F]:
     return decorator
 
 
-def lend(shelf: Shelf) -> None:
+def lend(loaded: LoadedAdapters) -> None:
     """Let borrowed GPUs find the models of a demo."""
-    global _shelf
-    _shelf = shelf
+    global _loaded
+    _loaded = loaded
     if on_zero_gpu():
         # A fork has the locks of threads that it does not have.
-        os.register_at_fork(after_in_child=shelf.renew_locks)
+        os.register_at_fork(after_in_child=loaded.renew_locks)
 
 
 def encode_image(entry: Entry, picture: Picture, domain: str | None) -> EncodedImages:
@@ -72,8 +72,8 @@ def encode_image(entry: Entry, picture: Picture, domain: str | None) -> EncodedI
 def _encode(name: str, is_plain: bool, image: Any, domain: str | None) -> EncodedImages:
     import torch
 
-    assert _shelf is not None  # `DemoApp` lends it
-    predictor = _shelf.named(name, is_plain).predictor
+    assert _loaded is not None  # `DemoApp` lends it
+    predictor = _loaded.named(name, is_plain).predictor
     predictor.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return predictor.encode([image], domain).to("cpu")
 

@@ -88,7 +88,7 @@ class Entry:
         return self.base.encoder if same else self.name
 
 
-class Shelf:
+class LoadedAdapters:
     """Loads models by name, once.
 
     Every adapter has a `PeftModel` of its own rather than a name in a common one: adapters of different methods, input

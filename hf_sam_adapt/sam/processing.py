@@ -43,6 +43,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         resample: "bilinear" or "bicubic", or Pillow's number of it.
         antialias: False reads the pixels around a place alone, whatever the scale, as CoSAM's code does.
         arithmetic: "pillow", as `SamImageProcessor` computes, or "torchvision", as the processors of SAM 2 and 3 do.
+        slices: how the volumes of its training were cut into images, see `SliceKeys`; None for images.
     """
 
     model_input_names = ["pixel_values"]
@@ -59,6 +60,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         resample: str | int = "bilinear",
         antialias: bool = True,
         arithmetic: str = "pillow",
+        slices: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -82,6 +84,7 @@ class SamAdaptProcessor(BaseImageProcessor):
                 f"images of {channels} channels need one", key="normalization", fix="fit it with fit_normalization"
             )
         self.channels = channels
+        self.slices = None if slices is None else dict(slices)
         self.normalization = None if normalization is None else check_normalization(normalization, channels or 3)
 
     @property
@@ -324,6 +327,8 @@ class SamAdaptProcessor(BaseImageProcessor):
             config |= {"resample": RESAMPLING[self.resample].value, "antialias": self.antialias}
         if self.normalization is not None:
             config |= {"channels": self.channels, "normalization": copy.deepcopy(self.normalization)}
+        if self.slices is not None:
+            config["slices"] = dict(self.slices)
         if kind == "Sam2ImageProcessor":
             sides = {"size": self.image_size, "mask_size": self.mask_size}
             config |= {name: {"height": side, "width": side} for name, side in sides.items()}
@@ -361,7 +366,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         if "resize_mode" in config:
             config["resize"] = config["resize_mode"]
         names = ("image_size", "patch_size", "resize", "image_mean", "image_std", "channels", "normalization")
-        names += ("resample", "antialias", "arithmetic")
+        names += ("resample", "antialias", "arithmetic", "slices")
         chosen = {name: config[name] for name in names if config.get(name) is not None}
         if "image_size" not in chosen:
             raise UserError(

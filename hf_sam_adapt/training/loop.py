@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ..config.recipe import Recipe, ResolvedRecipe
 from ..data import SegmentationData
 from ..data.images import IGNORE
+from ..data.random_tiles import RandomTiles
 from ..errors import UserError
 from ..inference.forward import PromptedSam
 from ..inference.variants import AUTOCAST_DTYPES
@@ -32,7 +33,7 @@ from .experts import ExpertMeter
 from .frozen_weights import cast_frozen_matrices
 from .history import record_step
 from .optim import build_optimizer, learning_rate_at, warmup_steps
-from .task import Task, task_of
+from .task import Task, task_of, tiles_of
 
 
 # Weight of a new step in the running train IoU.
@@ -77,6 +78,7 @@ class TrainingLoop:
     """
 
     regularizer: Regularizer | None = None
+    _tiles: RandomTiles | None = None
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class TrainingLoop:
         self.recipe, self.accelerator, self.processor, self.data = recipe, accelerator, processor, data
         self.model = model
         self.class_weights = None if class_weights is None else class_weights.to(accelerator.device)
-        self.schedule = Schedule.of(recipe, len(data.train), accelerator.num_processes)
+        self.schedule = Schedule.of(recipe, len(self.images), accelerator.num_processes)
         self.allocate_ranks = rank_allocator(model, self.schedule.total)
         self.warmup = warmup_steps(recipe.warmup, self.schedule.total)
         self.cost = CostMeter(accelerator.device, self.schedule.images_per_step)
@@ -104,6 +106,16 @@ class TrainingLoop:
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.checkpoints = Checkpoints(checkpoints_folder, accelerator, model)
         self.state = TrainingState(self.schedule.images_per_step)
+
+    @property
+    def images(self) -> Any:
+        """What is trained on: the training images, their embeddings, or tiles of them."""
+        tiles = tiles_of(self.recipe, self.processor)
+        if tiles is None:
+            return self.data.train
+        if self._tiles is None:
+            self._tiles = RandomTiles(self.data.train, tiles, self.recipe.tile_foreground, self.recipe.seed)
+        return self._tiles
 
     @property
     def task(self) -> Task:
@@ -157,7 +169,7 @@ class TrainingLoop:
     def _loader(self) -> torch.utils.data.DataLoader:
         recipe, accelerator = self.recipe, self.accelerator
         samples = TrainingSamples(
-            self.data.train,
+            self.images,
             self.processor,
             recipe.prompts,
             recipe.augment,
@@ -168,7 +180,7 @@ class TrainingLoop:
             rounds=recipe.correction_rounds,
         )
         stream = BatchStream(
-            num_images=len(self.data.train),
+            num_images=len(self.images),
             seed=recipe.seed,
             batch_size=recipe.batch_size,
             accumulation=recipe.gradient_accumulation_steps,

@@ -10,6 +10,7 @@ from torch import nn
 from ..config.recipe import Recipe, ResolvedRecipe
 from ..data import SegmentationData
 from ..data.normalization import fit_normalization
+from ..data.tiles import resolve_tiles
 from ..errors import UserError
 from ..inference.loading import base_revision, build_model, load_adapted, load_base, method_of
 from ..sam.families import encoder_shape, vision_encoder
@@ -52,6 +53,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[ResolvedRecipe, 
         resize=resolved.resize,
         channels=resolved.channels,
         normalization=input_normalization(resolved, data, built.processor),
+        slices=data.slices,
     )
     if resolved.gradient_checkpointing:
         enable_checkpointing(built.model, resolved.gradient_checkpointing)
@@ -97,11 +99,15 @@ def resolve(recipe: Recipe, data: SegmentationData, built: Built) -> ResolvedRec
         raise UserError(
             f"the adapter {recipe.adapter} runs at {image_size}, not at {recipe.image_size}", key="image_size"
         )
+    tiles, notes = resolve_tiles(recipe.tile, recipe.overlap, image_size, encoder_shape(built.model).patch_size)
+    data.notes += notes
     settled = {
         "model": built.base_name,
         "method": built.method,
         "image_size": image_size,
         "resize": recipe.resize or built.processor.resize,
+        "tile": recipe.tile if tiles is None or recipe.tile == "auto" else tiles.side,
+        "overlap": None if tiles is None else tiles.overlap,
         "mask_values": data.mask_values,
         "loss": task_of(recipe, data).loss(),
         "normalization": normalization_kind(recipe, built.processor),

@@ -174,9 +174,10 @@ def announce(accelerator: Accelerator, loop: TrainingLoop, data: SegmentationDat
     for note in data.notes:
         accelerator.print(note)
     counts = {name: len(getattr(data, name) or ()) for name in ("train", "val", "test")}
+    tiles = f", cut into {len(loop.images):,} tiles an epoch" if loop.recipe.tile is not None else ""
     trained, total = (sum(p.numel() for p in group) for group in (loop.trained, loop.model.parameters()))
     accelerator.print(
-        f"{data.name}: {counts['train']} training, {counts['val']} validation, {counts['test']} test images; "
+        f"{data.name}: {counts['train']} training{tiles}, {counts['val']} validation, {counts['test']} test images; "
         f"{trained:,} of {total:,} parameters trained; "
         f"{loop.schedule.total} steps of {loop.schedule.images_per_step} images."
     )
@@ -255,5 +256,7 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
 
     if accelerator.is_main_process:
         folder.finish(write)
+        # Beside what is never pushed: names of files may be patients'.
+        loop.task.list_images(folder.logs, loop.model, loop.processor, split, result, **zero_shot)
         print(f"Saved to {folder.path}.")
     accelerator.wait_for_everyone()

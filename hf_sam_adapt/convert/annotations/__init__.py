@@ -14,6 +14,7 @@ from ...upload import check_can_push
 from ..checkpoints.folder import check_free, write_whole
 from .coco import read_coco
 from .cvat import read_cvat
+from .geojson import read_geojson
 from .labelme import read_labelme
 from .push import push_dataset, save_dataset
 from .regions import Annotations
@@ -23,7 +24,13 @@ from .yolo import read_yolo
 
 __all__ = ["convert_annotations"]
 
-READERS = {"labelme": read_labelme, "coco": read_coco, "yolo": read_yolo, "cvat": read_cvat}
+READERS = {
+    "labelme": read_labelme,
+    "coco": read_coco,
+    "yolo": read_yolo,
+    "cvat": read_cvat,
+    "geojson": read_geojson,
+}
 
 
 def convert_annotations(
@@ -41,7 +48,7 @@ def convert_annotations(
     """Write the masks that annotations describe; of overlapping areas the later one (YOLO: the smaller) is on top.
 
     Args:
-        format: "labelme", "coco", "yolo", "cvat"; "folder" is the package's own layout, to be pushed.
+        format: "labelme", "coco", "yolo", "cvat", "geojson"; "folder" is the package's own layout, to be pushed.
         source: folder, zip archive, or the annotation file itself.
         out: folder to create, whole or not at all, with a `recipe.yaml` for `--config`; may be None with `push`.
         images: folder of the images, where they are not beside the annotations.

@@ -36,7 +36,10 @@ from hf_sam_adapt.sam.tiny import export_tiny
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 FAST = ("README.md", "CONTRIBUTING.md")
-TESTED_ALONE = ("docs/own-data.md",)  # tests/convert/annotations/test_own_data.py follows it in an empty folder
+TESTED_ALONE = (
+    "docs/own-data.md",  # tests/convert/annotations/test_own_data.py follows it in an empty folder
+    "docs/fifty_images.md",  # tests/publishing/test_notebook.py runs its notebook
+)
 NOT_RUN = ("make ", "pip install")  # .ci/run does; what is installed already
 TRAINS = re.compile(r"recipes/(train|continual)\.py|hf-sam-adapt (train|continual) ")
 LAUNCH = re.compile(r"accelerate launch(?: --config_file (\S+))?(?: --\w+ \d+)*")
@@ -48,10 +51,13 @@ MADE = {  # page -> files that its commands and scripts leave behind
     ],
     "docs/backbones.md": ["runs/sam2/metrics.json", "from_sam2/2_mask.png"],
     "docs/continual.md": ["routed/2_mask.png", "runs/grown/pool/wounds/adapter_model.safetensors"],
-    "docs/cluster.md": ["needs.json", "runs/preempted/adapter_model.safetensors"],
-    "docs/fifty_images.md": ["sheet.png", "from_the_hub/49_mask.png", "runs/fifty-again/metrics.json"],
+    "docs/export.md": [
+        *(f"polyp_onnx/{name}.onnx" for name in ("encoder", "decoder", "promptless")),
+        "back/config.json",
+    ],
     "docs/instances.md": ["instances/instances.json", "from_grid/instances.json"],
     "docs/label_loop.md": ["corrected/recipe.yaml", "runs/second/metrics.json"],
+    "docs/large_images.md": ["runs/tiled/metrics.json", "on_the_map/scene_mask.tif", "on_the_map/scene.gpkg"],
     "docs/methods.md": ["converted/adapter_model.safetensors", "label_maps/2_mask.png", "encoder.pt2"],
     "docs/python.md": ["polyp/adapter_model.safetensors", "runs/from_python/metrics.json"],
     "docs/results.md": [

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from .settings import CANCELLED  # which does not import torch
+
 
 def on_zero_gpu() -> bool:
     """Whether this is a Space on ZeroGPU."""
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 ENCODE_SECONDS = 20
-CANCELLED = "cancelled"  # a file in a job's folder
 _loaded: LoadedAdapters | None = None
 
 

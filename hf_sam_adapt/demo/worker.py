@@ -21,8 +21,8 @@ from ..prompts import Prompt
 from ..reporting.report import write_json
 from ..training import train
 from ..training.loop import TrainingLoop
-from .gpu import CANCELLED
 from .job import OVER_TIME
+from .settings import CANCELLED
 
 
 _PATIENCE = 900  # seconds to wait for something to train

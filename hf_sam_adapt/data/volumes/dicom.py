@@ -139,4 +139,5 @@ def _step(heights: np.ndarray, folder: Path) -> float | None:
 
 
 def _damaged(path: Path, error: BaseException) -> UserError:
-    return UserError(f"not a readable DICOM file ({first_line(error)})", where=path, fix="export the series again")
+    fix = "export the series again, uncompressed"
+    return UserError(f"not a readable DICOM file ({first_line(error)})", where=path, fix=fix)

@@ -5,8 +5,7 @@ import json
 import nibabel
 import numpy as np
 import pytest
-from drawn_volumes import draw_volume, save_nifti
-from test_volume_data import write_set
+from drawn_volumes import draw_volume, save_nifti, write_set
 
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.config.recipe import Recipe

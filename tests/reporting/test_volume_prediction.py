@@ -6,9 +6,8 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
-from drawn_volumes import draw_volume, save_nifti, save_series
+from drawn_volumes import draw_volume, save_nifti, save_series, save_sliced_run
 from PIL import Image
-from test_volume_scores import save_run
 
 from hf_sam_adapt import SamAdaptPredictor
 from hf_sam_adapt.cli import main
@@ -21,7 +20,7 @@ from hf_sam_adapt.errors import UserError
 @pytest.fixture(scope="module")
 def adapter(sam_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "adapter"
-    return save_run(folder, sam_folder, "sam_adapter", {}, slice_axis=None, window=[60, 400], neighbours=1)
+    return save_sliced_run(folder, sam_folder, "sam_adapter", {}, slice_axis=None, window=[60, 400], neighbours=1)
 
 
 @pytest.fixture(scope="module")

@@ -70,3 +70,31 @@ def save_series(folder: Path, values: np.ndarray, affine=None, slope=1.0, interc
         data.PixelData = ((plane - intercept) / slope).round().astype("<i2").tobytes()
         data.save_as(folder / f"im{names[number]}", enforce_file_format=True)
     return folder
+
+
+def write_set(root, count=7, series=(), mask_affine=None, shape=(6, 40, 52)):
+    """`count` volumes in images/ and masks/, those in `series` as DICOM."""
+    drawn = []
+    for number in range(count):
+        values, mask = draw_volume(np.random.default_rng(number), shape)
+        name = f"case_{number}"
+        if number in series:
+            save_series(root / "images" / name, values, intercept=-1024)
+        else:
+            save_nifti(root / "images" / f"{name}.nii.gz", values)
+        save_nifti(root / "masks" / f"{name}.nii.gz", mask, mask_affine)
+        drawn.append((values, mask))
+    return drawn
+
+
+def save_sliced_run(folder, sam_folder, method, arguments, **slices):
+    """An adapter whose processor says how volumes are cut."""
+    from sams import perturb
+
+    from hf_sam_adapt import SamAdaptProcessor
+    from hf_sam_adapt.inference.loading import build_model, load_base, save_adapter
+
+    base, _ = load_base(sam_folder)
+    save_adapter(perturb(build_model(method, arguments, base), std=0.2), folder)
+    SamAdaptProcessor(image_size=64, patch_size=8, slices=slices or None).save_pretrained(folder)
+    return str(folder)

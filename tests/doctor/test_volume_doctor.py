@@ -4,8 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from drawn_volumes import affine_of, draw_volume, save_nifti, save_series
-from test_volume_data import write_set
+from drawn_volumes import affine_of, draw_volume, save_nifti, save_series, write_set
 
 from hf_sam_adapt.doctor import examine_dataset
 

@@ -5,14 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from drawn_volumes import draw_volume
-from sams import perturb
-from test_volume_data import write_set
+from drawn_volumes import draw_volume, save_nifti, save_sliced_run, write_set
 
-from hf_sam_adapt import SamAdaptProcessor
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.data import load_segmentation_dataset
-from hf_sam_adapt.inference.loading import build_model, load_adapted, load_base, save_adapter
+from hf_sam_adapt.inference.loading import load_adapted
 from hf_sam_adapt.inference.variants import inference, label_maps, predicted_masks, variants_of
 from hf_sam_adapt.metrics.volume import surface_distances, volume_scores
 from hf_sam_adapt.prompts import Prompt
@@ -69,16 +66,11 @@ def test_empty_masks():
     assert there.max() == back.max() == 5.0
 
 
-def save_run(folder, sam_folder, method, arguments, **slices):
-    base, _ = load_base(sam_folder)
-    save_adapter(perturb(build_model(method, arguments, base), std=0.2), folder)
-    SamAdaptProcessor(image_size=64, patch_size=8, slices=slices or None).save_pretrained(folder)
-    return str(folder)
-
-
 def test_an_evaluation_scores_slices_and_volumes(sam_folder, tmp_path, capsys):
     write_set(tmp_path / "data", count=7, series=(1,))
-    adapter = save_run(tmp_path / "run", sam_folder, "sam_adapter", {}, slice_axis=None, window=None, neighbours=1)
+    adapter = save_sliced_run(
+        tmp_path / "run", sam_folder, "sam_adapter", {}, slice_axis=None, window=None, neighbours=1
+    )
     argv = [
         "evaluate",
         adapter,
@@ -123,15 +115,15 @@ def test_an_evaluation_scores_slices_and_volumes(sam_folder, tmp_path, capsys):
 
 
 def test_classes_have_scores_of_their_own(sam_folder, tmp_path):
-    from drawn_volumes import save_nifti
-
     drawn = write_set(tmp_path / "data", count=4)
     for number, (_, mask) in enumerate(drawn):
         classes = mask.copy()
         classes[:, :12] = np.where(mask[:, :12] == 0, 2, mask[:, :12])
         save_nifti(tmp_path / f"data/masks/case_{number}.nii.gz", classes)
     arguments = {"num_labels": 3, "id2label": {0: "background", 1: "organ", 2: "table"}, "scale_factor": 4}
-    adapter = save_run(tmp_path / "run", sam_folder, "cwsam", arguments, slice_axis=None, window=None, neighbours=0)
+    adapter = save_sliced_run(
+        tmp_path / "run", sam_folder, "cwsam", arguments, slice_axis=None, window=None, neighbours=0
+    )
     argv = ["evaluate", adapter, "--model", sam_folder, "--dataset", str(tmp_path / "data"), "--mask_values", "index"]
     assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out/metrics.json").read_text())["test"]["none"]["adapted"]["volumes"]

@@ -5,7 +5,7 @@ import gzip
 import nibabel
 import numpy as np
 import pytest
-from drawn_volumes import affine_of, draw_volume, save_nifti, save_series
+from drawn_volumes import affine_of, draw_volume, save_nifti, save_series, write_set
 
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.volumes.slices import SliceKeys
@@ -14,21 +14,6 @@ from hf_sam_adapt.errors import UserError
 
 
 TURNS = [None, ("R", "A", "S"), ("A", "S", "L"), ("I", "R", "P")]
-
-
-def write_set(root, count=7, series=(), mask_affine=None, shape=(6, 40, 52)):
-    """`count` volumes in images/ and masks/, those in `series` as DICOM."""
-    drawn = []
-    for number in range(count):
-        values, mask = draw_volume(np.random.default_rng(number), shape)
-        name = f"case_{number}"
-        if number in series:
-            save_series(root / "images" / name, values, intercept=-1024)
-        else:
-            save_nifti(root / "images" / f"{name}.nii.gz", values)
-        save_nifti(root / "masks" / f"{name}.nii.gz", mask, mask_affine)
-        drawn.append((values, mask))
-    return drawn
 
 
 @pytest.mark.parametrize("turn", TURNS)

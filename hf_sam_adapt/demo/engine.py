@@ -104,5 +104,6 @@ def _encoded(image: ImageState, entry: Entry, domain: str | None) -> tuple[Encod
         encoded.embeddings,
         early=encoded.embeddings.early if keeps_early else None,
         domains=None if pool is None else pool.indices_of([str(domain)]),
+        router_scores=None,
     )
     return dataclasses.replace(encoded, embeddings=embeddings), missing

@@ -288,6 +288,11 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False, a
             peft_model = PeftModel.from_pretrained(base, str(config_file.parent), is_trainable=trainable)
         except KeyError as error:  # of PEFT, for an entry of modules_to_save
             raise UserError(f"{weights} does not fit its config: it misses {error}", key="adapter") from error
+        except ValueError as error:  # of PEFT, for a plain LoRA whose modules another family does not have
+            if isinstance(error, UserError):
+                raise
+            problem = f"{path} does not fit {base_name}, a {family_of(base).title}: {first_line(error)}"
+            raise UserError(problem, key="adapter", fix="name its own base model") from error
     _check_keys(peft_model, weights)
     freeze_outside_adapter(peft_model)
     peft_model.eval()
@@ -344,12 +349,9 @@ def _load_processor(name: str, model: nn.Module, commit: str | None) -> SamAdapt
             # transformers' files do not say the patch size.
             processor = SamAdaptProcessor.from_pretrained(str(file.parent), patch_size=shape.patch_size)
             if processor.image_size != shape.image_size:
-                raise UserError(
-                    f"{name}: its processor gives images of {processor.image_size} pixels a side, its model takes "
-                    f"{shape.image_size}",
-                    key="model",
-                    fix=f"one of {file.name} and config.json is another checkpoint's",
-                )
+                sizes = f"{processor.image_size} pixels a side, its model takes {shape.image_size}"
+                fix = f"one of {file.name} and config.json is another checkpoint's"
+                raise UserError(f"{name}: its processor gives images of {sizes}", key="model", fix=fix)
             return processor
     return SamAdaptProcessor(shape.image_size, shape.patch_size, **family_of(model).processor)
 

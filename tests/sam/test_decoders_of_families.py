@@ -276,6 +276,14 @@ def test_an_adapter_of_one_family_is_refused_on_another(model_type, tmp_path):
             PeftModel.from_pretrained(RANDOM_SAMS[other](), tmp_path)
 
 
+def test_a_plain_lora_of_one_family_is_refused_on_another(tmp_path):
+    for model_type in ("sam", "sam2"):
+        RANDOM_SAMS[model_type]().save_pretrained(tmp_path / model_type)
+    save_adapter(build_model("lora", {}, load_base(str(tmp_path / "sam2"))[0]), tmp_path / "lora")
+    with pytest.raises(UserError, match=r"adapter: .*lora does not fit .*sam, a SAM: No modules were targeted"):
+        load_adapted(str(tmp_path / "lora"), str(tmp_path / "sam"))
+
+
 @pytest.mark.parametrize("model_type", CHOOSING)
 def test_kept_embeddings_depend_on_what_makes_the_finer_maps(model_type):
     model = build_model("decoder", {}, RANDOM_SAMS[model_type]())

@@ -231,6 +231,15 @@ COMMANDS = {
         positional="adapters",
         extra="demo",
     ),
+    "export": Command(
+        "Write a model for other programs: ONNX, torch.export, segment-anything, transformers.",
+        ("runs/polyps --format onnx --output_dir polyps_onnx",),
+        ".arguments:ExportArguments",
+        ".export:export_command",
+        description="Write a model for annotators and other programs, and run what was written beside PyTorch on the "
+        "run's test images.",
+        positional="run",
+    ),
     "export-tiny": Command(
         "Write the embedded model as an ordinary model folder.",
         ("tiny_sam",),

@@ -114,6 +114,8 @@ def raster_of(path: str | os.PathLike) -> Raster | None:
                 return None
             if page.bitspersample not in (8, 16, 32, 64) or page.dtype is None:
                 return None
+            if not has_rasterio() and page.compression not in tifffile.TIFF.DECOMPRESSORS:
+                return None
             shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
             tags = {tag: page.tags.valueof(tag) for tag in (*PLACE_TAGS, *_GEO_KEYS) if tag in page.tags}
             placed = any(tag in tags for tag in PLACE_TAGS)
@@ -266,10 +268,7 @@ def _paste(target: np.ndarray, block: np.ndarray, window: Window, top: int, left
 
 
 def _corrupt(raster: Raster, error: Exception) -> UserError:
-    fix = "copy or export it again"
-    if "imagecodecs" in str(error):
-        fix = "run pip install 'hf-sam-adapt[geo]', or store it uncompressed or with deflate"
-    return UserError(f"corrupt TIFF ({first_line(error)})", where=raster.path, fix=fix)
+    return UserError(f"corrupt TIFF ({first_line(error)})", where=raster.path, fix="copy or export it again")
 
 
 def _plain(value: Any) -> Any:

@@ -293,11 +293,7 @@ class SamAdaptPredictor:
                 labelled = segment(self.model, None, placed, image_embeddings=encoded.embeddings)
                 masks = [(logits, None) for logits in labelled]
             if instances is not None:
-                how: dict[str, Any] = {
-                    "has_estimate": self.has_estimate,
-                    "points_per_side": points_per_side,
-                    "cut": cut,
-                }
+                how: Any = {"has_estimate": self.has_estimate, "points_per_side": points_per_side, "cut": cut}
                 objects = find_instances(
                     self.model, self.processor, encoded.sizes, encoded.embeddings, instances, **how
                 )

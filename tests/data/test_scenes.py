@@ -172,3 +172,12 @@ def test_reduced_images_hold_block_means(tmp_path, reader):
     assert step == 15 and small.shape == (100, 5, 3)
     assert np.array_equal(small[2, 1], np.rint(values[30:45, 15:30].mean(axis=(0, 1))))
     assert np.allclose(block_means(values.astype(np.float32), 7)[-1, -1], values[1498:, 63:].mean(axis=(0, 1)))
+
+
+def test_a_compression_that_tifffile_cannot_read_is_left_to_pillow(tmp_path, reader):
+    pixels = random((70, 90, 3), "uint8")
+    path = str(tmp_path / "a.tif")
+    Image.fromarray(pixels).save(path, compression="tiff_lzw")
+    with open_image(path, None) as image:
+        assert np.array_equal(image.image(Window(0, 0, 70, 90)), pixels)
+    assert (raster_of(path) is None) == (reader == "tifffile")

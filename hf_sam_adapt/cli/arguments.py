@@ -119,13 +119,14 @@ class ExportArguments:
 
 OF_RESULTS = ("format", "probability", "threshold", "simplify", "rank", "skip_existing")
 OF_INSTANCES = ("instances", "points_per_side", "min_score")
-DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "geojson", "folder")
+DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "geojson", "folder", "volumes")
 OF_CHECKPOINTS = ("base", "lora_alpha", "image_size", "domains", "classifier", "method_args")
 OF_DATA = ("images", "push", "group_by", "encoding")
+OF_VOLUMES = ("slice_axis", "window", "neighbours")
 
 
 @dataclass
-class ConvertArguments:
+class ConvertArguments(VolumeKeys):
     """Arguments of `hf-sam-adapt convert`: of a checkpoint, or of the annotations of a data set."""
 
     source: str | None = option(
@@ -148,12 +149,13 @@ class ConvertArguments:
             "cvat",
             "geojson",
             "folder",
+            "volumes",
         ]
         | None
     ) = option(
         None,
         "What wrote it: conv-lora is AutoGluon's model.ckpt or its folder, cosam also a folder; sam-pth is a whole "
-        "SAM of segment-anything; folder is this package's images/ and masks/, to be pushed.",
+        "SAM of segment-anything; folder is this package's images/ and masks/, to be pushed; volumes unpacks slices.",
         flag="from",
     )
     out: str | None = option(None, "Folder to create for the adapter or the data set.", path=FILE)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from sams import perturb, random_sam
+from sams import RANDOM_SAMS, perturb, random_sam
 
 from hf_sam_adapt import load_tiny_sam
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.loading import build_model, load_adapted, method_of, save_adapter
-from hf_sam_adapt.sam.families import SAM
+from hf_sam_adapt.sam.families import SAM, encoder_shape
 from hf_sam_adapt.tuners import stock
 
 
@@ -84,6 +84,19 @@ def test_a_tuner_trains_and_comes_back_without_this_package(kind, sam_folder, tm
     with model.disable_adapter():
         torch.testing.assert_close(masks(model), plain, rtol=0, atol=1e-5)
     assert (method_of(model.peft_config["default"]) == "lora") is (kind in ("LORA", "DORA"))
+
+
+@pytest.mark.parametrize("kind", ["VERA", "LN_TUNING"])
+@pytest.mark.parametrize("family", [name for name in RANDOM_SAMS if name != "sam"])
+def test_a_tuner_trains_on_every_family_of_sams(family, kind):
+    model = build(kind, RANDOM_SAMS[family]())
+    side = encoder_shape(model).image_size
+    before = masks(model, side)
+    without, moved = train(model, side, steps=1)
+    trained = in_encoder(model)
+    assert without == [] and moved == len(trained) > 0
+    assert all("norm" in name or "vera" in name for name in trained)
+    assert (masks(model, side) - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("variant", stock.LORA_VARIANTS)

@@ -11,6 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from sams import RANDOM_SAMS, perturb, random_sam
 
 from hf_sam_adapt import load_tiny_sam
+from hf_sam_adapt.cli import main
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.loading import build_model, load_adapted, method_of, save_adapter
 from hf_sam_adapt.sam.families import SAM, encoder_shape
@@ -120,6 +121,18 @@ def test_lora_that_writes_into_its_base_is_told_from_others():
         with model.disable_adapter():
             kept = (masks(model) - plain).abs().max() < 1e-4
         assert kept is not stock.changes_base(model.peft_config["default"])
+
+
+def test_a_pool_refuses_what_it_cannot_hold_before_anything_is_trained(sam_folder, make_dataset, tmp_path, capsys):
+    data = str(make_dataset())
+    start = ["continual", "--model", sam_folder, "--domains", f"one: {data}", f"two: {data}"]
+    start += ["--output_dir", str(tmp_path / "all"), "--method"]
+    shared = main([*start, "peft", "--method_args.peft_type", "VERA"]), capsys.readouterr().err
+    changed = main([*start, "lora", "--method_args.init_lora_weights", "pissa"]), capsys.readouterr().err
+    assert shared[0] == changed[0] == 2
+    assert "method_args: a pool has no place for them: the tuner keeps tensors for all of its layers" in shared[1]
+    assert "the method changes SAM's own weights, which the domains share; use another tuner" in changed[1]
+    assert not list(tmp_path.glob("all/tasks/*/adapter_model.safetensors"))
 
 
 @pytest.mark.parametrize(

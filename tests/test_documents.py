@@ -18,6 +18,7 @@ from drawn_volumes import draw_volume, save_nifti, save_series
 from labelme_photos import annotate
 from local_hub import LocalHub
 from PIL import Image
+from sams import random_sam2
 
 import hf_sam_adapt
 from hf_sam_adapt import load_tiny_sam
@@ -48,7 +49,12 @@ MADE = {  # page -> files that its commands and scripts leave behind
         "runs/polyp/samples.png",
         *(f"{name}/{i}_mask.png" for name in ("predictions", "from_the_hub") for i in range(3)),
     ],
+    "docs/backbones.md": ["runs/sam2/metrics.json", "from_sam2/2_mask.png"],
     "docs/continual.md": ["routed/2_mask.png", "runs/grown/pool/wounds/adapter_model.safetensors"],
+    "docs/export.md": [
+        *(f"polyp_onnx/{name}.onnx" for name in ("encoder", "decoder", "promptless")),
+        "back/config.json",
+    ],
     "docs/instances.md": ["instances/instances.json", "from_grid/instances.json"],
     "docs/label_loop.md": ["corrected/recipe.yaml", "runs/second/metrics.json"],
     "docs/large_images.md": ["runs/tiled/metrics.json", "on_the_map/scene_mask.tif", "on_the_map/scene.gpkg"],
@@ -172,6 +178,8 @@ def hub(tmp_path_factory):
     with LocalHub() as running:
         for name in ("facebook/sam-vit-base", "facebook/sam-vit-huge"):
             running.add_folder(name, tiny)
+        random_sam2().save_pretrained(tiny.with_name("hiera"))
+        running.add_folder("facebook/sam2.1-hiera-tiny", tiny.with_name("hiera"))
         yield running
 
 

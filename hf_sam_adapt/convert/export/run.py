@@ -19,7 +19,6 @@ from ...errors import UserError, require_extra
 from ...files import follow_umask, write_text
 from ...inference.forward import pool_of
 from ...inference.loading import Loaded, load_named, method_of
-from ...repository import find_file
 from ...sam.attention import use_fast_attention
 from ...sam.families import family_of
 from ...training.earlier_run import EarlierRun
@@ -88,7 +87,7 @@ def export(
         opset: of ONNX.
         encoder_input: "pixels", the processor's output (B, C, S, S); or "image", an RGB image (H, W, 3) of 0..255 that
             is S pixels long, which the graph normalises and pads, as AnyLabeling hands it over.
-        aot: compile the programs of "torch" for this machine's processor by AOTInductor.
+        aot: compile the programs of "torch", but the decoder's, for this machine's processor by AOTInductor.
         dataset: whose test images are segmented; None: the run's, or drawn noise where there is none.
         limit: test images at most; 0: all.
         max_difference: see `BOUNDS`, in place of that.
@@ -102,7 +101,7 @@ def export(
     _check_options(format, precision, opset, encoder_input, aot, limit, bound)
     check_free(folder, "output_dir")
     loaded = load_named(run, model)
-    earlier = EarlierRun.read(run) if loaded.config is not None or find_file(run, "recipe.yaml") else None
+    earlier = None if loaded.plain else EarlierRun.read(run)
     check_dataset_named(dataset, earlier)
     kinds = kinds_of(loaded, earlier)
     tested = TestImages.of(earlier, dataset, loaded, limit)

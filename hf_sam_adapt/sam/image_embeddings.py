@@ -103,8 +103,8 @@ class ImageEmbeddings:
     def of_named(cls, tensors: Mapping[str, torch.Tensor]) -> ImageEmbeddings:
         """The inverse of `named`."""
         skips = tuple(tensors[name] for name in sorted(tensors) if name.startswith("skip_"))
-        some = (tensors.get(name) for name in ("early", "domains"))
-        return cls(tensors["maps"], *some, skips, tensors.get("router_scores"))
+        early, domains, scores = (tensors.get(name) for name in ("early", "domains", "router_scores"))
+        return cls(tensors["maps"], early, domains, skips, scores)
 
     @classmethod
     def cat(cls, parts: Sequence[ImageEmbeddings]) -> ImageEmbeddings:

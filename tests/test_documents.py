@@ -36,7 +36,10 @@ from hf_sam_adapt.sam.tiny import export_tiny
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 FAST = ("README.md", "CONTRIBUTING.md")
-TESTED_ALONE = ("docs/own-data.md",)  # tests/convert/annotations/test_own_data.py follows it in an empty folder
+TESTED_ALONE = (
+    "docs/own-data.md",  # tests/convert/annotations/test_own_data.py follows it in an empty folder
+    "docs/fifty_images.md",  # tests/publishing/test_notebook.py runs its notebook
+)
 NOT_RUN = ("make ", "pip install")  # .ci/run does; what is installed already
 TRAINS = re.compile(r"recipes/(train|continual)\.py|hf-sam-adapt (train|continual) ")
 LAUNCH = re.compile(r"accelerate launch(?: --config_file (\S+))?(?: --\w+ \d+)*")
@@ -48,8 +51,7 @@ MADE = {  # page -> files that its commands and scripts leave behind
     ],
     "docs/backbones.md": ["runs/sam2/metrics.json", "from_sam2/2_mask.png"],
     "docs/continual.md": ["routed/2_mask.png", "runs/grown/pool/wounds/adapter_model.safetensors"],
-    "docs/cluster.md": ["needs.json", "runs/preempted/adapter_model.safetensors"],
-    "docs/fifty_images.md": ["sheet.png", "from_the_hub/49_mask.png", "runs/fifty-again/metrics.json"],
+    "docs/export.md": ["polyp_onnx/decoder.onnx", "polyp_onnx/promptless.onnx", "back/config.json"],
     "docs/instances.md": ["instances/instances.json", "from_grid/instances.json"],
     "docs/label_loop.md": ["corrected/recipe.yaml", "runs/second/metrics.json"],
     "docs/large_images.md": ["runs/tiled/metrics.json", "on_the_map/scene_mask.tif", "on_the_map/scene.gpkg"],
@@ -174,7 +176,8 @@ def hub(tmp_path_factory):
         for name in ("facebook/sam-vit-base", "facebook/sam-vit-huge"):
             running.add_folder(name, tiny)
         random_sam2().save_pretrained(tiny.with_name("hiera"))
-        running.add_folder("facebook/sam2.1-hiera-tiny", tiny.with_name("hiera"))
+        for name in ("facebook/sam2.1-hiera-tiny", "facebook/sam2.1-hiera-small"):
+            running.add_folder(name, tiny.with_name("hiera"))
         yield running
 
 

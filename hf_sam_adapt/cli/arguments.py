@@ -88,15 +88,45 @@ class PredictArguments(ComputeKeys, RouteKeys, TileKeys, VolumeKeys, AdaptedMode
     )
 
 
+@dataclass
+class ExportArguments:
+    """Arguments of `hf-sam-adapt export`."""
+
+    run: str | None = option(None, "Run folder, adapter, pool, model folder or Hub id, or `tiny`.", path=MODEL)
+    output_dir: str | None = option(None, "Folder to create.", path=FILE)
+    format: Literal["onnx", "torch", "sam-pth", "transformers"] = option(
+        "onnx",
+        "Graphs for onnxruntime or torch.export, or merged weights for segment-anything or transformers.",
+    )
+    model: str | None = option(None, "Base model in place of the one that the adapter names.", path=MODEL)
+    precision: Literal["no", "fp16", "int8"] = option("no", "Of ONNX files; int8 = dynamic quantisation.")
+    opset: int = option(18, "Of ONNX, 18 or newer.")
+    encoder_input: Literal["pixels", "image"] = option(
+        "pixels",
+        "What the encoder's graph takes: the network's input, or an image of 0..255 that it normalises and pads, as "
+        "AnyLabeling hands it over.",
+    )
+    aot: bool = option(False, "Of --format torch: compile all but the decoder for this kind of processor.")
+    dataset: str | None = option(
+        None, "Whose test images the result is tried on; unset = the run's, or drawn noise.", path=DATASET
+    )
+    limit: int = option(16, "Test images at most; 0 = all.")
+    max_difference: float | None = option(
+        None,
+        "Largest difference of a logit, as a share of the image's largest; unset = 1e-4, of fp16 0.02, of int8 0.2.",
+    )
+
+
 OF_RESULTS = ("format", "probability", "threshold", "simplify", "rank", "skip_existing")
 OF_INSTANCES = ("instances", "points_per_side", "min_score")
-DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "geojson", "folder")
+DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "geojson", "folder", "volumes")
 OF_CHECKPOINTS = ("base", "lora_alpha", "image_size", "domains", "classifier", "method_args")
 OF_DATA = ("images", "push", "group_by", "encoding")
+OF_VOLUMES = ("slice_axis", "window", "neighbours")
 
 
 @dataclass
-class ConvertArguments:
+class ConvertArguments(VolumeKeys):
     """Arguments of `hf-sam-adapt convert`: of a checkpoint, or of the annotations of a data set."""
 
     source: str | None = option(
@@ -112,18 +142,20 @@ class ConvertArguments:
             "cosam",
             "sam2-adapter",
             "sam-hq",
+            "sam-pth",
             "labelme",
             "coco",
             "yolo",
             "cvat",
             "geojson",
             "folder",
+            "volumes",
         ]
         | None
     ) = option(
         None,
-        "What wrote it: conv-lora is AutoGluon's model.ckpt or its folder, cosam also a folder; folder is this "
-        "package's images/ and masks/, to be pushed.",
+        "What wrote it: conv-lora is AutoGluon's model.ckpt or its folder, cosam also a folder; sam-pth is a whole "
+        "SAM of segment-anything; folder is this package's images/ and masks/, to be pushed; volumes unpacks slices.",
         flag="from",
     )
     out: str | None = option(None, "Folder to create for the adapter or the data set.", path=FILE)

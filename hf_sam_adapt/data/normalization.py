@@ -178,12 +178,13 @@ def _pixels(split: SegmentationSplit, index: int) -> Iterator[tuple[np.ndarray, 
     if raster is None or raster.size[0] * raster.size[1] <= READ_AT_ONCE:
         sample = split[index]
         pixels = sample.image.reshape(-1, sample.image.shape[2])  # (H, W, C) -> (H * W, C)
-        yield pixels if sample.valid is None else pixels[sample.valid.ravel()], 1.0
+        valid = getattr(sample, "valid", None)
+        yield pixels if valid is None else pixels[valid.ravel()], 1.0
         return
     with split.open(index) as scene:
         for band in bands(scene.size):
-            pixels, valid = scene.image(band), scene.valid(band)
-            flat = pixels.reshape(-1, pixels.shape[2]) if valid is None else pixels[valid]
+            values, known = scene.image(band), scene.valid(band)
+            flat = values.reshape(-1, values.shape[2]) if known is None else values[known]
             yield flat, band.height / scene.size[0]
 
 

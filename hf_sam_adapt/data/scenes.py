@@ -46,7 +46,8 @@ class ImageWindows(Protocol):
 class WholeImage:
     """An image in memory; `known` is bool (H, W) of where it has data."""
 
-    place, nodata = None, None
+    place: Place | None = None
+    nodata: float | None = None
 
     def __init__(self, pixels: np.ndarray, known: np.ndarray | None = None) -> None:
         self.pixels, self.known = pixels, known

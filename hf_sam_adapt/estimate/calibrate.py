@@ -49,6 +49,7 @@ def calibrate(recipe: Recipe) -> dict:
     accelerator = build_accelerator(recipe, model, folder)
     if step_bytes(model, recipe, wanted, 1) > free_bytes(accelerator.device) * USED_SHARE:
         recipe = dataclasses.replace(recipe, batch_size=min(2, wanted))
+    recipe = dataclasses.replace(recipe, max_steps=STEPS)  # also where the training has fewer
     few = first_images(data, STEPS * recipe.batch_size * recipe.gradient_accumulation_steps)
     loop = TrainingLoop(
         recipe, accelerator, model, processor, few, folder.checkpoints, task_of(recipe, few).loss_weights()

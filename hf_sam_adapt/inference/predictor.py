@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,19 +14,18 @@ from PIL import Image
 from torch import nn
 
 from ..data.channels import load_image
-from ..data.scenes import ImageWindows, WholeImage, open_image
+from ..data.scenes import ImageWindows
 from ..data.tiles import Tiles, resolve_tiles
 from ..errors import UserError
 from ..prompts import Prompt
 from ..sam.attention import Kind
 from ..sam.image_embeddings import ImageEmbeddings
-from ..sam.image_inputs import image_array
 from ..sam.processing import SamAdaptProcessor
 from .forward import pool_of, segment, segment_scored
 from .instances import Instance, InstanceSource, find_instances
 from .loading import Loaded, load_named
 from .prediction import Prediction, logit_of
-from .tiled import Route, TiledRun, assembled, choose_domain
+from .tiled import Route, TiledRun, assembled, choose_domain, opened_any
 from .variants import (
     AUTOCAST_DTYPES,
     check_domain,
@@ -200,7 +198,7 @@ class SamAdaptPredictor:
         results: list[Prediction] = []
         if tiles is not None:
             for image, prompt in zip(listed, asked):
-                with self._opened(image) as opened:
+                with opened_any(image, self.processor.channels) as opened:
                     how: dict[str, Any] = {"instances": instances, "points_per_side": points_per_side}
                     run = self.run_tiles(opened, tiles, prompt, domain, route, batch_size=batch_size, **how)
                     results.append(
@@ -295,11 +293,7 @@ class SamAdaptPredictor:
                 labelled = segment(self.model, None, placed, image_embeddings=encoded.embeddings)
                 masks = [(logits, None) for logits in labelled]
             if instances is not None:
-                how: dict[str, Any] = {
-                    "has_estimate": self.has_estimate,
-                    "points_per_side": points_per_side,
-                    "cut": cut,
-                }
+                how: Any = {"has_estimate": self.has_estimate, "points_per_side": points_per_side, "cut": cut}
                 objects = find_instances(
                     self.model, self.processor, encoded.sizes, encoded.embeddings, instances, **how
                 )
@@ -356,11 +350,6 @@ class SamAdaptPredictor:
         labels = largest_class(self.processor, sizes, [masks])[0]
         shares = np.bincount(labels.ravel(), minlength=len(self.classes)) / labels.size
         return Prediction(labels, None, dict(zip(self.classes, shares.tolist())), *kept)
-
-    def _opened(self, image: ImageInput) -> AbstractContextManager[ImageWindows]:
-        if isinstance(image, (str, Path)):
-            return open_image(image, self.processor.channels)
-        return nullcontext(WholeImage(image_array(image, self.processor.channels)))
 
     def _read(self, image: ImageInput) -> Any:
         return load_image(Path(image), self.processor.channels) if isinstance(image, (str, Path)) else image

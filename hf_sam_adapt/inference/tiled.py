@@ -6,15 +6,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..data.scenes import ImageWindows, reduced
+from ..data.scenes import ImageWindows, WholeImage, open_image, reduced
 from ..data.tiles import Grid, Window
 from ..prompts import Prompt
+from ..sam.image_inputs import image_array
 from ..sam.processing import SamAdaptProcessor
 from .blending import NOTHING, blended
 from .forward import pool_of, segment, segment_scored
@@ -130,6 +132,13 @@ def assembled(
     return TiledPrediction(mask, score, None, domain, None, found, logits[0], {}, run.processor)
 
 
+def opened_any(image: Any, channels: int | None) -> AbstractContextManager[ImageWindows]:
+    """A file, or an image in any form that the processor takes, to be read by windows."""
+    if isinstance(image, (str, Path)):
+        return open_image(image, channels)
+    return nullcontext(WholeImage(image_array(image, channels)))
+
+
 def full_maps(
     processor: SamAdaptProcessor, inputs: Mapping[str, Any], low: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
@@ -223,7 +232,7 @@ def _same(first: Instance, second: Instance, shared: Window) -> bool:
         return False
     masks = cropped(first, shared), cropped(second, shared)
     union = np.count_nonzero(masks[0] | masks[1])
-    return bool(union) and np.count_nonzero(masks[0] & masks[1]) >= SAME_OBJECT * union
+    return bool(union and np.count_nonzero(masks[0] & masks[1]) >= SAME_OBJECT * union)
 
 
 def united(instances: Sequence[Instance]) -> Instance:

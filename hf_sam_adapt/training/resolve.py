@@ -54,6 +54,7 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[ResolvedRecipe, 
         channels=resolved.channels,
         normalization=input_normalization(resolved, data, built.processor),
         slices=data.slices,
+        tiling=None if resolved.tile is None else {"tile": resolved.tile, "overlap": resolved.overlap},
     )
     if resolved.gradient_checkpointing:
         enable_checkpointing(built.model, resolved.gradient_checkpointing)

@@ -67,4 +67,4 @@ def test_the_notebook_runs(generator, tmp_path, monkeypatch):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert any(re.search(r"adapted +0\.\d{3}", output.get("text", "")) for output in outputs)
-    assert (tmp_path / "from_the_hub/49_mask.png").is_file()
+    assert (tmp_path / "from_the_hub/00_mask.png").is_file()

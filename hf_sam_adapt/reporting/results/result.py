@@ -127,7 +127,6 @@ class Writer:
 
     Attributes:
         key: the format's name, and the key of its file in `predictions.json`.
-        summary: what `docs/results.md` says of it.
     """
 
     key: ClassVar[str]

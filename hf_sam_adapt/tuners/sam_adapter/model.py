@@ -26,7 +26,9 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
     overlays_patch_embed = False
     block_cls = SamAdapterBlock
     faithful_types = ("sam", "sam2")
-    target_module_mapping = {kind: rf"(.*\.)?{family.map_names}" for family in FAMILIES for kind in family.model_types}
+    target_module_mapping = {
+        kind: family.targets(kind, family.map_names) for family in FAMILIES for kind in family.model_types
+    }
 
     def check_family(self, config: SamAdapterConfig, family: SamFamily | None) -> None:
         super().check_family(config, family)

@@ -23,7 +23,8 @@ from ...sam.families import (
 from ...sam.fingerprint import check_fingerprint, compute_fingerprint
 from ...sam.image_size import original_position_embedding, resize_input, restore_input
 from ...sam.input_channels import inflate_channels, input_channels, original_channels, restore_channels
-from ...sam.mask_choice import choosing_decoders, set_choice, stop_choosing
+from ...sam.mask_choice import MaskChoice, mask_choices, set_token_0, stop_choosing
+from ...sam.per_thread import PerThread
 from ...sam.windows import remove_windows, restore_windows, windows_removed
 from .adapter_checks import check_adapter_keys, check_adapter_name
 from .config import SamConfigMixin
@@ -31,6 +32,13 @@ from .decoder import decoder_parameters, early_layer, prompt_encoder_parameters,
 from .hq import EarlyMap, HqHead
 from .layer import ParameterOverlay, as_keywords
 from .undo import Undoable
+
+
+class _Changed(PerThread):
+    """Of each call of the model that has begun, what chooses its masks and what it was set to before."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[MaskChoice], list[bool]]] = []
 
 
 class MaskTokenDefault:
@@ -45,7 +53,7 @@ class MaskTokenDefault:
 
     def __init__(self, anchor: BaseTunerLayer | None, configs: dict[str, SamConfigMixin]):
         self.anchor, self.configs = anchor, configs
-        self._choosing: list[nn.Module] = []
+        self._changed = _Changed()
 
     def register(self, model: nn.Module) -> None:
         model.register_forward_pre_hook(self, with_kwargs=True)
@@ -53,8 +61,8 @@ class MaskTokenDefault:
 
     def restore(self, module: nn.Module, args: tuple, output: object) -> None:
         """Forward hook: the decoder chooses its mask as it did before."""
-        set_choice(self._choosing, True)
-        self._choosing = []
+        if self._changed.calls:
+            set_token_0(*self._changed.calls.pop())
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if self.anchor is None:
@@ -64,10 +72,10 @@ class MaskTokenDefault:
         # PEFT keeps the configs of further tuners at the model; a plain LoRA's has no such field.
         configs = [self.configs.get(name) or getattr(module, "peft_config", {}).get(name) for name in live]
         chosen = [config.multimask_output for config in configs if isinstance(config, SamConfigMixin)]
+        choices = mask_choices(module) if chosen else []
+        self._changed.calls.append((choices, [choice.token_0 for choice in choices]))
+        set_token_0(choices, [True] * len(choices))
         kwargs = as_keywords(module, args, kwargs)
-        if chosen:
-            self._choosing = choosing_decoders(module)
-            set_choice(self._choosing, False)
         return (), {"multimask_output": chosen[0], **kwargs} if chosen else kwargs
 
 

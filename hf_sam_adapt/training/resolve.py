@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..config.recipe import Recipe, ResolvedRecipe
@@ -56,6 +57,8 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[ResolvedRecipe, 
         enable_checkpointing(built.model, resolved.gradient_checkpointing)
     encoder = find_vision_encoder(built.model)
     if resolved.compile and encoder is not None:
+        # Conv-LoRA keeps its balance loss in a block's forward, and not once more when backward computes it again.
+        torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
         encoder.compile()
     return resolved, built.model, processor
 

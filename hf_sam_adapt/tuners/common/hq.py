@@ -56,6 +56,8 @@ class HqHead(nn.Module):
         of [x, -x]: x over its root mean square, which leaves the sign of a logit as it is. So up to what one more
         token changes in the transformer the masks are SAM's, and their logits about as large.
         """
+        if decoder.mask_tokens.weight.is_meta:  # without values to start from; a file will bring the head's own
+            return
         with torch.no_grad():
             self.hq_token.weight.copy_(decoder.mask_tokens.weight[:1])
             for name, value in decoder.output_hypernetworks_mlps[0].named_parameters():

@@ -7,12 +7,14 @@ from functools import partial
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ...errors import UserError
 from ...sam.image_embeddings import SharedMaps
 from .class_wise import build_head, decode_classes
 from .hq import Assignment, EarlyMap, EarlyMaps, HqHead, decode_hq
-from .overlay import combined, current_parameters, overlaid
+from .overlay import combined, current_parameters, overlaid, parameter_names
 
 
 class _AttributeForwarding:
@@ -52,9 +54,11 @@ class SamTunerLayer(_AttributeForwarding, nn.Module, BaseTunerLayer):
         return [name for name in self.active_adapters if name in available]
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module):
-        for parameter in base_layer.parameters():
-            if parameter.is_floating_point():
-                return parameter.device, parameter.dtype
+        for module in base_layer.modules():
+            for name in parameter_names(module):
+                parameter = getattr(module, name)
+                if parameter is not None and parameter.is_floating_point():
+                    return parameter.device, parameter.dtype
         return None, None
 
     def finish_update(self, adapter_name: str, inference_mode: bool) -> None:
@@ -153,6 +157,8 @@ class ParameterOverlay(SamTunerLayer):
             random_init: add noise of the size of each tensor's spread, so that tests see an adapter that acts.
             inference_mode: True leaves the new weights frozen.
         """
+        if names or hq_head is not None:
+            check_not_quantised(self.base_layer)
         base = dict(self.base_layer.named_parameters()) | self._backup  # not what another adapter merged into it
         copies = {}
         for name in names:
@@ -315,6 +321,20 @@ class ParameterOverlay(SamTunerLayer):
             base[name].data.copy_(value)
         self._backup.clear()
         self.merged_adapters.clear()
+
+
+def check_not_quantised(module: nn.Module) -> None:
+    """Raise `UserError` if a module whose weights an adapter starts from, and trains, holds quantised ones."""
+    for name, value in module.named_parameters():
+        # bitsandbytes keeps integers; torchao tensors that are made of several, as FSDP2's are of shards.
+        packed = is_traceable_wrapper_subclass(value) and not isinstance(value, DTensor)
+        if packed or not value.is_floating_point():
+            raise UserError(
+                f"{name} of {type(module).__name__} is quantised, but the adapter trains it",
+                key="quantization_config",
+                fix="load the base with llm_int8_skip_modules=['mask_decoder'] (bitsandbytes) or "
+                "modules_to_not_convert=['mask_decoder'] (torchao), or use decoder='frozen'",
+            )
 
 
 def as_keywords(module: nn.Module, args: tuple, kwargs: dict) -> dict:

@@ -1,7 +1,9 @@
 """A module that runs with other parameters than its own, which stay where they are."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -54,8 +56,19 @@ def _bare_copy(module: nn.Module) -> Any:
     copied = object.__new__(type(module))  # FSDP2's classes make another of `__new__`
     own = vars(module).copy()
     own["_parameters"], own["_modules"] = module._parameters.copy(), module._modules.copy()
+    for name in ("forward", "_old_forward") if "_hf_hook" in own else ():
+        own[name] = _rebound(own[name], module, copied)
     copied.__dict__ = own
     return copied
+
+
+def _rebound(function: Any, module: nn.Module, copied: nn.Module) -> Any:
+    """What Accelerate puts in the place of a forward to move its inputs (`device_map`), for a copy of the module."""
+    if isinstance(function, MethodType) and function.__self__ is module:
+        return MethodType(function.__func__, copied)
+    if isinstance(function, partial) and function.args and function.args[0] is module:
+        return partial(function.func, copied, *function.args[1:], **function.keywords)
+    return function
 
 
 def current_parameters(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -67,11 +80,16 @@ def current_parameters(module: nn.Module) -> dict[str, torch.Tensor]:
     found = {}
     for path, inner in module.named_modules():
         prefix = f"{path}." if path else ""
-        for name in inner._parameters or vars(inner).get("_former_parameters", ()):
+        for name in parameter_names(inner):
             value = getattr(inner, name)
             if value is not None:
                 found[prefix + name] = value
     return found
+
+
+def parameter_names(module: nn.Module) -> Iterable[str]:
+    """Of a module's own parameters, also where they are attributes of a replica of `nn.DataParallel`."""
+    return module._parameters or vars(module).get("_former_parameters", ())
 
 
 def combined(base: dict[str, torch.Tensor], own: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

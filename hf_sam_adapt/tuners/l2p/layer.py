@@ -81,4 +81,7 @@ def key_loss(model: nn.Module) -> torch.Tensor | None:
         if isinstance(module, L2pDecoder):
             losses += module.key_losses
             module.key_losses.clear()
-    return sum(loss for loss, _ in losses) / sum(count for _, count in losses) if losses else None
+    if not losses:
+        return None
+    device = losses[0][0].device  # replicas of nn.DataParallel leave theirs here, too
+    return sum(loss.to(device) for loss, _ in losses) / sum(count for _, count in losses)

@@ -60,7 +60,7 @@ class SamAdapterState:
             group: the block's place by width, both of which matter in `StagedState` alone.
         """
         guidance = self.guidance.maps[adapter_name]
-        return self.guidance.owner.sam_adapter_up[adapter_name](F.gelu(tune(guidance)))
+        return projected(self.guidance.owner.sam_adapter_up[adapter_name], tune, guidance)
 
 
 class SamAdapterPatchEmbed(SamTunerLayer):
@@ -225,8 +225,13 @@ class SamAdapterBlock(SamTunerLayer):
         stream = hidden_states
         for name in self.live_adapters:
             prompt = self.sam_adapter_state.prompt(name, self.sam_adapter_tune[name], stream, self.group)
-            hidden_states = hidden_states + prompt.to(hidden_states.dtype)
+            hidden_states = hidden_states + prompt.to(hidden_states.device, hidden_states.dtype)
         return self.base_layer(hidden_states, *args, **kwargs)
+
+
+def projected(up: nn.Linear, tune: nn.Module, guidance: torch.Tensor) -> torch.Tensor:
+    """Up(GELU(Tune(F))); the shared projection may lie on another device than the block (`device_map`)."""
+    return up(F.gelu(tune(guidance.to(tune.bias.device))).to(up.weight.device))
 
 
 class BiasOnly(nn.Module):

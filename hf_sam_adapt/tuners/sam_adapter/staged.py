@@ -11,11 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .config import SamAdapterConfig
-from .layer import SamAdapterPatchEmbed, SamAdapterState, bottleneck, feature_map, input_width
+from .layer import SamAdapterPatchEmbed, SamAdapterState, bottleneck, feature_map, input_width, projected
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class StagedState(SamAdapterState):
         key, owner = (adapter_name, group), self.guidance.owner
         if key not in self.guidance.maps:
             self.guidance.maps[key] = owner.group_guidance(adapter_name, group, stream)
-        return owner.sam_adapter_up[adapter_name][str(group)](F.gelu(tune(self.guidance.maps[key])))
+        return projected(owner.sam_adapter_up[adapter_name][str(group)], tune, self.guidance.maps[key])
 
 
 class StagedPatchEmbed(SamAdapterPatchEmbed):
@@ -152,7 +151,7 @@ class StagedPatchEmbed(SamAdapterPatchEmbed):
         if "embedding" in config.features:
             projection = self.sam_adapter_feature[adapter_name]["embedding"][str(group)]
             feature = config.weights[config.features.index("embedding")] * projection(
-                stream.to(projection.weight.dtype)
+                stream.to(projection.weight.device, projection.weight.dtype)
             )
             guidance = feature if guidance is None else guidance + feature
         if guidance is None:

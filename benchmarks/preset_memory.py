@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 
 import torch
+from hiera import HIERAS, build_hiera
 from results import publish, table
-from transformers import SamConfig, SamModel
+from transformers import PreTrainedModel, SamConfig, SamModel
 
 from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.estimate.shapes import step_bytes
@@ -57,7 +58,10 @@ METHODS = {
 def row(size: str, name: str, batches: list[int]) -> list[str]:
     """Gigabytes of weights and step at each batch size, without and with checkpointing."""
     method, keys = METHODS[name]
-    base = SamModel(SamConfig(vision_config={**SIZES[size], "initializer_range": 0.02}))
+    if size in HIERAS:
+        base: PreTrainedModel = build_hiera(size, 1024)
+    else:
+        base = SamModel(SamConfig(vision_config={**SIZES[size], "initializer_range": 0.02}))
     use_fast_attention(base, keys.get("attention", "auto"))
     fields = {"num_labels": 2} if method == "cwsam" else {}
     model = build_model(method, fields, base, image_size=None)
@@ -75,7 +79,7 @@ def row(size: str, name: str, batches: list[int]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", choices=[*SIZES, *HIERAS], default=list(SIZES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4])
     args = parser.parse_args()

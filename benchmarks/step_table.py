@@ -1,12 +1,13 @@
 """A training step of each method beside transformers' SDPA with peft's LoRA: forward, step and peak memory in one run.
 
-"transformers + peft" is a `SamModel` as transformers builds it, with peft's LoRA (r=8, alpha 16, on qkv). All others
-run as this package trains them: `use_fast_attention`, and under bf16 frozen matrices in bf16. Every variant trains the
-same decoder parts, promptless, with fused AdamW; random weights, no download. On a CPU each case is a process of its
-own; on a GPU, cases begin until the time is over.
+"transformers + peft" is a SAM as transformers builds it, with peft's LoRA (r=8, alpha 16, on qkv). Hiera is SAM 2's
+encoder. All others run as this package trains them: `use_fast_attention`, and under bf16 frozen matrices in bf16.
+Every variant trains the same decoder parts, promptless, with fused AdamW; random weights, no download. On a CPU each
+case is a process of its own; on a GPU, cases begin until the time is over.
 
     python benchmarks/step_table.py
     python benchmarks/step_table.py --models vit_b --sizes 1024 --batches 1 --precisions bf16
+    python benchmarks/step_table.py --models hiera_t hiera_s hiera_b+ hiera_l vit_b --precisions bf16 --repeats 2
 
 With `--add_to FILE` a table is filled over several calls.
 """
@@ -27,11 +28,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from hiera import HIERAS, build_hiera, hiera_operations
 from results import publish, table
 from step_cost import memory_peak
 from torch import nn
 from torch.nn import functional as F
-from transformers import SamConfig, SamModel
+from transformers import PreTrainedModel, SamConfig, SamModel
 
 from hf_sam_adapt.inference.forward import encode, segment
 from hf_sam_adapt.inference.loading import build_model
@@ -81,10 +83,21 @@ class Case:
         return f"{self.model} {self.size}², batch {self.batch}, {self.precision}"
 
 
-def build_sam(name: str, size: int) -> SamModel:
+def build_sam(name: str, size: int) -> PreTrainedModel:
     """`tiny`, or a SAM with random weights of one of the published shapes."""
     if name == "tiny":
         return load_tiny_sam()[0]
+    sam = build_hiera(name, size) if name in HIERAS else build_vit(name, size)
+    # transformers initialises with a deviation of 1e-10: denormal products would distort the times on a CPU.
+    generator = torch.Generator().manual_seed(0)
+    for parameter in sam.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.02, generator=generator)
+    return sam
+
+
+def build_vit(name: str, size: int) -> SamModel:
+    """One of `BACKBONES`."""
     width, layers, heads, global_layers = BACKBONES[name]
     vision = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "image_size": size}
     prompts = {"image_size": size, "image_embedding_size": size // 16}
@@ -92,13 +105,7 @@ def build_sam(name: str, size: int) -> SamModel:
         vision_config={**vision, "mlp_dim": 4 * width, "global_attn_indexes": global_layers},
         prompt_encoder_config=prompts,
     )
-    sam = SamModel(config)
-    # transformers initialises with a deviation of 1e-10: denormal products would distort the times on a CPU.
-    generator = torch.Generator().manual_seed(0)
-    for parameter in sam.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.02, generator=generator)
-    return sam
+    return SamModel(config)
 
 
 def build(case: Case) -> nn.Module:
@@ -184,6 +191,9 @@ def shares(function: Callable[[], Any]) -> dict[str, float]:
 
 def operations(model: str, size: int) -> tuple[float, float]:
     """Operations of an image's forward through the encoder's blocks: of the linear layers, and of the attention."""
+    if model in HIERAS:
+        with torch.device("meta"):
+            return hiera_operations(build_hiera(model, size))
     if model == "tiny":
         vision = load_tiny_sam()[0].config.vision_config
         width, layers, hidden = vision.hidden_size, vision.num_hidden_layers, vision.mlp_dim
@@ -340,7 +350,7 @@ def settings_of(args: argparse.Namespace) -> list[tuple[str, int, int, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=["tiny", *BACKBONES])
+    parser.add_argument("--models", nargs="+", choices=["tiny", *BACKBONES, *HIERAS])
     parser.add_argument("--sizes", nargs="+", type=int, help="side of the input (default: 1024)")
     parser.add_argument("--batches", nargs="+", type=int)
     parser.add_argument("--precisions", nargs="+", choices=list(DTYPES))

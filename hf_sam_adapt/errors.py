@@ -10,7 +10,11 @@ from typing import Any
 EXTRAS = {
     "train": ("datasets", "evaluate", "matplotlib", "psutil", "rich", "scipy", "tifffile"),
     "demo": ("gradio",),
+    "mcp": ("mcp",),
     "instances": ("pycocotools",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "volumes": ("nibabel", "pydicom"),
+    "geo": ("pyogrio", "rasterio", "shapely", "tifffile"),
 }
 
 

@@ -20,6 +20,9 @@ BINARY_LOSSES = ("bce", "bbce", "iou", "dice", "structure", "structure_unweighte
 CLASS_LOSSES = ("ce", "ce_official", "dice", "focal")
 DEFAULT_LOSS = {"binary": "structure", "classes": "ce+dice"}
 
+# What `augment` takes.
+AUGMENTATIONS = ("flip", "vflip", "rotate", "scale", "crop", "colour", "jitter")
+
 # What `metrics` of a recipe or of `evaluate` takes, for images without prompts.
 METRIC_NAMES = ("s_measure", "e_measure", "f_measure", "weighted_f", "mae", "auc", "ber")
 # The settings that are keys, and the arguments that they are, by metric.
@@ -42,10 +45,16 @@ def check_prompt_kinds(kinds: Sequence[str], num_labels: int | None = None) -> N
         )
 
 
-def check_image_size(image_size: int, patch_size: int) -> None:
-    """Raise `UserError` unless the side of an input, in pixels, is that of a number of patches."""
-    if image_size < patch_size or image_size % patch_size:
-        raise UserError(f"{image_size} is not a positive multiple of the patch size {patch_size}", key="image_size")
+def check_image_size(image_size: int, step: int, user: str) -> None:
+    """Raise `UserError`, with the nearest size, unless the side of an input is a multiple of `step` pixels.
+
+    Args:
+        user: what needs that.
+    """
+    if image_size < step or image_size % step:
+        nearest = max(step, (image_size + step // 2) // step * step)
+        problem = f"{image_size} is not a multiple of {step}, which {user} needs"
+        raise UserError(problem, key="image_size", fix=f"the nearest is {nearest}")
 
 
 def parse_loss(loss: str, channels: int | None = None) -> list[str]:
@@ -114,6 +123,25 @@ def check_metrics(
             key="metrics",
             fix="leave it out",
         )
+
+
+def check_tile(tile: int | str | None, overlap: int | str | None) -> None:
+    """Raise `UserError` for tiles of no pixels, and an overlap without tiles or not smaller than them."""
+    if tile is None and overlap is not None:
+        raise UserError(f"{overlap}, but images are not cut", key="overlap", fix="set tile, or leave it out")
+    if isinstance(tile, int) and tile < 1:
+        raise UserError(f"{tile} is below 1", key="tile")
+    if isinstance(overlap, int) and (overlap < 0 or (isinstance(tile, int) and overlap >= tile)):
+        limit = f"smaller than the tile of {tile} pixels" if isinstance(tile, int) else "at least 0"
+        raise UserError(f"{overlap} is not {limit}", key="overlap", fix="an eighth of the tile is usual")
+
+
+def check_route(route: str, tile: object) -> None:
+    """Raise `UserError` where tiles are to be routed and there are none, or the choice is unknown."""
+    if route not in ("image", "tile"):
+        raise UserError(f"{route!r} is unknown", key="route", fix="use image or tile")
+    if route == "tile" and tile is None:
+        raise UserError("images are not cut into tiles", key="route", fix="set tile, or leave it out")
 
 
 def check_ignore_background(value: IgnoreBackground, num_labels: int | None) -> None:

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf-sam-adapt[train]"]
+# ///
 """Adapt SAM to one domain after the other, and score all of them after each.
 
     accelerate launch recipes/continual.py --config recipes/continual_quickstart.yaml

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf-sam-adapt[train]"]
+# ///
 """Puts what the demo needs of its three runs into the package, weights in half precision:
 
 hf-sam-adapt train --config recipes/demo_radar_fields.yaml

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf-sam-adapt[train]"]
+# ///
 """Measure a small SAM as `tiny`'s card reports it: drawn scenes that it has not seen, and real domains by box.
 
 python recipes/evaluate_tiny.py --data DOMAINS

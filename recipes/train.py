@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf-sam-adapt[train]"]
+# ///
 """Adapt SAM to a folder of images and masks.
 
     accelerate launch recipes/train.py --config recipes/quickstart.yaml

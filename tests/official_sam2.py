@@ -36,7 +36,7 @@ NAMES = [
 ]
 
 
-def official_state(sam: nn.Module, scale: int = 4, seed: int = 5) -> State:
+def official_state(sam: nn.Module, scale: int = 2, seed: int = 5) -> State:
     """A checkpoint of a Sam2Model's encoder with random prompts and a random decoder."""
     generator = torch.Generator().manual_seed(seed)
 

@@ -70,13 +70,18 @@ def random_vision_sam(seed: int = 0, **config) -> SamVisionModel:
     return randomise(SamVisionModel(sam_config(**config).vision_config), seed)
 
 
-def random_sam_hq(seed: int = 0, **config) -> SamHQModel:
+def sam_hq_config(**config) -> SamHQConfig:
+    """`sam_config` with SAM-HQ's branch."""
     sizes = sam_config(**config).to_dict()
     parts = {name: sizes[name] for name in ("vision_config", "prompt_encoder_config", "mask_decoder_config")}
     for part in parts.values():
         part.pop("model_type")
     parts["mask_decoder_config"]["vit_dim"] = parts["vision_config"]["hidden_size"]
-    return randomise(SamHQModel(SamHQConfig(**parts)), seed)
+    return SamHQConfig(**parts)
+
+
+def random_sam_hq(seed: int = 0, **config) -> SamHQModel:
+    return randomise(SamHQModel(sam_hq_config(**config)), seed)
 
 
 _HEADS = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 8}

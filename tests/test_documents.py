@@ -1,5 +1,6 @@
 """Every code block of README, CONTRIBUTING and docs/ runs, on `tiny` and drawn images, with two training steps."""
 
+import dataclasses
 import os
 import re
 import shlex
@@ -8,29 +9,37 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from autogluon import autogluon_state
+from drawn_volumes import draw_volume, save_nifti, save_series
 from labelme_photos import annotate
 from local_hub import LocalHub
 from PIL import Image
+from sams import random_sam2
 
 import hf_sam_adapt
 from hf_sam_adapt import load_tiny_sam
 from hf_sam_adapt.config.arguments import parse_arguments
 from hf_sam_adapt.config.continual_recipe import ContinualRecipe
+from hf_sam_adapt.config.help import GROUPS
 from hf_sam_adapt.config.methods import METHODS
 from hf_sam_adapt.config.presets import PRESETS
 from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.data.synthetic import draw_sample
+from hf_sam_adapt.reporting.results import WRITERS
 from hf_sam_adapt.sam.tiny import export_tiny
 
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 FAST = ("README.md", "CONTRIBUTING.md")
-TESTED_ALONE = ("docs/own-data.md",)  # tests/convert/annotations/test_own_data.py follows it in an empty folder
+TESTED_ALONE = (
+    "docs/own-data.md",  # tests/convert/annotations/test_own_data.py follows it in an empty folder
+    "docs/fifty_images.md",  # tests/publishing/test_notebook.py runs its notebook
+)
 NOT_RUN = ("make ", "pip install")  # .ci/run does; what is installed already
 TRAINS = re.compile(r"recipes/(train|continual)\.py|hf-sam-adapt (train|continual) ")
 LAUNCH = re.compile(r"accelerate launch(?: --config_file (\S+))?(?: --\w+ \d+)*")
@@ -40,11 +49,21 @@ MADE = {  # page -> files that its commands and scripts leave behind
         "runs/polyp/samples.png",
         *(f"{name}/{i}_mask.png" for name in ("predictions", "from_the_hub") for i in range(3)),
     ],
+    "docs/backbones.md": ["runs/sam2/metrics.json", "from_sam2/2_mask.png"],
     "docs/continual.md": ["routed/2_mask.png", "runs/grown/pool/wounds/adapter_model.safetensors"],
+    "docs/export.md": ["polyp_onnx/decoder.onnx", "polyp_onnx/promptless.onnx", "back/config.json"],
     "docs/instances.md": ["instances/instances.json", "from_grid/instances.json"],
+    "docs/label_loop.md": ["corrected/recipe.yaml", "runs/second/metrics.json"],
+    "docs/large_images.md": ["runs/tiled/metrics.json", "on_the_map/scene_mask.tif", "on_the_map/scene.gpkg"],
     "docs/methods.md": ["converted/adapter_model.safetensors", "label_maps/2_mask.png", "encoder.pt2"],
     "docs/python.md": ["polyp/adapter_model.safetensors", "runs/from_python/metrics.json"],
+    "docs/results.md": [
+        *(f"results/{name}" for name in ("0_mask.png", "coco.json", "labelme/0.json")),
+        *(f"from_{name}/masks/0.png" for name in ("coco", "yolo", "geojson")),
+        *(f"evaluated/{name}" for name in ("per_image.csv", "worst.png")),
+    ],
     "docs/training.md": ["estimate.json", "runs/two/metrics.json"],
+    "docs/volumes.md": ["organs/per_volume.csv", "segmented/new_mask.nii.gz", "segmented/series_mask.nii.gz"],
 }
 
 
@@ -60,8 +79,8 @@ def shortened(command: str) -> str:
         if launch[1] is not None:
             assert yaml.safe_load((ROOT / launch[1]).read_text())["num_processes"] >= 1
         command = command.replace(launch[0], "accelerate launch --cpu --num_processes 1")
-    if TRAINS.search(command) and "--max_steps" not in command:
-        command += " --max_steps 2"
+    if TRAINS.search(command):
+        command = f"{re.sub(r' --max_steps [0-9]+', '', command)} --max_steps 2"
     return command + TWO_DOMAINS * ("continual_quickstart.yaml" in command)
 
 
@@ -139,6 +158,13 @@ def make_inputs(folder: Path) -> None:
     for name in ("polyp", "a", "b"):
         mask.point(lambda value: 255 * value).save(folder / f"{name}_mask.png")
     annotate(folder / "photos", 12)
+    for index in range(7):
+        values, organ = draw_volume(np.random.default_rng(index), (4, 48, 56))
+        save = save_series if index == 1 else save_nifti
+        save(folder / "my_organs/images" / (f"p0{index}" if index == 1 else f"p0{index}.nii.gz"), values)
+        save_nifti(folder / "my_organs/masks" / f"p0{index}.nii.gz", organ)
+    save_nifti(folder / "scans/new.nii.gz", values)
+    save_series(folder / "scans/series", values)
     torch.save({"state_dict": autogluon_state(load_tiny_sam()[0])}, folder / "model.ckpt")
 
 
@@ -149,6 +175,9 @@ def hub(tmp_path_factory):
     with LocalHub() as running:
         for name in ("facebook/sam-vit-base", "facebook/sam-vit-huge"):
             running.add_folder(name, tiny)
+        random_sam2().save_pretrained(tiny.with_name("hiera"))
+        for name in ("facebook/sam2.1-hiera-tiny", "facebook/sam2.1-hiera-small"):
+            running.add_folder(name, tiny.with_name("hiera"))
         yield running
 
 
@@ -228,6 +257,39 @@ def test_presets_page_has_the_presets():
             assert str(keys.get(key, "\u2013")) == shown[name][key].partition("`,")[0], (name, key)
 
 
+@pytest.mark.parametrize("recipe", [Recipe, ContinualRecipe], ids=lambda cls: cls.__name__)
+def test_every_key_of_a_recipe_is_documented(recipe):
+    """As inline code that begins with it, or in a block as a flag or a key of YAML."""
+    text = "".join((ROOT / page).read_text() for page in PAGES)
+    inline = re.findall(r"`(?:--)?(\w+)[^`\n]*`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    yaml_keys = re.findall(r"^(\w+):", "".join(block for page in PAGES for _, block in blocks(page)), re.MULTILINE)
+    flags = re.findall(r"--(\w+)", "".join(block for page in PAGES for _, block in blocks(page)))
+    known = {*inline, *yaml_keys, *flags}
+    assert [field.name for field in dataclasses.fields(recipe) if field.name not in known] == []
+
+
+def test_keys_of_the_training_stand_with_their_defaults():
+    """In the table of docs/training.md: those of the optimisation, and what else decides a step."""
+    page = (ROOT / "docs/training.md").read_text()
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.+?) \| .+ \|$", page, re.MULTILINE)
+    shown = {key: default for keys, default in rows for key in re.findall(r"\w+", keys)}
+    assert {*GROUPS["optimisation"], "epochs", "batch_size", "augment", "seed"} - {
+        "learning_rates",
+        "class_weights",
+    } <= {*shown}
+    recipe = Recipe()
+    for key in ("epochs", "warmup", "weight_decay", "num_workers", "points_per_object", "seed"):
+        assert float(shown[key]) == getattr(recipe, key), key
+    assert shown["max_grad_norm"] == "1" and recipe.max_grad_norm == 1
+    assert shown["lr_scheduler"] == f"`{recipe.lr_scheduler}`" and shown["augment"] == f"`{' '.join(recipe.augment)}`"
+    assert shown["batch_size"] == f"{recipe.batch_size}, {recipe.gradient_accumulation_steps}"
+
+
 def test_readme_leads_to_every_page():
     text = (ROOT / "README.md").read_text()
     assert [page for page in PAGES[1:] if f"]({page}" not in text] == []
+
+
+def test_results_page_has_every_format():
+    rows = [line for line in (ROOT / "docs/results.md").read_text().splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])} == set(WRITERS)

@@ -4,7 +4,6 @@
 a run folder, each with the logits that the version which wrote it computed from `pixels` and `BOXES`.
 """
 
-import json
 from pathlib import Path
 
 import pytest
@@ -40,14 +39,10 @@ def check_logits(folder: str, model: nn.Module, size: int) -> None:
             "none": model(pixel_values=images).pred_masks,
             "box": model(pixel_values=images, input_boxes=BOXES).pred_masks,
         }
-    made_with = json.loads((BEFORE / "made_with.json").read_text())
-    same_kernels = made_with == {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
     for prompt, before in load_file(BEFORE / folder / "logits.safetensors").items():
         assert before.std() > 1e-3 and not torch.equal(before[0], before[1])
-        if same_kernels:
-            assert torch.equal(logits[prompt], before), prompt
-        else:  # another kernel rounds otherwise
-            torch.testing.assert_close(logits[prompt], before, rtol=1e-5, atol=1e-6)
+        # Bit-equal on the machine that wrote them; processors of one instruction set still differ in the last bits.
+        assert (logits[prompt] - before).norm() <= 1e-5 * before.norm(), prompt
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -8,12 +8,23 @@ from typing import Literal
 from ..config.arguments import option
 from ..config.paths import DATASET, FILE, MODEL
 from ..config.recipe import Recipe
-from ..config.shared_keys import AdaptedModelKeys, ComputeKeys, DataKeys, MaskKeys, MaskValues, MetricKeys
+from ..config.shared_keys import (
+    AdaptedModelKeys,
+    ComputeKeys,
+    DataKeys,
+    MaskKeys,
+    MaskValues,
+    MetricKeys,
+    RouteKeys,
+    TileKeys,
+    VolumeKeys,
+)
+from ..errors import UserError
 from ..names import METRIC_NAMES, PromptKind
 
 
 @dataclass
-class EvaluateArguments(ComputeKeys, MetricKeys, MaskKeys, AdaptedModelKeys):
+class EvaluateArguments(ComputeKeys, MetricKeys, RouteKeys, TileKeys, MaskKeys, AdaptedModelKeys):
     """Arguments of `hf-sam-adapt evaluate`: an adapter or a plain SAM, and a data set whose test images are scored.
 
     With a run as adapter and no other data set, what decides which images are test images and how their masks
@@ -41,16 +52,18 @@ class EvaluateArguments(ComputeKeys, MetricKeys, MaskKeys, AdaptedModelKeys):
     )
     num_workers: int = option(0, "Processes that load images; 0 = the main process itself.")
     output_dir: str | None = option(
-        None, "Folder for metrics.json and samples.png; unset = the table is printed only.", path=FILE
+        None, "Folder for metrics.json, per_image.csv and pictures; unset = the table is printed only.", path=FILE
     )
 
 
 @dataclass
-class PredictArguments(ComputeKeys, AdaptedModelKeys):
+class PredictArguments(ComputeKeys, RouteKeys, TileKeys, VolumeKeys, AdaptedModelKeys):
     """Arguments of `hf-sam-adapt predict`."""
 
-    inputs: list[str] = option([], "Image files, folders of images, or glob patterns.", path=FILE)
-    output_dir: str = option("predictions", "Folder for the masks, overlays and predictions.json.", path=FILE)
+    inputs: list[str] = option(
+        [], "Image files, folders of images, or glob patterns; NIfTI files, folders of a DICOM series.", path=FILE
+    )
+    output_dir: str = option("predictions", "Folder for the results and predictions.json.", path=FILE)
     box: list[float] | None = option(None, "Box prompt x0 y0 x1 y1 in pixels, the same for every image.")
     point: list[float] | None = option(None, "Point prompt x y in pixels, the same for every image.")
     instances: Literal["grid", "components"] | None = option(
@@ -58,15 +71,62 @@ class PredictArguments(ComputeKeys, AdaptedModelKeys):
     )
     points_per_side: int = option(16, "Points per side of the grid of --instances grid.")
     min_score: float = option(0.0, "Instances of a lower score, 0..1, are left out.")
-
-
-DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "folder")
-OF_CHECKPOINTS = ("base", "lora_alpha", "image_size", "domains", "classifier", "method_args")
-OF_DATA = ("images", "push", "group_by", "encoding")
+    format: (
+        list[Literal["png", "labelme", "coco", "yolo", "geojson", "nifti", "geotiff", "cog", "gpkg", "map_geojson"]]
+        | None
+    ) = option(None, "Formats of the results, one or several; unset = png, of GeoTIFFs geotiff, of volumes nifti.")
+    probability: bool = option(False, "Also write the probability of each pixel, where the format has a place for it.")
+    threshold: float = option(0.5, "Probability above which a pixel is foreground.")
+    simplify: float = option(
+        1.0, "Pixels by which the outline of a polygon may move to have fewer corners; 0 = every corner."
+    )
+    rank: Literal["uncertain"] | None = option(
+        None, "Put the images of which the model is least sure first; labelme lists them in this order."
+    )
+    skip_existing: bool = option(
+        False, "Leave images out whose results an earlier call with the same settings has written."
+    )
 
 
 @dataclass
-class ConvertArguments:
+class ExportArguments:
+    """Arguments of `hf-sam-adapt export`."""
+
+    run: str | None = option(None, "Run folder, adapter, pool, model folder or Hub id, or `tiny`.", path=MODEL)
+    output_dir: str | None = option(None, "Folder to create.", path=FILE)
+    format: Literal["onnx", "torch", "sam-pth", "transformers"] = option(
+        "onnx",
+        "Graphs for onnxruntime or torch.export, or merged weights for segment-anything or transformers.",
+    )
+    model: str | None = option(None, "Base model in place of the one that the adapter names.", path=MODEL)
+    precision: Literal["no", "fp16", "int8"] = option("no", "Of ONNX files; int8 = dynamic quantisation.")
+    opset: int = option(18, "Of ONNX, 18 or newer.")
+    encoder_input: Literal["pixels", "image"] = option(
+        "pixels",
+        "What the encoder's graph takes: the network's input, or an image of 0..255 that it normalises and pads, as "
+        "AnyLabeling hands it over.",
+    )
+    aot: bool = option(False, "Compile --format torch for this kind of processor by AOTInductor.")
+    dataset: str | None = option(
+        None, "Whose test images the result is tried on; unset = the run's, or drawn noise.", path=DATASET
+    )
+    limit: int = option(16, "Test images at most; 0 = all.")
+    max_difference: float | None = option(
+        None,
+        "Largest difference of a logit, as a share of the image's largest; unset = 1e-4, of fp16 0.02, of int8 0.2.",
+    )
+
+
+OF_RESULTS = ("format", "probability", "threshold", "simplify", "rank", "skip_existing")
+OF_INSTANCES = ("instances", "points_per_side", "min_score")
+DATA_FORMATS = ("labelme", "coco", "yolo", "cvat", "geojson", "folder", "volumes")
+OF_CHECKPOINTS = ("base", "lora_alpha", "image_size", "domains", "classifier", "method_args")
+OF_DATA = ("images", "push", "group_by", "encoding")
+OF_VOLUMES = ("slice_axis", "window", "neighbours")
+
+
+@dataclass
+class ConvertArguments(VolumeKeys):
     """Arguments of `hf-sam-adapt convert`: of a checkpoint, or of the annotations of a data set."""
 
     source: str | None = option(
@@ -82,17 +142,20 @@ class ConvertArguments:
             "cosam",
             "sam2-adapter",
             "sam-hq",
+            "sam-pth",
             "labelme",
             "coco",
             "yolo",
             "cvat",
+            "geojson",
             "folder",
+            "volumes",
         ]
         | None
     ) = option(
         None,
-        "What wrote it: conv-lora is AutoGluon's model.ckpt or its folder, cosam also a folder; folder is this "
-        "package's images/ and masks/, to be pushed.",
+        "What wrote it: conv-lora is AutoGluon's model.ckpt or its folder, cosam also a folder; sam-pth is a whole "
+        "SAM of segment-anything; folder is this package's images/ and masks/, to be pushed; volumes unpacks slices.",
         flag="from",
     )
     out: str | None = option(None, "Folder to create for the adapter or the data set.", path=FILE)
@@ -164,8 +227,15 @@ class PushArguments:
     public: bool = option(False, "Create a public repository; otherwise it is private.")
     revision: str | None = option(None, "Branch, created if needed; unset = main.")
     repo_type: Literal["model", "space"] = option(
-        "model", "space: a folder with app.py, pushed with the wheel of its checkout."
+        "model", "space: a folder with app.py, pushed with the package of its checkout."
     )
+    space_sdk: Literal["docker", "gradio"] | None = option(
+        None, "What a Space runs on: gradio can be on ZeroGPU, docker anywhere; unset = what its README says."
+    )
+
+    def __post_init__(self) -> None:
+        if self.space_sdk is not None and self.repo_type != "space":
+            raise UserError("of a Space", key="space_sdk", fix="add --repo_type space")
 
 
 @dataclass

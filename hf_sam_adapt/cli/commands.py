@@ -17,7 +17,7 @@ from ..config.help import GROUPS
 from ..config.recipe import Recipe
 from ..errors import UserError, exit_status, require_extra
 from . import next_command
-from .arguments import OF_CHECKPOINTS, OF_DATA
+from .arguments import OF_CHECKPOINTS, OF_DATA, OF_INSTANCES, OF_RESULTS, OF_VOLUMES
 from .quiet import quiet_libraries
 
 
@@ -176,6 +176,7 @@ COMMANDS = {
         description="Segment files, folders or globs: masks at original size, overlays, predictions.json.",
         positional="inputs",
         reads_recipe=True,
+        groups={**GROUPS, "results": OF_RESULTS, "instances": OF_INSTANCES},
         next=next_command.after_predict,
     ),
     "convert": Command(
@@ -187,9 +188,9 @@ COMMANDS = {
         ".arguments:ConvertArguments",
         ".convert:convert_command",
         description="Turn a checkpoint of a method's official implementation into an adapter folder, or the "
-        "annotations of labelme, COCO, YOLO or CVAT into a folder of images and masks.",
+        "annotations of labelme, COCO, YOLO, CVAT or GeoJSON into a folder of images and masks.",
         positional="source",
-        groups={"of a checkpoint": (*OF_CHECKPOINTS, "decoder"), "of annotations": (*OF_DATA, "layout")},
+        groups={"of a checkpoint": (*OF_CHECKPOINTS, "decoder"), "of annotations": (*OF_DATA, "layout", *OF_VOLUMES)},
         next=next_command.after_convert,
     ),
     "estimate": Command(
@@ -229,6 +230,15 @@ COMMANDS = {
         description="Serve a page to segment, route and adapt in the browser, offline.",
         positional="adapters",
         extra="demo",
+    ),
+    "export": Command(
+        "Write a model for other programs: ONNX, torch.export, segment-anything, transformers.",
+        ("runs/polyps --format onnx --output_dir polyps_onnx",),
+        ".arguments:ExportArguments",
+        ".export:export_command",
+        description="Write a model for annotators and other programs, and run what was written beside PyTorch on the "
+        "run's test images.",
+        positional="run",
     ),
     "export-tiny": Command(
         "Write the embedded model as an ordinary model folder.",

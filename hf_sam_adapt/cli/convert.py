@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..convert.checkpoints import convert_official_checkpoint
 from ..errors import UserError, require_extra
-from .arguments import DATA_FORMATS, OF_CHECKPOINTS, OF_DATA, ConvertArguments
+from .arguments import DATA_FORMATS, OF_CHECKPOINTS, OF_DATA, OF_VOLUMES, ConvertArguments
 
 
 def convert_command(args: ConvertArguments) -> None:
@@ -21,7 +21,9 @@ def convert_command(args: ConvertArguments) -> None:
         if getattr(args, name) is None:
             raise UserError(f"convert needs {flag}, as in: hf-sam-adapt convert --from conv-lora CKPT --out DIR")
     of_data = args.format in DATA_FORMATS
-    for name in OF_CHECKPOINTS if of_data else OF_DATA:
+    unfit: tuple[str, ...] = OF_CHECKPOINTS if of_data else OF_DATA
+    unfit += ("images", "encoding") if args.format == "volumes" else OF_VOLUMES
+    for name in unfit:
         if getattr(args, name) is not None:
             raise UserError(f"not for --from {args.format}", key=name, fix="leave it out")
     if of_data:
@@ -50,6 +52,7 @@ def _convert_data(args: ConvertArguments) -> None:
         args.out,
         classes=args.classes,
         layout=args.layout,
+        slices={name: getattr(args, name) for name in OF_VOLUMES},
         **{name: getattr(args, name) for name in OF_DATA},
     )
     for note in notes:

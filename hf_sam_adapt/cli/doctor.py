@@ -9,6 +9,7 @@ from typing import Any
 
 from ..data.dataset import SegmentationSplit
 from ..data.reading import READ_KEYS
+from ..data.tiles import resolve_tiles
 from ..doctor.examine import Diagnosis, examine_dataset
 from ..doctor.findings import ERROR, WARNING
 from ..errors import UserError
@@ -42,9 +43,13 @@ def doctor_command(args: DoctorArguments) -> int:
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise UserError("its folder does not exist", where=file, fix="create it")
     image_size = args.image_size or _image_size(args.model)
-    check_image_size(image_size, PATCH)
+    check_image_size(image_size, PATCH, "SAM")
+    tiles, notes = resolve_tiles(args.tile, args.overlap, image_size, PATCH)
+    for note in notes:
+        print(note)
     diagnosis = examine_dataset(
         args.dataset,
+        tiles=tiles,
         mask_size=4 * (image_size // PATCH),
         limit=KEPT if args.limit is None else args.limit,
         **{key: getattr(args, key) for key in (*READ_KEYS, "normalization", "processes")},
@@ -131,6 +136,8 @@ def _summary(diagnosis: Diagnosis) -> list[str]:
             names = diagnosis.source.id2label if diagnosis.source is not None else {}
             content = ", ".join(f"{names.get(label, label)} {share:.1%}" for label, share in enumerate(shares))
         usable = "" if facts.read == facts.images else f", {facts.read} usable,"
+        if facts.nodata[0]:
+            content += f", no data in {facts.nodata[0] / facts.nodata[1]:.1%}"
         lines.append(f"{split}: {facts.images} images{usable} of {shown or 'no'} pixels; {content}")
     images = sum(facts.images for facts in diagnosis.facts.values())
     per_thousand = 1000 * diagnosis.seconds / max(1, images)

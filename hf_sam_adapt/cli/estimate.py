@@ -29,6 +29,7 @@ def rows_of(estimated: Estimate) -> list[tuple[str, str]]:
     smallest = next((f"{card} GB" for card in CARDS if estimated.card_bytes <= card * 1e9), "more than 80 GB")
     source = "counted from shapes" if estimated.device == "cpu" else "measured on this GPU"
     hours, minutes = divmod(round(estimated.step_seconds * estimated.steps / 60), 60)
+    tiles = [] if estimated.tiles is None else [("tiles of an epoch", f"{estimated.tiles:,}")]
     return [
         ("trained parameters", f"{estimated.trained_parameters:,} of {estimated.total_parameters:,}"),
         ("adapter file", size_text(estimated.adapter_bytes)),
@@ -36,5 +37,6 @@ def rows_of(estimated: Estimate) -> list[tuple[str, str]]:
         (f"peak memory, {estimated.device}", size_text(estimated.peak_memory_bytes)),
         ("smallest GPU", f"{smallest} ({size_text(estimated.card_bytes)}, {source})"),
         ("optimizer step", f"{estimated.step_seconds:.3g} s on this {estimated.device}"),
+        *tiles,
         ("whole training", f"{estimated.steps:,} steps, {hours} h {minutes:02d} min, validations apart"),
     ]

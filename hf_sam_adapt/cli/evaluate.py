@@ -10,9 +10,10 @@ from torch import nn
 
 from ..config.recipe import Recipe
 from ..config.shared_keys import MaskKeys
+from ..data.tiles import Tiles, resolve_tiles
 from ..errors import UserError, require_extra
 from ..inference.variants import check_domain, routed
-from ..names import check_ignore_background, check_metrics
+from ..names import check_route, check_tile
 from ..sam.attention import Kind
 from ..sam.processing import SamAdaptProcessor
 from ..training.earlier_run import EarlierRun
@@ -29,7 +30,8 @@ _SCORE_KEYS = ("prompts", "metrics", "beta2", "ber_threshold", "ignore_backgroun
 
 
 def evaluate_command(args: EvaluateArguments) -> Result:
-    """Evaluates on the test images, prints the table, and with `output_dir` writes metrics.json and samples.png there.
+    """Evaluates on the test images, prints the table, and with `output_dir` writes metrics.json, per_image.csv and
+    pictures there.
 
     A data set without test images is evaluated on its validation images, or on its training images if it has no
     others; table and file say so (`measured_on`). An earlier evaluation in `output_dir` is replaced. Works in one
@@ -41,6 +43,7 @@ def evaluate_command(args: EvaluateArguments) -> Result:
     from accelerate import PartialState
 
     from ..data import load_segmentation_dataset
+    from ..data.volumes.folder import is_volume_set
     from ..names import class_names
     from ..reporting.curves import save_threshold_curves
     from ..reporting.prompts import print_prompt_tables, save_sensitivity
@@ -52,6 +55,8 @@ def evaluate_command(args: EvaluateArguments) -> Result:
     prompts, further, seed = chosen.pop("prompts"), chosen.pop("metrics"), chosen["seed"]
     ignore_background = chosen.pop("ignore_background", False)
     settings = {key: chosen.pop(key, None) for key in ("beta2", "ber_threshold")}
+    if not args.surface_tolerance >= 0:
+        raise UserError(f"{args.surface_tolerance} is below 0", key="surface_tolerance")
     state = PartialState()
     model, processor, choice = _model_and_variants(args.adapter, args.model, args.attention)
     check_domain(model, args.domain)  # a wrong one is said before anything is measured
@@ -62,6 +67,8 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             id2label = dict(enumerate(class_names(num_labels, id2label)))
         classes: dict[str, Any] = {"num_labels": num_labels, "id2label": id2label, "channels": processor.channels}
         known = None if earlier is None else earlier.known(chosen["dataset"])
+        if processor.slices is not None and is_volume_set(chosen["dataset"]):
+            chosen = processor.slices | {key: value for key, value in chosen.items() if value is not None}
         data = load_segmentation_dataset(**chosen, **classes, known=known)
     if data.num_labels != num_labels:
         raise UserError(
@@ -69,9 +76,14 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             key="dataset",
             fix="make them agree with label_map, palette or mask_values",
         )
-    check_metrics(further, prompts, num_labels, **settings)
-    check_ignore_background(ignore_background, num_labels)
-    for note in data.notes + ([] if earlier is None else earlier.notes(data, chosen["dataset"], seed)):
+    how = {key: getattr(args, key) for key in ("batch_size", "precision", "num_workers")}
+    scored = {"prompts": prompts, "metrics": further, "ignore_background": ignore_background, "seed": seed}
+    scored["surface_tolerance"] = args.surface_tolerance
+    cut = _cut(args, earlier)
+    tiles, rounded = resolve_tiles(**cut, image_size=processor.image_size, patch_size=processor.patch_size)
+    task = task_of(Recipe(**scored, **settings, **how, **cut), data)
+    task.check()
+    for note in rounded + data.notes + ([] if earlier is None else earlier.notes(data, chosen["dataset"], seed)):
         state.print(note)
     measured_on, split = data.measured
     for network in (model, choice.get("zero_shot_model")):
@@ -83,16 +95,9 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             key="clicks, prompt_sensitivity, instances",
             fix="leave them unset",
         )
-    if num_labels is not None and prompts != ["none"]:
-        raise UserError(
-            f"{' '.join(prompts)}, but classes are segmented without prompts", key="prompts", fix="leave it unset"
-        )
-    how = {key: getattr(args, key) for key in ("batch_size", "precision", "num_workers")}
-    scored = {"prompts": prompts, "metrics": further, "ignore_background": ignore_background, "seed": seed}
-    task = task_of(Recipe(**scored, **settings, **how), data)
     with routed(model, args.domain):
-        result = task.measure(model, processor, split, **choice)
-        answers = _of_prompts(args, model, processor, split, how | choice)
+        result = task.measure(model, processor, split, route=args.route, **choice)
+        answers = _of_prompts(args, model, processor, split, how | choice, tiles)
     if state.is_main_process:
         metrics = {"test": result.test, "measured_on": measured_on, **answers}
         task.print_tables(metrics)
@@ -103,6 +108,7 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             save_threshold_curves(output_dir / "f_measure.png", result.test.get("none") or {})
             with routed(model, args.domain):
                 task.draw(output_dir, model, processor, split, result, **choice)
+                task.list_images(output_dir, model, processor, split, result, **choice)
                 if args.prompt_sensitivity:
                     path, part = output_dir / "prompt_sensitivity.png", answers["prompt_sensitivity"]
                     save_sensitivity(path, model, processor, split, part, precision=args.precision, **choice)
@@ -110,7 +116,12 @@ def evaluate_command(args: EvaluateArguments) -> Result:
 
 
 def _of_prompts(
-    args: EvaluateArguments, model: nn.Module, processor: SamAdaptProcessor, split: SegmentationSplit, how: dict
+    args: EvaluateArguments,
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    split: SegmentationSplit,
+    how: dict,
+    tiles: Tiles | None,
 ) -> dict[str, Any]:
     """The parts of metrics.json that `clicks`, `prompt_sensitivity` and `instances` ask for."""
     from ..evaluation.clicks import evaluate_clicks
@@ -123,7 +134,7 @@ def _of_prompts(
     if args.prompt_sensitivity:
         parts["prompt_sensitivity"] = prompt_sensitivity(model, processor, split, args.prompt_sensitivity, **how)
     if args.instances:
-        parts["instances"] = evaluate_instances(model, processor, split, args.instances, **how)
+        parts["instances"] = evaluate_instances(model, processor, split, args.instances, tiles=tiles, **how)
     return parts
 
 
@@ -133,18 +144,20 @@ def _model_and_variants(
     """Loads an adapter, or a plain SAM where none is named.
 
     A fully trained model does not hold its base: that is `model`, or what the run's `recipe.yaml` names, or left out.
+    Nor does one with an adapter that writes into it, such as PiSSA.
 
     Returns:
         The model on CPU, its processor, and the arguments `adapted`, `zero_shot` and `zero_shot_model` of `evaluate`.
     """
     from ..inference.loading import load_for_inference, load_plain
+    from ..tuners.stock import changes_base
 
     loaded = load_for_inference(adapter, model, attention)
     if adapter is None:
         return loaded.model, loaded.processor, {"adapted": False}
-    if loaded.config is not None:
+    if loaded.config is not None and not changes_base(loaded.config):
         return loaded.model, loaded.processor, {}
-    base_name = model or EarlierRun.read(adapter).taken(["model"]).get("model")
+    base_name = loaded.base_name or model or EarlierRun.read(adapter).taken(["model"]).get("model")
     if base_name is None:
         return loaded.model, loaded.processor, {"zero_shot": False}
     plain = load_plain(base_name, loaded.processor, attention)
@@ -173,6 +186,25 @@ def _chosen_data(args: EvaluateArguments, earlier: EarlierRun | None) -> dict[st
     return chosen | {key: list(dict.fromkeys(chosen[key])) for key in ("prompts", "metrics")}
 
 
+def _cut(args: EvaluateArguments, earlier: EarlierRun | None) -> dict[str, Any]:
+    """`tile` and `overlap`: as given, else those of the run, whose model has seen images at that scale.
+
+    Raises:
+        UserError: tiles and what is measured on whole images.
+    """
+    cut: dict[str, Any] = {"tile": args.tile, "overlap": args.overlap}
+    if args.tile is None and earlier is not None:
+        cut = {"tile": None, "overlap": None} | earlier.taken(["tile", "overlap"])
+        cut |= {} if args.overlap is None else {"overlap": args.overlap}
+    if cut["tile"] is None:
+        check_route(args.route, None)
+        return cut
+    for key in ("clicks", "prompt_sensitivity"):
+        if getattr(args, key):
+            raise UserError("measured on whole images, and tile cuts them", key=key, fix="leave one of them out")
+    return cut
+
+
 def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
     """The output folder, after everything that can be refused before loading."""
     if "dataset" not in chosen:
@@ -182,6 +214,7 @@ def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
     for name in ("batch_size", "num_workers"):
         if getattr(args, name) < (name == "batch_size"):
             raise UserError(f"{getattr(args, name)} is too small", key=name)
+    check_tile(args.tile, None if args.tile is None else args.overlap)
     if args.clicks < 0:
         raise UserError(f"{args.clicks} is below 0", key="clicks")
     if args.instances:

@@ -41,6 +41,8 @@ def after_predict(args: PredictArguments) -> list[str]:
 
 
 def after_convert(args: ConvertArguments) -> list[str]:
+    if args.format == "sam-pth":
+        return ["train", "--model", str(args.out), "--dataset", "DATASET"]
     if args.format not in DATA_FORMATS:
         return ["predict", "IMAGES", "--adapter", str(args.out)] + (["--model", "MODEL"] if args.base is None else [])
     if args.out is None:

@@ -13,7 +13,7 @@ def push_command(args: PushArguments) -> None:
     if args.folder is None:
         raise UserError("push needs the folder to publish, such as a run's output_dir")
     if args.repo_type == "space":
-        push_space(args.folder, args.repo, private=not args.public, revision=args.revision)
+        push_space(args.folder, args.repo, private=not args.public, revision=args.revision, sdk=args.space_sdk)
         return
     address = push_folder(args.folder, args.repo, private=not args.public, revision=args.revision)
     repo = "/".join(address.partition("/commit/")[0].split("/")[-2:])

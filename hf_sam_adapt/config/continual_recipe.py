@@ -98,6 +98,8 @@ class ContinualRecipe(Recipe):
             raise UserError(
                 "missing", key="domains", fix="list them in order, each as name: dataset or synthetic:<domain>"
             )
+        if self.tile is not None:
+            raise UserError("a continual run takes whole images", key="tile", fix="leave it out")
         for key, value in (("dataset", self.dataset), ("num_labels", self.num_labels), ("palette", self.palette)):
             if value is not None:
                 hint = "name data sets under domains" if key == "dataset" else "a continual run segments one class"

@@ -17,12 +17,12 @@ from .paths import FILE, NAME
 GROUPS: dict[str, Sequence[str]] = {
     "data": (
         "group_by mask_suffix mask_values mask_threshold label_map num_labels id2label palette channels normalization "
-        "image_size resize augment"
+        "image_size resize augment tile overlap route tile_foreground slice_axis window neighbours"
     ).split(),
     "prompts": (
         "prompts prompt_weights box_jitter points_per_object correction_rounds box point clicks prompt_sensitivity"
     ).split(),
-    "scores": "metrics beta2 ber_threshold ignore_background".split(),
+    "scores": "metrics beta2 ber_threshold ignore_background surface_tolerance".split(),
     "optimisation": (
         "max_steps gradient_accumulation_steps learning_rate learning_rates lr_scheduler lr_min warmup weight_decay "
         "max_grad_norm loss class_weights eval_every checkpoint_every early_stopping"

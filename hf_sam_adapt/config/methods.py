@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import import_module
+from typing import Any
 
 
 _SAM_ADAPTER = """\
@@ -66,7 +68,8 @@ class Method:
     Attributes:
         name: as its authors write it.
         what: what is trained, a clause that follows "with".
-        config: `module:class` of its PEFT config, imported when it is asked for; None = no adapter.
+        config: `module:class` of its PEFT config, imported when it is asked for; None = no adapter, or one that
+            `method_args` name.
         paper: id on arXiv, None without one.
         citation: BibTeX, None without a paper.
         several_classes: whether it can segment several classes and take other channels than three.
@@ -83,6 +86,12 @@ class Method:
     def linked(self) -> str:
         """The name, in Markdown a link to the paper where there is one."""
         return self.name if self.paper is None else f"[{self.name}](https://arxiv.org/abs/{self.paper})"
+
+    def named(self, config: Mapping[str, Any] | None) -> Method:
+        """The same method, for `peft` under the name of the tuner in the content of an `adapter_config.json`."""
+        if self is not METHODS["peft"] or not config:
+            return self
+        return replace(self, name=f"PEFT {config['peft_type']}")
 
     def config_class(self) -> type | None:
         """The class that `config` names."""
@@ -139,6 +148,7 @@ METHODS = {
         _L2P,
     ),
     "lora": Method("LoRA", "low-rank updates of the encoder's attention", "peft:LoraConfig", "2106.09685", _LORA),
+    "peft": Method("PEFT tuner", "a tuner of PEFT's on the encoder's attention"),
     "full": Method("full fine-tuning", "every weight of encoder and decoder"),
 }
 CLASS_METHODS = tuple(name for name, method in METHODS.items() if method.several_classes)

@@ -11,7 +11,16 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from ..errors import UserError
-from ..names import METRIC_NAMES, PROMPT_KINDS, check_metrics, check_prompt_kinds, parse_loss, read_id2label
+from ..names import (
+    AUGMENTATIONS,
+    METRIC_NAMES,
+    PROMPT_KINDS,
+    check_metrics,
+    check_prompt_kinds,
+    check_tile,
+    parse_loss,
+    read_id2label,
+)
 from .arguments import option, parse_arguments
 from .paths import FILE, MODEL, Change, change_paths, stored_in
 from .presets import with_preset
@@ -34,7 +43,7 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
         "The SAM to adapt: tiny, a folder, or a Hub id such as facebook/sam-vit-base; unset = the adapter's, or tiny.",
         path=MODEL,
     )
-    method: Literal["sam_adapter", "conv_lora", "cwsam", "decoder", "l2p", "lora", "full"] = option(
+    method: Literal["sam_adapter", "conv_lora", "cwsam", "decoder", "l2p", "lora", "peft", "full"] = option(
         "sam_adapter", "How SAM is adapted."
     )
     method_args: dict = option({}, "Fields of the method's PEFT config, e.g. --method_args.scale_factor 16.")
@@ -62,7 +71,11 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
         "Classes: leave the background out of the scores; official = CWSAM's way, which hides confusions with it.",
     )
 
-    epochs: int = option(20, "Passes over the training images.")
+    tile_foreground: float = option(
+        0.5, "With tile: share of the training tiles that hold foreground for sure, where their image has some."
+    )
+
+    epochs: int = option(20, "Passes over the training images; with tile, over as many tiles as cover them.")
     max_steps: int = option(0, "Optimizer steps; above 0 it wins over epochs.")
     gradient_accumulation_steps: int = option(1, "Micro-steps per optimizer step.")
     learning_rate: float | None = option(None, "Highest learning rate; unset = 2e-4, tiny 1e-3.")
@@ -129,10 +142,12 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
         if self.lr_min is not None and not 0 <= self.lr_min <= (self.learning_rate or math.inf):
             raise UserError(f"{self.lr_min} is not between 0 and the learning_rate {self.learning_rate}", key="lr_min")
         _at_least(self, "channels", 1)
+        _at_least(self, "surface_tolerance", 0)
         _at_least(self, "correction_rounds", 0)
         check_prompt_kinds(self.prompts)
         check_metrics(self.metrics, self.prompts, self.num_labels, beta2=self.beta2, ber_threshold=self.ber_threshold)
-        _known_names(self, "augment", ("flip", "scale", "crop", "colour", "jitter", "none"))
+        _known_names(self, "augment", (*AUGMENTATIONS, "none"))
+        self._check_tiles()
         _known_names(self, "report_to", ("trackio", "tensorboard", "wandb", "none"))
         self._check_prompts()
         self.augment = _without_none(self.augment, "augment")
@@ -143,6 +158,17 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
                 fix="set augment: none, or leave cache_embeddings out",
             )
         self.report_to = _without_none(self.report_to, "report_to")
+
+    def _check_tiles(self) -> None:
+        check_tile(self.tile, self.overlap)
+        if not 0 <= self.tile_foreground <= 1:
+            raise UserError(f"{self.tile_foreground} is not between 0 and 1", key="tile_foreground")
+        if self.tile is not None and self.cache_embeddings:
+            raise UserError(
+                "tiles are drawn anew in each epoch, and an embedding is of a whole image",
+                key="cache_embeddings",
+                fix="leave it or tile out",
+            )
 
     def _check_prompts(self) -> None:
         for kind, weight in (self.prompt_weights or {}).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..names import AUGMENTATIONS
 from .arguments import option
 from .paths import DATASET, MODEL, NAME
 
@@ -12,8 +13,26 @@ from .paths import DATASET, MODEL, NAME
 MaskValues = Literal["auto", "binary", "index", "alpha"]
 
 
+SliceAxis = Literal["axial", "coronal", "sagittal"]
+
+
 @dataclass
-class MaskKeys:
+class VolumeKeys:
+    """How volumes (NIfTI, DICOM) are cut into images; what is unset may be a run's."""
+
+    slice_axis: SliceAxis | None = option(
+        None, "Axis across which volumes are cut; unset = across the largest voxels, axial where they are cubes."
+    )
+    window: list[float] | None = option(
+        None, "Level and width of the values of a volume that is seen, e.g. 40 400; unset = 1st to 99th percentile."
+    )
+    neighbours: int | None = option(
+        None, "Slices on each side that are further channels: 1 makes the three colours, more need channels."
+    )
+
+
+@dataclass
+class MaskKeys(VolumeKeys):
     """Where a data set is, and how its images and masks are paired and split; what is unset may be a run's."""
 
     dataset: str | None = option(None, "Folder with images/ and masks/, Hub id, or synthetic:<domain>.", path=DATASET)
@@ -29,7 +48,21 @@ class MaskKeys:
 
 
 @dataclass
-class DataKeys(MaskKeys):
+class TileKeys:
+    """How large images are cut."""
+
+    tile: int | Literal["auto"] | None = option(
+        None,
+        "Side in pixels of the tiles that images are cut into; auto = the network's input, for images more than "
+        "twice as large; unset = a run's, or images are not cut.",
+    )
+    overlap: int | Literal["auto"] | None = option(
+        None, "Pixels that neighbouring tiles share; auto and unset = an eighth of the tile."
+    )
+
+
+@dataclass
+class DataKeys(TileKeys, MaskKeys):
     """How a data set becomes the input of a network."""
 
     mask_values: MaskValues = option("auto", "How mask values are read.")
@@ -45,8 +78,17 @@ class DataKeys(MaskKeys):
     resize: Literal["pad", "squash"] | None = option(
         None, "Keep the aspect ratio (pad) or not (squash); unset = the model's."
     )
-    augment: list[str] = option(["flip", "scale", "colour"], "Augmentations: flip scale crop colour jitter, or none.")
+    augment: list[str] = option(["flip", "scale", "colour"], f"Augmentations: {' '.join(AUGMENTATIONS)}, or none.")
     seed: int = option(0, "Seed of the splits and of everything else that is random.")
+
+
+@dataclass
+class RouteKeys:
+    """Where the tiles of an image go."""
+
+    route: Literal["image", "tile"] = option(
+        "image", "Of a pool with tiles: its router chooses for each image as a whole, or for each tile."
+    )
 
 
 @dataclass
@@ -59,6 +101,7 @@ class MetricKeys:
     ber_threshold: float | None = option(
         None, "Probability above which a pixel is foreground for ber; unset = 0.5, SAM-Adapter's code 125/255."
     )
+    surface_tolerance: float = option(1.0, "Volumes: millimetres within which surfaces agree, for their surface Dice.")
 
 
 @dataclass

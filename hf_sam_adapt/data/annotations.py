@@ -21,6 +21,8 @@ from .walk import one_form
 BACKGROUND_LABELS = ("_background_", "__background__", "background")
 IGNORE_LABELS = ("__ignore__", "ignore")
 ONLY_CLASS = "object"  # where no area has a label
+CHECKED = "checked"  # flag of a predicted annotation that a person has looked at
+SOURCE = "source"  # key of an annotation file that was predicted; labelme keeps it
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),

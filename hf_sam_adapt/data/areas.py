@@ -93,6 +93,7 @@ def fill_polygon(corners: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def decode_runs(runs: dict, height: int, width: int, name: str) -> np.ndarray:
     """COCO's run lengths (a list, or its compressed string) -> bool (height, width)."""
+    # Of runs that are too short pycocotools' decode returns whatever its memory held.
     counts = runs["counts"]
     if isinstance(counts, str):
         counts = _decompress(counts)
@@ -111,6 +112,8 @@ def _decompress(text: str) -> list[int]:
     while position < len(text):
         value, shift, continues = 0, 0, True
         while continues:
+            if position == len(text):
+                raise ValueError("run lengths that break off")
             bits = ord(text[position]) - 48
             value |= (bits & 0x1F) << shift
             continues = bool(bits & 0x20)
@@ -126,7 +129,10 @@ def has_no_pixel(counts: Any) -> bool:
     """Whether run lengths are those of a mask without a pixel: one run, or none of ones."""
     if isinstance(counts, list):
         return not any(counts[1::2])
-    return isinstance(counts, str) and len(counts) <= 7 and len(_decompress(counts)) <= 1
+    try:
+        return isinstance(counts, str) and len(counts) <= 7 and len(_decompress(counts)) <= 1
+    except ValueError:  # what draws it says what is wrong
+        return False
 
 
 def misplacement(bounds: Bounds, height: int, width: int) -> str | None:

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from ..errors import UserError
+from ..names import AUGMENTATIONS
 from .images import IGNORE
 
 
-AUGMENTATIONS = ("flip", "scale", "crop", "colour", "jitter")
 DEFAULT_AUGMENTATIONS = ("flip", "scale", "colour")
 MAX_SCALE = 1.5
 MIN_CROP = 0.6
@@ -25,7 +25,8 @@ def augment(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply the named augmentations with strengths drawn from `rng`.
 
-    "flip" mirrors left to right; "scale" cuts out or surrounds the image so that the processor shows it up to 1.5
+    "flip" mirrors left to right, "vflip" top to bottom, each half of the images; "rotate" turns by none to three
+    quarters; "scale" cuts out or surrounds the image so that the processor shows it up to 1.5
     times larger or smaller; "crop" keeps 60 to 100 % of each side; "colour" changes brightness, contrast and
     saturation by up to 25 %, of a float image brightness and contrast by up to 25 % of each channel's deviation.
     "jitter" is the large-scale jitter of HQ-SAM and MoDA and stands in the place of scale and crop: see `_jitter`.
@@ -34,7 +35,7 @@ def augment(
         image: uint8 (H, W, 3), or float32 (H, W, C).
         mask: uint8 (H, W).
         rng: the only source of chance.
-        options: names out of flip, scale, crop, colour; ["none"] or [] changes nothing.
+        options: names out of `AUGMENTATIONS`; ["none"] or [] changes nothing.
 
     Returns:
         Image and mask, both of a new size where they were scaled or cropped. What lies outside the original has the
@@ -43,6 +44,11 @@ def augment(
     options = check_options(options)
     if "flip" in options and rng.random() < 0.5:
         image, mask = image[:, ::-1], mask[:, ::-1]
+    if "vflip" in options and rng.random() < 0.5:
+        image, mask = image[::-1], mask[::-1]
+    if "rotate" in options:
+        turns = int(rng.integers(4))
+        image, mask = np.rot90(image, turns), np.rot90(mask, turns)
     if "scale" in options:
         image, mask = _scale(image, mask, rng)
     if "crop" in options:

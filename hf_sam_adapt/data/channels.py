@@ -10,11 +10,13 @@ from PIL import Image
 
 from ..errors import UserError, first_line
 from .images import Header, array_header, header_of, is_cut_short, load_array, read_header, read_image
+from .nodata import filled, valid_pixels
 from .stored import (
     BROKEN,
     Encoded,
     Values,
     narrows,
+    no_data,
     open_stored,
     placeholder,
     rewind,
@@ -51,7 +53,7 @@ def read_channels(source: Source, channels: int, name: str | None = None) -> np.
 
     Args:
         source: path, encoded bytes, PIL image, or array (H, W) or (H, W, C) of a boolean, integer or real type.
-            Samples and pages of a TIFF are its channels.
+            Samples and pages of a TIFF are its channels. Pixels of a GeoTIFF without data get the mean of the others.
         channels: C, at least 1.
         name: what error messages call it; the file's path by default.
 
@@ -62,7 +64,7 @@ def read_channels(source: Source, channels: int, name: str | None = None) -> np.
         UserError: unreadable, another number of channels, or NaN or infinite values; the message names the file.
     """
     name = name or source_name(source)
-    array = _checked(_open_array(source, channels, name, pixels=True), channels, name)
+    array = check_channels(_open_array(source, channels, name, pixels=True), channels, name)
     with np.errstate(over="ignore"):  # float64 beyond the range of float32 becomes infinite and is counted
         values = np.ascontiguousarray(array, dtype=np.float32)
     wrong = int(np.count_nonzero(~np.isfinite(values).all(axis=2)))
@@ -79,7 +81,7 @@ def read_channels(source: Source, channels: int, name: str | None = None) -> np.
 def read_channel_header(source: Source, channels: int, name: str | None = None) -> Header:
     """Size of an image, without decoding it. Raises `UserError` if it is unreadable or its channels are not C."""
     name = name or source_name(source)
-    array = _checked(_open_array(source, channels, name, pixels=False), channels, name)
+    array = check_channels(_open_array(source, channels, name, pixels=False), channels, name)
     return Header(array.shape[0], array.shape[1], lossy=False)
 
 
@@ -112,8 +114,12 @@ def _open_array(source: Source, channels: int, name: str, pixels: bool) -> np.nd
         rewind(source)
         return _with_channels(load_array(source, name), name)
     with open_stored(source, name, channels) as stored:
+        nodata, alpha = no_data(stored)
         if isinstance(stored, Values):
-            return stored.read() if pixels else placeholder(stored.shape, stored.dtype)
+            if not pixels:
+                return placeholder(stored.shape, stored.dtype)
+            values = stored.read()
+            return filled(values, valid_pixels(values, nodata, alpha), alpha)
         if stored.mode not in _MODES:
             raise UserError(
                 f"an image of mode {stored.mode}",
@@ -133,7 +139,8 @@ def _open_array(source: Source, channels: int, name: str, pixels: bool) -> np.nd
             return placeholder((header.height, header.width, len(stored.getbands())), np.uint8)
         try:
             as_stored = stored_grey(stored)
-            return _with_channels(as_stored(np.asarray(upright(stored))), name)
+            values = _with_channels(as_stored(np.asarray(upright(stored))), name)
+            return filled(values, valid_pixels(values, nodata, alpha), alpha)
         except (*BROKEN, Image.DecompressionBombError) as error:
             raise UserError(
                 f"corrupt image ({first_line(error)})", where=name, fix="remove or replace the file"
@@ -147,7 +154,8 @@ def _with_channels(array: np.ndarray, name: str) -> np.ndarray:
     return array if array.ndim == 3 else array[:, :, None]
 
 
-def _checked(array: np.ndarray, channels: int, name: str) -> np.ndarray:
+def check_channels(array: np.ndarray, channels: int, name: str) -> np.ndarray:
+    """`array` (H, W, C); raises `UserError` unless it holds real numbers in `channels` channels."""
     if array.dtype.kind not in "biuf":
         hint = "; store its amplitude" if array.dtype.kind == "c" else ""
         raise UserError(f"image of type {array.dtype}, expected integers or real numbers{hint}", where=name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,8 +12,11 @@ from torch.utils.data import Dataset
 
 from ..errors import UserError
 from .encoding import MaskEncoding
-from .images import Header
+from .images import IGNORE, Header
 from .palettes import Palette
+from .rasters import Place, raster_of
+from .scenes import ImageWindows, StoredMask, WholeImage, WholeMask, open_image, valid_of
+from .tiles import Window
 
 
 if TYPE_CHECKING:
@@ -29,6 +33,8 @@ class Sample:
         id: name without extension, unique in its split.
         index: position in the split.
         path: the image's file, if it has one of its own.
+        valid: bool (H, W), False where the file says that it holds no data, and the mask is 255; None = data
+            everywhere.
     """
 
     image: np.ndarray
@@ -36,6 +42,48 @@ class Sample:
     id: str
     index: int
     path: str | None = None
+    valid: np.ndarray | None = None
+
+
+class OpenSample:
+    """A sample of which windows are read, an `ImageWindows` with a mask.
+
+    Attributes:
+        id, index, path: as in `Sample`.
+        size: (height, width).
+        place, nodata: see `ImageWindows`.
+    """
+
+    def __init__(
+        self,
+        image: ImageWindows,
+        mask: StoredMask | WholeMask,
+        encoding: MaskEncoding,
+        row_id: str,
+        index: int,
+        path: str | None,
+        mask_name: str,
+    ) -> None:
+        self.id, self.index, self.path, self.size = row_id, index, path, image.size
+        self.place: Place | None = image.place
+        self.nodata: float | None = image.nodata
+        self._image, self._mask, self._encoding, self._mask_name = image, mask, encoding, mask_name
+
+    def image(self, window: Window) -> np.ndarray:
+        return self._image.image(window)
+
+    def valid(self, window: Window) -> np.ndarray | None:
+        return self._image.valid(window)
+
+    def mask(self, window: Window) -> np.ndarray:
+        """uint8 (h, w), classes and 255 = ignore, also where the image holds no data."""
+        mask = self._encoding.decode(self._mask.read(window), self._mask.lossy, self._mask_name)
+        return ignored(mask, self._image.valid(window))
+
+    def sample(self, window: Window) -> Sample:
+        """What a window shows."""
+        mask = self.mask(window)
+        return Sample(self.image(window), mask, self.id, self.index, self.path, self.valid(window))
 
 
 class Reader(Protocol):
@@ -91,14 +139,40 @@ class SegmentationSplit(Dataset):
         name = self.reader.name(row)
         if stored.shape[:2] != image.shape[:2]:
             raise size_mismatch(name, stored.shape[:2], image.shape[:2])
-        mask = self.encoding.decode(stored, lossy, name)
-        return Sample(image, mask, row["id"], index, self.reader.path(row))
+        path = self.reader.path(row)
+        valid = None if path is None else valid_of(path)
+        mask = ignored(self.encoding.decode(stored, lossy, name), valid)
+        return Sample(image, mask, row["id"], index, path, valid)
+
+    @contextmanager
+    def open(self, index: int) -> Iterator[OpenSample]:
+        """A sample whose windows are read when they are asked for, as far as its files allow it.
+
+        Raises:
+            UserError: as reading the whole sample.
+        """
+        row, reader = self.table[index], self.reader
+        path, name = reader.path(row), reader.name(row)
+        with ExitStack() as stack:
+            image: ImageWindows
+            if path is not None and raster_of(path) is not None:
+                image = stack.enter_context(open_image(path, getattr(reader, "channels", None)))
+            else:
+                image = WholeImage(reader.read_image(row))
+            opened = getattr(reader, "open_mask", None)
+            mask = None if opened is None else stack.enter_context(opened(row))
+            mask = WholeMask(*reader.read_mask(row)) if mask is None else mask
+            if mask.size != image.size:
+                raise size_mismatch(name, mask.size, image.size)
+            yield OpenSample(image, mask, self.encoding, row["id"], index, path, name)
 
     def mask(self, index: int) -> np.ndarray:
-        """The mask alone, uint8 (H, W), without opening the image."""
+        """The mask alone, uint8 (H, W), without opening the image unless that may hold pixels without data."""
         row = self.table[index]
         stored, lossy = self.reader.read_mask(row)
-        return self.encoding.decode(stored, lossy, self.reader.name(row))
+        path = self.reader.path(row)
+        mask = self.encoding.decode(stored, lossy, self.reader.name(row))
+        return ignored(mask, None if path is None else valid_of(path))
 
     def instances(self, index: int) -> np.ndarray | None:
         """uint8 (H, W), the number of the object at each pixel, 0 = none; None where the data does not tell objects
@@ -112,8 +186,9 @@ class SegmentationSplit(Dataset):
 
     @property
     def keys(self) -> list[str]:
-        """What the images are known by to another run: their ids, or for rows without a name what they hold."""
-        return image_keys(self.table)
+        """What the images are known by to another run: their ids, for rows without a name what they hold, for slices
+        their volumes, each once."""
+        return list(dict.fromkeys(image_keys(self.table)))
 
     def select(self, indices: Sequence[int]) -> SegmentationSplit:
         """The same split with only the rows `indices`."""
@@ -136,6 +211,7 @@ class SegmentationData:
         splits: keys (see `SegmentationSplit.keys`) per split where they were drawn by seed, else None.
         palette: the colours of the classes, where the masks are read by one.
         val_chooses: whether a score on `val` means anything; not without foreground.
+        slices: how its volumes are cut, see `SliceKeys`; None for images.
     """
 
     train: SegmentationSplit
@@ -149,6 +225,7 @@ class SegmentationData:
     splits: dict[str, list[str]] | None = None
     palette: Palette | None = None
     val_chooses: bool = True
+    slices: dict[str, Any] | None = None
 
     @property
     def keys(self) -> dict[str, list[str]] | None:
@@ -170,6 +247,11 @@ class SegmentationData:
 def image_keys(table: datasets.Dataset) -> list[str]:
     """Column "key" of a table, which stands in for ids that are mere numbers; else its ids."""
     return list(table["key" if "key" in table.column_names else "id"])
+
+
+def ignored(mask: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    """`mask` with 255 where there are no data."""
+    return mask if valid is None or valid.shape != mask.shape else np.where(valid, mask, np.uint8(IGNORE))
 
 
 def mask_of(split: Any, index: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from .palettes import Palette, to_labels
 MASK_VALUES = ("auto", "binary", "index", "alpha")
 MaskValues = Literal["auto", "binary", "index", "alpha"]
 LOSSY_THRESHOLD = 127
+COUNTED_AT_ONCE = 2**24  # pixels
 SOFT_VALUES = 8  # so many values between 0 and the largest are soft edges rather than classes
 
 
@@ -264,7 +265,15 @@ def present_values(mask: np.ndarray, name: str) -> np.ndarray:
             fix=f"{_SOFT_HINT}, or say with label_map what it means",
             code="mask-values",
         )
-    return np.bincount(mask.ravel(), minlength=256) > 0
+    return value_counts(mask) > 0
+
+
+def value_counts(mask: np.ndarray) -> np.ndarray:
+    """How often each value occurs in uint8 (H, W): int64 (256,)."""
+    # numpy.bincount makes eight bytes of each; of a large mask some rows at a time.
+    rows = max(1, COUNTED_AT_ONCE // max(1, mask.shape[-1]))
+    parts = (mask[start : start + rows] for start in range(0, len(mask), rows))
+    return sum((np.bincount(part.ravel(), minlength=256) for part in parts), np.zeros(256, np.int64))
 
 
 def map_values(mask: np.ndarray, label_map: Mapping[int, int] | None) -> np.ndarray:

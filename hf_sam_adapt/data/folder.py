@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from ..errors import UserError
 from .channels import ARRAY_SUFFIX, load_header, load_image
 from .images import Header, MaskContent, array_header, load_array, read_mask_file, read_mask_header
+from .scenes import StoredMask, by_windows, check_grid, open_mask, raster_header
+from .tiles import Window
 from .walk import files_below, one_form
 
 
@@ -46,17 +49,28 @@ class FileReader:
         return row["image"]
 
     def headers(self, row: dict[str, Any]) -> tuple[Header, Header]:
-        mask = row["mask"]
+        mask, raster = row["mask"], by_windows(row["image"])
+        image = load_header(row["image"], self.channels) if raster is None else raster_header(raster, self.channels)
         if mask.endswith(ARRAY_SUFFIX):
-            return load_header(row["image"], self.channels), array_header(load_array(mask))
-        return load_header(row["image"], self.channels), read_mask_header(mask, content=self.content)
+            return image, array_header(load_array(mask))
+        check_grid(row["image"], mask)
+        if (raster := by_windows(mask)) is not None:
+            return image, Header(*raster.size, raster.lossy, coloured=raster.shape[2] >= 3)
+        return image, read_mask_header(mask, content=self.content)
 
     def read_image(self, row: dict[str, Any]) -> np.ndarray:
         return load_image(row["image"], self.channels)
 
     def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
         mask = row["mask"]
+        if by_windows(mask) is not None:
+            with open_mask(mask, self.content) as opened:
+                if opened is not None:
+                    return opened.read(Window(0, 0, *opened.size)), opened.lossy
         return read_mask_file(load_array(mask) if mask.endswith(ARRAY_SUFFIX) else mask, mask, content=self.content)
+
+    def open_mask(self, row: dict[str, Any]) -> AbstractContextManager[StoredMask | None]:
+        return open_mask(row["mask"], self.content)
 
 
 def has_images(root: Path) -> bool:
@@ -152,8 +166,8 @@ def _pair_folder(folder: Path, mask_suffix: str | None, arrays: bool, problem: P
     hint = "" if mask_suffix else " (or set mask_suffix if the masks' names end differently)"
     images_alone = [image_files[stem] for name, stem in wanted.items() if name not in mask_files]
     masks_alone = [path for name, path in mask_files.items() if name not in wanted]
-    _check_alone(folder, images_alone, "image", "mask", hint, problem)
-    _check_alone(folder, masks_alone, "mask", "image", hint, problem)
+    check_alone(folder, images_alone, "image", "mask", hint, problem)
+    check_alone(folder, masks_alone, "mask", "image", hint, problem)
     stems = sorted(stem for name, stem in wanted.items() if name in mask_files)
     return datasets.Dataset.from_dict(
         {
@@ -179,7 +193,8 @@ def _by_stem(folder: Path, suffixes: set[str], problem: Problem) -> dict[str, st
     return files
 
 
-def _check_alone(folder: Path, paths: list[str], kind: str, other: str, hint: str, problem: Problem) -> None:
+def check_alone(folder: Path, paths: list[str], kind: str, other: str, hint: str, problem: Problem) -> None:
+    """Tell `problem` of images without masks, or the reverse; `kind` and `other` say which."""
     if paths:
         paths = sorted(paths)
         shown = ", ".join(os.path.relpath(path, folder) for path in paths[:5]) + (", …" if len(paths) > 5 else "")

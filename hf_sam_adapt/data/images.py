@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from .nodata import filled, valid_pixels
 from .stored import (
     ALPHA_MODES,
     EXIF_ORIENTATION,
@@ -19,6 +20,7 @@ from .stored import (
     Values,
     is_lossy,
     narrows,
+    no_data,
     open_stored,
     reason,
     source_name,
@@ -59,7 +61,7 @@ def read_header(source: Encoded, name: str | None = None) -> Header:
     """
     name = name or source_name(source)
     with open_stored(source, name) as stored:
-        _check_photograph(stored, name)
+        check_photograph(stored, name)
         header, hidden = header_of(stored), stored.alpha if isinstance(stored, Values) else has_alpha(stored)
         if hidden or is_cut_short(stored):
             read_image(source, name)
@@ -80,7 +82,7 @@ def read_image(source: Encoded | Image.Image | np.ndarray, name: str | None = No
 
     EXIF orientation is applied. 16-bit values are divided by 257, or by 16 when none exceeds 4095 (12-bit sensors
     stored in 16 bits, which would be nearly black otherwise). Grey becomes three equal channels. Alpha is dropped
-    where it is opaque.
+    where it is opaque. Pixels of a GeoTIFF without data get the mean colour of the others.
 
     Args:
         source: path, PIL image, or array uint8/uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
@@ -97,11 +99,15 @@ def read_image(source: Encoded | Image.Image | np.ndarray, name: str | None = No
     if isinstance(source, np.ndarray):
         return array_to_rgb(source, name)
     with open_stored(source, name) as stored:
-        _check_photograph(stored, name)
+        check_photograph(stored, name)
         try:
+            nodata, alpha = no_data(stored)
             if isinstance(stored, Values):
-                return array_to_rgb(stored.read(), name)
+                values = stored.read()
+                return array_to_rgb(filled(values, valid_pixels(values, nodata, alpha), alpha), name)
             image = upright(stored)
+            if nodata is not None or alpha:
+                image = _with_data(image, nodata, alpha)
             if image.mode in WIDE_MODES:
                 return array_to_rgb(_wide_to_uint16(np.asarray(image), name), name)
             if has_alpha(image):
@@ -114,6 +120,15 @@ def read_image(source: Encoded | Image.Image | np.ndarray, name: str | None = No
             raise UserError(
                 f"corrupt image ({reason(error)})", where=name, fix="remove or replace the file"
             ) from error
+
+
+def _with_data(image: Image.Image, nodata: float | None, alpha: bool) -> Image.Image:
+    """A picture whose pixels without data have the mean colour of the others."""
+    if image.mode == "P":
+        return image
+    values = np.asarray(image)
+    valid = valid_pixels(values, nodata, alpha)
+    return image if valid is None else Image.fromarray(filled(values, valid, alpha), image.mode)
 
 
 def read_mask(
@@ -221,7 +236,7 @@ def is_cut_short(stored: Image.Image | Values) -> bool:
     return marker is not None and not _ends_with(stored, marker)
 
 
-def _check_photograph(stored: Image.Image | Values, name: str) -> None:
+def check_photograph(stored: Image.Image | Values, name: str) -> None:
     """Refuse what reading as RGB of 8 bits would leave out, as far as the head of the file says it."""
     if isinstance(stored, Image.Image):
         if stored.mode == "F":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..errors import UserError
+from .rasters import raster_of
+from .scenes import bands
 
 
 if TYPE_CHECKING:
@@ -17,13 +19,14 @@ if TYPE_CHECKING:
 NORMALIZATIONS = ("imagenet", "minmax", "percentile", "zscore", "db")
 MAX_IMAGES = 2000  # that are read for the statistics
 SAMPLED_VALUES = 2**22  # kept in memory for percentiles, of all channels together
+READ_AT_ONCE = 2**25  # pixels of an image
 PERCENTILES = (1.0, 99.0)
 DB_FLOOR = 1e-3  # of the median amplitude is added before the logarithm: 60 dB below it
 SCALES = (1, 255, 4095, 65535)  # largest values of fractions and of 8, 12 and 16 bits
 
 
 def fit_normalization(split: SegmentationSplit, kind: str, seed: int = 0) -> dict[str, Any]:
-    """Fit a normalisation to the images of a split, in one pass and constant memory.
+    """Fit a normalisation to the images of a split, in one pass and constant memory; pixels without data do not count.
 
     Of more than 2,000 images a seeded sample of 2,000 is read. The result is applied by `normalize`:
 
@@ -146,20 +149,43 @@ def _read(split: SegmentationSplit, kind: str, seed: int) -> tuple[_Moments, np.
     chosen = np.sort(rng.choice(len(split), min(len(split), MAX_IMAGES), replace=False))
     moments, samples = _Moments(), []
     for index in chosen.tolist():
-        image = split[index].image
-        channels = image.shape[2]
-        pixels = image.reshape(-1, channels)  # (H, W, C) -> (H * W, C)
-        if kind == "db" and (pixels < 0).any():
-            raise UserError(
-                f"db needs amplitudes, {split.ids[index]} holds {np.count_nonzero(pixels < 0)} negative values",
-                key="normalization",
-                fix="choose percentile, or zscore for decibels",
-            )
-        moments.add(pixels)
-        if kind in ("percentile", "db"):
-            number = max(1, SAMPLED_VALUES // (len(chosen) * channels))
-            samples.append(pixels[rng.integers(len(pixels), size=number)] if number < len(pixels) else pixels)
+        for pixels, share in _pixels(split, index):
+            if not len(pixels):
+                continue
+            if kind == "db" and (pixels < 0).any():
+                raise UserError(
+                    f"db needs amplitudes, {split.ids[index]} holds {np.count_nonzero(pixels < 0)} negative values",
+                    key="normalization",
+                    fix="choose percentile, or zscore for decibels",
+                )
+            moments.add(pixels)
+            if kind in ("percentile", "db"):
+                number = max(1, int(share * SAMPLED_VALUES) // (len(chosen) * pixels.shape[1]))
+                samples.append(pixels[rng.integers(len(pixels), size=number)] if number < len(pixels) else pixels)
+    if not moments.count:
+        raise UserError(
+            "the training images hold no data: their files say so of every pixel",
+            key="dataset",
+            fix="check their nodata values",
+        )
     return moments, np.concatenate(samples).astype(np.float64) if samples else np.zeros((0, 0))
+
+
+def _pixels(split: SegmentationSplit, index: int) -> Iterator[tuple[np.ndarray, float]]:
+    """The pixels of an image that hold data, (N, C), and their share of it: all at once, of a scene by bands."""
+    path = split.reader.path(split.table[index]) if hasattr(split, "reader") else None
+    raster = None if path is None else raster_of(path)
+    if raster is None or raster.size[0] * raster.size[1] <= READ_AT_ONCE:
+        sample = split[index]
+        pixels = sample.image.reshape(-1, sample.image.shape[2])  # (H, W, C) -> (H * W, C)
+        valid = getattr(sample, "valid", None)
+        yield pixels if valid is None else pixels[valid.ravel()], 1.0
+        return
+    with split.open(index) as scene:
+        for band in bands(scene.size):
+            values, known = scene.image(band), scene.valid(band)
+            flat = values.reshape(-1, values.shape[2]) if known is None else values[known]
+            yield flat, band.height / scene.size[0]
 
 
 def _imagenet(moments: _Moments) -> dict[str, Any]:

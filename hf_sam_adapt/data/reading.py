@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ class Reading:
     group_by: str | None = None
     channels: int | None = None
     palette: str | Mapping[str, Any] | Palette | None = None
+    slice_axis: str | None = None
+    window: Sequence[float] | None = None
+    neighbours: int | None = None
     seed: int = 0
 
 

@@ -1,4 +1,4 @@
-"""COCO's compressed run lengths of a mask; `data.areas.decode_runs` reads them."""
+"""COCO's compressed run lengths of a mask, without an extra; `data.areas.decode_runs` reads them."""
 
 from __future__ import annotations
 

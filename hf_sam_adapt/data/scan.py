@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from .dataset import Reader
 from .encoding import MaskEncoding, map_values, middle_of_edges, present_values
 from .notes import Note
 from .palettes import Colour, Palette, to_labels, unknown_colours
+from .scenes import StoredMask, WholeMask, bands
 
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 
 SCANNED = 2000  # masks whose values are read before training
+SCANNED_AT_ONCE = 2**26  # pixels of one mask
 SCANNED_PIXELS = 256_000_000  # their images are decoded too, as long as they have no more pixels together
 THREADS = 4
 CHUNK = 64
@@ -77,10 +80,16 @@ def scan_masks(
     budget = SCANNED_PIXELS / min(total, limit)
 
     def scan(row: dict[str, Any]) -> ScannedMask:
-        (stored, lossy), name = reader.read_mask(row), reader.name(row)
+        name, parts = reader.name(row), []
+        with stored_mask(reader, row) as mask:
+            if mask.size[0] * mask.size[1] <= budget:
+                reader.read_image(row)
+            for window in bands(mask.size, max(1, SCANNED_AT_ONCE // max(1, mask.size[1]))):
+                parts.append(scan_part(mask.read(window), mask.lossy, name))
+        return parts[0] if len(parts) == 1 else _together(parts)
+
+    def scan_part(stored: np.ndarray, lossy: bool, name: str) -> ScannedMask:
         pixels = stored.shape[0] * stored.shape[1]
-        if pixels <= budget:
-            reader.read_image(row)
         unknown: Counter[Colour] = Counter()
         if stored.ndim == 3 and palette is not None:
             unknown = unknown_colours(stored, palette)
@@ -92,6 +101,28 @@ def scan_masks(
 
     counts = {name: max(1, limit * len(table) // max(total, limit)) for name, table in tables.items()}
     return {name: in_threads(scan, sample_rows(table, counts[name], seed)) for name, table in tables.items()}
+
+
+def _together(parts: list[ScannedMask]) -> ScannedMask:
+    """What a mask holds, of its parts."""
+    first = parts[0]
+    return ScannedMask(
+        first.name,
+        np.any([part.values for part in parts], axis=0),
+        frozenset[int]().union(*(part.mapped for part in parts)),
+        first.lossy,
+        sum((part.unknown for part in parts), Counter[Colour]()),
+        sum(part.pixels for part in parts),
+        next((part.soft for part in parts if part.soft is not None), None),
+    )
+
+
+@contextmanager
+def stored_mask(reader: Reader, row: dict[str, Any]) -> Iterator[StoredMask | WholeMask]:
+    """The mask of a row by windows, where its reader can do that, else in memory."""
+    opened = getattr(reader, "open_mask", None)
+    with nullcontext() if opened is None else opened(row) as mask:
+        yield WholeMask(*reader.read_mask(row)) if mask is None else mask
 
 
 def soft_notes(scanned: list[ScannedMask]) -> list[str]:

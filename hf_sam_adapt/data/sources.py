@@ -22,11 +22,14 @@ from .palettes import Palette, resolve_palette
 from .reading import Reading
 from .scan import ScannedMask, in_threads, palette_notes, sample_rows, scan_masks, soft_notes
 from .splits import draw_splits, no_test_note
+from .volumes.folder import VolumeReader, find_volumes, has_volumes, slice_tables
+from .volumes.slices import SliceKeys
 
 
 if TYPE_CHECKING:
     import datasets
     import numpy as np
+
 
 _HINT = "the masks, mask_values and label_map"
 
@@ -43,6 +46,9 @@ def load_segmentation_dataset(
     group_by: str | None = None,
     channels: int | None = None,
     palette: str | Mapping[str, Any] | Palette | None = None,
+    slice_axis: str | None = None,
+    window: Sequence[float] | None = None,
+    neighbours: int | None = None,
     seed: int = 0,
     known: Mapping[str, Sequence[str]] | None = None,
 ) -> SegmentationData:
@@ -69,6 +75,7 @@ def load_segmentation_dataset(
             None = as RGB photographs, uint8 (H, W, 3).
         palette: colours of the classes of RGB masks, see `resolve_palette`. Other colours become 255 = ignore and are
             counted in the notes; masks of one value a pixel are read as indices.
+        slice_axis, window, neighbours: how volumes are cut into images, see `SliceKeys`; of volumes alone.
         seed: of the split and of the sample that is scanned.
         known: ids per split of an earlier run on this data set, its `splits.json`; where splits are drawn these images
             keep their sides.
@@ -78,7 +85,19 @@ def load_segmentation_dataset(
     """
     require_extra("train", "reading a data set")
     reading = Reading(
-        mask_suffix, mask_values, mask_threshold, label_map, num_labels, id2label, group_by, channels, palette, seed
+        mask_suffix,
+        mask_values,
+        mask_threshold,
+        label_map,
+        num_labels,
+        id2label,
+        group_by,
+        channels,
+        palette,
+        slice_axis,
+        window,
+        neighbours,
+        seed,
     )
     source = open_source(dataset, reading, known=known)
     tables, reader, palette = source.tables, source.reader, source.palette
@@ -133,6 +152,7 @@ def load_segmentation_dataset(
         splits=source.splits,
         palette=palette,
         val_chooses=val_chooses,
+        slices=reader.keys.plain() if isinstance(reader, VolumeReader) else None,
     )
 
 
@@ -198,7 +218,11 @@ def open_source(
     if palette is not None and label_map is None:
         num_labels, id2label = _labels_of(palette, num_labels, id2label)
     content: MaskContent = "colours" if palette is not None else "alpha" if mask_values == "alpha" else "values"
-    tables, reader, found_labels, left_out = _open(dataset, reading.mask_suffix, channels, content, problem)
+    slices = {key: getattr(reading, key) for key in ("slice_axis", "window", "neighbours")}
+    tables, reader, found_labels, left_out = _open(dataset, reading.mask_suffix, channels, content, problem, slices)
+    given = next((key for key, value in slices.items() if value is not None), None)
+    if given is not None and not isinstance(reader, VolumeReader):
+        raise UserError("it is for volumes, and the data set has none", key=given, fix="leave it out")
     if found_labels is not None and content != "values":
         key, value = ("palette", None) if palette is not None else ("mask_values", "alpha")
         raise UserError(f"{dataset} says its classes itself", key=key, where=value, fix="leave it out")
@@ -216,12 +240,19 @@ def open_source(
     tables, splits, notes = draw_splits(tables, reading.group_by, reading.seed, known)
     if "train" not in tables or not len(tables["train"]):
         raise UserError("no training images", key="dataset", where=dataset)
+    if isinstance(reader, VolumeReader):
+        tables = slice_tables(tables)
     told = mask_values, reading.mask_threshold, label_map, num_labels, _id2label(id2label, num_labels), palette
     return Source(tables, reader, *told, splits, left_out, notes)
 
 
 def _open(
-    dataset: Any, mask_suffix: str | None, channels: int | None, content: MaskContent, problem: folder.Problem
+    dataset: Any,
+    mask_suffix: str | None,
+    channels: int | None,
+    content: MaskContent,
+    problem: folder.Problem,
+    slices: Mapping[str, Any],
 ) -> tuple[dict[str, datasets.Dataset], Reader, dict[int, str] | None, list[str]]:
     """Tables per split (or "all"), their reader, class names where the source says them, and what is left out."""
     if not isinstance(dataset, (str, os.PathLike)):
@@ -245,6 +276,13 @@ def _open(
         source = coco.read_coco_source(root, files, channels=channels)
         left_out = source.lines() + _unread(root, source.tables, "images that no annotation file lists")
         return source.tables, coco.CocoReader(channels), source.id2label, left_out
+    if folder.has_images(root) and has_volumes(root):
+        if content != "values":
+            key = "palette" if content == "colours" else "mask_values"
+            raise UserError("masks of volumes hold one value a voxel", key=key, fix="leave it out")
+        keys = SliceKeys.of(slices, channels)
+        tables, notes = find_volumes(root, keys, mask_suffix, problem)
+        return tables, VolumeReader(keys), None, notes
     if folder.has_images(root):
         tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)
         left_out = _unread(root, tables, "files of the folder are not read")

@@ -51,7 +51,8 @@ def draw_splits(
     result |= {name: table.select(part) for name, part in drawn.items()}
     counts = ", ".join(f"{len(part)} {name}" for name, part in drawn.items())
     if "val" in drawn:
-        notes = [f"images dealt by their names and seed {seed}: {counts}"]
+        what = "volumes" if "count" in table.column_names else "images"
+        notes = [f"{what} dealt by their names and seed {seed}: {counts}"]
         if 2 * len(drawn.get("train", ())) < len(keys):
             notes.append("fewer than half of the images are for training: another seed deals the groups otherwise")
     else:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError, first_line
+from .nodata import NODATA_TAG, PLACE_TAGS, nodata_of
 
 
 Encoded = str | os.PathLike | BytesIO
@@ -57,6 +58,8 @@ class Values:
         lossy: whether the file may have changed the values.
         format: of the file, as Pillow calls it.
         read: decodes it, (H, W, C) of `dtype`.
+        nodata: the value that stands for no data, None = none does.
+        placed: whether the file says where on a map its pixels are.
     """
 
     shape: tuple[int, int, int]
@@ -65,6 +68,8 @@ class Values:
     lossy: bool
     format: str
     read: Callable[[], np.ndarray]
+    nodata: float | None = None
+    placed: bool = False
 
 
 @contextmanager
@@ -90,7 +95,7 @@ def open_stored(
     except Image.DecompressionBombError as error:
         raise _too_large(name) from error
     except (OSError, SyntaxError, ValueError, TypeError) as error:
-        if isinstance(error, UnidentifiedImageError) and _is_tiff(source):
+        if isinstance(error, UnidentifiedImageError) and is_tiff(source):
             yield _tiff_values(source, name, channels)
             return
         raise UserError(
@@ -163,6 +168,18 @@ def narrows(image: Opened) -> bool:
     return False
 
 
+def no_data(stored: Opened | Values) -> tuple[float | None, bool]:
+    """The value that stands for no data in an opened file, and whether its transparent pixels have none.
+
+    Of a picture that lies nowhere on a map they do not: what is hidden may be meant.
+    """
+    if isinstance(stored, Values):
+        return stored.nodata, stored.alpha and stored.placed
+    tags = stored.tag_v2 if stored.format == "TIFF" else {}
+    placed = any(tag in tags for tag in PLACE_TAGS)
+    return nodata_of(tags.get(NODATA_TAG)), placed and stored.mode in ALPHA_MODES
+
+
 def source_name(source: Any) -> str:
     """What an error message calls an image."""
     if isinstance(source, (str, Path)):
@@ -174,11 +191,16 @@ def reason(error: Exception) -> str:
     return "of no known format" if isinstance(error, UnidentifiedImageError) else first_line(error)
 
 
+def is_beyond_limit(height: int, width: int) -> bool:
+    """Whether an image is too large to be read at once: beyond Pillow's limit."""
+    return bool(Image.MAX_IMAGE_PIXELS) and height * width > 2 * (Image.MAX_IMAGE_PIXELS or 0)
+
+
 def _too_large(name: str) -> UserError:
     """The error for an image beyond Pillow's limit."""
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
     problem = f"more than the {limit:.0f} million pixels that are read at once"
-    return UserError(problem, where=name, fix="cut it into smaller images")
+    return UserError(problem, where=name, fix="cut it into smaller images, or store it as TIFF and set tile")
 
 
 def rewind(source: Any) -> None:
@@ -259,7 +281,13 @@ def _decoded(source: Any, change: Callable[[str], str], frame: int, mode: str | 
         return np.asarray(upright(image))
 
 
-def _is_tiff(source: Encoded) -> bool:
+def is_lossy_compression(compression: int) -> bool:
+    """Whether a TIFF's compression may have changed its values."""
+    return int(compression) in _LOSSY_COMPRESSIONS
+
+
+def is_tiff(source: Encoded) -> bool:
+    """Whether the bytes begin as those of a TIFF."""
     rewind(source)
     if isinstance(source, BytesIO):
         return source.getbuffer()[:4].tobytes() in _TIFF_STARTS
@@ -277,8 +305,8 @@ def _tiff_values(source: Any, name: str, channels: int | None) -> Values:
             "this TIFF needs tifffile", where=name, fix="pip install tifffile, or hf-sam-adapt[train]"
         ) from error
 
-    def read(pixels: bool = True) -> tuple[np.ndarray, int, bool, bool]:
-        """(H, W, C), the number of pictures, whether the last channel is opacity, and whether it is lossy."""
+    def read(pixels: bool = True) -> tuple[np.ndarray, int, bool, bool, float | None, bool]:
+        """(H, W, C), the number of pictures, and what else `Values` says."""
         rewind(source)
         try:
             with tifffile.TiffFile(source) as file:
@@ -286,8 +314,10 @@ def _tiff_values(source: Any, name: str, channels: int | None) -> Values:
                 others = sum(not (one.keyframe.subfiletype & 5) for one in file.series[1:])
                 array = series.asarray() if pixels else placeholder(series.shape, series.dtype)
                 axes, extra = series.axes, first.extrasamples
-                lossy = int(first.compression) in _LOSSY_COMPRESSIONS
+                lossy = is_lossy_compression(first.compression)
                 orientation = first.tags.valueof(EXIF_ORIENTATION, default=1)
+                nodata = nodata_of(first.tags.valueof(NODATA_TAG))
+                placed = any(tag in first.tags for tag in PLACE_TAGS)
         except BROKEN as error:
             raise UserError(
                 f"not a readable TIFF ({first_line(error)})", where=name, fix="store it uncompressed or as .npy"
@@ -301,13 +331,13 @@ def _tiff_values(source: Any, name: str, channels: int | None) -> Values:
         array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (0, 1))
         array = _turned(array.reshape(*array.shape[:2], -1), orientation)  # (H, W, …) -> (H, W, C)
         alpha = pages == 1 and bool(extra) and extra[-1] in OPACITY
-        return array, others + (pages if channels is None else 1), alpha, lossy
+        return array, others + (pages if channels is None else 1), alpha, lossy, nodata, placed
 
-    array, pictures, alpha, lossy = read(pixels=False)
+    array, pictures, alpha, lossy, nodata, placed = read(pixels=False)
     if pictures > 1:
         raise _several(name, pictures, True)
     height, width, bands = array.shape
-    return Values((height, width, bands), array.dtype, alpha, lossy, "TIFF", lambda: read()[0])
+    return Values((height, width, bands), array.dtype, alpha, lossy, "TIFF", lambda: read()[0], nodata, placed)
 
 
 def _turned(array: np.ndarray, orientation: int) -> np.ndarray:

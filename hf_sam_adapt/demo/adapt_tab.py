@@ -17,7 +17,7 @@ from .charts import curve
 from .images import resize_mask
 from .job import METHOD_LABELS, MOST_STEPS, AdaptJob, Progress
 from .session import Session, kept
-from .theme import Update, caption, complaint, facts, note
+from .theme import Update, before_and_after, caption, complaint, facts, note, pictures, two_columns
 from .training_images import FEWEST_PAIRS, MOST_PAIRS, Pair, check_pairs, painted_pair, read_pairs
 
 
@@ -32,11 +32,7 @@ class AdaptTab:
 
     def __init__(self, app: DemoApp, session: gr.State, adapter: gr.Dropdown, tab: gr.Tab) -> None:
         self.app, self.session, self.adapter, self.tab = app, session, adapter, tab
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=5, min_width=320):
-                self._inputs()
-            with gr.Column(scale=6, min_width=320):
-                self._outputs()
+        two_columns(self._inputs, self._outputs)
         self._connect()
 
     def _inputs(self) -> None:
@@ -57,16 +53,7 @@ class AdaptTab:
             )
             self.add_painted = gr.Button("Add the painted image", size="sm", elem_id="add_painted")
         self.gathered = gr.HTML(NONE_YET, padding=False, elem_id="gathered")
-        self.gallery = gr.Gallery(
-            show_label=False,
-            columns=5,
-            height=130,
-            buttons=[],
-            allow_preview=False,
-            interactive=False,
-            format="jpeg",
-            elem_id="pairs",
-        )
+        self.gallery = pictures("pairs", columns=5, height=130)
         self.clear = gr.Button("Remove all", size="sm", elem_id="clear_pairs")
         self.method = gr.Dropdown(
             [(label, name) for name, label in METHOD_LABELS.items()], value="hq", label="Method", elem_id="method"
@@ -79,15 +66,7 @@ class AdaptTab:
     def _outputs(self) -> None:
         self.message = gr.HTML(EMPTY, padding=False, elem_id="adapt_message")
         self.facts = gr.HTML(padding=False, elem_id="adapt_facts")
-        self.slider = gr.ImageSlider(
-            show_label=False,
-            type="filepath",
-            format="jpeg",
-            interactive=False,
-            max_height=360,
-            visible=False,
-            elem_id="adapt_slider",
-        )
+        self.slider = before_and_after("adapt_slider", 360, visible=False)
         self.caption = gr.HTML(padding=False, elem_id="adapt_caption")
         self.curve = gr.HTML(padding=False, elem_id="curve")
         self.download = gr.DownloadButton("Download the adapter (zip)", visible=False, elem_id="download")

@@ -23,6 +23,16 @@ from .training_images import read_pairs
 _POLL = 0.5
 
 
+def _numbers(depth: int, label: str) -> gr.JSON:
+    """An input of numbers in lists of so many levels. `gr.JSON` by itself has no schema that MCP clients take."""
+    schema: dict[str, Any] = {"type": "number"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    component = gr.JSON(label=label, value=[])
+    component.api_info = lambda: schema  # type: ignore[method-assign]
+    return component
+
+
 class Api:
     """Adds the endpoints to the current Blocks; nothing of them is seen on the page."""
 
@@ -31,30 +41,22 @@ class Api:
         with gr.Row(visible=False):
             image = gr.File(label="image")
             adapter = gr.Textbox(label="adapter", value="")
-            points = gr.JSON(label="points", value=[])
-            box = gr.JSON(label="box", value=None)
+            points, box = _numbers(2, "points"), _numbers(1, "box")
             domain = gr.Textbox(label="domain", value="")
             images, masks = (gr.File(label=name, file_count="multiple") for name in ("images", "masks"))
             method, steps = gr.Textbox(label="method", value="hq"), gr.Number(label="steps", value=60, precision=0)
             mask, overlay, archive = (gr.File(label=name) for name in ("mask", "overlay", "adapter_zip"))
             about = gr.JSON(label="about")
             call = gr.Button()
-        call.click(
-            self.segment,
-            [session, image, adapter, points, box, domain],
-            [mask, overlay, about, session],
-            api_name="segment",
-            concurrency_limit=4,
-        )
+        segment: tuple = (self.segment, [image, adapter, points, box, domain], [mask, overlay, about])
+        adapt: tuple = (self.adapt, [images, masks, method, steps], [archive, about])
+        if app.args.mcp:
+            segment, adapt = (self.segment_alone, *segment[1:]), (self.adapt_alone, *adapt[1:])
+        else:
+            segment, adapt = ((run, [session, *given], [*back, session]) for run, given, back in (segment, adapt))
+        call.click(*segment, api_name="segment", concurrency_limit=4)
         call.click(self.route, [images, adapter], about, api_name="route", concurrency_limit=2)
-        call.click(
-            self.adapt,
-            [session, images, masks, method, steps],
-            [archive, about, session],
-            api_name="adapt",
-            concurrency_limit=1,
-            concurrency_id="adapt",
-        )
+        call.click(*adapt, api_name="adapt", concurrency_limit=1, concurrency_id="adapt")
 
     def segment(
         self, session: Session, image: str | None, adapter: str, points: Any, box: Any, domain: str
@@ -65,7 +67,7 @@ class Api:
             image: an image file.
             adapter: as the page's list names it, with or without method and size, or a Hub id; empty for plain SAM.
             points: `[[x, y, label], …]` in pixels, label 1 on the object, 0 off it; empty for none.
-            box: `[x0, y0, x1, y1]` in pixels, instead of points; null for none.
+            box: `[x0, y0, x1, y1]` in pixels, instead of points; empty for none.
             domain: of a pool, or `base`; empty: its router chooses.
 
         Returns:
@@ -141,6 +143,31 @@ class Api:
             yield str(job.zipped()), about, session
         except UserError as error:
             raise gr.Error(str(error)) from error
+
+    # MCP clients have no session, and Gradio's server for them fails on functions that take a `gr.State`.
+
+    def segment_alone(
+        self, image: str | None, adapter: str, points: Any, box: Any, domain: str
+    ) -> Iterator[tuple[str, str, dict]]:
+        session = Session()
+        try:
+            yield self.segment(session, image, adapter, points, box, domain)[:3]
+        finally:
+            self.app.leave(session)
+
+    def adapt_alone(
+        self, images: list[str] | None, masks: list[str] | None, method: str, steps: float
+    ) -> Iterator[tuple[str | None, dict[str, Any]]]:
+        session = Session()
+        try:
+            for archive, about, _ in self.adapt(session, images, masks, method, steps):
+                yield archive, about
+        finally:
+            self.app.leave(session)
+
+    # What their tools are called, and say of themselves.
+    segment_alone.__name__, segment_alone.__doc__ = segment.__name__, segment.__doc__
+    adapt_alone.__name__, adapt_alone.__doc__ = adapt.__name__, adapt.__doc__
 
 
 def _clicks(points: Any, box: Any) -> Clicks:

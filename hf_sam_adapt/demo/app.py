@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ..errors import UserError
 from . import catalog, examples
+from .gpu import BorrowingWorker, Worker, lend, on_zero_gpu
 from .job import AdaptJob, start_worker
-from .loaded_adapters import Entry, Shelf
+from .loaded_adapters import Entry, LoadedAdapters
 from .session import Session
 from .settings import DemoArguments, on_a_space
 from .training_images import Pair
@@ -37,8 +38,9 @@ class DemoApp:
         self.args = args
         self.max_pixels = args.max_megapixels * 1_000_000
         self.choices = catalog.choices(args.adapters, args.model or "tiny")
-        self.shelf = Shelf(args.model or "tiny")
-        self.shelf.get(catalog.PLAIN)
+        self.loaded = LoadedAdapters(args.model or "tiny")
+        self.loaded.get(catalog.PLAIN)
+        lend(self.loaded)
         self._spare: subprocess.Popen | None = None
         self._starting = threading.Lock()
         self._temporary = tempfile.TemporaryDirectory(prefix="hf_sam_adapt_demo_")
@@ -76,7 +78,7 @@ class DemoApp:
         private = on_a_space() or self.folder in Path(name).resolve().parents
         if name not in known.values() and private and Path(name).exists():
             raise UserError("folders cannot be named here", where=name, fix="type a Hub id, owner/name")
-        return self.shelf.get(next((choice.source for choice in self.choices if choice.value == name), name))
+        return self.loaded.get(next((choice.source for choice in self.choices if choice.value == name), name))
 
     def _called(self, name: str) -> str:
         """The value of the one listed adapter that has this name; of none, the name."""
@@ -91,6 +93,8 @@ class DemoApp:
     def warm(self) -> None:
         """Have a process ready for the next training: its start takes longer than a small training."""
         with self._starting:
+            if on_zero_gpu():
+                return
             if self._spare is None or self._spare.poll() is not None:
                 self._spare = start_worker()
 
@@ -101,7 +105,9 @@ class DemoApp:
             UserError: see `AdaptJob`.
         """
 
-        def worker() -> subprocess.Popen:
+        def worker() -> Worker:
+            if on_zero_gpu():
+                return BorrowingWorker()
             with self._starting:
                 spare, self._spare = self._spare, None
             return spare if spare is not None and spare.poll() is None else start_worker()
@@ -119,7 +125,7 @@ class DemoApp:
         """End what a visitor has running, and remove their adapter and files."""
         with session.lock:
             for value in session.own:
-                self.shelf.forget(value)
+                self.loaded.forget(value)
             session.own = {}
             session.with_job(None)
             if session.files is not None:

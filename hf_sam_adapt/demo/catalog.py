@@ -99,7 +99,7 @@ def _describe(folder: Path) -> Choice:
     title = _TITLES.get(folder.name, folder.name) if own else name
     file = folder / ADAPTER_CONFIG
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    method = _METHODS.get(str(config.get("peft_type")), "whole model")
+    method = _METHODS.get(kind, kind) if (kind := config.get("peft_type")) else "whole model"
     if config.get("pool"):
         method = f"{method} pool of {len(config.get('domains', ()))} domains"
     value = folder.name if own else str(folder)

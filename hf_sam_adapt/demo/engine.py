@@ -13,9 +13,10 @@ from ..files import BASE
 from ..inference.predictor import EncodedImages
 from ..inference.variants import check_domain, device_of, inference
 from ..prompts import Prompt
-from ..sam.families import family_of, find_vision_encoder
+from ..sam.families import family_of, vision_encoder
 from ..tuners.moda.encode import first_adapted_block
 from ..tuners.moda.pool import Routing
+from .gpu import encode_image
 from .loaded_adapters import Entry
 from .session import ImageState
 
@@ -87,7 +88,7 @@ def _encoded(image: ImageState, entry: Entry, domain: str | None) -> tuple[Encod
     Adapters that leave the encoder as it is share what plain SAM's makes of it.
     """
     pool = entry.pool
-    in_encoder = pool is not None and first_adapted_block(find_vision_encoder(pool.model)) is not None
+    in_encoder = pool is not None and first_adapted_block(vision_encoder(pool.model)) is not None
     key: tuple[str, ...] = (entry.name, str(domain)) if in_encoder else (entry.encoder,)
     if in_encoder and domain == BASE and entry.reads_as_base:
         key = (entry.base.encoder,)
@@ -96,7 +97,7 @@ def _encoded(image: ImageState, entry: Entry, domain: str | None) -> tuple[Encod
     if encoded is None or missing:
         # Where a pool's adapters lie in the decoder, any of its domains gives the early map.
         under = domain if pool is None or in_encoder else pool.domains[0]
-        encoded = image.encoded[key] = entry.predictor.encode([image.picture.image], under)
+        encoded = image.encoded[key] = encode_image(entry, image.picture, under)
     # What another model of the same encoder has kept beside the maps is not for this one.
     keeps_early = with_early or family_of(entry.model).keeps_early
     embeddings = dataclasses.replace(

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -26,6 +26,10 @@ from PIL import Image
 from ..errors import UserError
 from ..upload import pushed_files
 from .training_images import Pair, check_pairs, write_pairs
+
+
+if TYPE_CHECKING:
+    from .gpu import Worker
 
 
 OVER_TIME = 3  # exit status of the worker
@@ -106,7 +110,7 @@ class AdaptJob:
         steps: int,
         root: Path,
         max_seconds: int = 600,
-        worker: Callable[[], subprocess.Popen] = start_worker,
+        worker: Callable[[], Worker] = start_worker,
     ) -> None:
         check_pairs(pairs)
         if method not in METHODS:

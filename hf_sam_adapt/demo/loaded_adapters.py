@@ -19,10 +19,11 @@ from ..errors import UserError
 from ..inference.forward import pool_of, sam_of
 from ..inference.loading import load_adapted, load_for_inference, method_of
 from ..inference.predictor import SamAdaptPredictor
-from ..sam.families import find_vision_encoder
+from ..sam.families import vision_encoder
 from ..tuners.common.hq import live_early_map
 from ..tuners.moda import ModaModel
 from .catalog import PLAIN
+from .gpu import on_zero_gpu
 
 
 _BASES = 3  # plain SAMs kept at a time, beside those of the adapters kept
@@ -81,13 +82,13 @@ class Entry:
     @cached_property
     def encoder(self) -> str:
         """A name for what an image embedding depends on: the base's where the adapter leaves the encoder as it is."""
-        encoder = find_vision_encoder(self.model)
+        encoder = vision_encoder(self.model)
         adapted = any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in encoder.modules())
         same = self.config is not None and not adapted and self.reads_as_base
         return self.base.encoder if same else self.name
 
 
-class Shelf:
+class LoadedAdapters:
     """Loads models by name, once.
 
     Every adapter has a `PeftModel` of its own rather than a name in a common one: adapters of different methods, input
@@ -101,7 +102,7 @@ class Shelf:
 
     def __init__(self, model: str, capacity: int = 6) -> None:
         self.model, self.capacity = model, capacity
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if torch.cuda.is_available() and not on_zero_gpu() else "cpu")
         self._bases: dict[str, Entry] = {}
         self._adapters: OrderedDict[str, Entry] = OrderedDict()
         self._loading = threading.Lock()
@@ -124,6 +125,19 @@ class Shelf:
             while len(self._adapters) > self.capacity:
                 self._adapters.popitem(last=False)
             return self._adapters[name]
+
+    def named(self, name: str, is_plain: bool) -> Entry:
+        """The entry of that name, an adapter's or a plain SAM's."""
+        if not is_plain:
+            return self.get(name)
+        with self._loading:
+            return self._base(name)
+
+    def renew_locks(self) -> None:
+        """Take new locks, in the fork of a process whose threads may hold the old ones."""
+        self._loading = threading.Lock()
+        for entry in (*self._bases.values(), *self._adapters.values()):
+            entry.predictor.lock = threading.RLock()
 
     def forget(self, name: str) -> None:
         """Put an adapter away whose folder is gone."""

@@ -10,7 +10,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from ..errors import UserError
+from ..errors import UserError, require_extra
 from .adapt_tab import AdaptTab
 from .api import Api
 from .app import DemoApp
@@ -53,8 +53,12 @@ def serve(args: DemoArguments) -> None:
     Raises:
         UserError: a model or adapter that cannot be loaded, or a port that is taken.
     """
+    if args.mcp:
+        require_extra("mcp", "demo --mcp")
     page = open_page(DemoApp(args))
     print(f"The demo answers on {page.local_url} (Ctrl-C ends it)", flush=True)
+    if args.mcp:
+        print(f"Its MCP server is {page.local_url}gradio_api/mcp/", flush=True)
     page.block_thread()
 
 
@@ -78,6 +82,7 @@ def open_page(app: DemoApp) -> gr.Blocks:
             share=False,
             inbrowser=False,
             footer_links=["api"],
+            mcp_server=args.mcp,
             prevent_thread_lock=True,
         )
     except OSError as error:

@@ -18,7 +18,7 @@ from .images import read_picture
 from .loaded_adapters import Entry
 from .pictures import with_mask
 from .session import Clicks, ImageState, Session, kept
-from .theme import Update, caption, guarded, hint, note
+from .theme import Update, before_and_after, caption, guarded, hint, note, pictures, two_columns
 
 
 MOST_IMAGES = 12
@@ -32,11 +32,7 @@ class RouteTab:
     def __init__(self, app: DemoApp, session: gr.State) -> None:
         self.app, self.session = app, session
         self.chosen = gr.State(0)
-        with gr.Row(equal_height=False, elem_id="route_row"):
-            with gr.Column(scale=5, min_width=320):
-                self._inputs()
-            with gr.Column(scale=6, min_width=320):
-                self._outputs()
+        two_columns(self._inputs, self._outputs, "route_row")
         self._connect()
 
     def _inputs(self) -> None:
@@ -58,31 +54,13 @@ class RouteTab:
         )
         self.mixed = gr.Button("Route a mixed set of drawn images", variant="primary", elem_id="mixed")
         hint("Where each image went: click on one for its scores")
-        self.gallery = gr.Gallery(
-            show_label=False,
-            columns=3,
-            height=350,
-            buttons=[],
-            object_fit="contain",
-            allow_preview=False,
-            interactive=False,
-            format="jpeg",
-            elem_id="routed",
-        )
+        self.gallery = pictures("routed", columns=3, height=350, object_fit="contain")
 
     def _outputs(self) -> None:
         self.message = gr.HTML(EMPTY, padding=False, elem_id="route_message")
         self.scores = gr.HTML(padding=False, elem_id="scores")
         self.override = gr.Radio([], label="Segment it as", visible=False, elem_id="override")
-        self.slider = gr.ImageSlider(
-            show_label=False,
-            type="filepath",
-            format="jpeg",
-            interactive=False,
-            max_height=380,
-            visible=False,
-            elem_id="route_slider",
-        )
+        self.slider = before_and_after("route_slider", 380, visible=False)
         self.caption = gr.HTML(padding=False, elem_id="route_caption")
 
     def _connect(self) -> None:

@@ -17,7 +17,7 @@ from .engine import Segmentation, segment_image
 from .images import Picture, read_picture
 from .pictures import legend, save_results, with_mask, with_prompt
 from .session import Session
-from .theme import Update, caption, facts, guarded, hint, note
+from .theme import Update, before_and_after, caption, facts, guarded, hint, note, two_columns
 
 
 MODES = {"On the object": "positive", "Not the object": "negative", "Box: two corners": "box"}
@@ -29,11 +29,7 @@ class SegmentTab:
 
     def __init__(self, app: DemoApp, page: gr.Blocks, session: gr.State) -> None:
         self.app, self.page, self.session = app, page, session
-        with gr.Row(equal_height=False, elem_id="segment_row"):
-            with gr.Column(scale=5, min_width=320):
-                self._inputs()
-            with gr.Column(scale=6, min_width=320):
-                self._outputs()
+        two_columns(self._inputs, self._outputs, "segment_row")
         self._connect()
 
     def _inputs(self) -> None:
@@ -78,14 +74,7 @@ class SegmentTab:
 
     def _outputs(self) -> None:
         hint("Before and after: drag the handle")
-        self.slider = gr.ImageSlider(
-            show_label=False,
-            type="filepath",
-            format="jpeg",
-            interactive=False,
-            max_height=420,
-            elem_id="slider",
-        )
+        self.slider = before_and_after("slider", 420)
         self.caption = gr.HTML(padding=False, elem_id="caption")
         self.message = gr.HTML(EMPTY, padding=False, elem_id="message")
         self.facts = gr.HTML(padding=False, elem_id="facts")

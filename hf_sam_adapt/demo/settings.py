@@ -12,6 +12,7 @@ from ..errors import UserError
 
 MODEL_VARIABLE = "HF_SAM_ADAPT_DEMO_MODEL"
 ADAPTERS_VARIABLE = "HF_SAM_ADAPT_DEMO_ADAPTERS"
+CANCELLED = "cancelled"  # a file in the folder of a training that shall end
 
 
 @dataclass
@@ -32,6 +33,7 @@ class DemoArguments:
     )
     server_name: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 = every one of this machine.")
     server_port: int | None = option(None, "Port to listen on; unset = the first free one from 7860.")
+    mcp: bool = option(False, "Also serve segment, route and adapt as tools of an MCP server.")
     max_megapixels: int = option(50, "Largest image, in millions of pixels.")
     max_megabytes: int = option(30, "Largest file that can be uploaded, in MB.")
     max_seconds: int = option(600, "Longest training in the page, in seconds.")

@@ -105,6 +105,26 @@ def caption(*entries: tuple[str, tuple[int, ...] | None]) -> str:
     return f'<div class="caption">{"".join(sides)}</div>'
 
 
+def two_columns(left: Callable[[], None], right: Callable[[], None], elem_id: str | None = None) -> None:
+    """What is asked for beside what comes of it; one below the other on a narrow page."""
+    with gr.Row(equal_height=False, elem_id=elem_id):
+        for build, scale in ((left, 5), (right, 6)):
+            with gr.Column(scale=scale, min_width=320):
+                build()
+
+
+def before_and_after(elem_id: str, max_height: int, visible: bool = True) -> gr.ImageSlider:
+    """Two pictures of one image under a handle."""
+    how: dict[str, Any] = {"type": "filepath", "format": "jpeg", "interactive": False, "show_label": False}
+    return gr.ImageSlider(max_height=max_height, visible=visible, elem_id=elem_id, **how)
+
+
+def pictures(elem_id: str, columns: int, height: int, **further: Any) -> gr.Gallery:
+    """A gallery that shows small pictures and no large one."""
+    how: dict[str, Any] = {"buttons": [], "allow_preview": False, "interactive": False, "format": "jpeg"}
+    return gr.Gallery(show_label=False, columns=columns, height=height, elem_id=elem_id, **how, **further)
+
+
 def hint(text: str) -> gr.HTML:
     """A line over a part of a wide page."""
     return gr.HTML(f'<span class="hint">{html.escape(text)}</span>', padding=False, elem_classes="wide")

@@ -22,6 +22,7 @@ from ..reporting.report import write_json
 from ..training import train
 from ..training.loop import TrainingLoop
 from .job import OVER_TIME
+from .settings import CANCELLED
 
 
 _PATIENCE = 900  # seconds to wait for something to train
@@ -43,7 +44,7 @@ class Watcher:
 
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
         """After a step, or a validation."""
-        if os.getppid() != self.parent:  # the page is gone
+        if os.getppid() != self.parent or (self.folder / CANCELLED).exists():  # the page is gone, or wants no more
             os._exit(OVER_TIME)
         if "val_iou" in values:
             self.look(step or 0)
@@ -83,10 +84,15 @@ def main() -> int:
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     for stream in (1, 2):
         os.dup2(log, stream)
-    return _train(Path(folder), seconds)
+    return train_job(Path(folder), seconds)
 
 
-def _train(folder: Path, max_seconds: float) -> int:
+def train_job(folder: Path, max_seconds: float) -> int:
+    """Train by `recipe.yaml` in a job's folder, the working directory; past `max_seconds` the process ends.
+
+    Returns:
+        The exit status.
+    """
     timer = threading.Timer(max_seconds, os._exit, (OVER_TIME,))
     timer.daemon = True
     timer.start()
@@ -106,7 +112,10 @@ def _train(folder: Path, max_seconds: float) -> int:
             write_json(folder / "error.json", {"message": str(error), "code": error.code})
             raise
 
-    return exit_status(run)
+    try:
+        return exit_status(run)
+    finally:
+        timer.cancel()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_STD
 from ..data.degenerate import unused_map_notes
 from ..data.encoding import MaskEncoding
 from ..data.sources import Source
+from ..data.tiles import Tiles
 from .findings import ERROR, WARNING, Finding
 from .sample import SampleFacts, image_name, parts_of
 
@@ -38,6 +40,8 @@ class SplitFacts:
         mean, std, low, high: float64 (C,), of the pixels of each channel; every image counts alike.
         foreground: int and two float: number, sum and sum of squares of the share in each mask.
         mapped: the stored values that `label_map` names and a mask holds, None where no mask is readable.
+        nodata: pixels without data, and all pixels.
+        systems: how many images are in each coordinate system.
     """
 
     def __init__(self, num_labels: int) -> None:
@@ -50,9 +54,14 @@ class SplitFacts:
         self.low, self.high = np.full((), np.inf), np.full((), -np.inf)
         self.foreground = np.zeros(3)
         self.mapped: frozenset[int] | None = None
+        self.nodata = np.zeros(2, np.int64)
+        self.systems: Counter[str] = Counter()
 
     def add(self, sample: SampleFacts) -> None:
         self.images += 1
+        self.nodata += sample.nodata
+        if sample.system is not None:
+            self.systems[sample.system] += 1
         self.read += bool(sample.record["read"])
         if sample.classes is not None:
             self.classes += sample.classes
@@ -90,6 +99,7 @@ class SplitFacts:
             "smallest": self.smallest and [int(side) for side in self.smallest],
             "largest": self.largest and [int(side) for side in self.largest],
             "class_share": [round(count / labelled, 6) for count in self.classes.tolist()],
+            "nodata_share": round(float(self.nodata[0] / max(1, self.nodata[1])), 6),
             "objects": self.objects,
             "tiny_objects": self.tiny,
             "channels": {name: np.round(value, 4).tolist() for name, value in numbers.items()} if self._number else {},
@@ -173,12 +183,15 @@ def check_label_map(
         yield Finding(WARNING, "label-map", name, note, "remove them from label_map, or correct them")
 
 
-def check_objects(name: str, facts: Mapping[str, SplitFacts], mask_size: int) -> Iterator[Finding]:
-    """Whether many objects are lost at the size of the predicted mask."""
+def check_objects(
+    name: str, facts: Mapping[str, SplitFacts], mask_size: int, tiles: Tiles | None
+) -> Iterator[Finding]:
+    """Whether many objects are lost at the size of the predicted mask, of the image or of a tile of it."""
+    how = "set tile" if tiles is None else "set a smaller tile"
     total, tiny = (sum(getattr(found, key) for found in facts.values()) for key in ("objects", "tiny"))
     if total >= FEW_OBJECTS and tiny > MANY_TINY * total:
         value = f"{tiny} of {total} objects are smaller than a pixel of the predicted mask ({mask_size}x{mask_size})"
-        fix = "cut the images into tiles or raise image_size; if they are specks, remove them"
+        fix = f"{how}, or raise image_size; if they are specks, remove them"
         yield Finding(WARNING, "tiny-object", name, value, fix)
 
 

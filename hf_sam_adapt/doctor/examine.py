@@ -24,6 +24,8 @@ from ..data.reading import READ_KEYS, Reading
 from ..data.scan import SCANNED, in_threads, sample_rows
 from ..data.sources import Source, open_source
 from ..data.splits import group_keys
+from ..data.tiles import Tiles
+from ..data.volumes.folder import VolumeReader
 from ..data.walk import is_leftover
 from ..distributed import SampleLoader
 from ..errors import UserError, require_extra
@@ -40,6 +42,8 @@ from .checks import (
 from .findings import ERROR, WARNING, Finding, Findings, from_error
 from .leakage import check_groups, check_leakage
 from .sample import RECORD, Examiner, SampleFacts, parts_of
+from .scenes import check_places
+from .volumes import check_volumes
 
 
 if TYPE_CHECKING:
@@ -87,6 +91,7 @@ def examine_dataset(
     *,
     normalization: str | None = None,
     mask_size: int = 256,
+    tiles: Tiles | None = None,
     seed: int = 0,
     limit: int = 20,
     processes: int | None = None,
@@ -100,6 +105,7 @@ def examine_dataset(
         dataset: see `load_segmentation_dataset`.
         normalization: see `fit_normalization`; None = that of SAM, with channels "percentile".
         mask_size: side of the mask that the decoder predicts, in pixels; SAM's is 256.
+        tiles: how a training will cut the images; None = not at all.
         limit: findings kept of each cause, 0 = all.
         processes: that read; None = one per CPU, 0 = this one.
         keys: fields of `Reading`.
@@ -125,6 +131,7 @@ def examine_dataset(
         findings.add(Finding(WARNING, "annotations", name, text, fix, text) for text in source.left_out)
     encoding, refusal = choose_encoding(source, reading.seed)
     ignore_named = IGNORE in (source.label_map or {}).values()
+    slices = isinstance(source.reader, VolumeReader)
     examiner = Examiner(
         source.reader,
         encoding,
@@ -132,6 +139,8 @@ def examine_dataset(
         mixed=source.mask_values == "auto" and source.palette is None and not ignore_named,
         mask_size=mask_size,
         amplitudes=normalization == "db",
+        slices=slices,
+        tiles=tiles,
     )
     tables = {name: source.tables[name] for name in SPLITS if name in source.tables}
     facts = {name: SplitFacts(encoding.num_labels or 2) for name in tables}
@@ -145,10 +154,11 @@ def examine_dataset(
         check_label_map(name, facts, source.label_map),
         check_classes(name, facts, source.id2label, encoding.num_labels),
         check_foreground(name, facts),
-        check_objects(name, facts, mask_size),
+        check_objects(name, facts, mask_size, tiles),
+        check_places(name, facts),
         check_pixels(name, facts, normalization or ("imagenet" if channels is None else "percentile"), channels),
         check_splits(tables, records, source, encoding),
-        check_leakage(tables, records, source),
+        check_volumes(tables, records) if slices else check_leakage(tables, records, source),
         check_groups(tables, source, group_by),
     ):
         findings.add(found)
@@ -162,7 +172,11 @@ def _open(dataset: Any, reading: Reading, findings: Findings, told: set[str]) ->
     """The data set without the files that do not pair, which go to `told`; None where nothing can be trained on."""
 
     def problem(error: UserError, files: list[str]) -> None:
-        findings.add(Finding(ERROR, error.code, file, _UNPAIRED[error.code], str(error.fix)) for file in files)
+        for file in files:
+            said = _UNPAIRED.get(error.code)
+            findings.add(
+                [from_error(error, file) if said is None else Finding(ERROR, error.code, file, said, str(error.fix))]
+            )
         told.update(files)
 
     try:

@@ -14,6 +14,7 @@ ERROR, WARNING = "error", "warning"
 SEVERITIES = (ERROR, WARNING)
 CODES = frozenset(
     {
+        "affine-mismatch",
         "alpha",
         "annotations",
         "bit-depth",
@@ -37,20 +38,26 @@ CODES = frozenset(
         "mask-values",
         "missing-image",
         "missing-mask",
+        "missing-slices",
+        "mixed-crs",
         "mixed-encoding",
         "near-duplicate",
+        "nodata",
         "normalization",
         "not-finite",
         "odd-file",
         "odd-size",
         "orientation",
+        "other-grid",
         "palette",
         "refused",
         "same-stem",
         "size-mismatch",
         "soft-edges",
+        "spacing",
         "split-shift",
         "tiny-object",
+        "truncated",
         "unreadable",
     }
 )

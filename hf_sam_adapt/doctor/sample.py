@@ -10,14 +10,18 @@ import numpy as np
 from PIL import Image
 
 from ..data.channels import ARRAY_SUFFIX, displayable
-from ..data.dataset import Reader, size_mismatch
+from ..data.dataset import Reader, ignored, size_mismatch
 from ..data.encoding import MaskEncoding, map_values, middle_of_edges, present_values
+from ..data.folder import FileReader
 from ..data.images import IGNORE
 from ..data.palettes import to_labels, unknown_colours
+from ..data.scenes import check_grid
 from ..data.stored import EXIF_ORIENTATION, WIDE_MODES, Values, open_stored
+from ..data.tiles import Tiles
 from ..errors import UserError, first_line
 from .findings import ERROR, WARNING, Finding, from_error
 from .hashes import THUMBNAIL, digest, perceptual
+from .scenes import MUCH, NOWHERE, raster_of_row, read_image, read_mask
 
 
 # What is kept of each image, about 300 bytes.
@@ -34,6 +38,7 @@ RECORD = np.dtype(
         ("depth", np.uint8),  # of grey images of 16 bits: 12 or 16 bits used; 0 = others
     ]
 )
+TINY_FIX = "set tile, or raise image_size"
 MAX_STATISTICS = 300_000  # pixels that a channel's statistics are taken of
 SMALLEST_SIDE = 16
 MOST_STRETCHED = 10
@@ -52,6 +57,9 @@ class SampleFacts:
         objects: connected components of the classes above 0, and how many of them are smaller than a mask pixel.
         channels: float64 (4, C): mean, variance, smallest and largest value.
         mapped: the stored values that `label_map` names and the mask holds, None where it is not readable.
+        nodata: pixels without data, and all pixels.
+        system: coordinate system of a raster; None of others.
+        step: by which a scene was made small.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -61,6 +69,9 @@ class SampleFacts:
     objects: tuple[int, int] = (0, 0)
     channels: np.ndarray | None = None
     mapped: frozenset[int] | None = None
+    nodata: tuple[int, int] = (0, 0)
+    system: str | None = None
+    step: int = 1
 
     def warn(self, code: str, file: str, value: str, fix: str) -> None:
         self.findings.append(Finding(WARNING, code, file, value, fix))
@@ -80,6 +91,8 @@ class Examiner:
         mixed: whether to look for masks of the other encoding.
         mask_size: side of the decoder's mask in pixels.
         amplitudes: whether the values must not be negative.
+        slices: the images are slices of volumes, of which many hold air alone.
+        tiles: how a training will cut the images; None = not at all.
     """
 
     reader: Reader
@@ -88,10 +101,12 @@ class Examiner:
     mixed: bool
     mask_size: int
     amplitudes: bool = False
+    slices: bool = False
+    tiles: Tiles | None = None
 
     def __call__(self, row: dict[str, Any]) -> SampleFacts:
         facts = SampleFacts()
-        image = self._image(row, facts)
+        image, valid = self._image(row, facts)
         stored, lossy = self._mask(row, facts)
         if image is None or stored is None:
             return facts
@@ -101,34 +116,45 @@ class Examiner:
             return facts
         mask = self._decoded(stored, lossy, name, facts)
         if mask is not None:
-            self._classes(mask, name, facts)
+            self._classes(ignored(mask, valid), name, facts)
             facts.record["read"] = True
         return facts
 
-    def _image(self, row: dict[str, Any], facts: SampleFacts) -> np.ndarray | None:
+    def _image(self, row: dict[str, Any], facts: SampleFacts) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The image, and where it has data; None where it cannot be read, and everywhere."""
         name = image_name(self.reader, row)
         try:
-            image = self.reader.read_image(row)
-            if self.photographs:
+            raster = raster_of_row(self.reader, row)
+            image, valid, facts.step = read_image(self.reader, row, raster)
+            if self.photographs and not self.slices and facts.step == 1:
                 self._file(self.reader.path(row), facts)
         except Exception as error:  # decoders raise types of many libraries
             facts.refuse(_as_user_error(error, name), name)
-            return None
-        height, width = facts.size = image.shape[:2]
+            return None, None
+        height, width = facts.size = image.shape[:2] if raster is None else raster.size
+        facts.system = NOWHERE if raster is None else raster.system or NOWHERE
+        known = image.reshape(-1, 1, image.shape[2]) if valid is None else image[valid][:, None]  # (N, 1, C)
+        facts.nodata = image[..., 0].size - len(known), image[..., 0].size
+        if facts.nodata[0] > MUCH * facts.nodata[1]:
+            share = facts.nodata[0] / facts.nodata[1]
+            facts.warn("nodata", name, f"{share:.0%} of its pixels hold no data", "cut the image to what it shows")
+        if not len(known):
+            return image, valid
         facts.record["image"] = digest(image)
         if min(height, width) < SMALLEST_SIDE or max(height, width) > MOST_STRETCHED * min(height, width):
             fix = "cut or remove it, the network's input is a square"
             facts.warn("odd-size", name, f"{width}x{height} pixels", fix)
-        step = int(np.ceil(np.sqrt(height * width / MAX_STATISTICS)))
-        facts.channels = channel_statistics(image[::step, ::step])
+        step = int(np.ceil(np.sqrt(image[..., 0].size / MAX_STATISTICS)))
+        facts.channels = channel_statistics(image[::step, ::step] if valid is None else known[:: step**2])
         if (facts.channels[2] == facts.channels[3]).all() and (image == image[0, 0]).all():
-            facts.warn("flat-image", name, "one colour everywhere", "replace or remove it")
+            if not self.slices:
+                facts.warn("flat-image", name, "one colour everywhere", "replace or remove it")
         else:
             facts.record["hash"], facts.record["thumbnail"] = perceptual(displayable(image))
         if self.amplitudes and facts.channels[2].min() < 0:
             problem = f"smallest value {facts.channels[2].min():g}, but db needs amplitudes"
             facts.refuse(UserError(problem, fix="set normalization to percentile", code="normalization"), name)
-        return image
+        return image, valid
 
     def _file(self, path: str | None, facts: SampleFacts) -> None:
         """What reading as RGB of 8 bits hides."""
@@ -155,7 +181,11 @@ class Examiner:
         """Stored values (of colours, classes) and whether they are stored lossily; None where that is refused."""
         name = self.reader.name(row)
         try:
-            stored, lossy = self.reader.read_mask(row)
+            if isinstance(self.reader, FileReader):
+                check_grid(row["image"], row["mask"])
+            stored, lossy, size = read_mask(self.reader, row, facts.step)
+            if facts.step > 1 and size != facts.size and facts.size is not None:
+                raise size_mismatch(name, size, facts.size)
         except Exception as error:  # decoders raise types of many libraries
             facts.refuse(_as_user_error(error, name), name)
             return None, False
@@ -206,20 +236,24 @@ class Examiner:
         edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
         facts.record["foreground"] = 1 - counts[0] / labelled
         facts.record["border"] = (edge[edge != IGNORE] != 0).mean() if (edge != IGNORE).any() else 0
-        if counts[0] == labelled:
+        if counts[0] == labelled and self.slices:
+            pass  # said of volumes without any
+        elif counts[0] == labelled:
             value, fix = "no foreground", "remove it with its image, unless there is nothing to see"
             facts.warn("empty-mask", name, value, fix)
         elif number == 2 and not counts[0]:
             fix = "check it, the object can hardly be all of the image"
             facts.warn("full-mask", name, "foreground everywhere", fix)
-        pixel = (max(mask.shape) / self.mask_size) ** 2
-        facts.objects = count_objects(mask, number, pixel)
+        size = facts.size or mask.shape
+        shown = max(size) if self.tiles is None else max(self.tiles.grid(size).tile)
+        pixel = (shown / self.mask_size) ** 2
+        facts.objects = count_objects(mask, number, pixel / facts.step**2)
         if 0 < facts.objects[0] == facts.objects[1]:
             value = (
                 f"no object is as large as a pixel of the predicted {self.mask_size}x{self.mask_size} mask "
                 f"({pixel:.3g} pixels of the image)"
             )
-            fix = "cut the image into tiles, or raise image_size"
+            fix = TINY_FIX if self.tiles is None else "set a smaller tile, or raise image_size"
             facts.warn("tiny-object", name, value, fix)
 
 
@@ -257,7 +291,8 @@ def parts_of(tables: Mapping[str, Sized]) -> dict[str, slice]:
 
 def image_name(reader: Reader, row: dict[str, Any]) -> str:
     """What findings call the image of a row."""
-    return reader.path(row) or f"row {row['id']}, column image"
+    path = reader.path(row) or f"row {row['id']}, column image"
+    return f"{path}, slice {row['slice']}" if "slice" in row else path
 
 
 def _as_user_error(error: Exception, name: str) -> UserError:

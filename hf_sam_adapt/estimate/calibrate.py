@@ -18,11 +18,12 @@ from accelerate.utils import set_seed
 
 from ..config.recipe import Recipe
 from ..data import SegmentationData, SegmentationSplit
+from ..data.random_tiles import RandomTiles
 from ..training.loop import TrainingLoop
 from ..training.resolve import load_model
 from ..training.run import build_accelerator, embed, load_data
 from ..training.run_folder import RunFolder
-from ..training.task import task_of
+from ..training.task import task_of, tiles_of
 from .shapes import step_bytes
 
 
@@ -48,6 +49,7 @@ def calibrate(recipe: Recipe) -> dict:
     accelerator = build_accelerator(recipe, model, folder)
     if step_bytes(model, recipe, wanted, 1) > free_bytes(accelerator.device) * USED_SHARE:
         recipe = dataclasses.replace(recipe, batch_size=min(2, wanted))
+    recipe = dataclasses.replace(recipe, max_steps=STEPS)  # also where the training has fewer
     few = first_images(data, STEPS * recipe.batch_size * recipe.gradient_accumulation_steps)
     loop = TrainingLoop(
         recipe, accelerator, model, processor, few, folder.checkpoints, task_of(recipe, few).loss_weights()
@@ -62,13 +64,15 @@ def calibrate(recipe: Recipe) -> dict:
             cost.step()
         if few.val is not None:
             loop._validate()
+    tiles = tiles_of(recipe, processor)
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     whole = step_bytes(model, recipe, wanted, max(objects))
     fits = recipe.batch_size == wanted
     return {
         "device": accelerator.device.type,
-        "images": len(data.train),
+        "images": len(data.train) if tiles is None else len(RandomTiles(data.train, tiles, 0, recipe.seed)),
+        "tiled": tiles is not None,
         "trained": sum(map(torch.numel, trained)),
         "total": sum(map(torch.numel, parameters)),
         "trained_bytes": sum(p.numel() * p.element_size() for p in trained),

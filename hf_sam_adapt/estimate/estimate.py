@@ -32,6 +32,7 @@ class Estimate:
         tensor_bytes: of it what tensors take, counted from their shapes.
         step_seconds: of an optimizer step.
         steps: of the whole training.
+        tiles: of an epoch, None = images are not cut.
     """
 
     device: str
@@ -43,6 +44,7 @@ class Estimate:
     tensor_bytes: int
     step_seconds: float
     steps: int
+    tiles: int | None = None
 
     @property
     def card_bytes(self) -> int:
@@ -84,6 +86,7 @@ def estimate(recipe: Recipe) -> Estimate:
         tensor_bytes=after,
         step_seconds=measured["seconds"] * recipe.batch_size / measured["batch_size"],
         steps=recipe.max_steps or recipe.epochs * epoch,
+        tiles=measured["images"] if measured["tiled"] else None,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +11,18 @@ from PIL import Image
 from torch import nn
 
 from ..data.dataset import mask_of
+from ..data.tiles import Tiles, Window
 from ..distributed import of_all_ranks, own_batches
+from ..inference.tiled import Route
 from ..inference.variants import inference, label_maps
 from ..metrics import ConfusionMatrix
+from ..metrics.constant import grid_box
+from ..metrics.volume import TOLERANCE
 from ..names import IgnoreBackground
 from ..sam.processing import SamAdaptProcessor
 from .evaluate import no_foreground
+from .tiled import tiled_matrices
+from .volumes import is_of_volumes, pack, score_volumes, summary
 
 
 if TYPE_CHECKING:
@@ -26,6 +33,28 @@ GRID = 128  # cells a side of the constant label map
 
 
 @dataclass(frozen=True)
+class ClassRecord:
+    """The label map of one image beside its truth.
+
+    Attributes:
+        index: its place in the split.
+        id: its name.
+        scores: of its pixels, see `class_scores`.
+        labels: its label map by `pack`, of a slice of a volume; None of others.
+    """
+
+    index: int
+    id: str
+    scores: dict[str, Any]
+    labels: bytes | None = None
+
+    @property
+    def miou(self) -> float | None:
+        """Mean IoU over the classes of the image, None where nothing is labelled."""
+        return self.scores["miou"]
+
+
+@dataclass(frozen=True)
 class ClassResult:
     """What an evaluation of label maps found.
 
@@ -33,13 +62,14 @@ class ClassResult:
         test: the part `test` of `metrics.json`: under `none`, `adapted` and `constant`, each `{"iou", "dice"}` (means
             over the classes), `miou`, `oa`, `fwiou` and `per_class`; `zero_shot` is None, SAM has no classes.
         matrix: over all pixels.
-        records: (place in the split, mean IoU over the classes of the image, None where nothing is labelled), in the
-            order of the split.
+        records: one per image, in the order of the split.
+        volumes: see `EvalResult`.
     """
 
     test: dict[str, dict[str, Any]]
     matrix: ConfusionMatrix
-    records: list[tuple[int, float | None]]
+    records: list[ClassRecord]
+    volumes: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,7 +84,12 @@ class ConstantLabels:
 
     def at(self, height: int, width: int) -> np.ndarray:
         """The label map for an image of this size, uint8 (height, width)."""
-        return np.asarray(Image.fromarray(self.labels).resize((width, height), Image.Resampling.NEAREST))
+        return self.window((height, width), Window(0, 0, height, width))
+
+    def window(self, size: tuple[int, int], window: Window) -> np.ndarray:
+        """The part of the label map for an image of `size` that a window shows, uint8 (h, w)."""
+        box, shown = grid_box(self.labels.shape, size, window), (window.width, window.height)
+        return np.asarray(Image.fromarray(self.labels).resize(shown, Image.Resampling.NEAREST, box))
 
 
 def constant_labels(train_split: Any, num_labels: int) -> ConstantLabels:
@@ -83,6 +118,9 @@ def evaluate_classes(
     precision: str = "no",
     num_workers: int = 0,
     progress: bool = True,
+    tiles: Tiles | None = None,
+    route: Route = "image",
+    surface_tolerance: float = TOLERANCE,
 ) -> ClassResult:
     """Segments every image once and counts its pixels at original size, 255 left out.
 
@@ -94,6 +132,7 @@ def evaluate_classes(
         num_labels: K, background included.
         constant: scored beside the model.
         ignore_background: see `ConfusionMatrix.compute`; the background is class 0.
+        tiles, route, surface_tolerance: see `evaluate`.
 
     Raises:
         UserError: no mask holds another class than the background.
@@ -102,16 +141,22 @@ def evaluate_classes(
     if len(split) == 0:
         raise ValueError("the split holds no image to evaluate on")
     matrices = {name: ConfusionMatrix(num_labels) for name in ("adapted", "constant")}
-    records: list[tuple[int, float | None]] = []
+    records: list[ClassRecord] = []
     with inference([model], precision):
-        for samples in own_batches(split, batch_size, num_workers, progress=progress):
-            for sample, found in zip(samples, label_maps(model, processor, samples), strict=True):
-                one = ConfusionMatrix(num_labels)
-                one.update(found, sample.mask)
-                matrices["adapted"] = matrices["adapted"].merge([one])
-                records.append((sample.index, one.compute(ignore_background)["miou"]))
-                if constant is not None:
-                    matrices["constant"].update(constant.at(*sample.mask.shape), sample.mask)
+        found: Iterator[tuple[int, str, bytes | None, ConfusionMatrix, ConfusionMatrix]]
+        keep = is_of_volumes(split)
+        if tiles is None:
+            batches = own_batches(split, batch_size, num_workers, progress=progress)
+            found = (
+                one for samples in batches for one in _whole(model, processor, samples, num_labels, constant, keep)
+            )
+        else:
+            options: Any = {"batch_size": batch_size, "precision": precision, "progress": progress, "route": route}
+            found = tiled_matrices(model, processor, split, tiles, num_labels, constant, **options)
+        for index, name, labels, one, of_constant in found:
+            matrices["adapted"] = matrices["adapted"].merge([one])
+            matrices["constant"] = matrices["constant"].merge([of_constant])
+            records.append(ClassRecord(index, name, class_scores(one, ignore_background), labels))
     parts = of_all_ranks((matrices, records))
     matrices = {name: parts[0][0][name].merge(part[0][name] for part in parts[1:]) for name in matrices}
     if not matrices["adapted"].counts[1:].any():
@@ -120,7 +165,30 @@ def evaluate_classes(
     test: dict[str, Any] = {"zero_shot": None, "adapted": class_scores(matrices["adapted"], ignore_background)}
     if constant is not None:
         test["constant"] = class_scores(matrices["constant"], ignore_background)
-    return ClassResult({"none": test}, matrices["adapted"], sorted(records))
+    records.sort(key=lambda record: record.index)
+    volumes: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    packed = [record.labels for record in records if record.labels is not None]
+    if packed:
+        rows = volumes["none", "adapted"] = score_volumes(split, packed, range(1, num_labels), surface_tolerance)
+        test["adapted"]["volumes"] = summary(rows)
+    return ClassResult({"none": test}, matrices["adapted"], records, volumes)
+
+
+def _whole(
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    samples: list[Any],
+    num_labels: int,
+    constant: ConstantLabels | None,
+    keep: bool,
+) -> Iterator[tuple[int, str, bytes | None, ConfusionMatrix, ConfusionMatrix]]:
+    """Of each sample its index and name, with `keep` its label map, and the counts of the model and the constant."""
+    for sample, found in zip(samples, label_maps(model, processor, samples), strict=True):
+        one, of_constant = ConfusionMatrix(num_labels), ConfusionMatrix(num_labels)
+        one.update(found, sample.mask)
+        if constant is not None:
+            of_constant.update(constant.at(*sample.mask.shape), sample.mask)
+        yield sample.index, sample.id, pack(found) if keep else None, one, of_constant
 
 
 def class_scores(matrix: ConfusionMatrix, ignore_background: IgnoreBackground = False) -> dict[str, Any]:

@@ -5,25 +5,33 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 from torch.utils.data import Dataset
 
 from ..data.images import IGNORE
+from ..data.tiles import Tiles, Window
 from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
+from ..inference.forward import pool_of
+from ..inference.tiled import Route
 from ..inference.variants import Variant, inference, predicted_logits, variants_of
 from ..metrics import ConstantMask, Overlap, boundary_overlap, gathered, make_metric, mean_overlap, overlap
 from ..metrics.stream import StreamingMetric
+from ..metrics.volume import TOLERANCE
 from ..names import check_metrics
 from ..prompts import Prompt, derive_prompts
+from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
+from .tiled import own_scenes, tiled_maps
+from .volumes import is_of_volumes, pack, score_volumes, summary
 
 
 if TYPE_CHECKING:
     from ..data import Sample, SegmentationSplit
+    from ..data.dataset import OpenSample
     from ..inference.embeddings.split import EmbeddedSample, EmbeddedSplit
 
 
@@ -37,6 +45,8 @@ class ImageRecord:
         scores: per prompt kind, per variant (the names in `EvalResult.test`), the pixel counts.
         boundaries: the same of the masks' boundaries; empty unless they were asked for.
         labelled: whether the mask holds anything but 255 = ignore.
+        domain: of a pool, the domain that segmented the image; None otherwise.
+        masks: per prompt kind and variant the mask by `pack`, of slices of volumes; empty for other images.
     """
 
     index: int
@@ -44,6 +54,8 @@ class ImageRecord:
     scores: dict[str, dict[str, Overlap]]
     boundaries: dict[str, dict[str, Overlap]] = field(default_factory=dict)
     labelled: bool = True
+    domain: str | None = None
+    masks: dict[str, dict[str, bytes]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -58,10 +70,13 @@ class EvalResult:
             highest (the adapted model has no trained estimate to choose by). Images that are ignored everywhere do not
             count.
         records: one per image, in the order of the split.
+        volumes: of slices of volumes per (prompt kind, variant) what `score_volumes` returns; `test` has their means
+            under `volumes` of the variant.
     """
 
-    test: dict[str, dict[str, dict[str, float] | None]]
+    test: dict[str, dict[str, dict[str, Any] | None]]
     records: list[ImageRecord]
+    volumes: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
 
 
 class _Prompted(Dataset):
@@ -78,9 +93,11 @@ class _Prompted(Dataset):
         return index, sample, prompts_of(sample.mask, self.kinds, index, self.seed)
 
 
-def prompts_of(mask: np.ndarray, kinds: Sequence[str], index: int, seed: int = 0) -> dict[str, Prompt]:
-    """Prompts of every kind for image `index`; equal at every call, in any process."""
-    draws = {kind: np.random.default_rng([seed, index]) for kind in kinds}
+def prompts_of(
+    mask: np.ndarray, kinds: Sequence[str], index: int, seed: int = 0, place: Sequence[int] = ()
+) -> dict[str, Prompt]:
+    """Prompts of every kind for image `index`, or the part of it at `place`; equal at every call, in any process."""
+    draws = {kind: np.random.default_rng([seed, index, *place]) for kind in kinds}
     return {kind: derive_prompts(mask, kind, rng=draws[kind], mask_values="index") for kind in kinds}
 
 
@@ -103,6 +120,9 @@ def evaluate(
     num_workers: int = 0,
     seed: int = 0,
     progress: bool = True,
+    tiles: Tiles | None = None,
+    route: Route = "image",
+    surface_tolerance: float = TOLERANCE,
 ) -> EvalResult:
     """Segments every image once per model and prompt kind and scores the masks at original size.
 
@@ -127,6 +147,11 @@ def evaluate(
         num_workers: processes that read images and derive prompts.
         seed: of the degradation of `mask` prompts.
         progress: show a bar on the main process.
+        tiles: how images are cut; the logits of their tiles are blended, and prompts derived from the true mask of
+            each tile. Images are read by windows and scored window by window, except for `boundary` and `metrics`,
+            which take a whole map. None = images are not cut.
+        route: of a pool with `tiles`, whether its router chooses for each image as a whole or for each tile.
+        surface_tolerance: of slices of volumes, millimetres within which surfaces agree.
 
     Raises:
         UserError: metrics that are unknown, or without `none` among the prompts; no mask holds any foreground.
@@ -144,8 +169,16 @@ def evaluate(
     records: list[ImageRecord] = []
     prompted = _Prompted(split, prompts, seed)
     with inference([variant.model for variant in variants], precision):
-        for batch in own_batches(prompted, batch_size, num_workers, progress=progress):
-            records += _score_batch(variants, processor, batch, constant, boundary, streams)
+        keep = is_of_volumes(split)
+        if tiles is None:
+            for batch in own_batches(prompted, batch_size, num_workers, progress=progress):
+                records += _score_batch(variants, processor, batch, constant, boundary, streams, keep)
+        else:
+            for scene in own_scenes(split, progress):
+                options: Any = {"seed": seed, "batch_size": batch_size, "precision": precision, "route": route}
+                records.append(
+                    _score_scene(variants, processor, scene, tiles, prompts, constant, boundary, streams, **options)
+                )
     records = _gather(records)
     scored = [record for record in records if record.labelled]
     if not any(one.truth for record in scored for kind in record.scores.values() for one in kind.values()):
@@ -154,7 +187,12 @@ def evaluate(
     for name, own in streams.items():
         for metric in own.values():
             test["none"][name] = (test["none"][name] or {}) | gathered(metric).compute()
-    return EvalResult(test, records)
+    volumes: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for kind, name in ((kind, name) for kind, masks in records[0].masks.items() for name in masks):
+        packed = [record.masks[kind][name] for record in records]
+        rows = volumes[kind, name] = score_volumes(split, packed, tolerance=surface_tolerance)
+        test[kind][name] = (test[kind][name] or {}) | {"volumes": summary(rows)}
+    return EvalResult(test, records, volumes)
 
 
 def no_foreground(images: int) -> UserError:
@@ -173,11 +211,13 @@ def _score_batch(
     constant: ConstantMask | None,
     boundary: bool,
     streams: dict[str, dict[str, StreamingMetric]],
+    keep: bool,
 ) -> list[ImageRecord]:
     samples = [sample for _, sample, _ in batch]
     prompts = {kind: [derived[kind] for _, _, derived in batch] for kind in batch[0][2]}
     scores: list[dict[str, dict[str, Overlap]]] = [defaultdict(dict) for _ in batch]
     boundaries: list[dict[str, dict[str, Overlap]]] = [defaultdict(dict) for _ in batch]
+    masks: list[dict[str, dict[str, bytes]]] = [defaultdict(dict) for _ in batch]
 
     def score(kind: str, name: str, position: int, mask: np.ndarray) -> None:
         scores[position][kind][name] = overlap(mask, samples[position].mask)
@@ -193,9 +233,19 @@ def _score_batch(
             prediction = probabilities if metric.takes_probabilities else mask
             metric.update(prediction, samples[position].mask)
 
-    for kind, name, position, logits in predicted_logits(variants, processor, samples, prompts, best_of_three=True):
+    domains: list[str | None] = [None] * len(samples)
+
+    def note_domains(variant: Variant, embeddings: ImageEmbeddings) -> None:
+        pool = pool_of(variant.model)
+        if pool is not None and not variant.adapter_off and embeddings.domains is not None:
+            domains[:] = pool.names_of(embeddings.domains)
+
+    how: dict[str, Any] = {"best_of_three": True, "encoded": note_domains}
+    for kind, name, position, logits in predicted_logits(variants, processor, samples, prompts, **how):
         mask = (logits > 0).cpu().numpy()
         score(kind, name, position, mask)
+        if keep:
+            masks[position][kind][name] = pack(mask)
         if kind == "none" and streams[name]:
             stream(name, position, mask, logits.float().sigmoid().cpu().numpy())
     if constant is not None and "none" in prompts:
@@ -204,15 +254,61 @@ def _score_batch(
             score("none", "constant", position, mask)
             stream("constant", position, mask, mask)
     return [
-        ImageRecord(index, sample.id, dict(image_scores), dict(image_boundaries), counts)
-        for (index, sample, _), image_scores, image_boundaries, counts in zip(
-            batch, scores, boundaries, labelled, strict=True
+        ImageRecord(index, sample.id, dict(image_scores), dict(image_boundaries), counts, domain, dict(image_masks))
+        for (index, sample, _), image_scores, image_boundaries, counts, domain, image_masks in zip(
+            batch, scores, boundaries, labelled, domains, masks, strict=True
         )
     ]
 
 
-def _means(records: Sequence[ImageRecord], kinds: Sequence[str]) -> dict[str, dict[str, dict[str, float] | None]]:
-    test: dict[str, dict[str, dict[str, float] | None]] = {}
+def _score_scene(
+    variants: Sequence[Variant],
+    processor: SamAdaptProcessor,
+    scene: OpenSample,
+    tiles: Tiles,
+    kinds: Sequence[str],
+    constant: ConstantMask | None,
+    boundary: bool,
+    streams: dict[str, dict[str, StreamingMetric]],
+    *,
+    seed: int,
+    **how: Any,
+) -> ImageRecord:
+    """The record of an image of which windows alone are in memory, but for what takes a whole map."""
+
+    def prompts(mask: np.ndarray, window: Window) -> dict[str, Prompt]:
+        return prompts_of(mask, kinds, scene.index, seed, window[:2])
+
+    sums: dict[tuple[str, str], Overlap] = {}
+    wanted = {(kind, name) for kind in kinds for name in streams if boundary or (kind == "none" and streams[name])}
+    whole: dict[tuple[str, str], np.ndarray] = {}
+    labelled = False
+    for window, mask, maps in tiled_maps(variants, processor, scene, tiles, kinds, prompts, **how):
+        labelled |= bool((mask != IGNORE).any())
+        found = {key: (logits > 0).numpy() for key, logits in maps.items()}
+        if constant is not None and "none" in kinds:
+            found["none", "constant"] = constant.window(scene.size, window)
+        for key, prediction in found.items():
+            counts = overlap(prediction, mask)
+            sums[key] = counts if key not in sums else sums[key] + counts
+            if key in wanted:
+                shown = maps[key].sigmoid().numpy() if key in maps else prediction.astype(np.float32)
+                whole.setdefault(key, np.zeros(scene.size, np.float32))[window.slices] = shown
+    truth = scene.mask(Window(0, 0, *scene.size)) if whole else np.zeros(0)
+    boundaries: dict[str, dict[str, Overlap]] = defaultdict(dict)
+    for (kind, name), map_ in whole.items():
+        if boundary:
+            boundaries[kind][name] = boundary_overlap(map_ > 0.5, truth)
+        for metric in streams[name].values() if kind == "none" and labelled else ():
+            metric.update(map_ if metric.takes_probabilities else map_ > 0.5, truth)
+    scores: dict[str, dict[str, Overlap]] = defaultdict(dict)
+    for (kind, name), counts in sums.items():
+        scores[kind][name] = counts
+    return ImageRecord(scene.index, scene.id, dict(scores), dict(boundaries), labelled)
+
+
+def _means(records: Sequence[ImageRecord], kinds: Sequence[str]) -> dict[str, dict[str, dict[str, Any] | None]]:
+    test: dict[str, dict[str, dict[str, Any] | None]] = {}
     for kind in kinds:
         test[kind] = {"zero_shot": None, "adapted": None}
         for name in records[0].scores[kind]:

@@ -10,16 +10,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from ..data.images import IGNORE
+from ..data.tiles import Tiles, Window
 from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError, require_extra
-from ..inference.instances import Instance, InstanceSource, coco_content, find_instances
+from ..inference.instances import (
+    MIN_AREA,
+    Instance,
+    InstanceSource,
+    coco_content,
+    find_instances,
+    scene_components,
+)
+from ..inference.tiled import TiledRun, assembled
 from ..inference.variants import embeddings_of, inference, model_inputs, variants_of
-from ..prompts import components, instance_masks
+from ..prompts import Prompt, components, instance_masks
 from ..sam.processing import SamAdaptProcessor
+from .tiled import own_scenes
 
 
 if TYPE_CHECKING:
     from ..data import Sample, SegmentationSplit
+    from ..data.dataset import OpenSample
     from ..inference.embeddings.split import EmbeddedSample, EmbeddedSplit
 
 
@@ -40,6 +52,7 @@ def evaluate_instances(
     precision: str = "no",
     num_workers: int = 0,
     progress: bool = True,
+    tiles: Tiles | None = None,
 ) -> dict[str, Any]:
     """Finds the instances of every image and compares them with the true ones.
 
@@ -49,6 +62,8 @@ def evaluate_instances(
     Args:
         model, adapted, zero_shot, zero_shot_model: see `variants_of`.
         source, points_per_side: see `find_instances`.
+        tiles: how images are cut; the instances of their tiles are joined, and the smallest true one is 0.05 % of a
+            tile.
 
     Returns:
         `{"source", "objects": n, "zero_shot": {"ap", "ap50", "ap75"}, "adapted": {…}}`, COCO's average precision over
@@ -63,7 +78,25 @@ def evaluate_instances(
     truth: list[Described] = []
     found: dict[str, list[Described]] = {variant.name: [] for variant in variants}
     with inference([variant.model for variant in variants], precision):
-        for samples in own_batches(split, batch_size, num_workers, title="instances", progress=progress):
+        batches = own_batches(split, batch_size, num_workers, title="instances", progress=progress)
+        for scene in () if tiles is None else own_scenes(split, progress, "instances"):
+            assert tiles is not None
+            sample, true_ones = _true_instances(split, scene, tiles)
+            truth.append(_described(sample, true_ones))
+            for variant in variants:
+                options = {
+                    "has_estimate": variant.name == "zero_shot" or bool(estimate),
+                    "points_per_side": points_per_side,
+                }
+                grid = tiles.grid(scene.size)
+                how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "instances": source}
+                with variant.active():
+                    run = TiledRun(
+                        variant.model, processor, scene, grid, Prompt("none"), instance_options=options, **how
+                    )
+                    own = assembled(run, None, False).instances or []
+                found[variant.name].append(_described(sample, own))
+        for samples in batches if tiles is None else ():
             inputs = model_inputs(processor, samples)
             truth += [_described(sample, [Instance(m, 1.0) for m in _true_masks(split, sample)]) for sample in samples]
             for variant in variants:
@@ -132,6 +165,17 @@ def _true_masks(split: SegmentationSplit | EmbeddedSplit, sample: Sample | Embed
     if instances is None:
         return components(sample.mask, max_objects=sample.mask.size)[0]
     return instance_masks(instances, sample.mask)[0]
+
+
+def _true_instances(split: Any, scene: OpenSample, tiles: Tiles) -> tuple[Sample, list[Instance]]:
+    """A scene as a whole, and its true instances."""
+    sample = scene.sample(Window(0, 0, *scene.size))
+    numbered = split.instances(scene.index)
+    if numbered is not None:
+        return sample, [Instance(mask, 1.0) for mask in instance_masks(numbered, sample.mask)[0]]
+    truth = (sample.mask > 0) & (sample.mask != IGNORE)
+    tile = tiles.grid(scene.size).tile
+    return sample, scene_components(truth, truth.astype(np.float32), MIN_AREA * tile[0] * tile[1])
 
 
 def _described(sample: Sample | EmbeddedSample, instances: Sequence[Instance]) -> Described:

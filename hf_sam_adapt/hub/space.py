@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
+from typing import Literal
 
-from huggingface_hub import metadata_load
+from huggingface_hub import CardData, RepoCard, metadata_load
 
 from ..data.walk import files_below
 from ..errors import UserError
@@ -17,21 +19,30 @@ from ..upload import check_can_push, push_again, upload
 
 
 PUSHED_SUFFIXES = (".py", ".txt", ".md", ".png", ".jpg", ".json", ".yaml", ".safetensors")
+SpaceSdk = Literal["docker", "gradio"]
 _DOCKERFILE = "Dockerfile"
 _BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE")
 
 
 def push_space(
-    folder: str | Path, repo: str | None = None, *, private: bool = True, revision: str | None = None
+    folder: str | Path,
+    repo: str | None = None,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    sdk: SpaceSdk | None = None,
 ) -> str:
-    """Publish a Space with the wheel built from the checkout that it lies in, in one commit.
+    """Publish a Space with the package of the checkout that it lies in, in one commit.
 
     Args:
         folder: with `app.py`, a `README.md` whose head names the `sdk`, and a `requirements.txt` that names the wheel
-            as a file. Only a Docker Space can install that: Gradio Spaces are built with `requirements.txt` alone.
+            as a file.
         repo: `owner/name`; `name` is in the account of the token, None is the folder's name there.
         private: of a repository that is created; one that exists stays as it is.
         revision: branch, created from `main` if it does not exist.
+        sdk: what it runs on in place of the `sdk` of its README. A Docker Space installs the wheel. A Gradio Space is
+            built with `requirements.txt` alone, so it gets the package's files beside `app.py` and the names of what
+            they need.
 
     Returns:
         Address of the commit.
@@ -41,14 +52,16 @@ def push_space(
     """
     folder = Path(folder)
     files = space_files(folder)
-    sdk = (metadata_load(files["README.md"]) or {}).get("sdk")
-    if sdk is None:
+    head = metadata_load(files["README.md"]) or {}
+    if head.get("sdk") is None:
         raise UserError(
             f"{folder / 'README.md'} names no sdk in its head", key="push", fix="add `sdk: docker` or `sdk: gradio`"
         )
     repo = repo or folder.resolve().name
     check_can_push(repo)
     flags = ("" if private else " --public") + (f" --revision {shlex.quote(revision)}" if revision else "")
+    flags += f" --space_sdk {sdk}" if sdk else ""
+    sdk = sdk or head["sdk"]
     again = f"hf-sam-adapt push {shlex.quote(str(folder))} --repo {repo} --repo_type space{flags}"
     with tempfile.TemporaryDirectory() as stage:
         wheel = build_wheel(checkout_of(folder), Path(stage))
@@ -57,13 +70,66 @@ def push_space(
             raise UserError(
                 f"{files['requirements.txt']} does not name ./{wheel.name}, the wheel of this checkout", key="push"
             )
-        chosen = files | {wheel.name: wheel}
+        chosen = gradio_files(files, wheel, Path(stage)) if sdk == "gradio" else files | {wheel.name: wheel}
         try:
             return upload(
                 lambda name: chosen, repo, private=private, revision=revision, repo_type="space", space_sdk=sdk
             )
         except UserError as error:
             raise push_again(error, again, folder) from error
+
+
+def gradio_files(files: dict[str, Path], wheel: Path, stage: Path) -> dict[str, Path]:
+    """The files of a Docker Space as those of a Gradio one, which can run on ZeroGPU.
+
+    Args:
+        files: path in the repository -> file.
+        wheel: of this package.
+        stage: a folder for what is written anew.
+
+    Raises:
+        UserError: `requirements.txt` does not pin gradio, whose version the head names.
+    """
+    requirements = files["requirements.txt"].read_text().split()
+    pins = dict(line.split("==") for line in requirements if "==" in line)
+    if "gradio" not in pins:
+        raise UserError(f"{files['requirements.txt']} does not pin gradio", key="push", fix="add gradio==VERSION")
+    unpacked = stage / "unpacked"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(unpacked)
+    (metadata,) = unpacked.glob("*.dist-info/METADATA")
+    # ZeroGPU has its own choice of torch, so that is not pinned; the builder takes gradio from the head.
+    needed = [
+        line for line in requirements_of(metadata.read_text(), ("train", "demo")) if not line.startswith("gradio")
+    ]
+    written = stage / "gradio"
+    written.mkdir()
+    pinned = [line for line in requirements if "==" in line and not line.startswith(("gradio", "torch"))]
+    (written / "requirements.txt").write_text("\n".join([*needed, *pinned]) + "\n")
+    card = RepoCard.load(files["README.md"], ignore_metadata_errors=True)
+    head = card.data.to_dict() | {"sdk": "gradio", "sdk_version": pins["gradio"], "app_file": "app.py"}
+    head = {key: value for key, value in head.items() if key not in ("app_port", "suggested_hardware")}
+    card.data = CardData(**head, suggested_hardware="zero-a10g")
+    card.save(written / "README.md")
+    package = {
+        path.relative_to(unpacked).as_posix(): path
+        for path in sorted(unpacked.rglob("*"))
+        if path.is_file() and metadata.parent not in path.parents
+    }
+    kept = {inside: path for inside, path in files.items() if inside != _DOCKERFILE}
+    return kept | package | {path.name: path for path in written.iterdir()}
+
+
+def requirements_of(metadata: str, extras: tuple[str, ...]) -> list[str]:
+    """What a wheel's METADATA asks for, by itself and with `extras`, without its own name."""
+    found = []
+    for line in metadata.splitlines():
+        if line.startswith("Requires-Dist: "):
+            requirement, _, marker = line.removeprefix("Requires-Dist: ").partition("; ")
+            wanted = not marker or any(f'extra == "{extra}"' in marker for extra in extras)
+            if wanted and not requirement.startswith("hf-sam-adapt"):
+                found.append(requirement)
+    return list(dict.fromkeys(found))
 
 
 def space_files(folder: Path) -> dict[str, Path]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..data.run_length_encoding import encode_runs
+from ..data.tiles import Window
 from ..prompts import MIN_AREA, Prompt, components
 from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
@@ -32,18 +33,37 @@ class Instance:
     """One object of an image.
 
     Attributes:
-        mask: bool (H, W) at original size, not empty.
+        part: bool (h, w) of the window in which it lies, not empty; without one, of the whole image.
         score: 0..1, higher is surer.
+        window: where `part` is in the image.
+        size: (height, width) of the image, with `window`.
     """
 
-    mask: np.ndarray
+    part: np.ndarray
     score: float
+    window: Window | None = None
+    size: tuple[int, int] | None = None
+
+    @property
+    def where(self) -> Window:
+        """What `part` shows of the image."""
+        return self.window or Window(0, 0, self.part.shape[0], self.part.shape[1])
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool (H, W) at original size."""
+        if self.window is None or self.size is None:
+            return self.part
+        mask = np.zeros(self.size, bool)
+        mask[self.window.slices] = self.part
+        return mask
 
     @property
     def box(self) -> list[int]:
         """x, y, width, height, as COCO writes it."""
-        columns, rows = np.flatnonzero(self.mask.any(axis=0)), np.flatnonzero(self.mask.any(axis=1))
-        return [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
+        columns, rows = np.flatnonzero(self.part.any(axis=0)), np.flatnonzero(self.part.any(axis=1))
+        corner = [self.where.left + int(columns[0]), self.where.top + int(rows[0])]
+        return [*corner, int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
 
 
 def find_instances(
@@ -55,6 +75,7 @@ def find_instances(
     *,
     has_estimate: bool = False,
     points_per_side: int = 16,
+    cut: float = 0.0,
 ) -> list[list[Instance]]:
     """The instances of B images, surest first; call it inside `inference`.
 
@@ -67,27 +88,50 @@ def find_instances(
         embeddings: theirs, by `model`.
         has_estimate: whether the model's IoU estimate means anything: zero-shot SAM's, or `train_iou_head`.
         points_per_side: of the grid.
+        cut: logit above which a pixel belongs to a mask.
     """
     if source == "components":
         promptless = [Prompt("none")] * len(embeddings)
-        return [*map(component_instances, image_logits(model, processor, inputs, embeddings, promptless))]
+        merged = image_logits(model, processor, inputs, embeddings, promptless)
+        return [component_instances(logits, cut) for logits in merged]
     found = []
     for image, (size, inside) in enumerate(sizes_of(inputs)):
         prompt = processor.transform_prompts([point_grid(size, points_per_side)], [size])[0]
         logits, scores = _decode_grid(model, embeddings[image : image + 1], prompt, inside, processor, has_estimate)
         instances = []
         for part, part_scores in zip(logits.split(POINTS_AT_ONCE), scores.split(POINTS_AT_ONCE)):
-            full = processor.post_process_masks([part], [size], [inside])[0] > 0
+            full = processor.post_process_masks([part], [size], [inside])[0] > cut
             instances += [Instance(m, s) for m, s in zip(full.cpu().numpy(), part_scores.tolist()) if m.any()]
         found.append(instances)
     return found
 
 
-def component_instances(logits: torch.Tensor) -> list[Instance]:
+def component_instances(logits: torch.Tensor, cut: float = 0.0) -> list[Instance]:
     """The 8-connected components of a mask of at least 0.05 % of the image: float (H, W) -> instances."""
-    probability = logits.float().sigmoid().cpu().numpy()
-    masks, _ = components((probability > 0.5).astype(np.uint8), max_objects=probability.size)
+    foreground, probability = ((logits > cut).cpu().numpy(), logits.float().sigmoid().cpu().numpy())
+    masks, _ = components(foreground.astype(np.uint8), max_objects=probability.size)
     instances = [Instance(mask, float(probability[mask].mean())) for mask in masks]
+    return sorted(instances, key=lambda instance: -instance.score)
+
+
+def scene_components(foreground: np.ndarray, probability: np.ndarray, smallest: float) -> list[Instance]:
+    """The 8-connected components of a large mask, each in a window of its own: bool and float (H, W) -> instances.
+
+    Args:
+        smallest: pixels that a component has at least.
+    """
+    from scipy import ndimage
+
+    numbered, count = ndimage.label(foreground, structure=np.ones((3, 3), bool), output=np.int32)
+    areas = np.bincount(numbered.ravel(), minlength=count + 1)
+    instances = []
+    for number, rows_columns in enumerate(ndimage.find_objects(numbered), start=1):
+        if areas[number] >= smallest:
+            rows, columns = rows_columns
+            part = numbered[rows_columns] == number
+            window = Window(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+            score = float(probability[rows_columns][part].mean())
+            instances.append(Instance(part, score, window, foreground.shape))
     return sorted(instances, key=lambda instance: -instance.score)
 
 
@@ -148,7 +192,7 @@ def coco_content(names: Sequence[str], found: Sequence[Sequence[Instance]], size
                     "category_id": 1,
                     "segmentation": encode_runs(instance.mask),
                     "bbox": instance.box,
-                    "area": int(instance.mask.sum()),
+                    "area": int(instance.part.sum()),
                     "iscrowd": 0,
                     "score": instance.score,
                 }

@@ -30,17 +30,17 @@ from ..sam.processing import SamAdaptProcessor
 from ..sam.tiny import TINY, load_tiny_sam
 from ..tuners.common.decoder import freeze_outside_adapter
 from ..tuners.moda import ModaModel
+from ..tuners.stock import stock_tuner
 
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-LORA_SIZE = {"r": 8, "lora_alpha": 16}  # of `method: lora`, where the recipe does not say
 CONFIGS = {name: method.config_class() for name, method in METHODS.items()}
 
 
 def method_of(config: PeftConfig | None) -> str:
     """The recipe's name of an adapter's method; None, a model folder, is `full`."""
-    return next(name for name, cls in CONFIGS.items() if cls is (None if config is None else type(config)))
+    return "full" if config is None else next((name for name, cls in CONFIGS.items() if cls is type(config)), "peft")
 
 
 @dataclass
@@ -167,14 +167,17 @@ def load_plain(name: str, processor: SamAdaptProcessor, attention: Kind = "auto"
     return base
 
 
-def build_model(method: str, method_args: dict, base: SamModel, image_size: int | None = None) -> nn.Module:
+def build_model(
+    method: str, method_args: dict, base: SamModel, image_size: int | None = None, steps: int | None = None
+) -> nn.Module:
     """Put a method around a base model, with everything that it does not train frozen.
 
     Args:
-        method: one of `sam_adapter`, `decoder`, `lora`, `full`.
+        method: a recipe's.
         method_args: fields of the method's config.
         base: the model to adapt; changed in place.
         image_size: side of the network input in pixels, None = the base's.
+        steps: optimizer steps of the training, for tuners that ask; None = unknown.
 
     Returns:
         `PeftModel`, or for `full` the base itself with encoder and decoder trainable.
@@ -201,16 +204,19 @@ def build_model(method: str, method_args: dict, base: SamModel, image_size: int 
         stop_choosing(base)  # the mask that is trained is the one that the saved model returns
         freeze_outside_adapter(base)
         return base
-    if method == "lora":
+    config_cls = CONFIGS[method]
+    if method in ("lora", "peft"):
         if image_size is not None and image_size != native:
             raise UserError(
-                "a plain LoRA file cannot store another input size", key="image_size", fix="use sam_adapter or full"
+                "a file of plain PEFT cannot store another input size", key="image_size", fix="use sam_adapter or full"
             )
-        placed = {"target_modules": family.attention_names, "modules_to_save": [family.mask_decoder]}
-        method_args = LORA_SIZE | placed | method_args
+        if method == "lora":
+            if "peft_type" in method_args:
+                raise UserError("lora has one", key="method_args.peft_type", fix="use method: peft")
+            method_args = {"peft_type": "LORA"} | method_args
+        config_cls, method_args = stock_tuner(method_args, family, steps)
     elif image_size is not None:
         method_args = {"image_size": image_size} | method_args
-    config_cls = CONFIGS[method]
     known = [field.name for field in dataclasses.fields(config_cls)]
     for key in method_args:
         if key not in known:

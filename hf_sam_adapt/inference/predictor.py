@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +14,8 @@ from PIL import Image
 from torch import nn
 
 from ..data.channels import load_image
+from ..data.scenes import ImageWindows
+from ..data.tiles import Tiles, resolve_tiles
 from ..errors import UserError
 from ..prompts import Prompt
 from ..sam.attention import Kind
@@ -23,6 +24,8 @@ from ..sam.processing import SamAdaptProcessor
 from .forward import pool_of, segment, segment_scored
 from .instances import Instance, InstanceSource, find_instances
 from .loading import Loaded, load_named
+from .prediction import Prediction, logit_of
+from .tiled import Route, TiledRun, assembled, choose_domain, opened_any
 from .variants import (
     AUTOCAST_DTYPES,
     check_domain,
@@ -55,42 +58,15 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    def to(self, device: str | torch.device) -> EncodedImages:
+        """The same on another device."""
+        return EncodedImages(
+            self.embeddings.to(device), {name: values.to(device) for name, values in self.sizes.items()}
+        )
+
     def __getitem__(self, rows: Sequence[int]) -> EncodedImages:
         """The images `rows`, which may repeat."""
         return EncodedImages(self.embeddings[rows], {name: values[rows] for name, values in self.sizes.items()})
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What the model finds in one image.
-
-    Attributes:
-        mask: bool (H, W), the union of the prompted objects; of a model with classes uint8 (H, W) of labels. At the
-            image's own size.
-        score: the model's estimate of the mask's IoU, 0..1, of several objects the highest; None where the model's
-            estimate means nothing (an adapter that did not train it, classes).
-        classes: name -> fraction of the pixels, in the order of the labels; None for one class.
-        domain: of a pool, the domain that was used, `base` for plain SAM; None without a pool.
-        instances: the objects, surest first, if they were asked for.
-    """
-
-    mask: np.ndarray
-    score: float | None
-    classes: dict[str, float] | None
-    domain: str | None
-    instances: list[Instance] | None
-    _low_resolution: torch.Tensor = field(repr=False)
-    _sizes: Mapping[str, torch.Tensor] = field(repr=False)
-    _processor: SamAdaptProcessor = field(repr=False)
-
-    @cached_property
-    def logits(self) -> np.ndarray:
-        """float32 (H, W), foreground above 0; of a model with K classes (K, H, W). Computed when it is asked for."""
-        if self.classes is None:
-            full = merge_objects(self._processor, self._sizes, [self._low_resolution])[0]
-        else:
-            full = self._processor.post_process_masks([self._low_resolution], *self._sizes.values())[0]
-        return full.float().cpu().numpy()
 
 
 class SamAdaptPredictor:
@@ -172,8 +148,12 @@ class SamAdaptPredictor:
         batch_size: int = 4,
         points_per_side: int = 16,
         min_score: float = 0.0,
+        tile: int | Literal["auto"] | None = None,
+        overlap: int | Literal["auto"] | None = None,
+        route: Route = "image",
+        threshold: float = 0.5,
     ) -> list[Prediction]:
-        """Segment images, each once through the encoder.
+        """Segment images, each once through the encoder, or with `tile` as many overlapping tiles.
 
         Args:
             images: files, PIL images, or what else the processor takes, one or several; None = that of `set_image`.
@@ -184,6 +164,11 @@ class SamAdaptPredictor:
             batch_size: images encoded together.
             points_per_side: of the grid of `instances="grid"`.
             min_score: instances of a lower score are left out.
+            tile: side of the tiles in pixels; "auto" = that of the network's input, for images that are more than
+                twice as large; None = images are not cut.
+            overlap: pixels that neighbouring tiles share; "auto" and None = an eighth of the tile.
+            route: of a pool, whether its router chooses for each image as a whole or for each tile.
+            threshold: probability above which a pixel is foreground; not for a model with classes.
 
         Returns:
             One `Prediction` an image; with `set_image`, one a prompt.
@@ -194,7 +179,11 @@ class SamAdaptPredictor:
         """
         check_options(instances, batch_size=batch_size, points_per_side=points_per_side)
         options: dict[str, Any] = {"instances": instances, "points_per_side": points_per_side, "min_score": min_score}
+        options["threshold"] = threshold
+        tiles, _ = self.tiles(tile, overlap)
         if images is None:
+            if tiles is not None:
+                raise UserError("an image that is set is encoded as a whole", key="tile", fix="pass it as images")
             encoded = getattr(self._current, "image", None)
             if encoded is None:
                 raise UserError("none given, and this thread has not called set_image", key="images")
@@ -205,12 +194,66 @@ class SamAdaptPredictor:
         single = isinstance(images, ImageInput) and getattr(images, "ndim", 3) < 4
         listed: list[ImageInput] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
         asked = self._one_each(prompts, len(listed))
-        self.check(asked, domain, instances)
+        self.check(asked, domain, instances, threshold)
         results: list[Prediction] = []
+        if tiles is not None:
+            for image, prompt in zip(listed, asked):
+                with opened_any(image, self.processor.channels) as opened:
+                    how: dict[str, Any] = {"instances": instances, "points_per_side": points_per_side}
+                    run = self.run_tiles(opened, tiles, prompt, domain, route, batch_size=batch_size, **how)
+                    results.append(
+                        assembled(run, self.classes, self.has_estimate, cut=logit_of(threshold), min_score=min_score)
+                    )
+            return results
         for start in range(0, len(listed), batch_size):
             rows = slice(start, start + batch_size)
             results += self.decode(self.encode(listed[rows], domain), asked[rows], **options)
         return results
+
+    def tiles(
+        self, tile: int | Literal["auto"] | None, overlap: int | Literal["auto"] | None = None
+    ) -> tuple[Tiles | None, list[str]]:
+        """How images are cut by these arguments of `predict`, and sentences about what was rounded."""
+        return resolve_tiles(tile, overlap, self.processor.image_size, self.processor.patch_size)
+
+    def run_tiles(
+        self,
+        image: ImageWindows,
+        tiles: Tiles,
+        prompt: Prompt | None = None,
+        domain: str | None = None,
+        route: Route = "image",
+        *,
+        batch_size: int = 4,
+        instances: InstanceSource | None = None,
+        points_per_side: int = 16,
+    ) -> TiledRun:
+        """Windows of the logits of one image, in memory that does not grow with its height: see `TiledRun`.
+
+        Raises:
+            UserError: as `predict`.
+        """
+        prompt = prompt or Prompt("none")
+        self.check([prompt], domain, instances)
+        check_prompt(prompt, image.size)
+        grid = tiles.grid(image.size)
+        if domain is None and route == "image" and len(grid) > 1:
+            with self.lock:
+                domain = choose_domain(self.model, self.processor, image, self.precision)
+        return TiledRun(
+            self.model,
+            self.processor,
+            image,
+            grid,
+            prompt,
+            labels=None if self.classes is None else len(self.classes),
+            domain=domain,
+            batch_size=batch_size,
+            precision=self.precision,
+            instances=instances,
+            instance_options={"has_estimate": self.has_estimate, "points_per_side": points_per_side},
+            lock=self.lock,
+        )
 
     def set_image(self, image: ImageInput, domain: str | None = None) -> None:
         """Encode an image for this thread's next calls of `predict` without `images`."""
@@ -232,11 +275,13 @@ class SamAdaptPredictor:
         *,
         points_per_side: int = 16,
         min_score: float = 0.0,
+        threshold: float = 0.5,
     ) -> list[Prediction]:
         """As `predict`, of images that are encoded: a `Prediction` for each."""
         check_options(instances, points_per_side=points_per_side)
         asked = self._one_each(prompts, len(encoded))
-        self.check(asked, None, instances)
+        self.check(asked, None, instances, threshold)
+        cut = logit_of(threshold)
         for prompt, (size, _) in zip(asked, sizes_of(encoded.sizes)):
             check_prompt(prompt, size)
         placed, objects = place_prompts(self.processor, encoded.sizes, asked), None
@@ -248,18 +293,22 @@ class SamAdaptPredictor:
                 labelled = segment(self.model, None, placed, image_embeddings=encoded.embeddings)
                 masks = [(logits, None) for logits in labelled]
             if instances is not None:
-                how: dict[str, Any] = {"has_estimate": self.has_estimate, "points_per_side": points_per_side}
+                how: Any = {"has_estimate": self.has_estimate, "points_per_side": points_per_side, "cut": cut}
                 objects = find_instances(
                     self.model, self.processor, encoded.sizes, encoded.embeddings, instances, **how
                 )
             results = []
             for row, (logits, scores) in enumerate(masks):
                 kept = None if objects is None else [each for each in objects[row] if each.score >= min_score]
-                results.append(self._prediction(encoded[[row]], logits, scores, kept))
+                results.append(self._prediction(encoded[[row]], logits, scores, kept, cut))
         return results
 
     def check(
-        self, prompts: Sequence[Prompt], domain: str | None = None, instances: InstanceSource | None = None
+        self,
+        prompts: Sequence[Prompt],
+        domain: str | None = None,
+        instances: InstanceSource | None = None,
+        threshold: float = 0.5,
     ) -> None:
         """Raise `UserError` for what this model cannot do, before an image is read."""
         check_domain(self.model, domain)
@@ -270,6 +319,9 @@ class SamAdaptPredictor:
                 )
         kinds = {prompt.kind for prompt in prompts} - {"none"}
         check_options(instances, kinds)
+        if self.classes is not None and threshold != 0.5:
+            raise UserError("the most probable class wins", key="threshold", fix="leave it out")
+        logit_of(threshold)
         if self.classes is not None and (kinds or instances is not None):
             raise UserError(
                 f"the model segments {len(self.classes)} classes without prompts",
@@ -283,13 +335,16 @@ class SamAdaptPredictor:
         masks: torch.Tensor,
         scores: torch.Tensor | None,
         instances: list[Instance] | None,
+        cut: float,
     ) -> Prediction:
         """Of one image: logits (n, h, w) of its objects and their scores (n,); of classes (K, h, w) and None."""
         pool, domains, sizes = pool_of(self.model), encoded.embeddings.domains, encoded.sizes
         domain = None if pool is None or domains is None else pool.names_of(domains)[0]
-        kept = (domain, instances, masks, sizes, self.processor)
+        chances = encoded.embeddings.router_scores
+        routing = None if pool is None or chances is None else dict(zip(pool.domains, chances[0].tolist()))
+        kept = (domain, routing, instances, masks, sizes, self.processor)
         if self.classes is None:
-            mask = (merge_objects(self.processor, sizes, [masks])[0] > 0).cpu().numpy()
+            mask = (merge_objects(self.processor, sizes, [masks])[0] > cut).cpu().numpy()
             score = float(scores.max()) if self.has_estimate and scores is not None and len(scores) else None
             return Prediction(mask, score, None, *kept)
         labels = largest_class(self.processor, sizes, [masks])[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -191,6 +191,7 @@ def predicted_logits(
     prompts: Mapping[str, Sequence[Prompt]],
     *,
     best_of_three: bool = False,
+    encoded: Callable[[Variant, ImageEmbeddings], None] | None = None,
 ) -> Iterator[tuple[str, str, int, torch.Tensor]]:
     """Segments a batch with every variant and prompt kind; call it inside `inference`.
 
@@ -200,6 +201,7 @@ def predicted_logits(
         samples: B images with their masks, or B embeddings, which all variants share.
         prompts: per kind B prompts in image coordinates.
         best_of_three: also yield zero-shot SAM's best of three for `point`, as variant `zero_shot_best_of_3`.
+        encoded: told of each variant's embeddings of the batch.
 
     Yields:
         (kind, variant name, position in the batch, logits (H, W) on the model's device).
@@ -209,6 +211,8 @@ def predicted_logits(
     for variant in variants:
         with variant.active():
             embeddings = embeddings_of(variant.model, inputs)
+            if encoded is not None:
+                encoded(variant, embeddings)
             for kind, items in prompts.items():
                 merged = image_logits(variant.model, processor, inputs, embeddings, items)
                 for position, logits in enumerate(merged):

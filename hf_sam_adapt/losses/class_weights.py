@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.encoding import value_counts
 from ..data.images import IGNORE
 from ..errors import UserError
 
@@ -42,7 +43,7 @@ def class_weights_from(
         raise UserError(f"'{rule}' is not one of {', '.join(RULES)} or a list of numbers", key="class_weights")
     counts = np.zeros(IGNORE + 1, np.int64)
     for mask in _masks(masks):
-        counts += np.bincount(mask.ravel(), minlength=IGNORE + 1)  # (H, W) -> (H * W,) -> (256,)
+        counts += value_counts(mask)
     foreign = [value for value in np.flatnonzero(counts) if num_labels <= value < IGNORE]
     if foreign:
         raise UserError(f"the training masks hold class {foreign[0]}, num_labels is {num_labels}", key="class_weights")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..data.dataset import mask_of
 from ..data.images import IGNORE
+from ..data.tiles import Window
 
 
 GRID = 256
@@ -31,8 +32,20 @@ class ConstantMask:
 
     def at(self, height: int, width: int) -> np.ndarray:
         """The mask for an image of this size, bool (height, width)."""
-        mean = Image.fromarray(self.mean).resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(mean) > self.threshold
+        return self.window((height, width), Window(0, 0, height, width))
+
+    def window(self, size: tuple[int, int], window: Window) -> np.ndarray:
+        """The part of the mask for an image of `size` that a window shows, bool (h, w)."""
+        box = grid_box(self.mean.shape, size, window)
+        shown = window.width, window.height
+        return np.asarray(Image.fromarray(self.mean).resize(shown, Image.Resampling.BILINEAR, box)) > self.threshold
+
+
+def grid_box(grid: tuple[int, ...], size: tuple[int, int], window: Window) -> tuple[float, float, float, float]:
+    """The left, upper, right and lower edge, in cells of a grid over an image of `size`, of a window of it."""
+    down, across = (cells / length for cells, length in zip(grid, size))
+    right, bottom = window.left + window.width, window.top + window.height
+    return window.left * across, window.top * down, min(right * across, grid[1]), min(bottom * down, grid[0])
 
 
 def constant_mask(train_split: Any, size: int = GRID) -> ConstantMask:

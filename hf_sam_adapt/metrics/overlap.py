@@ -21,6 +21,12 @@ class Overlap:
     prediction: int
     truth: int
 
+    def __add__(self, other: "Overlap") -> "Overlap":
+        """The counts of two parts of an image."""
+        return Overlap(
+            self.intersection + other.intersection, self.prediction + other.prediction, self.truth + other.truth
+        )
+
     @property
     def iou(self) -> float:
         union = self.prediction + self.truth - self.intersection

@@ -13,12 +13,14 @@ from torch import nn
 
 from ..data.channels import displayable
 from ..data.images import IGNORE
+from ..data.tiles import Tiles
 from ..evaluation.classes import ClassResult
+from ..evaluation.tiled import reduced_labels
 from ..inference.variants import inference, label_maps
 from ..metrics import plot_confusion
 from ..names import class_names
 from ..sam.processing import SamAdaptProcessor
-from .report import IGNORED_COLOUR, fraction, overlay, panel_title, panels, save_panels, wide_console
+from .report import IGNORED_COLOUR, fraction, overlay, panel_title, panels, ranked, save_panels, wide_console
 
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ def save_class_pictures(
     result: ClassResult,
     data: SegmentationData,
     precision: str = "no",
+    tiles: Tiles | None = None,
 ) -> None:
     """Writes `samples.png` and `confusion.png` of an evaluation of `split`; call it on one process.
 
@@ -80,7 +83,7 @@ def save_class_pictures(
     """
     names = class_names(result.matrix.num_labels, data.id2label)
     colours = None if data.palette is None else data.palette.colours()
-    save_class_samples(folder / "samples.png", model, processor, split, result, names, colours, precision)
+    save_class_samples(folder / "samples.png", model, processor, split, result, names, colours, precision, tiles)
     plot_confusion(result.matrix, names, folder / "confusion.png")
 
 
@@ -93,18 +96,27 @@ def save_class_samples(
     names: Sequence[str],
     palette: ArrayLike | None = None,
     precision: str = "no",
+    tiles: Tiles | None = None,
+    worst: int | None = None,
 ) -> None:
-    """Draws the best, median and worst labelled image by mean IoU of its classes: image, truth, prediction."""
+    """Draws the best, median and worst labelled image by mean IoU of its classes: image, truth, prediction.
+
+    Args:
+        worst: draw so many images in place of these three, the worst first.
+    """
     from matplotlib.patches import Patch
 
-    labelled = [record for record in result.records if record[1] is not None] or result.records
-    order = sorted(labelled, key=lambda record: record[1] or 0.0, reverse=True)
-    places = (("worst", -1), ("median", len(order) // 2), ("best", 0))
-    chosen = {order[place]: rank for rank, place in places}
+    labelled = [record for record in result.records if record.miou is not None] or result.records
+    order = sorted(labelled, key=lambda record: record.miou or 0.0, reverse=True)
+    scores = {record.index: record.miou for record in order}
     rows = []
-    for (index, iou), rank in reversed(chosen.items()):
+    for index, rank in ranked(list(scores), worst):
         with inference([model], precision):
-            rows.append((rank, iou, split[index], label_maps(model, processor, [split[index]])[0]))
+            if tiles is None:
+                rows.append((rank, scores[index], split[index], label_maps(model, processor, [split[index]])[0]))
+                continue
+            with split.open(index) as scene:
+                rows.append((rank, scores[index], *reduced_labels(model, processor, scene, tiles, len(names))))
     colours = class_colours(len(names), palette)
     entries = _present(names, *(labels for *_, sample, found in rows for labels in (sample.mask, found)))
     columns = min(len(entries), 6)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from torch import nn
 
 from ..data.channels import displayable
 from ..data.images import IGNORE
+from ..data.tiles import Tiles, Window
 from ..evaluation.evaluate import EvalResult, prompts_of
+from ..evaluation.tiled import reduced_scene
 from ..inference.variants import inference, predicted_masks, variants_of
 from ..metrics import overlap
 from ..metrics.stream import TITLES as METRIC_TITLES
@@ -72,8 +75,29 @@ def print_table(metrics: dict[str, Any]) -> None:
         for row in further:
             table.add_row(*row)
         console.print(table)
+    volumes = [
+        [f"{kind}, {TITLES[name]}", *_volume_cells(scores[name]["volumes"])]
+        for kind, scores in metrics["test"].items()
+        for name in TITLES
+        if (scores.get(name) or {}).get("volumes")
+    ]
+    if volumes:
+        table = Table("volumes", title=f"{images} volumes")
+        for title in ("number", "Dice", "HD95, mm", "surface Dice"):
+            table.add_column(title, justify="right")
+        for row in volumes:
+            table.add_row(*row)
+        console.print(table)
     if metrics.get("train"):
         console.print(cost_line(metrics["train"]), highlight=False)
+
+
+def _volume_cells(scores: dict[str, Any]) -> list[str]:
+    """Number, Dice, HD95 with how many volumes have none, and surface Dice."""
+    distance = ABSENT if scores["hd95_mm"] is None else f"{scores['hd95_mm']:.2f}"
+    without = f" ({scores['without_hd95']} without)" if scores["without_hd95"] else ""
+    shares = [fraction(scores[key]) for key in ("volume_dice", "surface_dice")]
+    return [str(scores["volumes"]), shares[0], distance + without, shares[1]]
 
 
 def _further_rows(scores: dict[str, Any]) -> list[list[str]]:
@@ -157,19 +181,32 @@ def save_samples(
     zero_shot_model: nn.Module | None = None,
     precision: str = "no",
     seed: int = 0,
+    tiles: Tiles | None = None,
+    worst: int | None = None,
 ) -> None:
     """Draws the best, median and worst image by IoU of the first prompt kind: image, truth, zero-shot, adapted.
 
-    Takes the arguments of the `evaluate` that gave `result`; call it on one process.
+    Takes the arguments of the `evaluate` that gave `result`; call it on one process. With `tiles` large images are
+    shown reduced.
+
+    Args:
+        worst: draw so many images in place of these three, the worst first.
     """
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
     names = [variant.name for variant in variants]
     kind = next(iter(result.test))
-    order = sorted(result.records, key=lambda record: record.scores[kind][names[-1]].iou, reverse=True)
-    # With fewer than three images some ranks fall on the same one, which is drawn once.
-    chosen = {order[place].index: rank for rank, place in (("worst", -1), ("median", len(order) // 2), ("best", 0))}
+    labelled = [record for record in result.records if record.labelled]
+    order = sorted(labelled, key=lambda record: record.scores[kind][names[-1]].iou, reverse=True)
     rows = []
-    for index, rank in reversed(chosen.items()):
+    for index, rank in ranked([record.index for record in order], worst):
+        if tiles is not None:
+            with split.open(index) as scene, inference([variant.model for variant in variants], precision):
+                derive = partial(_tile_prompts, kind, index, seed)
+                how: dict[str, Any] = {"batch_size": 1, "precision": precision, "route": "image"}
+                sample, masks = reduced_scene(variants, processor, scene, tiles, kind, derive, **how)
+            scores = next(record for record in result.records if record.index == index).scores[kind]
+            rows.append(_Row(rank, sample, Prompt("none"), masks, {name: scores[name].iou for name in masks}))
+            continue
         sample = split[index]
         prompt = prompts_of(sample.mask, [kind], index, seed)[kind]
         with inference([variant.model for variant in variants], precision):
@@ -179,6 +216,20 @@ def save_samples(
         iou = {name: overlap(mask, sample.mask).iou for name, mask in masks.items()}
         rows.append(_Row(rank, sample, prompt, masks, iou))
     _draw_samples(Path(path), rows, names)
+
+
+def _tile_prompts(kind: str, index: int, seed: int, mask: np.ndarray, window: Window) -> dict[str, Prompt]:
+    return prompts_of(mask, [kind], index, seed, window[:2])
+
+
+def ranked(order: Sequence[int], worst: int | None) -> list[tuple[int, str]]:
+    """Images to draw, and what to write over them: of images from the best to the worst those two and the median, or
+    so many of the `worst`."""
+    if worst is not None:
+        return [(index, f"worst {place}") for place, index in enumerate(reversed(order[-worst:]), start=1)]
+    # With fewer than three images some ranks fall on the same one, which is drawn once.
+    chosen = {order[place]: rank for rank, place in (("worst", -1), ("median", len(order) // 2), ("best", 0))}
+    return list(reversed(chosen.items()))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import SamModel
 
 from .attention import tiles
-from .families import find_vision_encoder
+from .families import vision_encoder
 
 
 _aten = torch.ops.aten
@@ -37,15 +37,15 @@ def enable_checkpointing(model: SamModel | PeftModel, kind: Literal[True, "selec
     how: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":
         how["context_fn"] = _contexts
-    sam = model.get_base_model() if isinstance(model, PeftModel) else model
+    sam: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     sam.supports_gradient_checkpointing = True  # SAM 2's and 3's classes do not say so, yet their blocks can
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
     # Not SAM 2's and 3's decoders: an adapter's weights stand in for the base's during the call alone, and what is
     # computed again would see the base's.
-    encoder = set(find_vision_encoder(model).modules())
+    encoder = set(vision_encoder(model).modules())
     for module in model.modules():
         if vars(module).get("gradient_checkpointing", False) and module not in encoder:
-            module.gradient_checkpointing = False
+            vars(module)["gradient_checkpointing"] = False
 
 
 def _contexts() -> tuple[Any, Any]:

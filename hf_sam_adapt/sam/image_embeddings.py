@@ -67,6 +67,8 @@ class ImageEmbeddings:
         maps: (B, 256, grid, grid), the encoder's output.
         early: (B, grid, grid, width), the output of the block that an HQ head sees; None without such a head.
         domains: (B,) int64 of a pool of domains, each image's place in it, -1 for plain SAM; None for other models.
+        router_scores: (B, T) float32, the probability that a pool's router gives each of its domains; None where no
+            router has chosen.
         skips: the maps that SAM 2 and 3 add while they upscale, (B, 32, 4 grid, 4 grid) and (B, 64, 2 grid, 2 grid);
             empty for SAM.
     """
@@ -75,6 +77,7 @@ class ImageEmbeddings:
     early: torch.Tensor | None = None
     domains: torch.Tensor | None = None
     skips: tuple[torch.Tensor, ...] = ()
+    router_scores: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -91,8 +94,8 @@ class ImageEmbeddings:
 
     @property
     def named(self) -> dict[str, torch.Tensor]:
-        """The tensors that there are: `maps`, `early`, `domains`, `skip_0`, `skip_1`."""
-        some = {"maps": self.maps, "early": self.early, "domains": self.domains}
+        """The tensors that there are: `maps`, `early`, `domains`, `router_scores`, `skip_0`, `skip_1`."""
+        some = {"maps": self.maps, "early": self.early, "domains": self.domains, "router_scores": self.router_scores}
         found = {name: value for name, value in some.items() if value is not None}
         return found | {f"skip_{place}": value for place, value in enumerate(self.skips)}
 
@@ -100,7 +103,8 @@ class ImageEmbeddings:
     def of_named(cls, tensors: Mapping[str, torch.Tensor]) -> ImageEmbeddings:
         """The inverse of `named`."""
         skips = tuple(tensors[name] for name in sorted(tensors) if name.startswith("skip_"))
-        return cls(tensors["maps"], tensors.get("early"), tensors.get("domains"), skips)
+        some = (tensors.get(name) for name in ("early", "domains"))
+        return cls(tensors["maps"], *some, skips, tensors.get("router_scores"))
 
     @classmethod
     def cat(cls, parts: Sequence[ImageEmbeddings]) -> ImageEmbeddings:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UserError
+from ..names import check_image_size
 from .families import family_of, find_vision_encoder
 
 
@@ -52,25 +53,13 @@ def resize_input(model: nn.Module, image_size: int) -> None:
         raise UserError(f"image_size={image_size}: {type(model).__name__} has no SAM vision encoder to resize")
     family = family_of(encoder)
     shape = family.shape(encoder)
-    check_image_size(encoder, image_size)
+    check_image_size(image_size, family.size_step(encoder), family.title)
     original = OriginalSize(shape.image_size)
     for name, module, attribute, length in family.position_tables(encoder, image_size // shape.patch_size):
         original.tables[name] = table = getattr(module, attribute)
         replace_parameter(module, attribute, resized_table(table, length))
     setattr(encoder, ORIGINAL, original)
     family.set_image_size(model, encoder, image_size)
-
-
-def check_image_size(encoder: nn.Module, image_size: int) -> None:
-    """Raise `UserError`, with the nearest size that would do, for one that the encoder cannot take."""
-    family = family_of(encoder)
-    step = family.size_step(encoder)
-    if image_size < step or image_size % step:
-        nearest = max(step, (image_size + step // 2) // step * step)
-        raise UserError(
-            f"image_size={image_size} is not a multiple of {step}, which {family.title} needs",
-            fix=f"the nearest is {nearest}",
-        )
 
 
 def restore_input(model: nn.Module) -> None:

@@ -6,6 +6,7 @@ changes much with its threshold ("dynamic multimask via stability"). Token 0 is 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -60,7 +61,7 @@ def set_token_0(choices: list[MaskChoice], wanted: list[bool]) -> None:
         choice.token_0 = token_0
 
 
-def stop_choosing(sam: nn.Module) -> None:
+def stop_choosing(sam: Any) -> None:
     """Let a SAM return the mask of token 0 from now on, also after it is saved and loaded."""
     if find_mask_decoder(sam) is not None and vars(_base_decoder(sam)).get(FLAG):
         setattr(_base_decoder(sam), FLAG, False)

@@ -18,6 +18,7 @@ from ..data.encoding import decode_masks
 from ..data.images import IGNORE
 from ..data.normalization import check_normalization, normalize
 from ..errors import UserError
+from ..names import check_image_size
 from ..prompts import Prompt, boolean_masks, centres
 from .image_inputs import ImageLike, as_list, checked_mask, checked_objects, image_array, matched
 from .resampling import RESAMPLING, resampling_name, resized
@@ -42,6 +43,8 @@ class SamAdaptProcessor(BaseImageProcessor):
         resample: "bilinear" or "bicubic", or Pillow's number of it.
         antialias: False reads the pixels around a place alone, whatever the scale, as CoSAM's code does.
         arithmetic: "pillow", as `SamImageProcessor` computes, or "torchvision", as the processors of SAM 2 and 3 do.
+        slices: how the volumes of its training were cut into images, see `SliceKeys`; None for images.
+        tiling: `tile` and `overlap` of its training, where images were cut.
     """
 
     model_input_names = ["pixel_values"]
@@ -58,6 +61,8 @@ class SamAdaptProcessor(BaseImageProcessor):
         resample: str | int = "bilinear",
         antialias: bool = True,
         arithmetic: str = "pillow",
+        slices: Mapping[str, Any] | None = None,
+        tiling: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -67,10 +72,7 @@ class SamAdaptProcessor(BaseImageProcessor):
             raise UserError(
                 f"{arithmetic!r} is unknown", key="arithmetic", fix=f"choose from {', '.join(ARITHMETICS)}"
             )
-        if image_size <= 0 or image_size % patch_size:
-            raise UserError(
-                f"{image_size} is not a positive multiple of the patch size {patch_size}", key="image_size"
-            )
+        check_image_size(image_size, patch_size, "a model of such patches")
         self.image_size = image_size
         self.patch_size = patch_size
         self.resize = resize
@@ -84,6 +86,7 @@ class SamAdaptProcessor(BaseImageProcessor):
                 f"images of {channels} channels need one", key="normalization", fix="fit it with fit_normalization"
             )
         self.channels = channels
+        self.slices, self.tiling = (None if value is None else dict(value) for value in (slices, tiling))
         self.normalization = None if normalization is None else check_normalization(normalization, channels or 3)
 
     @property
@@ -326,6 +329,8 @@ class SamAdaptProcessor(BaseImageProcessor):
             config |= {"resample": RESAMPLING[self.resample].value, "antialias": self.antialias}
         if self.normalization is not None:
             config |= {"channels": self.channels, "normalization": copy.deepcopy(self.normalization)}
+        cutting = {"slices": self.slices, "tiling": self.tiling}
+        config |= {name: dict(value) for name, value in cutting.items() if value is not None}
         if kind == "Sam2ImageProcessor":
             sides = {"size": self.image_size, "mask_size": self.mask_size}
             config |= {name: {"height": side, "width": side} for name, side in sides.items()}
@@ -363,7 +368,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         if "resize_mode" in config:
             config["resize"] = config["resize_mode"]
         names = ("image_size", "patch_size", "resize", "image_mean", "image_std", "channels", "normalization")
-        names += ("resample", "antialias", "arithmetic")
+        names += ("resample", "antialias", "arithmetic", "slices", "tiling")
         chosen = {name: config[name] for name in names if config.get(name) is not None}
         if "image_size" not in chosen:
             raise UserError(

@@ -49,8 +49,8 @@ def resized(
         return values if image.dtype != np.uint8 else values.clip(0, 255).astype(np.uint8)
     if arithmetic == "torchvision" and image.dtype == np.uint8:
         maps = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]  # (1, 3, H, W)
-        values = F.interpolate(maps, size, mode=resample, align_corners=False, antialias=True)[0]
-        return values.permute(1, 2, 0).numpy()
+        sized = F.interpolate(maps, size, mode=resample, align_corners=False, antialias=True)[0]
+        return sized.permute(1, 2, 0).numpy()
     width_first, method = (size[1], size[0]), RESAMPLING[resample]
     if image.dtype != np.uint8:
         channels = (np.ascontiguousarray(image[..., channel]) for channel in range(image.shape[2]))

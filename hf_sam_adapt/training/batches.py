@@ -14,6 +14,7 @@ from accelerate.utils import send_to_device
 from torch.utils.data import Dataset
 
 from ..data.augment import augment
+from ..data.random_tiles import RandomTiles
 from ..distributed import SampleLoader
 from ..inference.embeddings.split import EmbeddedSample
 from ..inference.forward import collate
@@ -23,7 +24,7 @@ from ..sam.processing import SamAdaptProcessor
 
 
 if TYPE_CHECKING:
-    from ..data import SegmentationSplit
+    from ..data import Sample, SegmentationSplit
     from ..inference.embeddings.split import EmbeddedSplit
 
 MAX_OBJECTS = 8  # per image in training; the decoder's activations grow with them
@@ -46,7 +47,7 @@ class BatchStream:
     run needs only its step.
 
     Attributes:
-        num_images: n, images in the training split.
+        num_images: n, images in the training split, or tiles of an epoch.
         first_step, last_step: optimizer steps first_step..last_step-1 are yielded.
     """
 
@@ -78,7 +79,7 @@ class TrainingSamples(Dataset):
     Everything drawn for a sample comes from (seed, epoch, index), so neither workers nor processes matter.
 
     Args:
-        split: the training images, or their embeddings, which take no augmentation.
+        split: the training images, tiles of them, or their embeddings, which take no augmentation.
         kinds: prompt kinds; one is drawn per sample.
         augmentations: names for `augment`.
         weights: how often a kind is drawn, relative to the others; 1 for a kind that is not named.
@@ -87,7 +88,7 @@ class TrainingSamples(Dataset):
 
     def __init__(
         self,
-        split: SegmentationSplit | EmbeddedSplit,
+        split: SegmentationSplit | RandomTiles | EmbeddedSplit,
         processor: SamAdaptProcessor,
         kinds: Sequence[str],
         augmentations: Sequence[str],
@@ -110,7 +111,11 @@ class TrainingSamples(Dataset):
         """
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
-        sample, instances = self.split[index], self._instances(index)
+        if isinstance(self.split, RandomTiles):
+            tile, instances = self.split.draw(epoch, index, set(self.kinds) != {"none"})
+            sample: Sample | EmbeddedSample = tile
+        else:
+            sample, instances = self.split[index], self._instances(index)
         if isinstance(sample, EmbeddedSample):
             return self._embedded(sample, instances, rng)
         if instances is not None:

@@ -17,13 +17,15 @@ from tqdm.auto import tqdm
 from ..config.recipe import Recipe, ResolvedRecipe
 from ..data import SegmentationData
 from ..data.images import IGNORE
+from ..data.random_tiles import RandomTiles
 from ..errors import UserError
 from ..inference.forward import PromptedSam
 from ..inference.variants import AUTOCAST_DTYPES
 from ..losses.segmentation import loss_of_labels
 from ..prompts import at_centres
-from ..sam.families import find_vision_encoder
+from ..sam.families import vision_encoder
 from ..sam.processing import SamAdaptProcessor
+from ..tuners.stock import keep_every_rank, rank_allocator
 from .batches import BatchStream, TrainingSamples, seed_micro_step, to_device, training_loader
 from .checkpoints import Checkpoints, TrainingState
 from .cost import CostMeter
@@ -32,7 +34,7 @@ from .frozen_weights import cast_frozen_matrices
 from .history import record_step
 from .optim import build_optimizer, learning_rate_at, warmup_steps
 from .sharding import WholeModel
-from .task import Task, task_of
+from .task import Task, task_of, tiles_of
 
 
 # Weight of a new step in the running train IoU.
@@ -78,6 +80,7 @@ class TrainingLoop:
     """
 
     regularizer: Regularizer | None = None
+    _tiles: RandomTiles | None = None
 
     def __init__(
         self,
@@ -92,20 +95,30 @@ class TrainingLoop:
         self.recipe, self.accelerator, self.processor, self.data = recipe, accelerator, processor, data
         self.model = model
         self.class_weights = None if class_weights is None else class_weights.to(accelerator.device)
-        self.schedule = Schedule.of(recipe, len(data.train), accelerator.num_processes)
+        self.schedule = Schedule.of(recipe, len(self.images), accelerator.num_processes)
+        self.allocate_ranks = rank_allocator(model, self.schedule.total)
         self.warmup = warmup_steps(recipe.warmup, self.schedule.total)
         self.cost = CostMeter(accelerator.device, self.schedule.images_per_step)
         # Sharded parameters have to be of one dtype.
         sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        encoder = find_vision_encoder(model)
-        if recipe.precision in AUTOCAST_DTYPES and not sharded and encoder is not None:
-            cast_frozen_matrices(encoder, AUTOCAST_DTYPES[recipe.precision])
+        if recipe.precision in AUTOCAST_DTYPES and not sharded:
+            cast_frozen_matrices(vision_encoder(model), AUTOCAST_DTYPES[recipe.precision])
         self.whole = WholeModel(model, accelerator)
         optimizer = build_optimizer(model.parameters(), recipe, accelerator.device)
         self.wrapped, self.optimizer = accelerator.prepare(PromptedSam(model), optimizer)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.checkpoints = Checkpoints(checkpoints_folder, accelerator, model)
         self.state = TrainingState(self.schedule.images_per_step)
+
+    @property
+    def images(self) -> Any:
+        """What is trained on: the training images, their embeddings, or tiles of them."""
+        tiles = tiles_of(self.recipe, self.processor)
+        if tiles is None:
+            return self.data.train
+        if self._tiles is None:
+            self._tiles = RandomTiles(self.data.train, tiles, self.recipe.tile_foreground, self.recipe.seed)
+        return self._tiles
 
     @property
     def task(self) -> Task:
@@ -127,6 +140,8 @@ class TrainingLoop:
                 fix="keep processes * batch_size * accumulation",
             )
         self.accelerator.print(f"Resumed at step {self.state.step} of {self.schedule.total}.")
+        if self.allocate_ranks is not None:
+            self.accelerator.print("note: the tuner's scores of what is important are not kept; they start anew.")
 
     def run(self) -> None:
         """Train to the end and leave the best validated weights in the model."""
@@ -151,11 +166,13 @@ class TrainingLoop:
                 if self._after_step():
                     cost.restart()
         self.checkpoints.load_best(self.state)
+        if self.state.best_step not in (None, self.state.step):
+            keep_every_rank(self.model)
 
     def _loader(self) -> torch.utils.data.DataLoader:
         recipe, accelerator = self.recipe, self.accelerator
         samples = TrainingSamples(
-            self.data.train,
+            self.images,
             self.processor,
             recipe.prompts,
             recipe.augment,
@@ -166,7 +183,7 @@ class TrainingLoop:
             rounds=recipe.correction_rounds,
         )
         stream = BatchStream(
-            num_images=len(self.data.train),
+            num_images=len(self.images),
             seed=recipe.seed,
             batch_size=recipe.batch_size,
             accumulation=recipe.gradient_accumulation_steps,
@@ -195,6 +212,8 @@ class TrainingLoop:
                 if self.accelerator.sync_gradients and self.recipe.max_grad_norm:
                     self.accelerator.clip_grad_norm_(self.trained, self.recipe.max_grad_norm)
                 self.optimizer.step()
+                if self.accelerator.sync_gradients and self.allocate_ranks is not None:
+                    self.allocate_ranks(step + 1)
                 self.optimizer.zero_grad()
             figures.append(torch.stack([loss.detach(), iou]))
         loss, iou = self.accelerator.reduce(torch.stack(figures).mean(dim=0), "mean").tolist()

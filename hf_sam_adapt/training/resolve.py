@@ -11,12 +11,14 @@ from torch import nn
 from ..config.recipe import Recipe, ResolvedRecipe
 from ..data import SegmentationData
 from ..data.normalization import fit_normalization
+from ..data.tiles import resolve_tiles
 from ..errors import UserError
 from ..inference.loading import base_revision, build_model, load_adapted, load_base, method_of
-from ..sam.families import encoder_shape, find_vision_encoder
+from ..sam.families import encoder_shape, vision_encoder
 from ..sam.gradient_checkpointing import enable_checkpointing
 from ..sam.input_channels import inflate_channels
 from ..sam.processing import SamAdaptProcessor
+from .loop import Schedule
 from .task import check_adapter_classes, task_of
 
 
@@ -52,14 +54,15 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[ResolvedRecipe, 
         resize=resolved.resize,
         channels=resolved.channels,
         normalization=input_normalization(resolved, data, built.processor),
+        slices=data.slices,
+        tiling=None if resolved.tile is None else {"tile": resolved.tile, "overlap": resolved.overlap},
     )
     if resolved.gradient_checkpointing:
         enable_checkpointing(built.model, resolved.gradient_checkpointing)
-    encoder = find_vision_encoder(built.model)
-    if resolved.compile and encoder is not None:
+    if resolved.compile:
         # Conv-LoRA keeps its balance loss in a block's forward, and not once more when backward computes it again.
         torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
-        encoder.compile()
+        vision_encoder(built.model).compile()
     return resolved, built.model, processor
 
 
@@ -70,9 +73,9 @@ def build(recipe: Recipe, data: SegmentationData) -> Built:
         base, processor = load_base(name, recipe.attention)
         if recipe.method == "full" and recipe.channels is not None:
             inflate_channels(base, recipe.channels)
-        model: Any = build_model(
-            recipe.method, task_of(recipe, data).method_fields(), base, image_size=recipe.image_size
-        )
+        fields = task_of(recipe, data).method_fields()
+        steps = Schedule.of(recipe, len(data.train), 1).total  # the loop knows the number of processes
+        model: Any = build_model(recipe.method, fields, base, image_size=recipe.image_size, steps=steps)
         if recipe.method != "full":
             model.peft_config["default"].revision = base_revision(name)
         return Built(model, processor, recipe.method, name)
@@ -100,11 +103,15 @@ def resolve(recipe: Recipe, data: SegmentationData, built: Built) -> ResolvedRec
         raise UserError(
             f"the adapter {recipe.adapter} runs at {image_size}, not at {recipe.image_size}", key="image_size"
         )
+    tiles, notes = resolve_tiles(recipe.tile, recipe.overlap, image_size, encoder_shape(built.model).patch_size)
+    data.notes += notes
     settled = {
         "model": built.base_name,
         "method": built.method,
         "image_size": image_size,
         "resize": recipe.resize or built.processor.resize,
+        "tile": recipe.tile if tiles is None or recipe.tile == "auto" else tiles.side,
+        "overlap": None if tiles is None else tiles.overlap,
         "mask_values": data.mask_values,
         "loss": task_of(recipe, data).loss(),
         "normalization": normalization_kind(recipe, built.processor),

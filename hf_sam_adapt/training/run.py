@@ -29,10 +29,11 @@ from ..inference.loading import load_plain, save_adapter
 from ..reporting.cards import write_card
 from ..reporting.curves import save_threshold_curves
 from ..reporting.report import write_json
-from ..sam.families import find_vision_encoder
+from ..sam.families import vision_encoder
 from ..sam.processing import SamAdaptProcessor
 from ..sam.windows import windows_removed
 from ..tuners.common.decoder import lacks_gradients
+from ..tuners.stock import changes_base, config_of
 from ..upload import check_can_push
 from .earlier_run import EarlierRun
 from .experts import save_expert_plot
@@ -181,9 +182,10 @@ def announce(accelerator: Accelerator, loop: TrainingLoop, data: SegmentationDat
     for note in data.notes:
         accelerator.print(note)
     counts = {name: len(getattr(data, name) or ()) for name in ("train", "val", "test")}
+    tiles = f", cut into {len(loop.images):,} tiles an epoch" if loop.recipe.tile is not None else ""
     trained, total = (sum(p.numel() for p in group) for group in (loop.trained, loop.model.parameters()))
     accelerator.print(
-        f"{data.name}: {counts['train']} training, {counts['val']} validation, {counts['test']} test images; "
+        f"{data.name}: {counts['train']} training{tiles}, {counts['val']} validation, {counts['test']} test images; "
         f"{trained:,} of {total:,} parameters trained; "
         f"{loop.schedule.total} steps of {loop.schedule.images_per_step} images."
     )
@@ -211,8 +213,8 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     """
     recipe, accelerator, model = loop.recipe, loop.accelerator, loop.whole.current()
     zero_shot: dict[str, nn.Module] = {}
-    encoder = find_vision_encoder(model)
-    if recipe.method == "full" or (encoder is not None and windows_removed(encoder)):
+    without_windows = windows_removed(vision_encoder(model))
+    if recipe.method == "full" or without_windows or changes_base(config_of(model)):
         name = (recipe.adapter or recipe.model) if recipe.method == "full" else recipe.model
         plain = load_plain(name, loop.processor, recipe.attention)
         zero_shot["zero_shot_model"] = plain.to(accelerator.device)
@@ -262,5 +264,7 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
 
     if accelerator.is_main_process:
         folder.finish(write)
+        # Beside what is never pushed: names of files may be patients'.
+        loop.task.list_images(folder.logs, model, loop.processor, split, result, **zero_shot)
         print(f"Saved to {folder.path}.")
     accelerator.wait_for_everyone()

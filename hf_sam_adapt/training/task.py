@@ -12,6 +12,7 @@ from torch import nn
 from ..config.methods import CLASS_METHODS
 from ..config.recipe import Recipe
 from ..data import SegmentationData, SegmentationSplit
+from ..data.tiles import Tiles, resolve_tiles
 from ..errors import UserError
 from ..evaluation import EvalResult, evaluate
 from ..evaluation.classes import ClassResult, constant_labels, evaluate_classes
@@ -26,7 +27,8 @@ from ..names import (
     class_names,
     parse_loss,
 )
-from ..reporting.class_maps import print_class_table, save_class_pictures
+from ..reporting.class_maps import print_class_table, save_class_pictures, save_class_samples
+from ..reporting.per_image import FILE, SHEET, SHOWN, save_per_image
 from ..reporting.report import print_table, save_samples
 from ..sam.processing import SamAdaptProcessor
 from .batches import prompt_shares
@@ -34,6 +36,11 @@ from .batches import prompt_shares
 
 Split = SegmentationSplit | EmbeddedSplit
 Result = EvalResult | ClassResult
+
+
+def tiles_of(recipe: Recipe, processor: SamAdaptProcessor) -> Tiles | None:
+    """How the recipe's images are cut; None = they are not."""
+    return resolve_tiles(recipe.tile, recipe.overlap, processor.image_size, processor.patch_size)[0]
 
 
 def task_of(recipe: Recipe, data: SegmentationData) -> Task:
@@ -101,6 +108,12 @@ class Task(ABC):
         """Write `samples.png`, and for classes `confusion.png`."""
 
     @abstractmethod
+    def list_images(
+        self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
+    ) -> None:
+        """Write `per_image.csv`, and the ten worst images as `worst.png`."""
+
+    @abstractmethod
     def print_tables(self, metrics: dict[str, Any]) -> None:
         """Print the scores in a run's `metrics.json`."""
 
@@ -126,6 +139,7 @@ class BinaryTask(Task):
             zero_shot=False,
             seed=recipe.seed,
             progress=False,
+            tiles=tiles_of(recipe, processor),
             **self._computing,
         )
         # As often as each kind is trained, so much does it count.
@@ -137,7 +151,9 @@ class BinaryTask(Task):
     def measure(self, model: nn.Module, processor: SamAdaptProcessor, split: Split, **zero_shot: Any) -> EvalResult:
         recipe = self.recipe
         constant = constant_mask(self.data.train) if "none" in recipe.prompts else None
-        scored = {key: getattr(recipe, key) for key in ("metrics", "beta2", "ber_threshold", "seed")}
+        keys = ("metrics", "beta2", "ber_threshold", "seed", "surface_tolerance")
+        scored: dict[str, Any] = {key: getattr(recipe, key) for key in keys}
+        scored["tiles"] = tiles_of(recipe, processor)
         return evaluate(
             model, processor, split, recipe.prompts, constant=constant, **scored, **self._computing, **zero_shot
         )
@@ -146,7 +162,16 @@ class BinaryTask(Task):
         self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
     ) -> None:
         how: dict[str, Any] = {"precision": self.recipe.precision, "seed": self.recipe.seed}
+        how["tiles"] = tiles_of(self.recipe, processor)
         save_samples(folder / "samples.png", model, processor, split, result, **how, **zero_shot)
+
+    def list_images(
+        self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
+    ) -> None:
+        save_per_image(folder / FILE, split, result)
+        how: dict[str, Any] = {"precision": self.recipe.precision, "seed": self.recipe.seed, "worst": SHOWN}
+        how["tiles"] = tiles_of(self.recipe, processor)
+        save_samples(folder / SHEET, model, processor, split, result, **how, **zero_shot)
 
     def print_tables(self, metrics: dict[str, Any]) -> None:
         print_table(metrics)
@@ -192,22 +217,34 @@ class ClassTask(Task):
         return result.test["none"]["adapted"]["miou"] or 0.0, "mean IoU of the classes"
 
     def measure(self, model: nn.Module, processor: SamAdaptProcessor, split: Split, **zero_shot: Any) -> ClassResult:
-        return self._evaluate(model, processor, split, constant=constant_labels(self.data.train, self.channels))
+        further: dict[str, Any] = {"surface_tolerance": self.recipe.surface_tolerance}
+        further["route"] = zero_shot.get("route", "image")
+        constant = constant_labels(self.data.train, self.channels)
+        return self._evaluate(model, processor, split, constant=constant, **further)
 
     def draw(
         self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
     ) -> None:
-        save_class_pictures(folder, model, processor, split, result, self.data, self.recipe.precision)
+        how: dict[str, Any] = {"precision": self.recipe.precision, "tiles": tiles_of(self.recipe, processor)}
+        save_class_pictures(folder, model, processor, split, result, self.data, **how)
+
+    def list_images(
+        self, folder: Path, model: nn.Module, processor: SamAdaptProcessor, split: Any, result: Any, **zero_shot: Any
+    ) -> None:
+        names = class_names(self.channels, self.data.id2label)
+        save_per_image(folder / FILE, split, result, names)
+        colours = None if self.data.palette is None else self.data.palette.colours()
+        how: dict[str, Any] = {"precision": self.recipe.precision, "worst": SHOWN}
+        how["tiles"] = tiles_of(self.recipe, processor)
+        save_class_samples(folder / SHEET, model, processor, split, result, names, colours, **how)
 
     def print_tables(self, metrics: dict[str, Any]) -> None:
         print_table(metrics)
         print_class_table(metrics["test"]["none"]["adapted"], class_names(self.channels, self.data.id2label))
 
     def _evaluate(self, model: nn.Module, processor: SamAdaptProcessor, split: Split, **further: Any) -> ClassResult:
-        ignored = self.recipe.ignore_background
-        return evaluate_classes(
-            model, processor, split, self.channels, ignore_background=ignored, **self._computing, **further
-        )
+        further |= {"ignore_background": self.recipe.ignore_background, "tiles": tiles_of(self.recipe, processor)}
+        return evaluate_classes(model, processor, split, self.channels, **self._computing, **further)
 
 
 def check_adapter_classes(found: int | None, data: SegmentationData, adapter: str) -> None:
@@ -226,7 +263,7 @@ def _channel_fields(recipe: Recipe) -> dict[str, Any]:
         return {}
     if recipe.method not in CLASS_METHODS:
         raise UserError(
-            f"{recipe.channels}, but a plain LoRA file cannot store another patch embedding",
+            f"{recipe.channels}, but a file of plain PEFT cannot store another patch embedding",
             key="channels",
             fix=f"use one of {', '.join(CLASS_METHODS)} or full",
         )

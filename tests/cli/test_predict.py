@@ -62,7 +62,9 @@ def test_masks_overlays_and_json(adapter, images, tmp_path):
         "predictions.json",
     ]
     saved = json.loads((output / "predictions.json").read_text())
+    settings = saved.pop("settings")
     assert saved == {"adapter": str(adapter), "model": None, "predictions": records}
+    assert settings["threshold"] == 0.5 and settings["prompt"] == {"kind": "none"}
     for record, name in zip(records, ("a.png", "b.jpg"), strict=True):
         logits = plain_logits(adapter, images / name)
         mask, shown = Image.open(output / record["mask"]), Image.open(output / record["overlay"])

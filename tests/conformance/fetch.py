@@ -1,7 +1,7 @@
 """Fetch the tests of the installed PEFT: `python tests/conformance/fetch.py` prints the folder that holds them.
 
-Wheels carry no tests, so they come from the source distribution of the same version. It is kept in the ignored folder
-`.conformance/` of the repository and downloaded once per version.
+Wheels carry no tests, so they come from the source distribution of the same version, of a development version from the
+main branch. They are kept in the ignored folder `.conformance/` of the repository and downloaded once per version.
 """
 
 import subprocess
@@ -20,6 +20,10 @@ def fetch_tests() -> Path:
     tests = CACHE / release / "tests"
     if not tests.is_dir():
         CACHE.mkdir(exist_ok=True)
+        if ".dev" in release:
+            clone = ["git", "clone", "--quiet", "--depth", "1", "https://github.com/huggingface/peft"]
+            subprocess.run([*clone, str(CACHE / release)], check=True, stdout=sys.stderr)
+            return tests
         archive = CACHE / f"{release}.tar.gz"
         if not archive.is_file():
             download(release.replace("-", "==", 1))

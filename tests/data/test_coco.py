@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from hf_sam_adapt.data import load_segmentation_dataset
-from hf_sam_adapt.data.areas import decode_runs, draw_segmentation
+from hf_sam_adapt.data.areas import decode_runs, draw_segmentation, has_no_pixel
 from hf_sam_adapt.errors import UserError
 
 
@@ -54,6 +54,15 @@ def test_run_lengths_both_ways():
             assert np.array_equal(decode_runs(runs, HEIGHT, WIDTH, "x"), mask)
     with pytest.raises(UserError, match=r"^x: run lengths"):
         decode_runs({"counts": [3, 4], "size": [HEIGHT, WIDTH]}, HEIGHT, WIDTH, "x")
+
+
+def test_run_lengths_that_break_off_are_damaged():
+    text = compress(runs_of(random_mask(0)))
+    broken = {"counts": text[:-1] + "o", "size": [HEIGHT, WIDTH]}
+    for counts in (broken["counts"], "o"):
+        with pytest.raises(UserError, match=r"a damaged segmentation .*break off"):
+            draw_segmentation(broken | {"counts": counts}, HEIGHT, WIDTH, "x")
+    assert not has_no_pixel("o") and has_no_pixel(compress([HEIGHT * WIDTH])) and not has_no_pixel(text)
 
 
 def test_rectangles_cover_their_pixels():

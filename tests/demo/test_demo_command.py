@@ -87,7 +87,7 @@ def test_labels_tell_adapters_apart(several):
 def test_whatever_the_page_lists_can_be_named_so(several, monkeypatch, place):
     _, app = several
     asked = []
-    monkeypatch.setattr(app.shelf, "get", asked.append)
+    monkeypatch.setattr(app.loaded, "get", asked.append)
     choice = app.choices[place]
     title = choice.label.split(" · ")[0]
     for name in (choice.label, title, choice.value):

@@ -10,7 +10,7 @@ from PIL import Image
 from hf_sam_adapt.cli.predict import predict
 from hf_sam_adapt.demo.engine import route_image, segment_image
 from hf_sam_adapt.demo.images import read_picture
-from hf_sam_adapt.demo.loaded_adapters import Shelf
+from hf_sam_adapt.demo.loaded_adapters import LoadedAdapters
 from hf_sam_adapt.demo.session import Clicks, ImageState
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.forward import sam_of
@@ -25,8 +25,8 @@ PROMPTS = {
 
 
 @pytest.fixture(scope="module")
-def shelf():
-    return Shelf("tiny", capacity=10)
+def loaded():
+    return LoadedAdapters("tiny", capacity=10)
 
 
 def state(path):
@@ -35,7 +35,7 @@ def state(path):
 
 @pytest.mark.parametrize("kind", PROMPTS)
 @pytest.mark.parametrize("name", [None, "sam_adapter", "decoder", "hq", "pool_hq", "pool_encoder"])
-def test_masks_equal_predict(shelf, adapters, drawn, tmp_path, name, kind):
+def test_masks_equal_predict(loaded, adapters, drawn, tmp_path, name, kind):
     path = drawn("polyp", 3)
     clicks, flags = PROMPTS[kind]
     adapter = adapters.get(name)
@@ -44,7 +44,7 @@ def test_masks_equal_predict(shelf, adapters, drawn, tmp_path, name, kind):
     )
     image = state(path)
     for _ in range(2):  # the second time from the embedding
-        result = segment_image(image, shelf.get(adapter or ""), clicks.prompt())
+        result = segment_image(image, loaded.get(adapter or ""), clicks.prompt())
         assert np.array_equal(np.array(Image.open(tmp_path / record[0]["mask"])) > 0, result.mask)
         assert result.domain == record[0].get("domain")
         assert result.estimate == pytest.approx(record[0]["iou_estimate"], abs=1e-6)
@@ -52,28 +52,28 @@ def test_masks_equal_predict(shelf, adapters, drawn, tmp_path, name, kind):
     assert 0 < record[0]["foreground"] < 1
 
 
-def test_label_maps_equal_predict(shelf, adapters, drawn, tmp_path):
+def test_label_maps_equal_predict(loaded, adapters, drawn, tmp_path):
     path = drawn("landcover", 1)
     predict([str(path)], adapters["classes"], output_dir=tmp_path, progress=False)
-    result = segment_image(state(path), shelf.get(adapters["classes"]), Clicks().with_point(5, 5, 1).prompt())
+    result = segment_image(state(path), loaded.get(adapters["classes"]), Clicks().with_point(5, 5, 1).prompt())
     assert np.array_equal(np.array(Image.open(tmp_path / f"{path.stem}_mask.png")), result.mask)
     assert result.classes == ["ground", "sea", "ice"]
     assert len(np.unique(result.mask)) > 1
     assert result.estimate is None
 
 
-def test_estimate_only_where_it_was_trained(shelf, adapters, drawn):
+def test_estimate_only_where_it_was_trained(loaded, adapters, drawn):
     image, prompt = state(drawn("polyp")), Clicks().with_point(80, 80, 1).prompt()
-    found = {name: segment_image(image, shelf.get(folder), prompt).estimate for name, folder in adapters.items()}
+    found = {name: segment_image(image, loaded.get(folder), prompt).estimate for name, folder in adapters.items()}
     assert [name for name, estimate in found.items() if estimate is not None] == ["decoder"]
-    assert segment_image(image, shelf.get(""), prompt).estimate is not None
+    assert segment_image(image, loaded.get(""), prompt).estimate is not None
 
 
 def test_encoder_runs_once_an_image_and_encoder(adapters, drawn):
-    shelf = Shelf("tiny", capacity=10)
+    loaded = LoadedAdapters("tiny", capacity=10)
     calls = []
     for name in ("", *adapters.values()):
-        encoder = find_vision_encoder(sam_of(shelf.get(name).model))
+        encoder = find_vision_encoder(sam_of(loaded.get(name).model))
         encoder.patch_embed.register_forward_hook(lambda *_, name=name: calls.append(name))
 
     def segment(image, *names):
@@ -81,7 +81,7 @@ def test_encoder_runs_once_an_image_and_encoder(adapters, drawn):
         for click in range(3):
             prompt = Clicks().with_point(60 + 20 * click, 80, 1).prompt()
             for name in names:
-                segment_image(image, shelf.get(adapters.get(name, "")), prompt)
+                segment_image(image, loaded.get(adapters.get(name, "")), prompt)
         return len(calls)
 
     image = state(drawn("polyp"))
@@ -97,8 +97,8 @@ def test_encoder_runs_once_an_image_and_encoder(adapters, drawn):
 
 
 @pytest.mark.parametrize("name", ["pool_hq", "pool_encoder"])
-def test_routing_and_override(shelf, adapters, drawn, name):
-    pool, prompt = shelf.get(adapters[name]), Clicks().prompt()
+def test_routing_and_override(loaded, adapters, drawn, name):
+    pool, prompt = loaded.get(adapters[name]), Clicks().prompt()
     for domain in ("polyp", "speckle"):
         image = state(drawn(domain, 1))
         routing = route_image(image, pool)
@@ -108,24 +108,24 @@ def test_routing_and_override(shelf, adapters, drawn, name):
         assert chosen.domain == domain
         assert np.array_equal(chosen.mask, segment_image(image, pool, prompt, domain).mask)
         plain = segment_image(image, pool, prompt, "base")
-        assert np.array_equal(plain.mask, segment_image(image, shelf.get(""), prompt).mask)
+        assert np.array_equal(plain.mask, segment_image(image, loaded.get(""), prompt).mask)
         assert not np.array_equal(plain.mask, chosen.mask)
     with pytest.raises(UserError, match="not in the pool"):
         segment_image(image, pool, prompt, "roads")
     with pytest.raises(UserError, match="not a pool"):
-        segment_image(image, shelf.get(""), prompt, "roads")
+        segment_image(image, loaded.get(""), prompt, "roads")
     with pytest.raises(UserError, match="not a pool"):
-        route_image(image, shelf.get(adapters["decoder"]))
+        route_image(image, loaded.get(adapters["decoder"]))
 
 
 def test_base_is_shared_and_stays_itself(adapters, drawn):
-    shelf, prompt = Shelf("tiny", capacity=10), Clicks().with_point(90, 90, 1).prompt()
-    base = shelf.get("")
+    loaded, prompt = LoadedAdapters("tiny", capacity=10), Clicks().with_point(90, 90, 1).prompt()
+    base = loaded.get("")
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     mask = segment_image(state(drawn("polyp")), base, prompt).mask
     total = sum(parameter.numel() for parameter in base.model.parameters())
     for name, folder in adapters.items():
-        entry = shelf.get(folder)
+        entry = loaded.get(folder)
         assert entry.base is base
         segment_image(state(drawn("polyp")), entry, prompt)
         pointers = {parameter.data_ptr() for parameter in base.model.parameters()}
@@ -136,26 +136,26 @@ def test_base_is_shared_and_stays_itself(adapters, drawn):
 
 
 def test_least_used_adapters_are_put_away(adapters):
-    shelf = Shelf("tiny", capacity=2)
-    first = shelf.get(adapters["decoder"])
-    shelf.get(adapters["hq"])
-    assert shelf.get(adapters["decoder"]) is first
-    shelf.get(adapters["conv_lora"])
-    assert shelf.get(adapters["decoder"]) is first
-    assert len(shelf._adapters) == 2
-    assert adapters["hq"] not in shelf._adapters
+    loaded = LoadedAdapters("tiny", capacity=2)
+    first = loaded.get(adapters["decoder"])
+    loaded.get(adapters["hq"])
+    assert loaded.get(adapters["decoder"]) is first
+    loaded.get(adapters["conv_lora"])
+    assert loaded.get(adapters["decoder"]) is first
+    assert len(loaded._adapters) == 2
+    assert adapters["hq"] not in loaded._adapters
 
 
 def test_adapters_that_cannot_be_shown(tmp_path, adapters):
-    shelf = Shelf("tiny")
+    loaded = LoadedAdapters("tiny")
     with pytest.raises(UserError, match="neither"):
-        shelf.get(str(tmp_path))
+        loaded.get(str(tmp_path))
     with pytest.raises(UserError, match="neither a folder nor"):
-        shelf.get("not a name")
-    assert not shelf._adapters
+        loaded.get("not a name")
+    assert not loaded._adapters
 
 
-def test_calls_at_once_do_not_disturb_each_other(shelf, adapters, drawn):
+def test_calls_at_once_do_not_disturb_each_other(loaded, adapters, drawn):
     prompts = [Clicks().prompt(), Clicks().with_point(80, 90, 1).prompt()]
     names = ["", adapters["pool_hq"], adapters["pool_encoder"], adapters["classes"], adapters["decoder"]]
     jobs = [
@@ -168,7 +168,7 @@ def test_calls_at_once_do_not_disturb_each_other(shelf, adapters, drawn):
 
     def run(job):
         name, domain, prompt = job
-        return [segment_image(state(path), shelf.get(name), prompt, domain).mask for path in paths]
+        return [segment_image(state(path), loaded.get(name), prompt, domain).mask for path in paths]
 
     alone = [run(job) for job in jobs]
     with ThreadPoolExecutor(8) as pool:
@@ -178,10 +178,10 @@ def test_calls_at_once_do_not_disturb_each_other(shelf, adapters, drawn):
 
 
 def test_plain_sams_are_put_away_but_the_demos_own(sam_folder, tmp_path):
-    shelf = Shelf("tiny")
-    own = shelf.get("")
+    loaded = LoadedAdapters("tiny")
+    own = loaded.get("")
     for number in range(4):
         (tmp_path / str(number)).symlink_to(sam_folder)
-        shelf._base(str(tmp_path / str(number)))
-    assert list(shelf._bases) == ["tiny", str(tmp_path / "2"), str(tmp_path / "3")]
-    assert shelf.get("") is own
+        loaded._base(str(tmp_path / str(number)))
+    assert list(loaded._bases) == ["tiny", str(tmp_path / "2"), str(tmp_path / "3")]
+    assert loaded.get("") is own

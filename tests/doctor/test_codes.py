@@ -10,16 +10,19 @@ from hf_sam_adapt.doctor.findings import CODES
 
 
 STABLE = """
-alpha annotations bit-depth channels class-missing class-share contradiction duplicate empty-mask few-images flat-image
-frames full-mask group-by ignored-mask inverted-mask label-map layout leakage lossy-mask mask-values missing-image
-missing-mask mixed-encoding near-duplicate normalization not-finite odd-file odd-size orientation palette refused
-same-stem size-mismatch soft-edges split-shift tiny-object unreadable
+affine-mismatch alpha annotations bit-depth channels class-missing class-share contradiction duplicate empty-mask
+few-images flat-image frames full-mask group-by ignored-mask inverted-mask label-map layout leakage lossy-mask
+mask-values missing-image missing-mask missing-slices mixed-crs mixed-encoding near-duplicate nodata normalization
+not-finite odd-file odd-size orientation other-grid palette refused same-stem size-mismatch soft-edges spacing
+split-shift tiny-object truncated unreadable
 """
 
 
 def test_the_codes_are_these():
     assert sorted(CODES) == STABLE.split()
-    assert CODES == {fault.code for fault in FAULTS.values()} | {"refused"}
+    of_volumes = {"affine-mismatch", "missing-slices", "spacing"}  # planted in tests/volumes/test_volume_doctor.py
+    of_rasters = {"mixed-crs", "nodata", "other-grid", "truncated"}  # in test_rasters.py
+    assert CODES == {fault.code for fault in FAULTS.values()} | of_volumes | of_rasters | {"refused"}
 
 
 def test_no_other_code_is_given():

@@ -10,6 +10,7 @@ from sams import random_sam
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.cli.estimate import CARDS, rows_of
 from hf_sam_adapt.config.recipe import Recipe
+from hf_sam_adapt.estimate.calibrate import calibrate
 from hf_sam_adapt.estimate.estimate import Estimate
 from hf_sam_adapt.estimate.shapes import LiveBytes, step_bytes
 from hf_sam_adapt.inference.loading import build_model
@@ -114,3 +115,11 @@ def test_bad_input_is_the_line_that_training_would_end_with(tmp_path, capsys):
     assert main(["estimate", "--dataset", str(tmp_path / "nowhere")]) == 2
     error = capsys.readouterr().err
     assert "nowhere" in error and "Traceback" not in error
+
+
+def test_a_training_of_fewer_steps_than_are_timed(sam_folder, make_dataset, tmp_path):
+    """Three images and one step; the ten steps that are timed go round."""
+    wanted = {"model": sam_folder, "dataset": str(make_dataset(train=3, val=1)), "output_dir": str(tmp_path / "run")}
+    for keys in ({"max_steps": 1}, {"epochs": 1}):
+        found = calibrate(Recipe(**wanted, **keys, batch_size=2))
+        assert found["seconds"] > 0 and found["images"] == 3

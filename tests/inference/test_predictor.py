@@ -161,8 +161,13 @@ def test_a_pool_routes_or_is_told(pool):
     images = [*coloured(0, 2, 7), *coloured(2, 1, 8)]
     routed = predictor.predict(images)
     assert [result.domain for result in routed] == ["reddish", "reddish", "bluish"]
+    for result in routed:
+        assert result.router_scores.keys() == {"reddish", "bluish"}
+        assert max(result.router_scores, key=result.router_scores.get) == result.domain
+        assert sum(result.router_scores.values()) == pytest.approx(1)
     told = predictor.predict(images, domain="bluish")
     assert [result.domain for result in told] == ["bluish"] * 3
+    assert told[0].router_scores is None
     assert close(told[2].logits, routed[2].logits) and not close(told[0].logits, routed[0].logits)
     predictor.set_image(images[0], domain="base")
     plain = SamAdaptPredictor(predictor.model.model, predictor.processor)

@@ -132,7 +132,9 @@ def test_every_trained_tensor_gets_a_gradient_and_the_rest_is_not_stored(model_t
     assert not [name for name in trained if any(part in name for part in untrained)]
     if method in ADAPTERS:
         save_adapter(model, tmp_path)
-        assert method == "lora" or not [name for name in load_file(tmp_path / "adapter_model.safetensors") if "conv_s" in name]
+        assert method == "lora" or not [
+            name for name in load_file(tmp_path / "adapter_model.safetensors") if "conv_s" in name
+        ]
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

@@ -58,7 +58,7 @@ def test_a_size_that_a_family_cannot_take_names_the_nearest(model_type):
     good, bad, nearest, step = SIZES[model_type]
     model = RANDOM_SAMS[model_type]()
     title = family_of(model).title
-    wanted = f"image_size={bad} is not a multiple of {step}, which {title} needs; the nearest is {nearest}"
+    wanted = f"image_size: {bad} is not a multiple of {step}, which {title} needs; the nearest is {nearest}"
     with pytest.raises(UserError, match=wanted):
         get_peft_model(model, SamDecoderConfig(image_size=bad))
     native = encoder_shape(model).image_size
@@ -86,10 +86,11 @@ def test_other_channels(model_type):
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [("lora", True), ("lora", "selective"), ("decoder", True), ("sam_adapter", True), ("cwsam", True)],
+    [("lora", True), ("lora", "selective"), ("decoder", True), ("sam_adapter", True), ("cwsam", "selective")],
 )
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_checkpointing_leaves_the_gradients(model_type, method, kind):
+    """Those of the decoder's own weights, too, which are in their places during the forward alone."""
     args = {"scale_factor": 4, "decoder": "full"} if method in ("sam_adapter", "cwsam") else {}
     model = perturb(build_model(method, args, RANDOM_SAMS[model_type]())).train()
     side = encoder_shape(model).image_size
@@ -107,7 +108,7 @@ def test_checkpointing_leaves_the_gradients(model_type, method, kind):
     blocks[0].layer_norm1.register_forward_hook(lambda *_: calls.append(0))
     enable_checkpointing(checkpointed, kind)
     found = gradients(checkpointed)
-    assert len(calls) == (1 if method == "decoder" else 2)  # forward, and again in backward
+    assert len(calls) == (1 if method == "decoder" else 2)  # forward, and again in backward where that comes so far
     assert all(torch.equal(found[name], wanted[name]) for name in wanted) and found.keys() == wanted.keys()
 
 

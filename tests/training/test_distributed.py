@@ -8,6 +8,7 @@ import torch
 from launching import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file
+from sams import RANDOM_SAMS
 
 
 # `accelerate launch` starts several processes on GPUs only; on a CPU that is torchrun's part.
@@ -24,6 +25,12 @@ LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
         pytest.param({"method": "decoder", "method_args.decoder": "hq"}, marks=pytest.mark.slow),
         pytest.param({"method": "decoder", "method_args.train_iou_head": "true"}, marks=pytest.mark.slow),
         pytest.param({"method": "decoder", "method_args.train_no_mask_embed": "true"}, marks=pytest.mark.slow),
+        pytest.param({"method": "sam_adapter", "model": "sam2"}, marks=pytest.mark.slow),
+        pytest.param({"method": "lora", "model": "sam2"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"method": "cwsam", "model": "sam3_tracker", "method_args.decoder": "full"}, marks=pytest.mark.slow
+        ),
+        pytest.param({"method": "decoder", "model": "sam_hq"}, marks=pytest.mark.slow),
     ],
     ids=lambda method: "-".join(method.values()),
 )
@@ -31,6 +38,9 @@ def test_two_processes_give_the_gradients_of_one(method, short_recipe, command_l
     worker = ROOT / "tests" / "training" / "gradient_worker.py"
     prompts = {"prompts": ["none", "box", "point"], "correction_rounds": 2}
     keys = {**method, **prompts, "max_grad_norm": 0, "learning_rate": 0}
+    if "model" in method:
+        RANDOM_SAMS[method["model"]]().save_pretrained(tmp_path / "base")
+        keys["model"] = tmp_path / "base"
 
     def gradients(name, launcher, **division):
         file = tmp_path / f"{name}.safetensors"

@@ -55,6 +55,8 @@ def test_a_run_folder_holds_what_it_should(finished):
     tensors = load_file(finished / "adapter_model.safetensors")
     assert train_part["trainable_parameters"] == sum(t.numel() for t in tensors.values())
     assert train_part["adapter_bytes"] == (finished / "adapter_model.safetensors").stat().st_size
+    assert len((finished / "logs/per_image.csv").read_text().splitlines()) > 3
+    assert Image.open(finished / "logs/worst.png").width > 300
     assert Image.open(finished / "samples.png").width > 300
     card = (finished / "README.md").read_text()
     assert card.index("import hf_sam_adapt") < card.index("PeftModel.from_pretrained")

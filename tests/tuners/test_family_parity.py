@@ -220,3 +220,12 @@ def test_what_a_family_cannot_have_is_refused_and_the_base_left_as_it_was(kind, 
     with pytest.raises(UserError, match=message):
         get_peft_model(sam, config)
     assert {name: (id(module), dict(module._forward_hooks)) for name, module in sam.named_modules()} == before
+
+
+def test_a_narrow_stage_keeps_enough_channels_for_their_norm():
+    """Over one channel a LayerNorm gives its bias, over two their order alone."""
+    sam = get_peft_model(random_sam2(), SamAdapterConfig(decoder="frozen")).get_base_model()
+    patch = sam.vision_encoder.backbone.patch_embed
+    chain = patch.sam_adapter_feature["default"]["high"]
+    assert [embed.proj.out_channels for embed in chain] == [3] * 3  # of widths 8 to 32, by 32
+    assert sam.vision_encoder.backbone.blocks[0].sam_adapter_tune["default"].in_features == 3

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ...config.recipe import Recipe
 from ...errors import UserError
-from ...inference.loading import LORA_SIZE, load_adapted
+from ...inference.loading import load_adapted
+from ...tuners.stock import LORA_SIZE
 from .naive import Naive
 
 

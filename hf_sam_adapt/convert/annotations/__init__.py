@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ...data.walk import is_leftover
 from ...errors import UserError
@@ -14,16 +15,25 @@ from ...upload import check_can_push
 from ..checkpoints.folder import check_free, write_whole
 from .coco import read_coco
 from .cvat import read_cvat
+from .geojson import read_geojson
 from .labelme import read_labelme
 from .push import push_dataset, save_dataset
 from .regions import Annotations
+from .volumes import GROUP, read_volumes
 from .writing import describe, write_folder, write_recipe
 from .yolo import read_yolo
 
 
 __all__ = ["convert_annotations"]
 
-READERS = {"labelme": read_labelme, "coco": read_coco, "yolo": read_yolo, "cvat": read_cvat}
+VOLUMES = "volumes"
+READERS = {
+    "labelme": read_labelme,
+    "coco": read_coco,
+    "yolo": read_yolo,
+    "cvat": read_cvat,
+    "geojson": read_geojson,
+}
 
 
 def convert_annotations(
@@ -37,11 +47,13 @@ def convert_annotations(
     push: str | None = None,
     group_by: str | None = None,
     encoding: str | None = None,
+    slices: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Write the masks that annotations describe; of overlapping areas the later one (YOLO: the smaller) is on top.
 
     Args:
-        format: "labelme", "coco", "yolo", "cvat"; "folder" is the package's own layout, to be pushed.
+        format: "labelme", "coco", "yolo", "cvat", "geojson"; "folder" is the package's own layout, to be pushed;
+            "volumes" unpacks the slices of NIfTI files and DICOM series.
         source: folder, zip archive, or the annotation file itself.
         out: folder to create, whole or not at all, with a `recipe.yaml` for `--config`; may be None with `push`.
         images: folder of the images, where they are not beside the annotations.
@@ -50,6 +62,7 @@ def convert_annotations(
         push: repository of the Hub, `owner/name`.
         group_by: keeps a group in one split where `push` or `datasets` draws them.
         encoding: of annotation texts that are not Unicode, such as "gbk"; None = guessed, and said.
+        slices: of "volumes", how they are cut, see `SliceKeys.of`.
 
     Returns:
         Sentences on what was taken and left out.
@@ -57,8 +70,9 @@ def convert_annotations(
     Raises:
         UserError: bad annotations, an `out` that holds something, or a push that failed.
     """
-    if format not in (*READERS, "folder"):
-        raise UserError(f"{format!r} is unknown", key="format", fix=f"use one of {', '.join(READERS)} or folder")
+    if format not in (*READERS, "folder", VOLUMES):
+        known = ", ".join((*READERS, VOLUMES))
+        raise UserError(f"{format!r} is unknown", key="format", fix=f"use one of {known} or folder")
     if out is None and push is None:
         raise UserError("convert needs --out, the folder to create, or --push owner/name", code="out")
     place = Path(source).expanduser()
@@ -75,7 +89,10 @@ def convert_annotations(
             push_dataset(root, push, group_by, f"hf-sam-adapt convert --from folder {place} --push {push}")
             return []
         pictures = None if images is None else Path(images).expanduser()
-        annotations = READERS[format](root, pictures, encoding)
+        if format == VOLUMES:
+            annotations, group_by = read_volumes(root, slices or {}), group_by or GROUP
+        else:
+            annotations = READERS[format](root, pictures, encoding)
         if root != place:
             _check_inside(annotations, [root] + ([pictures] if pictures else []), place)
         target = Path(out) if out is not None else Path(scratch) / "data"
@@ -84,7 +101,7 @@ def convert_annotations(
             paired.mkdir(exist_ok=True)
             names = write_folder(annotations, paired, classes)
             for folder in {paired, part}:
-                write_recipe(folder, ".", names)
+                write_recipe(folder, ".", names, group_by if format == VOLUMES else None)
             if layout == "datasets":
                 save_dataset(paired, part, group_by)
         if push is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data.annotations import find_image, image_side, label_of, stem_of
+from ...data.annotations import CHECKED, SOURCE, find_image, image_side, label_of, stem_of
 from ...data.folder import IMAGE_SUFFIXES
 from ...data.images import read_mask
 from ...data.walk import files_below
@@ -20,6 +20,7 @@ from ...errors import UserError
 from .regions import UNSPLIT, AnnotatedImage, Annotations, Bitmap, Region, Shape, ellipse, polygon, rectangle, split_of
 
 
+UNCHECKED = f"prediction that nobody has looked at (its flag {CHECKED} is not set)"
 CORNERS = {"polygon", "oriented_rectangle", "rotation", "quadrilateral"}  # kinds of shapes given by their corners
 
 
@@ -28,7 +29,8 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
 
     Polygons, rectangles (also turned ones), circles and masks become regions; other shapes, such as points and lines,
     have no area and are left out. Polygons of one group are one object, which a class mask does not tell. The image
-    is the file that `imagePath` names or the embedded `imageData`.
+    is the file that `imagePath` names or the embedded `imageData`. What `predict` wrote counts only with the flag
+    `checked`, so that no prediction becomes a truth unseen.
 
     Args:
         source: folder.
@@ -39,11 +41,17 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
         UserError: no such files, or one that is damaged.
     """
     files = sorted(files_below(source, {".json"}))
-    annotations, annotated = Annotations(encoding=encoding), set()
+    annotations = Annotations(encoding=encoding)
+    annotated: set[Path | None] = set()
     for file in files:
         content = _load(file, annotations)
         if content is None:
             annotations.left_out[f"JSON file that is not labelme's, such as {file.name}"] += 1
+            continue
+        if SOURCE in content and not (content.get("flags") or {}).get(CHECKED):
+            annotations.left_out[UNCHECKED] += 1
+            if path := _image(content, file, images)[1]:
+                annotated.add(path)
             continue
         relative = file.relative_to(source)
         split = split_of(relative.parts[0]) if len(relative.parts) > 1 else UNSPLIT
@@ -65,6 +73,9 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
                 regions.append(Region(label_of(shape.get("label")), area))
         size = (height, width) if height is not None and width is not None else None
         annotations.images.append(AnnotatedImage(split, stem, image, size, regions, str(file)))
+    if not annotations.images and (count := annotations.left_out[UNCHECKED]):
+        problem = f"none of the {count} predictions in it is checked"
+        raise UserError(problem, where=source, fix=f"correct them in labelme and set the flag {CHECKED}")
     if not annotations.images:
         raise UserError("no JSON file of labelme in it", where=source, fix="name the folder that labelme saved to")
     alone = [path for path in files_below(source, IMAGE_SUFFIXES) if path.resolve() not in annotated]

@@ -138,9 +138,11 @@ def _fault(region: Region, drawn: np.ndarray) -> str | None:
     return misplacement(bounds, *drawn.shape) or (None if drawn.any() else NO_PIXEL)
 
 
-def write_recipe(folder: Path, dataset: str, classes: Sequence[str]) -> None:
+def write_recipe(folder: Path, dataset: str, classes: Sequence[str], group_by: str | None = None) -> None:
     """The recipe keys that say how `dataset` is read, for `--config`."""
     keys: dict[str, Any] = {"dataset": dataset, "mask_values": "index"}
+    if group_by is not None:
+        keys["group_by"] = group_by
     if len(classes) > 1:
         keys["num_labels"] = len(classes) + 1
     keys["id2label"] = {0: "background", **dict(enumerate(classes, start=1))}

@@ -20,6 +20,7 @@ from .sam2_adapter import UNTOLD as SAM2_ADAPTER_UNTOLD
 from .sam2_adapter import convert_sam2_adapter
 from .sam_adapter import CWSAM_UNTOLD, SAM_ADAPTER_UNTOLD, convert_cwsam, convert_sam_adapter
 from .sam_hq import convert_sam_hq
+from .segment_anything import convert_segment_anything
 
 
 __all__ = ["Conversion", "convert_official_checkpoint"]
@@ -32,6 +33,7 @@ FORMATS = {
     "cosam": (convert_cosam, COSAM_UNTOLD),
     "sam2-adapter": (convert_sam2_adapter, SAM2_ADAPTER_UNTOLD),
     "sam-hq": (convert_sam_hq, ()),
+    "sam-pth": (convert_segment_anything, ()),
 }
 ADAPTED = {"sam2-adapter": "sam2"}  # the type of the models that a format's files adapt, where it is not SAM
 # Parts of names that only files of one format have; CWSAM's files hold all that SAM-Adapter's do.
@@ -84,7 +86,8 @@ def convert_official_checkpoint(
             and `"cwsam"`, the `model_epoch_*.pth` of the official code; `"cosam"`, an `adapter_<domain>.pth` of the
             official MoDA, or the prompt pool of its L2P; `"sam2-adapter"`, a `model_epoch_*.pth` of SAM2-Adapter,
             which needs `base`; `"sam-hq"`, a `sam_hq_vit_*.pth`, or a `SamHQModel`'s folder or safetensors file,
-            whose HQ head becomes an adapter of SAM.
+            whose HQ head becomes an adapter of SAM; `"sam-pth"`, a whole SAM of segment-anything, which becomes a
+            model folder.
         checkpoint_path: the file; for `"cosam"` also a folder of them with its `task_classifier_after_*.pth`, which
             becomes a pool of domains.
         out_folder: must not exist, or be empty.

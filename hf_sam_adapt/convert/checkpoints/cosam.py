@@ -88,9 +88,8 @@ def _convert_l2p(
     names = ("global_attention", "top_k")
     fields = ENCODER | _taken(request, names, "a prompt pool")
     config = L2pConfig(pool_size=len(prompts), prompt_length=prompts.shape[1], **fields)
-    sam_config = sam_config_of({"mask_decoder.mask_tokens.weight": prompts[0]}, width=768)
-    if request.base is not None:
-        sam_config = request.base.model.config
+    told = {"mask_decoder.mask_tokens.weight": prompts[0]}
+    sam_config = sam_config_of(told, width=768) if request.base is None else request.base.model.config
     notes = [
         "The official code gives the prompts to a pre-trained HQ decoder, which is not in the file. Here SAM's own "
         "decoder gets them, so masks differ from the published ones."

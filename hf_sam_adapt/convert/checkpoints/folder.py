@@ -17,10 +17,10 @@ from ...files import follow_umask
 from ...sam.processing import SamAdaptProcessor
 
 
-def check_free(folder: Path) -> None:
-    """Raise `UserError` unless `folder` can be created or is empty."""
+def check_free(folder: Path, key: str = "out") -> None:
+    """Raise `UserError` unless `folder`, named by the key `key`, can be created or is empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists and is not an empty folder", key="out", fix="name another")
+        raise UserError(f"{folder} already exists and is not an empty folder", key=key, fix="name another")
 
 
 @contextmanager

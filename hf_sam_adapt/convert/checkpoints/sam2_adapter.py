@@ -75,7 +75,7 @@ def convert_sam2_adapter(checkpoint: Checkpoint, folder: Path, request: Request)
             key="base",
             fix="name it, facebook/sam2-hiera-large for the published ones",
         )
-    model = request.base.model
+    model: Any = request.base.model
     state, notes = renamed(checkpoint.tensors, SAM2_NAMES), []
     for pattern, meaning in _IGNORED:
         kept = {name: value for name, value in state.items() if not re.match(pattern, name)}
@@ -85,7 +85,8 @@ def convert_sam2_adapter(checkpoint: Checkpoint, folder: Path, request: Request)
     groups = block_groups(model.vision_encoder.backbone.blocks)
     tensors, rest, unused = _prompts(state, groups)
     ups = [tensors.get(f"{_PATCHES}sam_adapter_up.{group}.weight") for group in range(len(groups))]
-    if any(up is None or up.ndim != 2 for up in ups):
+    last = ups[-1]
+    if last is None or any(up is None or up.ndim != 2 for up in ups):
         raise UserError(
             f"{checkpoint} has no SAM2-Adapter weights for {len(groups)} stages (image_encoder.trunk.prompt_generator."
             "shared_mlp1 and so on)",
@@ -93,7 +94,7 @@ def convert_sam2_adapter(checkpoint: Checkpoint, folder: Path, request: Request)
         )
     if unused:
         notes.append(f"{unused} weights of prompts for blocks beyond those of a stage left out.")
-    fields: dict[str, Any] = {"faithful": True, "scale_factor": ups[-1].shape[0] // ups[-1].shape[1]} | request.fields
+    fields: dict[str, Any] = {"faithful": True, "scale_factor": last.shape[0] // last.shape[1]} | request.fields
     trained, frozen = split(rest, [(r"mask_decoder\.", "mask_decoder."), (_NO_MASK, _NO_MASK), (_POSITION, _POSITION)])
     if request.decoder is None:
         if _NO_MASK not in trained or "mask_decoder.mask_tokens.weight" not in trained:

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from ...config.methods import METHODS
+from ...config.methods import METHODS, Method
 from ...config.recipe import Recipe
 from ...names import read_id2label
 from ...sam.tiny import TINY
@@ -38,7 +38,7 @@ def run_card(
     data = data_of(metrics, public_recipe(recipe))
     task, test = task_of(recipe.prompts), metrics["test"]
     first = next(iter(test))
-    method, classes = METHODS[recipe.method], data["classes"]
+    method, classes = METHODS[recipe.method].named(config), data["classes"]
     block = card_data(
         name=Path(name).name,
         method=recipe.method,
@@ -54,7 +54,7 @@ def run_card(
         recipe,
         name,
         title=f"SAM adapted to {data['short']}: {method.name}",
-        what=what_sentence(recipe, data),
+        what=what_sentence(recipe, data, method),
         result=result_sentence(metrics, data),
         load=load_lines(recipe, name),
         method=recipe.method,
@@ -90,9 +90,9 @@ def data_of(metrics: dict[str, Any], public: Recipe) -> dict[str, Any]:
     return {**found, "short": short, "linked": linked}
 
 
-def what_sentence(recipe: Recipe, data: dict[str, Any]) -> str:
+def what_sentence(recipe: Recipe, data: dict[str, Any], method: Method) -> str:
     """What it is."""
-    method, base = METHODS[recipe.method], base_link(base_of(recipe))
+    base = base_link(base_of(recipe))
     kind = (
         "A fully fine-tuned copy of" if recipe.method == "full" else f"A {method.linked} adapter ({method.what}) for"
     )
@@ -140,7 +140,7 @@ def result_sentence(metrics: dict[str, Any], data: dict[str, Any]) -> str:
 def load_lines(recipe: Recipe, name: str) -> list[str]:
     """Python that loads model and processor."""
     model = base_of(recipe)
-    note = "" if recipe.method in ("full", "lora") else "  # first: it registers the methods with PEFT"
+    note = "" if recipe.method in ("full", "lora", "peft") else "  # first: it registers the methods with PEFT"
     if recipe.method == "full":
         class_name = base_family(model).class_name
         imports, loaded = [f"from transformers import {class_name}"], f'{class_name}.from_pretrained("{name}")'

@@ -1,6 +1,6 @@
 """Which attention the encoder of a SAM runs, chosen for a model in place."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -39,7 +39,9 @@ class FastAttention:
     def __init__(self, kind: str, own: dict[str, type[nn.Module]]) -> None:
         self.kind, self.own = kind, own
 
-    def __call__(self, hidden_states: torch.Tensor, output_attentions: bool | None = None, *, caller: nn.Module):
+    def __call__(
+        self, hidden_states: torch.Tensor, output_attentions: bool | None = None, *, caller: Any
+    ) -> tuple[Any, Any]:
         """(B, h, w, C) -> (B, h, w, C), and the attention's weights of kind `eager`, None of the others."""
         attention = caller
         kind = fastest(attention, hidden_states.device, self.own) if self.kind == "auto" else self.kind
@@ -56,7 +58,7 @@ class FastAttention:
         return attention.proj(attended.reshape(batch, height, width, -1)), None
 
     @staticmethod
-    def _function(kind: str, device: str):
+    def _function(kind: str, device: str) -> Callable[..., torch.Tensor]:
         # What is exported has to run without this package, whose operation the tiles are.
         tiled = device == "cpu" and not torch.compiler.is_exporting()
         return tiled_attention if tiled else folded_attention
@@ -98,7 +100,8 @@ def use_fast_attention(model: nn.Module, kind: Kind = "auto") -> None:
     """
     if kind not in KINDS:
         raise UserError(f"unknown {kind!r}", key="attention", fix=f"choose from {', '.join(KINDS)}")
-    if find_vision_encoder(model) is None:
+    encoder = find_vision_encoder(model)
+    if encoder is None:
         raise UserError(f"{type(model).__name__} has no image encoder of SAM", key="attention")
     family = family_of(model)
     own, modules = own_classes(family), list(attention_modules(model))
@@ -114,7 +117,7 @@ def use_fast_attention(model: nn.Module, kind: Kind = "auto") -> None:
         vars(attention)["forward"] = fast
         attention.register_forward_pre_hook(name_caller, with_kwargs=True)
     if not own:
-        _use_implementation(find_vision_encoder(model), kind)
+        _use_implementation(encoder, kind)
     for patches in _patch_embeddings(model):
         patches.register_forward_hook(token_major)
 
@@ -127,7 +130,7 @@ def restore_attention(model: nn.Module) -> None:
         for key in [key for key, hook in hooks.items() if hook is name_caller]:
             del hooks[key], attention._forward_pre_hooks_with_kwargs[key]
     encoder = find_vision_encoder(model)
-    if hasattr(encoder, _BEFORE):
+    if encoder is not None and hasattr(encoder, _BEFORE):
         _use_implementation(encoder, getattr(encoder, _BEFORE))
         delattr(encoder, _BEFORE)
     for patches in _patch_embeddings(model):
@@ -191,7 +194,7 @@ def _built_as(attention: nn.Module, own: dict[str, type[nn.Module]]) -> str:
     return "sdpa" if isinstance(attention, own["sdpa"]) else "eager"
 
 
-def _unsupported(attention: nn.Module, own: dict[str, type[nn.Module]]) -> str | None:
+def _unsupported(attention: Any, own: dict[str, type[nn.Module]]) -> str | None:
     """Why `folded` cannot stand for a module's own attention."""
     if not attention.use_rel_pos:
         return "it has no relative positions"

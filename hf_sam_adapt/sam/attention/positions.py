@@ -4,16 +4,18 @@ The bias of query i at row r and column c for the key at (r', c') is q_i . H[r, 
 arXiv 2112.01526, section 4.1; `add_decomposed_rel_pos` of segment-anything): of 2 sqrt(S) terms for each query, not S.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def position_tables(attention: nn.Module, height: int, width: int) -> tuple[Tensor, Tensor]:
+def position_tables(attention: Any, height: int, width: int) -> tuple[Tensor, Tensor]:
     """H (height, height, d) and W (width, width, d) of a map of tokens; differentiable in the module's tables."""
     return _table(attention, attention.rel_pos_h, height), _table(attention, attention.rel_pos_w, width)
 
 
-def _table(attention: nn.Module, distances: Tensor, size: int) -> Tensor:
+def _table(attention: Any, distances: Tensor, size: int) -> Tensor:
     """(size, size, d): the entry of `distances` (L, d) for each query's and key's place along one axis."""
     if len(distances) != 2 * size - 1:
         return attention.get_rel_pos(size, size, distances)  # interpolated

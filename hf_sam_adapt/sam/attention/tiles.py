@@ -7,6 +7,7 @@ probabilities anew from the saved logarithms of their sums: O(S) memory instead 
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,13 +94,13 @@ def _(
     return qkv.new_empty(qkv.shape), table_h.new_empty(table_h.shape), table_w.new_empty(table_w.shape)
 
 
-def _save(ctx, inputs: tuple[Tensor, Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.scale = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx, grad: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:
     return *_backward(grad, *ctx.saved_tensors, ctx.scale), None
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "find_family",
     "find_mask_decoder",
     "find_vision_encoder",
+    "vision_encoder",
 ]
 
 FAMILIES = (SAM, SAM2, SAM3_TRACKER, SAM_HQ)
@@ -95,6 +96,14 @@ def find_vision_encoder(model: nn.Module) -> nn.Module | None:
         if _model_type(module) in family.model_types:
             return getattr(module, family.encoder, module)
     return None
+
+
+def vision_encoder(model: nn.Module) -> nn.Module:
+    """`find_vision_encoder`, where there has to be one. Raises `UserError` for a model of no family."""
+    encoder = find_vision_encoder(model)
+    if encoder is None:
+        _refuse(type(model).__name__, _model_type(model))
+    return encoder
 
 
 def find_mask_decoder(model: nn.Module) -> nn.Module | None:

@@ -182,6 +182,11 @@ class SamFamily:
         return rf"{self.encoder}\.{re.escape(self.blocks)}\.\d+\.{names}"
 
     @property
+    def norm_names(self) -> str:
+        """Regular expression of the names of the blocks' own norms in the model."""
+        return rf"{self.encoder}\.{re.escape(self.blocks)}\.\d+\.layer_norm\d"
+
+    @property
     def map_names(self) -> str:
         """Regular expression of the names of patch embedding and blocks in the model."""
         return rf"{self.encoder}\.({re.escape(self.patch_embedding)}|{re.escape(self.blocks)}\.\d+)"

@@ -214,7 +214,7 @@ def decode_hq(
     Raises:
         UserError: without an early map or with one of other images; an assignment that misses or repeats an image.
     """
-    batch = len(image_embeddings)
+    batch = image_embeddings.shape[0]  # not len(), which an exporter would write down
     _check_early(early, image_embeddings)
     place = None
     if assignment is None:
@@ -222,7 +222,7 @@ def decode_hq(
     else:
         place = _places(assignment, batch)
     shared = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (N, C)
-    own = torch.cat([heads[name].hq_token.weight.expand(len(rows), -1) for name, rows in assignment])
+    own = torch.cat([heads[name].hq_token.weight.expand(rows.shape[0], -1) for name, rows in assignment])
     own = own if place is None else own[place]
     tokens, mixed, _ = mix_tokens(
         decoder,
@@ -239,7 +239,7 @@ def decode_hq(
     masks, start = [], 0
     for name, rows in assignment:
         # Images in the assignment's order are taken as views, without a copy of their maps.
-        rows = slice(start, start := start + len(rows)) if place is None else rows
+        rows = slice(start, start := start + rows.shape[0]) if place is None else rows
         masks.append(_run(heads[name], shared.dtype, *(value[rows] for value in inputs)))
     return torch.cat(masks) if place is None else torch.cat(masks)[place], tokens[:, :, 0]
 
@@ -258,7 +258,7 @@ def _check_early(early: EarlyMaps | None, image_embeddings: torch.Tensor) -> Non
             "early_embeddings beside image_embeddings (hf_sam_adapt.inference.forward.encode returns both)"
         )
     batch, _, *grid = image_embeddings.shape
-    shape = (len(early), *(early.maps if isinstance(early, SharedMaps) else early).shape[1:])
+    shape = (len(early), *early.maps.shape[1:]) if isinstance(early, SharedMaps) else tuple(early.shape)
     if len(shape) != 4 or [*shape[:3]] != [batch, *grid]:
         raise UserError(
             f"early_embeddings of shape {shape} do not belong to image_embeddings of shape "

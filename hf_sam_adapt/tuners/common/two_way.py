@@ -40,7 +40,7 @@ def mix_tokens(
     Returns:
         Tokens (B, P, N + n, C), mixed image maps (B P, C, g, g), and these before mixing.
     """
-    batch, prompts = len(image_embeddings), 1
+    batch, prompts = image_embeddings.shape[0], 1
     if sparse_prompt_embeddings is not None:
         prompts = sparse_prompt_embeddings.shape[1]
     tokens = tokens.unsqueeze(-3).expand(batch, prompts, -1, -1)

@@ -57,7 +57,9 @@ def _select(z, index, weight, bias, scales):
     kernel = (weights.flatten(0, 1) @ tables.kernels).view(len(weight), rank, KERNEL, -1)  # (M, r, 3, P (r + 1) R)
     kernel = kernel.transpose(1, 2).flatten(1).index_select(0, index)
     phases = tables.column_weights.shape[1]
-    return Tables(*by_sample, *tables[4:]), kernel.view(len(z), KERNEL * rank * phases, -1)  # (N, 3 r P, (r + 1) R)
+    return Tables(*by_sample, *tables[4:]), kernel.view(
+        z.shape[0], KERNEL * rank * phases, -1
+    )  # (N, 3 r P, (r + 1) R)
 
 
 def _before_activation(z, tables, kernel):

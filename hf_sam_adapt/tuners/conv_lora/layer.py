@@ -84,7 +84,7 @@ class ConvExperts(nn.Module):
 
     def _route(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Experts of each sample and the factors of their outputs, from the mean of z (N, r)."""
-        config, samples = self.config, len(pooled)
+        config, samples = self.config, pooled.shape[0]
         if config.num_experts == 1:
             return torch.zeros(samples, 1, dtype=torch.int64, device=pooled.device), None
         logits = pooled @ self.w_gate.to(pooled.dtype)  # (N, M)

@@ -12,7 +12,6 @@ A map of many rows is cut into tiles, so that the dense tables do not grow with 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -133,9 +132,17 @@ def sampling_tables(
     scales: tuple[float, ...], height: int, width: int, rank: int, device: torch.device, dtype: torch.dtype
 ) -> Tables:
     """The tables of a map, kept for the next call."""
-    # A compiler computes them in its graph: tensors made while it traces must not stay in a cache.
-    make = _make_tables if torch.compiler.is_compiling() else _cached_tables
-    return make(scales, height, width, rank, device, dtype)
+    key = (scales, height, width, rank, device, dtype)
+    if torch.compiler.is_compiling():
+        # A compiler computes them in its graph: tensors made while it traces must not stay in a cache. An exported
+        # program takes those of an earlier call for constants.
+        return (_kept_tables.get(key) if torch.compiler.is_exporting() else None) or _make_tables(*key)
+    tables = _kept_tables.get(key)
+    if tables is None:
+        if len(_kept_tables) >= _MOST_KEPT:
+            _kept_tables.clear()
+        tables = _kept_tables[key] = _make_tables(*key)
+    return tables
 
 
 def _make_tables(scales, height, width, rank, device, dtype):
@@ -164,9 +171,10 @@ def _make_tables(scales, height, width, rank, device, dtype):
     )
 
 
-_cached_tables = lru_cache(maxsize=32)(_make_tables)
+_kept_tables: dict[tuple, Tables] = {}
+_MOST_KEPT = 32
 
 
 def forget_tables() -> None:
     """Drop the kept tables: around a forward on fake tensors, whose tables belong to nobody else."""
-    _cached_tables.cache_clear()
+    _kept_tables.clear()

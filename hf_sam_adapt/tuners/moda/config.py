@@ -11,12 +11,12 @@ from ...files import check_domain_name
 from ...sam.base_names import located, stored
 from ..registry import ensure_peft_type
 from ..sam_decoder import SamDecoderConfig
+from ..stock import LORA_KEEPS_BASE
 
 
 ROUTERS = ("probe", "joint")
 HEADS = ("ridge", "ncm", "mahalanobis", "linear")
 # The other values of these fields change the weights around the adapters.
-_LORA_KEEPS_BASE = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva")}
 
 
 @dataclass
@@ -138,7 +138,7 @@ def build_inner(inner: dict | PeftConfig | None) -> PeftConfig:
             f"{type(inner).__name__} is not a config of a single method", key="inner", fix="use e.g. SamAdapterConfig"
         )
     if isinstance(inner, LoraConfig):
-        for name, kept in _LORA_KEEPS_BASE.items():
+        for name, kept in LORA_KEEPS_BASE.items():
             if getattr(inner, name) not in kept:
                 raise UserError(
                     f"inner.{name}={getattr(inner, name)!r} changes SAM's own weights, which the domains share",

@@ -40,7 +40,7 @@ def encode_domains(pool: ModaModel, pixel_values: torch.Tensor, domain: str | li
     # An adapter in the decoder does not reach the encoder, but one has to be active for HQ's early map.
     active = pool.domains[0] if first is None and pool.domains else BASE
     shared = _shared_blocks(pool, first)
-    base = hidden = None
+    base = hidden = scores = None
     if first is None or shared or names is None or BASE in names:
         probing = TokenProbe(encoder, router.tokens) if names is None and router.mode == "probe" else nullcontext()
         capturing = captured_input(encoder, shared) if shared else nullcontext()
@@ -48,9 +48,9 @@ def encode_domains(pool: ModaModel, pixel_values: torch.Tensor, domain: str | li
             base = encode_images(model, pixel_values)
         if names is None:
             features = pool.router_features(pixel_values) if probe is None else router.read(probe)
-            names = pool.names_of(router.route(features))
+            names, scores = pool.names_of(router.route(features)), router.scores(features)
     if first is None:
-        return dataclasses.replace(base, domains=pool.indices_of(names))
+        return dataclasses.replace(base, domains=pool.indices_of(names), router_scores=scores)
     parts, order = [], []
     for name, rows in groups_of(names).items():
         order += rows
@@ -70,7 +70,8 @@ def encode_domains(pool: ModaModel, pixel_values: torch.Tensor, domain: str | li
             else part
             for part in parts
         ]
-    return ImageEmbeddings.cat(parts)[restore_order(order)]
+    ordered = ImageEmbeddings.cat(parts)[restore_order(order)]
+    return dataclasses.replace(ordered, router_scores=scores)
 
 
 def first_adapted_block(encoder: nn.Module) -> int | None:

@@ -248,7 +248,11 @@ class DomainRouter(StateOfAnyShape):
     ) -> torch.Tensor:
         """Root mean square distance (B,) to the nearest known feature of the chosen domain, standardised."""
         features, known = ((x - self.mean) / self.scale for x in (features, known))
-        distances = torch.cdist(features, known) / features.shape[1] ** 0.5  # (B, N)
+        if torch.compiler.is_exporting():  # cdist takes another way for many images, which a graph cannot
+            distances = (features[:, None] - known).square().sum(-1).sqrt()
+        else:
+            distances = torch.cdist(features, known)
+        distances = distances / features.shape[1] ** 0.5  # (B, N)
         return distances.masked_fill(labels != choice[:, None], torch.inf).amin(1)
 
     @torch.no_grad()
@@ -257,7 +261,7 @@ class DomainRouter(StateOfAnyShape):
 
         0 for domains that came after the last `fit`; before the first one all is the first domain's.
         """
-        scores = features.new_zeros(len(features), len(self.domains), dtype=torch.float32)
+        scores = features.new_zeros(features.shape[0], len(self.domains), dtype=torch.float32)
         if self.head.domains < 2:
             scores[:, :1] = 1
         else:
@@ -265,31 +269,38 @@ class DomainRouter(StateOfAnyShape):
         return scores
 
     @torch.no_grad()
-    def route(self, features: torch.Tensor) -> torch.Tensor:
+    def route(self, features: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Index of the domain of each feature (B, D), int64 (B,); -1 = unknown, use the plain SAM.
 
         Unknown is what is farther from all kept features of its domain than almost all held-out ones were. Without
         domains everything is unknown. With one, and until `fit` has seen two, everything is the first's.
+
+        Args:
+            labels: `kept_labels`, for a graph, which cannot make them.
         """
         if self.head.domains < 2:
-            return torch.full((len(features),), 0 if self.domains else REJECTED, device=features.device)
+            return torch.full((features.shape[0],), 0 if self.domains else REJECTED, device=features.device)
         features = features.float()
         choice = self.head(features).argmax(1)
         if self.reject:
-            near = self.distances(features) <= self.farthest  # not for NaN
+            near = self.distances(features, labels) <= self.farthest  # not for NaN
             choice = choice.masked_fill(~near, REJECTED)
         return choice
 
     @torch.no_grad()
-    def distances(self, features: torch.Tensor) -> torch.Tensor:
+    def distances(self, features: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Distance of each feature (B, D) to the nearest kept one of its most probable domain, fp32 (B,).
 
         Unknown is what is farther away than `farthest`. Ask only after `fit` has seen two domains.
         """
         features = features.float()
-        # Of the domains at the last `fit`: the features of a newer one stand at the end.
-        labels = torch.arange(len(self.counts), device=features.device).repeat_interleave(self.counts)
+        labels = self.kept_labels if labels is None else labels
         return self._distances(features, self.head(features).argmax(1), self.cached, labels)
+
+    @property
+    def kept_labels(self) -> torch.Tensor:
+        """The domain of each kept feature, int64 (N,); of one newer than the last `fit` at the end."""
+        return torch.arange(len(self.counts), device=self.counts.device).repeat_interleave(self.counts)
 
 
 def best_temperature(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -82,7 +82,7 @@ class TokenProbe:
         self.embedding = output.last_hidden_state if levels is None else levels[2]
 
     def _first(self, block: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        self.tokens = self._start.to(args[0].device, args[0].dtype).expand(len(args[0]), -1, -1)
+        self.tokens = self._start.to(args[0].device, args[0].dtype).expand(args[0].shape[0], -1, -1)
         self.embedding = None
         self._read(block, args, output)
 

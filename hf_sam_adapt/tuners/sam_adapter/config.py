@@ -26,7 +26,7 @@ class SamAdapterConfig(SamConfigMixin, PeftConfig):
             list leaves a learned bias per layer.
         feature_weights: the paper's constants w_j, one per feature; None = 1 each.
         frequency_rate: share of the spectrum's area that separates low from high.
-        scale_factor: D // scale_factor is the bottleneck.
+        scale_factor: D // scale_factor is the bottleneck, at least 1, on SAM 2 at least 3.
         embedding_layout: `"token"`: each token's own patch embedding. `"legacy"`: the official code's scrambled
             order, for converted checkpoints; implied by `faithful`.
         layers_to_transform: indices of the blocks that get a prompt; None = all.

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -29,6 +30,10 @@ def frequency_component(
         fp32 tensor (B, C, H, W).
     """
     height, width = pixel_values.shape[-2:]
+    if torch.compiler.is_exporting():
+        component = _low_pass_by_products(pixel_values.float(), rate)
+        component = pixel_values.float() - component if keep == "high" else component
+        return component.abs() if absolute else component
     with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
         mask = low_pass_mask(height, width, rate, pixel_values.device)
         if keep == "high":
@@ -36,6 +41,30 @@ def frequency_component(
         spectrum = torch.fft.rfft2(pixel_values.float()) * mask
         component = torch.fft.irfft2(spectrum, s=(height, width))
         return component.abs() if absolute else component
+
+
+def _low_pass_by_products(pixel_values: torch.Tensor, rate: float) -> torch.Tensor:
+    """The low frequencies of fp32 (B, C, H, W) without a Fourier transform, which few runtimes of graphs have.
+
+    A square band is a filter R X C^T, with R = F^-1 diag(band) F of the rows and C of the columns; the mirrored band
+    has the conjugates. Half the sum of both is Re(R) X Re(C)^T - Im(R) X Im(C)^T: the same function, in real products.
+    """
+    height, width = pixel_values.shape[-2:]
+    half = int((height * width * rate) ** 0.5 // 2)
+    (rows_real, rows_imag), (columns_real, columns_imag) = (_band_filter(size, half) for size in (height, width))
+    real = rows_real.to(pixel_values.device) @ pixel_values @ columns_real.T.to(pixel_values.device)
+    return real - rows_imag.to(pixel_values.device) @ pixel_values @ columns_imag.T.to(pixel_values.device)
+
+
+def _band_filter(size: int, half: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Real and imaginary part, fp32 (size, size), of the filter that keeps the frequencies -half … half-1."""
+    frequencies = np.arange(max(-half, -(size // 2)), min(half, size - size // 2))
+    places = np.arange(size)
+    # Entry (m, n) depends on m - n alone; modulo the size before the cosine, so that no large angle is rounded.
+    angles = 2 * np.pi / size * (frequencies[:, None] * places % size)
+    kernel = (np.cos(angles) + 1j * np.sin(angles)).sum(0) / size
+    matrix = kernel[(places[:, None] - places) % size]
+    return torch.from_numpy(matrix.real.astype(np.float32)), torch.from_numpy(matrix.imag.astype(np.float32))
 
 
 def low_pass_mask(height: int, width: int, rate: float, device: torch.device | None = None) -> torch.Tensor:

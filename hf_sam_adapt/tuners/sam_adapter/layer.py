@@ -72,6 +72,7 @@ class SamAdapterPatchEmbed(SamTunerLayer):
 
     adapter_layer_names = ("sam_adapter_up", "sam_adapter_feature", "sam_adapter_projection")
     other_param_names = ("sam_adapter_config",)
+    least_rank = 1
 
     def __init__(self, base_layer: nn.Module):
         super().__init__(base_layer)
@@ -123,7 +124,7 @@ class SamAdapterPatchEmbed(SamTunerLayer):
         """Of each feature, and the shared one up, not yet initialised."""
         projection = self.get_base_layer().projection
         width, patch = projection.out_channels, projection.kernel_size
-        rank = bottleneck(width, config)
+        rank = bottleneck(width, config, self.least_rank)
         features = nn.ModuleDict()
         for name in config.features:
             if name == "embedding":
@@ -214,7 +215,7 @@ class SamAdapterBlock(SamTunerLayer):
 
     def update_layer(self, adapter_name: str, config: SamAdapterConfig) -> None:
         """Add an adapter's layer-own projection Tune_i: r -> r, a bare bias without features."""
-        rank = bottleneck(input_width(self.base_layer), config)
+        rank = bottleneck(input_width(self.base_layer), config, self.sam_adapter_state.owner.least_rank)
         tune = nn.Linear(rank, rank) if config.features else BiasOnly(rank)
         init_weights(tune, config)
         if config.use_prompts:
@@ -270,9 +271,9 @@ def input_width(block: nn.Module) -> int:
     return block.layer_norm1.normalized_shape[0]
 
 
-def bottleneck(width: int, config: SamAdapterConfig) -> int:
-    """r = D // scale_factor, at least 1."""
-    return max(width // config.scale_factor, 1)
+def bottleneck(width: int, config: SamAdapterConfig, least: int) -> int:
+    """r = D // scale_factor."""
+    return max(width // config.scale_factor, least)
 
 
 def init_weights(module: nn.Module, config: SamAdapterConfig) -> None:

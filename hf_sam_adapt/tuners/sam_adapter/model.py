@@ -79,6 +79,8 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
 
     def _blocks(self) -> nn.ModuleList:
         encoder = find_vision_encoder(self.model)
+        if encoder is None:
+            raise UserError(f"{type(self.model).__name__} has no SAM vision encoder", key="target_modules")
         return family_of(encoder).blocks_of(encoder)
 
     def _adapted_blocks(self, peft_config: SamAdapterConfig) -> list[int]:

@@ -80,6 +80,8 @@ class StagedPatchEmbed(SamAdapterPatchEmbed):
         groups: of the encoder.
     """
 
+    least_rank = 3  # as of the smallest published encoder; a LayerNorm over fewer channels leaves signs or nothing
+
     def __init__(self, base_layer: nn.Module, groups: list[Group]):
         super().__init__(base_layer)
         self.groups = groups
@@ -88,15 +90,14 @@ class StagedPatchEmbed(SamAdapterPatchEmbed):
     def _projections(self, config: SamAdapterConfig, blocks: list[int]) -> tuple[nn.ModuleDict, nn.Module]:
         adapted = [index for index, group in enumerate(self.groups) if any(block in group for block in blocks)]
         widths = [group.width for group in self.groups]
-        ranks = [bottleneck(width, config) for width in widths]
+        ranks = [bottleneck(width, config, self.least_rank) for width in widths]
         features = nn.ModuleDict()
         for name in config.features:
             if name == "embedding":
                 features[name] = nn.ModuleDict({str(i): nn.Linear(widths[i], ranks[i]) for i in adapted})
             else:
-                features[name] = nn.ModuleList(
-                    self._chain(self._channels(name), ranks[: max(adapted, default=-1) + 1])
-                )
+                last = max(adapted, default=-1)
+                features[name] = nn.ModuleList(self._chain(self._channels(name), ranks[: last + 1]))
         return features, nn.ModuleDict({str(i): nn.Linear(ranks[i], widths[i]) for i in adapted})
 
     def _chain(self, channels: int, ranks: list[int]) -> list[OverlapEmbed]:
@@ -150,9 +151,8 @@ class StagedPatchEmbed(SamAdapterPatchEmbed):
         guidance = images[group] if images else None
         if "embedding" in config.features:
             projection = self.sam_adapter_feature[adapter_name]["embedding"][str(group)]
-            feature = config.weights[config.features.index("embedding")] * projection(
-                stream.to(projection.weight.device, projection.weight.dtype)
-            )
+            weight = config.weights[config.features.index("embedding")]
+            feature = weight * projection(stream.to(projection.weight.device, projection.weight.dtype))
             guidance = feature if guidance is None else guidance + feature
         if guidance is None:
             return stream.new_zeros((1, 1, 1, 0), dtype=self.sam_adapter_up[adapter_name][str(group)].weight.dtype)

@@ -66,7 +66,7 @@ def test_sam2_adapter_computes_the_official_embedding_and_mask(sam2, base2, writ
     assert close(together[2], alone[2]) and not close(together[0], alone[0], 1e-2)
     for other in (AutoPeftModel.from_pretrained(out), PeftModel.from_pretrained(sam2, out)):
         assert close(other.eval()(pixel_values=x).pred_masks, found, 1e-6)
-    said = {"faithful": True, "embedding_layout": "token", "scale_factor": 4, "decoder": "full", "num_mask_tokens": 2}
+    said = {"faithful": True, "embedding_layout": "token", "scale_factor": 2, "decoder": "full", "num_mask_tokens": 2}
     config = json.loads((out / "adapter_config.json").read_text())
     assert {key: config[key] for key in said} == said
     assert config["auto_mapping"]["base_model_class"] == "Sam2Model"

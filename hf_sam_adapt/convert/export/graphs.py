@@ -1,0 +1,225 @@
+"""What is exported: the parts of an adapted SAM as small modules of tensors, in segment-anything's names.
+
+Each calls the layers of the adapted model itself, so that a graph computes what the model does, adapters included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...files import BASE
+from ...sam.families import family_of, find_vision_encoder
+from ...sam.processing import SamAdaptProcessor
+from ...tuners.common.encoding import encode_images
+from ...tuners.common.hq import live_early_map
+from ...tuners.moda import ModaModel
+from ...tuners.moda.encode import first_adapted_block
+from ...tuners.moda.tokens import TokenProbe
+
+
+Active = Callable[[], AbstractContextManager]
+
+
+class Normalise(nn.Module):
+    """An RGB image as annotators hand it over, float (H, W, 3) of 0..255, to the network's input (1, 3, S, S).
+
+    Args:
+        processor: with `image_mean` and `image_std`.
+    """
+
+    def __init__(self, processor: SamAdaptProcessor) -> None:
+        super().__init__()
+        self.size = processor.image_size
+        self.register_buffer("mean", 255 * torch.tensor(processor.image_mean))
+        self.register_buffer("std", 255 * torch.tensor(processor.image_std))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        values = ((image - self.mean) / self.std).permute(2, 0, 1)[None]  # (1, 3, H, W)
+        height, width = values.shape[-2:]
+        return F.pad(values, (0, self.size - width, 0, self.size - height))
+
+
+class Encoder(nn.Module):
+    """Image (B, C, S, S) -> embeddings (B, 256, g, g), and of an `hq` decoder (1, B, g, g, V), as HQ-SAM has them.
+
+    Args:
+        sam: `SamModel`, with adapters in it or without.
+        normalise: what the image goes through first.
+        active: makes the adapters active that are exported; for a pool of domains.
+    """
+
+    def __init__(self, sam: nn.Module, normalise: nn.Module | None = None, active: Active = nullcontext) -> None:
+        super().__init__()
+        self.normalise, self.active = normalise, active
+        self.vision_encoder = find_vision_encoder(sam)
+        self.__dict__["sam"] = sam  # not a child: its other parts are not the encoder's
+        with active():
+            self.gives_early_map = live_early_map(sam) is not None
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with self.active():
+            embeddings = encode_images(self.sam, image if self.normalise is None else self.normalise(image))
+        return (embeddings.maps,) if embeddings.early is None else (embeddings.maps, embeddings.early[None])
+
+
+class _MaskHead(nn.Module):
+    """The mask decoder with embedded prompts: masks of token 0, or of all classes."""
+
+    def __init__(self, sam: nn.Module, active: Active) -> None:
+        super().__init__()
+        self.active = active
+        self.mask_decoder = getattr(sam, family_of(sam).mask_decoder)
+        prompts = getattr(sam, family_of(sam).prompt_encoder)
+        with torch.no_grad(), active():
+            self.early_map = live_early_map(sam)
+            self.register_buffer("positions", sam.get_image_wide_positional_embeddings())  # (1, 256, g, g)
+            self.register_buffer("no_mask", prompts(None, None, None, None)[1][..., :1, :1].clone())  # (1, 256, 1, 1)
+
+    def decode(
+        self,
+        image_embeddings: torch.Tensor,
+        interm_embeddings: torch.Tensor | None,
+        sparse: torch.Tensor | None,
+        dense: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (R, K, 4g, 4g) and estimates of their IoU (R, K)."""
+        maps = image_embeddings.shape
+        with self.active():
+            if self.early_map is not None and interm_embeddings is not None:
+                self.early_map.receive(self, (), {"early_embeddings": interm_embeddings[0]})
+            masks, scores = self.mask_decoder(
+                image_embeddings=image_embeddings,
+                image_positional_embeddings=self.positions.expand(maps),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense.expand(maps),
+                multimask_output=False,
+            )
+        return masks[:, 0], scores[:, 0]
+
+
+class PromptlessHead(_MaskHead):
+    """Embeddings -> logits (B, K, 4g, 4g) without a prompt."""
+
+    def forward(self, image_embeddings: torch.Tensor, interm_embeddings: torch.Tensor | None = None) -> torch.Tensor:
+        return self.decode(image_embeddings, interm_embeddings, None, self.no_mask)[0]
+
+
+class Promptless(nn.Module):
+    """Image (B, C, S, S) -> logits (B, K, 4g, 4g) without a prompt; K = 1, or the classes."""
+
+    def __init__(self, encoder: Encoder, head: PromptlessHead) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(*self.encoder(image))
+
+
+class Decoder(_MaskHead):
+    """The decoder with segment-anything's inputs and outputs, a row an object; its masks are those of mask token 0.
+
+    Args:
+        sam: as for `Encoder`.
+        processor: says how images were resized.
+        active: as for `Encoder`.
+    """
+
+    def __init__(self, sam: nn.Module, processor: SamAdaptProcessor, active: Active = nullcontext) -> None:
+        super().__init__(sam, active)
+        prompts = getattr(sam, family_of(sam).prompt_encoder)
+        self.size, self.squash = processor.image_size, processor.resize == "squash"
+        self.shared_embedding, self.mask_embed = prompts.shared_embedding, prompts.mask_embed
+        self.point_embed, self.not_a_point_embed = prompts.point_embed, prompts.not_a_point_embed
+        # What bilinear interpolation to S pixels makes of the mask's rows, (S, 4g).
+        each = torch.eye(processor.mask_size)[None]
+        self.register_buffer("upscaling", F.interpolate(each, size=self.size, mode="linear")[0].T.contiguous())
+
+    def forward(
+        self,
+        image_embeddings: torch.Tensor,
+        point_coords: torch.Tensor,
+        point_labels: torch.Tensor,
+        mask_input: torch.Tensor,
+        has_mask_input: torch.Tensor,
+        orig_im_size: torch.Tensor,
+        interm_embeddings: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As segment-anything's `SamOnnxModel`.
+
+        Args:
+            image_embeddings: (R, 256, g, g), of each object's image.
+            point_coords: (R, N, 2), x and y in pixels of the network's input.
+            point_labels: (R, N): 1 on the object, 0 off it, 2 and 3 the corners of a box, -1 padding.
+            mask_input: (R, 1, 4g, 4g) logits of an earlier round.
+            has_mask_input: (1,), 0 where there is none.
+            orig_im_size: (2,), height and width of the image.
+            interm_embeddings: (1, R, g, g, V), of an `hq` decoder.
+
+        Returns:
+            Logits (R, 1, H, W) at the image's size, SAM's estimates of their IoU (R, 1), and logits (R, 1, 4g, 4g).
+        """
+        mask = has_mask_input * self.mask_embed(mask_input) + (1 - has_mask_input) * self.no_mask
+        sparse = self._embed_points(point_coords, point_labels)[:, None]  # (R, 1, N, 256)
+        low_res, scores = self.decode(image_embeddings, interm_embeddings, sparse, mask)
+        rows, columns = self._resampling(orig_im_size, 0), self._resampling(orig_im_size, 1)
+        return rows @ low_res @ columns.T, scores, low_res
+
+    def _embed_points(self, coords: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        embedded = self.shared_embedding((coords + 0.5)[:, None] / self.size)[:, 0]  # (R, N, 256)
+        labels = labels[..., None]
+        embedded = torch.where(labels == -1, self.not_a_point_embed.weight, embedded)
+        for label, each in enumerate(self.point_embed):
+            embedded = embedded + (labels == label) * each.weight
+        return embedded
+
+    def _resampling(self, size: torch.Tensor, axis: int) -> torch.Tensor:
+        """The processor's way back as a matrix (H, 4g): to S pixels, without the padding, to the image's size.
+
+        `F.interpolate` would need sizes that are numbers; this needs the tensor's values alone.
+        """
+        size = size.double()
+        length, inside = size[axis], torch.full_like(size[axis], self.size)
+        if not self.squash:
+            inside = torch.floor(length * (self.size * 1.0 / size.max()) + 0.5).clamp(min=1)
+        place = torch.arange(length.long().item(), dtype=torch.float32, device=size.device)
+        source = ((place + 0.5) * (inside / length).float() - 0.5).clamp(min=0)
+        below = source.floor()
+        share, last = (source - below)[:, None], inside.long() - 1
+        lower, upper = torch.minimum(below.long(), last), torch.minimum(below.long() + 1, last)
+        return self.upscaling[lower] * (1 - share) + self.upscaling[upper] * share
+
+
+class Router(nn.Module):
+    """A pool's frozen encoder with its router: image -> embeddings of plain SAM, domain and scores.
+
+    `domain` int64 (B,) is a place in the pool, -1 for plain SAM; `scores` float32 (B, T) the probability of each
+    domain. The embeddings are those that `Encoder` gives; where no adapter of the pool is in the encoder, of all
+    domains.
+    """
+
+    def __init__(self, pool: ModaModel, normalise: nn.Module | None = None) -> None:
+        super().__init__()
+        self.normalise, self.router, self.vision_encoder = normalise, pool.router, find_vision_encoder(pool.model)
+        self.register_buffer("labels", pool.router.kept_labels)
+        self.__dict__["pool"] = pool
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pool, encoder = self.pool, self.vision_encoder
+        pixel_values = image if self.normalise is None else self.normalise(image)
+        # An adapter in the decoder does not reach the encoder, but one has to be active for the early map.
+        shared = first_adapted_block(encoder) is None and len(pool.domains) > 0
+        with pool.activated(pool.domains[0] if shared else BASE):
+            if self.router.mode == "probe":
+                with TokenProbe(encoder, self.router.tokens) as probe:
+                    embeddings = encode_images(pool.model, pixel_values)
+                features = self.router.read(probe)
+            else:
+                embeddings = encode_images(pool.model, pixel_values)
+                features = pool.router_features(pixel_values)
+        early = () if embeddings.early is None else (embeddings.early[None],)
+        return (embeddings.maps, *early, self.router.route(features, self.labels), self.router.scores(features))

@@ -1,0 +1,176 @@
+"""Which files an export has: the parts of a model, with examples of their inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from ...errors import UserError
+from ...files import BASE
+from ...inference.forward import pool_of, sam_of
+from ...sam.families import SAM, encoder_shape, family_of, find_vision_encoder
+from ...sam.input_channels import input_channels
+from ...sam.processing import SamAdaptProcessor
+from ...tuners.moda import ModaModel
+from ...tuners.moda.encode import first_adapted_block
+from .graphs import Active, Decoder, Encoder, Normalise, Promptless, PromptlessHead, Router
+
+
+_ROWS, _POINTS = 2, 3  # of the examples; neither 1, which an exporter takes for a constant
+EMBEDDINGS = "image_embeddings", "interm_embeddings"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file to write.
+
+    Attributes:
+        name: its path in the folder without the ending, `encoder` or `polyp/decoder`.
+        module: takes `inputs` by name.
+        inputs: an example of each tensor.
+        dynamic: by input and axis, the name of each size that is free.
+        outputs: names of what it returns, in order.
+        largest: of free sizes, where they have a limit.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, torch.Tensor]
+    dynamic: dict[str, dict[int, str]]
+    outputs: tuple[str, ...]
+    largest: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """`encoder`, `decoder`, `promptless` or `router`."""
+        return self.name.rpartition("/")[2]
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """A plain SAM with the adapter in its weights; `model` itself is left as it is, or is that SAM.
+
+    Raises:
+        NotImplementedError: no weight can hold what the adapter does; the text says why.
+    """
+    if isinstance(model, ModaModel):
+        model.merge_adapter()
+    if not isinstance(model, PeftModel):
+        return model
+    return copy.deepcopy(model).merge_and_unload().eval()
+
+
+def check_family(model: nn.Module, format: str, fix: str) -> None:
+    """Raise `UserError` for a SAM of another family than the first."""
+    family = family_of(model)
+    if family is not SAM:
+        raise UserError(
+            f"{family.title} models cannot be written as {format}, only {SAM.title} ones", key="format", fix=fix
+        )
+
+
+def check_encoder_input(processor: SamAdaptProcessor, encoder_input: str) -> None:
+    """Raise `UserError` for images that no annotator hands over."""
+    if encoder_input == "image" and (processor.channels is not None or processor.normalization is not None):
+        raise UserError(
+            "image is for RGB photographs normalised by one mean and deviation",
+            key="encoder_input",
+            fix="use pixels, and normalise as config.json says",
+        )
+
+
+def parts_of(
+    model: nn.Module, processor: SamAdaptProcessor, *, classes: bool, promptless: bool, encoder_input: str = "pixels"
+) -> list[Part]:
+    """The files of a model.
+
+    A pool of domains has a router, whose encoder is plain SAM's, and a folder for each domain: its own encoder where
+    the adapters reach that, its decoder, and a promptless head that takes the embeddings, so that what the domains
+    share is written once.
+
+    Args:
+        model: on the CPU, in `eval()`, merged where it can be.
+        classes: whether it segments classes, without prompts.
+        promptless: whether it was trained without prompts.
+        encoder_input: "pixels", the network's input, or "image", see `Normalise`.
+    """
+    normalise = Normalise(processor) if encoder_input == "image" else None
+    image = _image(model, encoder_input)
+    sam, pool = sam_of(model), pool_of(model)
+    if pool is None:
+        encoder = Encoder(sam, normalise)
+        parts = [] if classes else [_encoder("encoder", encoder, image), _decoder("decoder", sam, processor)]
+        if promptless or classes:
+            whole = Promptless(encoder, PromptlessHead(sam, nullcontext))
+            parts.append(_part("promptless", whole, {"image": image}, ("logits",)))
+        return parts
+    outputs = (*_embeddings(pool), "domain", "scores")
+    parts = [_part("router", Router(pool, normalise), {"image": image}, outputs)]
+    adapted = first_adapted_block(find_vision_encoder(sam)) is not None
+    for domain in [*pool.domains, *([BASE] if pool.router.reject else [])]:
+        active = partial(pool.activated, domain)
+        if adapted and domain != BASE:
+            parts.append(_encoder(f"{domain}/encoder", Encoder(sam, normalise, active), image))
+        if not classes:
+            parts.append(_decoder(f"{domain}/decoder", sam, processor, active))
+        if promptless or classes:
+            head = PromptlessHead(sam, active)
+            parts.append(_part(f"{domain}/promptless", head, _embedded(sam, head.early_map is not None), ("logits",)))
+    return parts
+
+
+def _image(model: nn.Module, encoder_input: str) -> torch.Tensor:
+    size = encoder_shape(model).image_size
+    if encoder_input == "image":
+        return 255 * torch.rand(size // 2, size - 1, 3)
+    return torch.randn(_ROWS, input_channels(find_vision_encoder(model)), size, size)
+
+
+def _embeddings(pool: ModaModel) -> tuple[str, ...]:
+    """Names of what the router's encoder gives: an early map only where it serves the domains' decoders too."""
+    shared = first_adapted_block(find_vision_encoder(pool.model)) is None
+    return EMBEDDINGS[: 1 + (shared and getattr(pool.moda_config.inner, "decoder", None) == "hq")]
+
+
+def _encoder(name: str, encoder: Encoder, image: torch.Tensor) -> Part:
+    return _part(name, encoder, {"image": image}, EMBEDDINGS[: 1 + encoder.gives_early_map])
+
+
+def _embedded(sam: nn.Module, early: bool) -> dict[str, torch.Tensor]:
+    shape = encoder_shape(sam)
+    inputs = {"image_embeddings": torch.randn(_ROWS, shape.output_channels, shape.grid, shape.grid)}
+    if early:
+        inputs["interm_embeddings"] = torch.randn(1, _ROWS, shape.grid, shape.grid, shape.hidden_size)
+    return inputs
+
+
+def _decoder(name: str, sam: nn.Module, processor: SamAdaptProcessor, active: Active = nullcontext) -> Part:
+    decoder = Decoder(sam, processor, active)
+    inputs = _embedded(sam, decoder.early_map is not None) | {
+        "point_coords": processor.image_size * torch.rand(_ROWS, _POINTS, 2),
+        "point_labels": torch.tensor([[1.0, 0.0, -1.0], [2.0, 3.0, -1.0]]),
+        "mask_input": torch.randn(_ROWS, 1, processor.mask_size, processor.mask_size),
+        "has_mask_input": torch.ones(1),
+        "orig_im_size": torch.tensor([0.8 * processor.image_size, 1.2 * processor.image_size]).round(),
+    }
+    return _part(name, decoder, inputs, ("masks", "iou_predictions", "low_res_masks"))
+
+
+def _part(name: str, module: nn.Module, inputs: dict[str, torch.Tensor], outputs: Sequence[str]) -> Part:
+    dynamic: dict[str, dict[int, str]] = {}
+    largest: dict[str, int] = {}
+    for key, value in inputs.items():
+        if key == "image" and value.ndim == 3:
+            dynamic[key] = {0: "image_height", 1: "image_width"}
+            largest = dict.fromkeys(dynamic[key].values(), encoder_shape(module).image_size)
+        elif key == "interm_embeddings":
+            dynamic[key] = {1: "batch"}
+        elif key not in ("has_mask_input", "orig_im_size"):
+            dynamic[key] = {0: "batch"} | ({1: "points"} if key.startswith("point_") else {})
+    return Part(name, module.eval().requires_grad_(False), inputs, dynamic, tuple(outputs), largest)

@@ -1,0 +1,1 @@
+"""Volumes: NIfTI files and DICOM series, read slice by slice."""

@@ -1,0 +1,183 @@
+"""Rasters read by windows: the values of the whole, with rasterio and with tifffile."""
+
+import numpy as np
+import pytest
+import rasterio
+import tifffile
+from geotiffs import PLACE, UTM, write_geotiff
+from PIL import Image
+from rasterio.transform import from_origin
+
+from hf_sam_adapt.data import rasters
+from hf_sam_adapt.data.channels import load_image
+from hf_sam_adapt.data.rasters import raster_of
+from hf_sam_adapt.data.scenes import block_means, check_grid, open_image, open_mask, reduced, valid_of
+from hf_sam_adapt.data.tiles import Tiles, Window
+from hf_sam_adapt.errors import UserError
+
+
+@pytest.fixture(params=["rasterio", "tifffile"])
+def reader(request, monkeypatch):
+    if request.param == "tifffile":
+        monkeypatch.setattr(rasters, "has_rasterio", lambda: False)
+    return request.param
+
+
+def random(shape, dtype, most=255):
+    if np.dtype(dtype).kind == "f":
+        return np.random.randn(*shape).astype(dtype)
+    return np.random.randint(0, most + 1, shape).astype(dtype)
+
+
+CASES = {
+    "rgb": (random((70, 90, 3), "uint8"), None, {}),
+    "strips": (random((70, 90, 3), "uint8"), None, {"tiled": False, "blockxsize": None, "blockysize": 7}),
+    "planes": (random((70, 90, 3), "uint8"), None, {"interleave": "band"}),
+    "grey of 12 bits": (random((70, 90), "uint16", 4095), None, {}),
+    "grey of 16 bits": (random((70, 90), "uint16", 65535), None, {}),
+    "six bands": (random((70, 90, 6), "float32"), 6, {"interleave": "band"}),
+    "uncompressed": (random((70, 90, 2), "int16"), 2, {"compress": "none"}),
+}
+
+
+def stitched(source, channels):
+    with open_image(source, channels) as image:
+        parts = [
+            (window, image.image(window), image.valid(window)) for window in Tiles(31, 4).grid(image.size).windows
+        ]
+        size = image.size
+    result, valid = np.zeros((*size, parts[0][1].shape[2]), parts[0][1].dtype), np.ones(size, bool)
+    for window, pixels, known in parts:
+        result[window.slices] = pixels
+        valid[window.slices] = True if known is None else known
+    return result, valid
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_windows_are_parts_of_the_whole(tmp_path, reader, name):
+    values, channels, options = CASES[name]
+    path = write_geotiff(tmp_path / "a.tif", values, **{k: v for k, v in options.items() if v is not None})
+    assert raster_of(path) is not None
+    found, valid = stitched(path, channels)
+    assert np.array_equal(found, load_image(path, channels)) and valid.all()
+    if channels is not None:
+        assert np.array_equal(found, values.reshape(found.shape))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "channels"), [("uint8", 0, None), ("float32", np.nan, 2), ("int16", -99, 1)]
+)
+def test_pixels_without_data_get_the_mean_of_the_others(tmp_path, reader, dtype, nodata, channels):
+    values = random((64, 80, channels or 3), dtype)
+    if nodata == 0:
+        values[values == 0] = 1
+        values[40, 40, 1] = 0  # one band alone does not make a hole
+    values[:30, 32:70] = nodata
+    path = write_geotiff(tmp_path / "a.tif", values, nodata=nodata)
+    whole, valid = load_image(path, channels), valid_of(str(path))
+    assert np.array_equal(~valid, np.pad(np.ones((30, 38), bool), ((0, 34), (32, 10))))
+    mean = values[valid].mean(axis=0, dtype=np.float64)
+    assert np.allclose(whole[0, 40], np.rint(mean) if dtype != "float32" else mean, rtol=1e-5)
+    assert np.array_equal(whole[valid], values[valid].astype(whole.dtype))
+    found, by_parts = stitched(path, channels)
+    assert np.array_equal(by_parts, valid) and np.array_equal(found[valid], whole[valid])
+
+
+def test_transparent_pixels_of_an_orthophoto_have_no_data(tmp_path, reader):
+    values = np.concatenate([random((40, 50, 3), "uint8"), np.full((40, 50, 1), 255, np.uint8)], axis=2)
+    values[:10, :, 3] = 0
+    path = write_geotiff(tmp_path / "a.tif", values, photometric="RGB", alpha="YES")
+    assert np.array_equal(valid_of(str(path)), values[..., 3] > 0)
+    assert np.array_equal(load_image(path, None)[10:], values[10:, :, :3])
+    assert np.array_equal(stitched(path, None)[0][10:], values[10:, :, :3])
+    # A picture that lies nowhere on a map is still refused: what is hidden may be meant.
+    tifffile.imwrite(tmp_path / "b.tif", values, photometric="rgb", extrasamples=["unassalpha"])
+    with pytest.raises(UserError, match="transparent"):
+        load_image(tmp_path / "b.tif", None)
+
+
+def test_the_place_goes_through(tmp_path):
+    path = write_geotiff(tmp_path / "a.tif", random((40, 50), "uint8"))
+    with open_image(path, None) as image:
+        assert rasterio.crs.CRS.from_wkt(image.place.crs) == rasterio.crs.CRS.from_string(UTM)
+        assert image.place.transform == tuple(PLACE)[:6]
+
+
+def test_files_that_are_no_rasters_are_decoded_at_once(tmp_path):
+    pixels = random((40, 50, 3), "uint8")
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "turned.tif", pixels, photometric="rgb", extratags=[(274, "H", 1, 6, True)])
+    assert raster_of(tmp_path / "a.png") is None and raster_of(tmp_path / "turned.tif") is None
+    for name in ("a.png", "turned.tif"):
+        found, _ = stitched(tmp_path / name, None)
+        assert np.array_equal(found, load_image(tmp_path / name, None))
+    assert found.shape == (50, 40, 3)
+
+
+def test_a_truncated_file_is_refused_by_name(tmp_path, reader):
+    path = write_geotiff(tmp_path / "a.tif", random((200, 200, 3), "uint8"))
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(UserError, match=r"a\.tif: cut short") as caught:
+        raster_of(path)
+    assert caught.value.code == "truncated"
+
+
+def test_a_corrupt_block_is_refused_by_name(tmp_path, reader):
+    path = write_geotiff(tmp_path / "a.tif", random((200, 200, 3), "uint8"))
+    content = bytearray(path.read_bytes())
+    content[3000:9000] = bytes(6000)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.tif"):
+        stitched(path, None)
+
+
+def test_masks_by_windows(tmp_path, reader):
+    values = random((70, 90), "int16", 3)
+    values[:5] = -1
+    path = write_geotiff(tmp_path / "a.tif", values, nodata=-1)
+    with open_mask(str(path), "values") as mask:
+        part = mask.read(Window(3, 40, 20, 30))
+    assert part.dtype == np.uint8 and np.array_equal(part, np.where(values == -1, 255, values)[3:23, 40:70])
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "same"),
+    [
+        (UTM, PLACE, True),
+        (UTM, from_origin(500_000.5, 5_600_000, 0.5, 0.5), False),
+        (UTM, from_origin(500_000, 5_600_000, 0.25, 0.5), False),
+        ("EPSG:32632", PLACE, False),
+        (None, None, True),
+    ],
+)
+def test_a_mask_on_another_grid_is_refused(tmp_path, crs, transform, same):
+    image = write_geotiff(tmp_path / "a.tif", random((40, 50), "uint8"))
+    options = {} if transform is None else {"transform": transform}
+    if crs is None:
+        tifffile.imwrite(tmp_path / "m.tif", random((40, 50), "uint8", 1))
+    else:
+        write_geotiff(tmp_path / "m.tif", random((40, 50), "uint8", 1), crs=crs, **options)
+    if same:
+        check_grid(str(image), str(tmp_path / "m.tif"))
+        return
+    with pytest.raises(UserError, match=r"m\.tif: the mask has another grid"):
+        check_grid(str(image), str(tmp_path / "m.tif"))
+
+
+def test_reduced_images_hold_block_means(tmp_path, reader):
+    values = random((1500, 70, 3), "uint8")
+    path = write_geotiff(tmp_path / "a.tif", values)
+    with open_image(path, None) as image:
+        small, step = reduced(image, 100)
+    assert step == 15 and small.shape == (100, 5, 3)
+    assert np.array_equal(small[2, 1], np.rint(values[30:45, 15:30].mean(axis=(0, 1))))
+    assert np.allclose(block_means(values.astype(np.float32), 7)[-1, -1], values[1498:, 63:].mean(axis=(0, 1)))
+
+
+def test_a_compression_that_tifffile_cannot_read_is_left_to_pillow(tmp_path, reader):
+    pixels = random((70, 90, 3), "uint8")
+    path = str(tmp_path / "a.tif")
+    Image.fromarray(pixels).save(path, compression="tiff_lzw")
+    with open_image(path, None) as image:
+        assert np.array_equal(image.image(Window(0, 0, 70, 90)), pixels)
+    assert (raster_of(path) is None) == (reader == "tifffile")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -93,8 +94,15 @@ class HqHead(nn.Module):
     def _detail(self, image_embeddings: torch.Tensor, early: EarlyMaps) -> torch.Tensor:
         """What the head sees of the images, (b, c, 4g, 4g)."""
         if isinstance(early, SharedMaps):
-            images, place = early.owner.unique(return_inverse=True)
-            any_row = torch.empty_like(images).scatter_(0, place, torch.arange(len(place), device=place.device))
+            if early.runs is None:
+                images, place = early.owner.unique(return_inverse=True)
+                any_row = torch.empty_like(images).scatter_(0, place, torch.arange(len(place), device=place.device))
+            else:  # without a look at the values, for which a GPU would wait
+                counts = [count for _, count in early.runs]
+                starts = [0, *accumulate(counts)][:-1]
+                owners = [index for index, count in enumerate(counts) for _ in range(count)]
+                known = [image for image, _ in early.runs], owners, starts
+                images, place, any_row = (torch.tensor(one, device=early.owner.device) for one in known)
             return self._detail(image_embeddings[any_row], early.maps[images])[place]
         return self.embedding_encoder(image_embeddings) + self.compress_vit_feat(early.permute(0, 3, 1, 2))
 

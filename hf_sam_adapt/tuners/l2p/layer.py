@@ -61,7 +61,8 @@ class L2pDecoder(SamTunerLayer):
         similarity = F.normalize(query, dim=1) @ F.normalize(keys, dim=1).T  # (B, M)
         chosen = similarity.topk(config.top_k, dim=1).indices  # (B, k)
         if self.training:
-            counts = chosen.flatten().bincount(minlength=config.pool_size)
+            # Not bincount, for which a GPU waits.
+            counts = (chosen[..., None] == torch.arange(config.pool_size, device=chosen.device)).sum((0, 1))
             chosen = counts.argsort(descending=True, stable=True)[: config.top_k].expand(len(chosen), -1)
             loss = -config.key_weight * similarity.gather(1, chosen).sum()
             self.key_losses.append((loss, len(chosen)))

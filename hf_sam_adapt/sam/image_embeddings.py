@@ -30,6 +30,8 @@ class SharedMaps:
         return len(self.owner)
 
     def __getitem__(self, rows: Any) -> SharedMaps:
+        if isinstance(rows, slice) and rows.indices(len(self)) == (0, len(self), 1):
+            return self
         return SharedMaps(self.maps, self.owner[rows])
 
     def __radd__(self, values: torch.Tensor) -> torch.Tensor:

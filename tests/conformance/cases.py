@@ -76,7 +76,7 @@ CASES = [
     ("SAM-Adapter, SAM 2, one group", "TinySam2", SamAdapterConfig, {"layers_to_transform": [1], "features": ["low"]}),
     ("SAM-Adapter, SAM 3", "TinySam3Tracker", SamAdapterConfig, {}),
     ("SAM-Adapter, SAM-HQ", "TinySamHQ", SamAdapterConfig, {"scale_factor": 8}),
-    ("Conv-LoRA, SAM 2", "TinySam2", ConvLoraConfig, {"num_experts": 2}),
+    ("Conv-LoRA, SAM 2", "TinySam2", ConvLoraConfig, {"num_experts": 2, "lora_alpha": 1}),
     ("Conv-LoRA, SAM 3", "TinySam3Tracker", ConvLoraConfig, {"num_experts": 2}),
     ("Conv-LoRA, SAM-HQ", "TinySamHQ", ConvLoraConfig, {"num_experts": 2}),
     ("CWSAM, SAM 2", "TinySam2", CwsamConfig, {"decoder": "full"}),

@@ -117,7 +117,7 @@ def read_annotation(path: Path) -> dict[str, Any]:
 def _image_beside(path: Path, content: Mapping[str, Any]) -> Path | None:
     """The copy of the image in the folder of its annotation, None where it names another one."""
     name = content.get("imagePath")
-    place = path.with_name(name) if is_plain_name(name) else None
+    place = path.with_name(name) if isinstance(name, str) and is_plain_name(name) else None
     return place if place is not None and place.is_file() else None
 
 

@@ -123,3 +123,13 @@ def test_a_training_of_fewer_steps_than_are_timed(sam_folder, make_dataset, tmp_
     for keys in ({"max_steps": 1}, {"epochs": 1}):
         found = calibrate(Recipe(**wanted, **keys, batch_size=2))
         assert found["seconds"] > 0 and found["images"] == 3
+
+
+def test_an_epoch_of_tiles_is_counted(sam_folder, make_dataset, tmp_path):
+    data = make_dataset(train=3, val=1, size=(48, 64))
+    wanted = {"model": sam_folder, "dataset": str(data), "output_dir": str(tmp_path / "run"), "batch_size": 2}
+    found = calibrate(Recipe(**wanted, tile=24, overlap=0, max_steps=1))
+    assert found["images"] == 3 * 2 * 3 and found["tiled"]
+    rows = dict(rows_of(Estimate("cpu", 10, 100, 40, 10**9, 10**9, 10**9, 0.5, 90, tiles=found["images"])))
+    assert rows["tiles of an epoch"] == "18"
+    assert "tiles of an epoch" not in dict(rows_of(Estimate("cpu", 10, 100, 40, 10**9, 10**9, 10**9, 0.5, 90)))

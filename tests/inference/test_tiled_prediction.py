@@ -106,7 +106,7 @@ def test_a_shifted_grid_changes_little(tmp_path):
         maps.append(logits[0].sigmoid())
     assert not torch.equal(*maps)
     # What a crop shows of a scene decides, so the mask moves where the model is unsure: see docs/large_images.md.
-    assert (maps[0] - maps[1]).abs().mean() < 0.05
+    assert (maps[0] - maps[1]).abs().mean() < 0.08
     # And no seam: across the border of a cell the map changes as much as elsewhere.
     steps = (maps[0][1:] - maps[0][:-1]).abs().mean(dim=1)
     borders = [start - 1 for start in Tiles(256, 128).grid((600, 640)).starts[0][1:]]

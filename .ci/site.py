@@ -1,6 +1,6 @@
 """mkdocs' hooks: which files of the repository are pages of the site, where their links lead, and the navigation.
 
-A new page `docs/<task>.md` needs nothing here: it appears among the tasks, under its own heading.
+A new page `docs/<task>.md` needs nothing here: it appears under "How to", by its own heading.
 """
 
 import contextlib
@@ -84,8 +84,8 @@ def navigation(places: list[str]) -> list[dict[str, Any]]:
     """Every page under one heading; titles are those of the pages."""
     groups: dict[str, list[str]] = {
         "Start": ["index.md"],
-        "For you": READERS,
-        "Tasks": [],
+        "Guides": READERS,
+        "How to": [],
         "Methods": sorted(place for place in places if place.startswith("cards/")),
         "Reference": ["commands.md", *(f"reference/{slug(title)}.md" for title in API), "measurements.md", "tiny.md"],
         "Project": [
@@ -94,7 +94,7 @@ def navigation(places: list[str]) -> list[dict[str, Any]]:
         ],
     }
     known = {place for group in groups.values() for place in group}
-    groups["Tasks"] = sorted(set(places) - known)
+    groups["How to"] = sorted(set(places) - known)
     return [{title: [place for place in group if place in places]} for title, group in groups.items()]
 
 

@@ -176,7 +176,8 @@ def hub(tmp_path_factory):
         for name in ("facebook/sam-vit-base", "facebook/sam-vit-huge"):
             running.add_folder(name, tiny)
         random_sam2().save_pretrained(tiny.with_name("hiera"))
-        running.add_folder("facebook/sam2.1-hiera-tiny", tiny.with_name("hiera"))
+        for name in ("facebook/sam2.1-hiera-tiny", "facebook/sam2.1-hiera-small"):
+            running.add_folder(name, tiny.with_name("hiera"))
         yield running
 
 

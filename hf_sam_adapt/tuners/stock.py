@@ -119,6 +119,15 @@ def keep_every_rank(model: nn.Module) -> None:
         config.rank_pattern = None
 
 
+def pool_refuses(model: nn.Module) -> str | None:
+    """Why the adapter of a model cannot be that of a pool's domain, None where it can."""
+    if changes_base(config_of(model)):
+        return "the method changes SAM's own weights, which the domains share"
+    if getattr(type(getattr(model, "base_model", None)), "uses_shared_state", False):
+        return "the tuner keeps tensors for all of its layers together"
+    return None
+
+
 def config_of(model: nn.Module) -> PeftConfig | None:
     """Of the adapter of a `PeftModel`; None for any other model."""
     return getattr(model, "peft_config", {}).get("default")

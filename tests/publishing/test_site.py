@@ -37,9 +37,9 @@ def test_a_new_page_is_in_the_navigation_once(hooks):
     every = [*places, "index.md", *made, "a_new_task.md"]
     found = [place for group in hooks.navigation(every) for places in group.values() for place in places]
     assert sorted(found) == sorted(every)
-    tasks = next(group["Tasks"] for group in hooks.navigation(every) if "Tasks" in group)
+    tasks = next(group["How to"] for group in hooks.navigation(every) if "How to" in group)
     assert "a_new_task.md" in tasks and "training.md" in tasks
-    readers = next(group["For you"] for group in hooks.navigation(every) if "For you" in group)
+    readers = next(group["Guides"] for group in hooks.navigation(every) if "Guides" in group)
     assert readers == hooks.READERS
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from sams import perturb, random_sam
+from sams import RANDOM_SAMS, perturb, random_sam
 
 from hf_sam_adapt import load_tiny_sam
+from hf_sam_adapt.cli import main
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.loading import build_model, load_adapted, method_of, save_adapter
-from hf_sam_adapt.sam.families import SAM
+from hf_sam_adapt.sam.families import SAM, encoder_shape
 from hf_sam_adapt.tuners import stock
 
 
@@ -86,6 +87,19 @@ def test_a_tuner_trains_and_comes_back_without_this_package(kind, sam_folder, tm
     assert (method_of(model.peft_config["default"]) == "lora") is (kind in ("LORA", "DORA"))
 
 
+@pytest.mark.parametrize("kind", ["VERA", "LN_TUNING"])
+@pytest.mark.parametrize("family", [name for name in RANDOM_SAMS if name != "sam"])
+def test_a_tuner_trains_on_every_family_of_sams(family, kind):
+    model = build(kind, RANDOM_SAMS[family]())
+    side = encoder_shape(model).image_size
+    before = masks(model, side)
+    without, moved = train(model, side, steps=1)
+    trained = in_encoder(model)
+    assert without == [] and moved == len(trained) > 0
+    assert all("norm" in name or "vera" in name for name in trained)
+    assert (masks(model, side) - before).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("variant", stock.LORA_VARIANTS)
 def test_variants_of_lora_are_what_lora_makes_of_their_fields(variant):
     fields = stock.LORA_VARIANTS[variant]
@@ -107,6 +121,18 @@ def test_lora_that_writes_into_its_base_is_told_from_others():
         with model.disable_adapter():
             kept = (masks(model) - plain).abs().max() < 1e-4
         assert kept is not stock.changes_base(model.peft_config["default"])
+
+
+def test_a_pool_refuses_what_it_cannot_hold_before_anything_is_trained(sam_folder, make_dataset, tmp_path, capsys):
+    data = str(make_dataset())
+    start = ["continual", "--model", sam_folder, "--domains", f"one: {data}", f"two: {data}"]
+    start += ["--output_dir", str(tmp_path / "all"), "--method"]
+    shared = main([*start, "peft", "--method_args.peft_type", "VERA"]), capsys.readouterr().err
+    changed = main([*start, "lora", "--method_args.init_lora_weights", "pissa"]), capsys.readouterr().err
+    assert shared[0] == changed[0] == 2
+    assert "method_args: a pool has no place for them: the tuner keeps tensors for all of its layers" in shared[1]
+    assert "the method changes SAM's own weights, which the domains share; use another tuner" in changed[1]
+    assert not list(tmp_path.glob("all/tasks/*/adapter_model.safetensors"))
 
 
 @pytest.mark.parametrize(

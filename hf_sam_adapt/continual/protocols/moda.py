@@ -24,6 +24,7 @@ from ...sam.processing import SamAdaptProcessor
 from ...training.run import start_processes
 from ...tuners.common.adapter_checks import check_adapter_name
 from ...tuners.moda import ModaConfig, ModaModel
+from ...tuners.stock import pool_refuses
 from ..scoring import Scores, score
 from .naive import Naive
 
@@ -79,6 +80,9 @@ class Moda(Naive):
 
     def check(self) -> nn.Module:
         model = super().check()
+        reason = pool_refuses(model)
+        if reason is not None:
+            raise UserError(f"a pool has no place for them: {reason}", key="method_args", fix="use another tuner")
         for domain in self.run.domains:
             check_adapter_name(sam_of(model), domain.name)
         return model

@@ -127,13 +127,13 @@ class TestImages:
 
 class _First(Sequence[Sample]):
     def __init__(self, split: SegmentationSplit, count: int) -> None:
-        self.split, self.count = split, count
+        self.split, self.length = split, count
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < self.count:
+        if not 0 <= index < self.length:
             raise IndexError(index)
         return self.split[index]
 
@@ -143,6 +143,7 @@ def _noise(processor: SamAdaptProcessor) -> list[Sample]:
     rng, side = np.random.default_rng(0), processor.image_size
     samples = []
     for index, (height, width) in enumerate(((side, side * 2 // 3), (side // 2, side * 5 // 4))):
+        image: np.ndarray
         if processor.channels is None:
             image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         else:
@@ -250,7 +251,7 @@ class _Scores:
 class ExportedModel:
     """A SAM in PyTorch that was written and loaded again."""
 
-    tried = ()
+    tried: Sequence[str] = ()
 
     def __init__(self, model: nn.Module, processor: SamAdaptProcessor) -> None:
         self.model, self.processor = model, processor
@@ -286,7 +287,7 @@ class ExportedParts:
     ) -> None:
         self.parts, self.processor, self.classes = parts, processor, classes
         self.encoder_input, self.domains = encoder_input, domains
-        self.tried = list(dict.fromkeys(name.partition("/")[0] for name in parts if "/" in name))
+        self.tried: Sequence[str] = list(dict.fromkeys(name.partition("/")[0] for name in parts if "/" in name))
         self._runs: dict[str, Run] = {}
 
     def encode(self, image: np.ndarray, inputs: Mapping[str, Any], domain: str | None = None) -> dict[str, Any]:
@@ -322,7 +323,9 @@ class ExportedParts:
             "orig_im_size": inputs["original_sizes"][0].numpy().astype(np.float32),
         }
         outputs = self._run(f"{where}decoder", state)
-        return Segmented(torch.from_numpy(outputs["low_res_masks"][:, 0]), (outputs["masks"] > 0).any((0, 1)))
+        return Segmented(
+            torch.from_numpy(outputs["low_res_masks"][:, 0]), np.asarray((outputs["masks"] > 0).any((0, 1)))
+        )
 
     def domain(self, embeddings: dict[str, Any]) -> str | None:
         return embeddings.get("chosen")
@@ -338,7 +341,7 @@ def point_arrays(prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates (n, N, 2) and labels (n, N) as segment-anything's decoder takes them, of boxes or points."""
     if prompt.boxes is not None:
         boxes = torch.as_tensor(prompt.boxes).float().numpy()
-        return boxes.reshape(-1, 2, 2), np.tile(np.float32([2, 3]), (len(boxes), 1))
+        return boxes.reshape(-1, 2, 2), np.tile(np.array([2, 3], np.float32), (len(boxes), 1))
     points, labels = torch.as_tensor(prompt.points).float(), torch.as_tensor(prompt.point_labels).float()
     # Points without a box are followed by one that is none, as in SAM's training.
     coords = torch.cat([points, points.new_zeros(len(points), 1, 2)], 1)
@@ -365,8 +368,7 @@ def check_dataset_named(dataset: str | None, earlier: EarlierRun | None) -> None
     if dataset is not None or earlier is None:
         return
     own = earlier.taken(["dataset"]).get("dataset")
-    is_path = isinstance(own, str) and (os.path.isabs(own) or own.startswith("."))
-    if is_path and not os.path.exists(own):
+    if isinstance(own, str) and (os.path.isabs(own) or own.startswith(".")) and not os.path.exists(own):
         raise UserError(
             f"{earlier.name} was trained on {own}, which is not there", key="dataset", fix="name its data set"
         )

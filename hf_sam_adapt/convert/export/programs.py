@@ -41,7 +41,7 @@ def program_of(part: Part) -> torch.export.ExportedProgram:
 
 
 def is_compiled(part: Part, aot: bool) -> bool:
-    """Whether a part becomes a package: a decoder, whose output's size is an input's value, cannot."""
+    """Whether a part becomes a package: AOTInductor cannot compile a decoder, whose masks' size is an input."""
     return aot and part.kind != "decoder"
 
 

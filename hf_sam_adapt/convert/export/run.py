@@ -25,7 +25,16 @@ from ...training.earlier_run import EarlierRun
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.folder import check_free, write_whole
 from ..checkpoints.segment_anything import meta_state, registry_name, sam_of_checkpoint
-from .check import Comparison, ExportedModel, ExportedParts, TestImages, check_dataset_named, compare, kinds_of
+from .check import (
+    Comparison,
+    Exported,
+    ExportedModel,
+    ExportedParts,
+    TestImages,
+    check_dataset_named,
+    compare,
+    kinds_of,
+)
 from .onnx_files import check_opset, onnx_runner, write_onnx
 from .parts import check_encoder_input, check_family, merged, parts_of
 from .programs import program_runner, write_program
@@ -106,6 +115,7 @@ def export(
     kinds = kinds_of(loaded, earlier)
     tested = TestImages.of(earlier, dataset, loaded, limit)
     with write_whole(folder) as part:
+        exported: Exported
         if format in ("onnx", "torch"):
             graphs = _Graphs(loaded, kinds, format, precision, opset, encoder_input, aot, progress)
             exported, notes, kinds = graphs.write(part)
@@ -182,7 +192,7 @@ def _write_weights(loaded: Loaded, format: str, folder: Path) -> tuple[ExportedM
     """Write merged weights, and load them again."""
     if format == "sam-pth":
         check_family(loaded.model, format, "use --format transformers where the adapter merges")
-    sam = _plain(loaded, format)
+    sam: Any = _plain(loaded, format)
     loaded.processor.save_pretrained(folder)
     if format == "transformers":
         sam.save_pretrained(folder)
@@ -226,9 +236,11 @@ class _Graphs:
         except NotImplementedError:  # then the adapter is in the graph
             model = loaded.model
         use_fast_attention(model)
-        how = {"classes": classes, "promptless": "none" in self.kinds, "encoder_input": self.encoder_input}
         opened = {}
-        parts = parts_of(model, loaded.processor, **how)
+        promptless = "none" in self.kinds
+        parts = parts_of(
+            model, loaded.processor, classes=classes, promptless=promptless, encoder_input=self.encoder_input
+        )
         for part in tqdm(parts, desc="export", unit="file", disable=not self.progress, leave=False):
             if self.format == "onnx":
                 path = write_onnx(part, folder, self.opset, self.precision)

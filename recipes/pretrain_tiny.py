@@ -4,6 +4,8 @@
 # ///
 """Pre-train `tiny`, the embedded SAM, on images that this recipe draws itself, on photographs, or on both.
 
+`--architecture tiny2` trains a SAM 2 of the same input and decoder, with a Hiera encoder.
+
     python recipes/pretrain_tiny.py --output_dir runs/tiny --max_steps 3000
     python recipes/pretrain_tiny.py --images PHOTOGRAPHS --init hf_sam_adapt/sam/tiny_sam --output_dir runs/photographs
     python recipes/evaluate_tiny.py --model runs/tiny/model --data DOMAINS
@@ -41,6 +43,9 @@ from hf_sam_adapt.errors import UserError, exit_status
 class Arguments:
     """Command line."""
 
+    architecture: str = field(
+        default="tiny", metadata={"help": "tiny, or tiny2, a SAM 2.", "choices": ["tiny", "tiny2"]}
+    )
     output_dir: str = field(default="runs/tiny", metadata={"help": "State, log and the exported models."})
     images: str | None = field(
         default=None,

@@ -51,10 +51,7 @@ MADE = {  # page -> files that its commands and scripts leave behind
     ],
     "docs/backbones.md": ["runs/sam2/metrics.json", "from_sam2/2_mask.png"],
     "docs/continual.md": ["routed/2_mask.png", "runs/grown/pool/wounds/adapter_model.safetensors"],
-    "docs/export.md": [
-        *(f"polyp_onnx/{name}.onnx" for name in ("encoder", "decoder", "promptless")),
-        "back/config.json",
-    ],
+    "docs/export.md": ["polyp_onnx/decoder.onnx", "polyp_onnx/promptless.onnx", "back/config.json"],
     "docs/instances.md": ["instances/instances.json", "from_grid/instances.json"],
     "docs/label_loop.md": ["corrected/recipe.yaml", "runs/second/metrics.json"],
     "docs/large_images.md": ["runs/tiled/metrics.json", "on_the_map/scene_mask.tif", "on_the_map/scene.gpkg"],
@@ -179,7 +176,8 @@ def hub(tmp_path_factory):
         for name in ("facebook/sam-vit-base", "facebook/sam-vit-huge"):
             running.add_folder(name, tiny)
         random_sam2().save_pretrained(tiny.with_name("hiera"))
-        running.add_folder("facebook/sam2.1-hiera-tiny", tiny.with_name("hiera"))
+        for name in ("facebook/sam2.1-hiera-tiny", "facebook/sam2.1-hiera-small"):
+            running.add_folder(name, tiny.with_name("hiera"))
         yield running
 
 

@@ -13,11 +13,14 @@ from safetensors.torch import load_file
 from tiny_images.augment import changed_pixels
 from tiny_images.photographs import Photographs, held_back_sources, pack_photographs
 from tiny_images.sources import COMPLETE, UNGUESSED
-from tiny_training.losses import enlarged_box, neighbourhood, prompt_loss
+from tiny_training.losses import all_masks, embed_prompts, enlarged_box, neighbourhood, prompt_loss
+from tiny_training.model import ARCHITECTURES, encode, new_model
 from tiny_training.prompts import correct, draw_prompts
 from tiny_training.steps import HeldBack, cover
 
 from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.inference.loading import load_base
+from hf_sam_adapt.sam.families import SAM2, family_of
 
 
 # Name of a source -> photographs of it. The first two label all of one kind, the last is a partition of each picture.
@@ -263,6 +266,36 @@ def test_a_resumed_run_is_the_straight_one(monkeypatch, folder, cache, tmp_path)
     pretrain(monkeypatch, folder, cache, tmp_path / "next", init=tmp_path / "straight" / "model", stop_at=1)
     pretrain(monkeypatch, folder, cache, tmp_path / "straight", schedule_start=4, max_steps=5)
     assert json.loads((tmp_path / "straight" / "progress.json").read_text())["step"] == 5
+
+
+@pytest.mark.slow
+def test_the_variant_on_hiera_trains_and_loads(monkeypatch, folder, cache, tmp_path):
+    pretrain(monkeypatch, folder, cache, tmp_path / "run", architecture="tiny2", stop_at=2)
+    pretrain(monkeypatch, folder, cache, tmp_path / "run", architecture="tiny2")
+    looks = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [look["step"] for look in looks] == [2, 4] and set(looks[0]["held_back"]) == {"box", "point", "none"}
+    model, processor = load_base(str(tmp_path / "run" / "model"))
+    assert family_of(model) is SAM2 and processor.image_size == 256
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 6e6
+    assert (tmp_path / "run" / "model" / "model.safetensors").stat().st_size < 12e6
+    first, last = (tmp_path / "run" / name / "model.safetensors" for name in ("best", "model"))
+    assert load_file(first).keys() == load_file(last).keys()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_masks_are_those_of_the_models_forward(architecture):
+    model, images = new_model(architecture).train(), torch.randn(2, 3, 256, 256)
+    boxes = torch.tensor([[[10.0, 20, 90, 120], [50, 50, 200, 220]]]).expand(2, -1, -1)
+    points, labels = torch.full((2, 1, 1, 2), 70.0), torch.ones(2, 1, 1, dtype=torch.int64)
+    cases = ({"input_boxes": boxes}, {"input_points": points, "input_labels": labels}, {})
+    with torch.no_grad():
+        embedding = encode(model, images)
+        for prompts in cases:
+            masks, estimates = all_masks(model, embedding, *embed_prompts(model, dict(prompts), 2))
+            for multimask, rows in ((False, slice(0, 1)), (True, slice(1, None))):
+                wanted = model(pixel_values=images, multimask_output=multimask, **prompts)
+                torch.testing.assert_close(masks[:, :, rows], wanted.pred_masks, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(estimates[:, :, rows], wanted.iou_scores, rtol=1e-4, atol=1e-4)
 
 
 def test_a_source_to_hold_back_must_exist(monkeypatch, folder, cache, tmp_path):

@@ -106,7 +106,7 @@ class ExportArguments:
         "What the encoder's graph takes: the network's input, or an image of 0..255 that it normalises and pads, as "
         "AnyLabeling hands it over.",
     )
-    aot: bool = option(False, "Compile --format torch for this kind of processor by AOTInductor.")
+    aot: bool = option(False, "Of --format torch: compile all but the decoder for this kind of processor.")
     dataset: str | None = option(
         None, "Whose test images the result is tried on; unset = the run's, or drawn noise.", path=DATASET
     )

@@ -21,7 +21,7 @@ def convert_command(args: ConvertArguments) -> None:
         if getattr(args, name) is None:
             raise UserError(f"convert needs {flag}, as in: hf-sam-adapt convert --from conv-lora CKPT --out DIR")
     of_data = args.format in DATA_FORMATS
-    unfit = OF_CHECKPOINTS if of_data else OF_DATA
+    unfit: tuple[str, ...] = OF_CHECKPOINTS if of_data else OF_DATA
     unfit += ("images", "encoding") if args.format == "volumes" else OF_VOLUMES
     for name in unfit:
         if getattr(args, name) is not None:

@@ -11,7 +11,8 @@ _GPU: dict[str, Any] = {"precision": "bf16", "num_workers": 4}
 # for the wider queries and keys of a GPU's folded attention. Checkpointing would cost time where memory is left.
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {"method": "decoder", "cache_embeddings": True, "augment": ["none"]},
-    "8gb": {**_GPU, "model": "facebook/sam-vit-base", "batch_size": 4},
+    # As much memory as ViT-B takes, for a third of its operations (RESULTS.md, "The SAMs").
+    "8gb": {**_GPU, "model": "facebook/sam2.1-hiera-small", "batch_size": 4},
     "12gb": {**_GPU, "model": "facebook/sam-vit-large", "batch_size": 2, "gradient_accumulation_steps": 2},
     "24gb": {**_GPU, "model": "facebook/sam-vit-huge", "batch_size": 2, "gradient_accumulation_steps": 2},
     "80gb": {**_GPU, "model": "facebook/sam-vit-huge", "batch_size": 8},

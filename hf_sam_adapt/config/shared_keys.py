@@ -54,7 +54,7 @@ class TileKeys:
     tile: int | Literal["auto"] | None = option(
         None,
         "Side in pixels of the tiles that images are cut into; auto = the network's input, for images more than "
-        "twice as large; unset = images are not cut.",
+        "twice as large; unset = a run's, or images are not cut.",
     )
     overlap: int | Literal["auto"] | None = option(
         None, "Pixels that neighbouring tiles share; auto and unset = an eighth of the tile."

@@ -63,10 +63,10 @@ class FileReader:
 
     def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
         mask = row["mask"]
-        raster = by_windows(mask)
-        if raster is not None:
+        if by_windows(mask) is not None:
             with open_mask(mask, self.content) as opened:
-                return opened.read(Window(0, 0, *raster.size)), raster.lossy
+                if opened is not None:
+                    return opened.read(Window(0, 0, *opened.size)), opened.lossy
         return read_mask_file(load_array(mask) if mask.endswith(ARRAY_SUFFIX) else mask, mask, content=self.content)
 
     def open_mask(self, row: dict[str, Any]) -> AbstractContextManager[StoredMask | None]:

@@ -183,8 +183,8 @@ def _pixels(split: SegmentationSplit, index: int) -> Iterator[tuple[np.ndarray, 
         return
     with split.open(index) as scene:
         for band in bands(scene.size):
-            pixels, valid = scene.image(band), scene.valid(band)
-            flat = pixels.reshape(-1, pixels.shape[2]) if valid is None else pixels[valid]
+            values, known = scene.image(band), scene.valid(band)
+            flat = values.reshape(-1, values.shape[2]) if known is None else values[known]
             yield flat, band.height / scene.size[0]
 
 

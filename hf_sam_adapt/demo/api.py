@@ -48,15 +48,16 @@ class Api:
             mask, overlay, archive = (gr.File(label=name) for name in ("mask", "overlay", "adapter_zip"))
             about = gr.JSON(label="about")
             call = gr.Button()
-        segment: tuple = (self.segment, [image, adapter, points, box, domain], [mask, overlay, about])
-        adapt: tuple = (self.adapt, [images, masks, method, steps], [archive, about])
+        segment: list[Any] = [self.segment, [image, adapter, points, box, domain], [mask, overlay, about]]
+        adapt: list[Any] = [self.adapt, [images, masks, method, steps], [archive, about]]
         if app.args.mcp:
-            segment, adapt = (self.segment_alone, *segment[1:]), (self.adapt_alone, *adapt[1:])
+            segment[0], adapt[0] = self.segment_alone, self.adapt_alone
         else:
-            segment, adapt = ((run, [session, *given], [*back, session]) for run, given, back in (segment, adapt))
-        call.click(*segment, api_name="segment", concurrency_limit=4)
+            for each in segment, adapt:
+                each[1], each[2] = [session, *each[1]], [*each[2], session]
+        call.click(segment[0], segment[1], segment[2], api_name="segment", concurrency_limit=4)
         call.click(self.route, [images, adapter], about, api_name="route", concurrency_limit=2)
-        call.click(*adapt, api_name="adapt", concurrency_limit=1, concurrency_id="adapt")
+        call.click(adapt[0], adapt[1], adapt[2], api_name="adapt", concurrency_limit=1, concurrency_id="adapt")
 
     def segment(
         self, session: Session, image: str | None, adapter: str, points: Any, box: Any, domain: str

@@ -53,7 +53,7 @@ class Watcher:
     def look(self, step: int) -> None:
         """Segment the held-out image without a prompt, before the first step by zero-shot SAM."""
         assert self.loop.data.val is not None  # `write_pairs` makes it
-        sample, model = self.loop.data.val[0], self.loop.model
+        sample, model = self.loop.data.val[0], self.loop.whole.current()
         variant = Variant("adapted" if step else "zero_shot", model, adapter_off=not step)
         with inference([model]):
             predictions = predicted_masks([variant], self.loop.processor, [sample], {"none": [Prompt("none")]})

@@ -79,7 +79,8 @@ def evaluate_instances(
     found: dict[str, list[Described]] = {variant.name: [] for variant in variants}
     with inference([variant.model for variant in variants], precision):
         batches = own_batches(split, batch_size, num_workers, title="instances", progress=progress)
-        for scene in own_scenes(split, progress, "instances") if tiles is not None else ():
+        for scene in () if tiles is None else own_scenes(split, progress, "instances"):
+            assert tiles is not None
             sample, true_ones = _true_instances(split, scene, tiles)
             truth.append(_described(sample, true_ones))
             for variant in variants:
@@ -166,7 +167,7 @@ def _true_masks(split: SegmentationSplit | EmbeddedSplit, sample: Sample | Embed
     return instance_masks(instances, sample.mask)[0]
 
 
-def _true_instances(split: SegmentationSplit, scene: OpenSample, tiles: Tiles) -> tuple[Sample, list[Instance]]:
+def _true_instances(split: Any, scene: OpenSample, tiles: Tiles) -> tuple[Sample, list[Instance]]:
     """A scene as a whole, and its true instances."""
     sample = scene.sample(Window(0, 0, *scene.size))
     numbered = split.instances(scene.index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,9 +24,6 @@ from ..prompts import Prompt
 from ..sam.processing import SamAdaptProcessor
 
 
-if TYPE_CHECKING:
-    from ..data import SegmentationSplit
-
 BEST_OF_THREE = "zero_shot_best_of_3"
 SHOWN = 1024  # longest side of a scene that is looked at
 _LABELS = "labels"
@@ -39,8 +36,12 @@ class WindowConstant(Protocol):
         """(h, w) of an image of `size`."""
 
 
-def own_scenes(split: SegmentationSplit, progress: bool, title: str = "evaluate") -> Iterator[OpenSample]:
-    """Every `world`-th sample of a split from this process's rank on, opened one after the other."""
+def own_scenes(split: Any, progress: bool, title: str = "evaluate") -> Iterator[OpenSample]:
+    """Every `world`-th sample of a split from this process's rank on, opened one after the other.
+
+    Args:
+        split: a `SegmentationSplit`; embeddings are of whole images, and have nothing to open.
+    """
     rank, world = rank_and_world()
     rows = range(rank, len(split), world)
     for index in tqdm(rows, desc=title, unit="image", disable=not progress or rank > 0, leave=False):
@@ -160,7 +161,7 @@ def label_windows(
 def tiled_matrices(
     model: nn.Module,
     processor: SamAdaptProcessor,
-    split: SegmentationSplit,
+    split: Any,
     tiles: Tiles,
     num_labels: int,
     constant: WindowConstant | None,

@@ -179,11 +179,13 @@ def _decode(
         counts = [max(1, len(prompts[i])) for i in images]
         owner = torch.tensor([i for i, count in zip(images, counts) for _ in range(count)], device=device)
         inputs = _prompt_inputs([prompts[i] for i in images], device, sam.dtype)
-        inputs |= family.decoder_inputs(embeddings, owner, tuple(zip(images, counts)))
+        runs = tuple(zip(images, counts))
+        inputs |= family.decoder_inputs(embeddings, owner, runs)
         # One row an object: embeddings (R, 256, grid, grid), masks (R, 1, K, h, w), scores (R, 1, K).
         if embeddings.early is not None and "intermediate_embeddings" not in inputs:
             shared = len(owner) > len(images)
-            inputs["early_embeddings"] = SharedMaps(embeddings.early, owner) if shared else embeddings.early[owner]
+            early = embeddings.early
+            inputs["early_embeddings"] = SharedMaps(early, owner, runs) if shared else early[owner]
         if embeddings.domains is not None:
             inputs["domain"] = embeddings.domains[owner]
         with mask_of_token_0(sam):

@@ -232,7 +232,7 @@ def _same(first: Instance, second: Instance, shared: Window) -> bool:
         return False
     masks = cropped(first, shared), cropped(second, shared)
     union = np.count_nonzero(masks[0] | masks[1])
-    return bool(union) and np.count_nonzero(masks[0] & masks[1]) >= SAME_OBJECT * union
+    return bool(union and np.count_nonzero(masks[0] & masks[1]) >= SAME_OBJECT * union)
 
 
 def united(instances: Sequence[Instance]) -> Instance:

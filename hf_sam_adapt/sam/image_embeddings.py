@@ -30,6 +30,8 @@ class SharedMaps:
         return len(self.owner)
 
     def __getitem__(self, rows: Any) -> SharedMaps:
+        if isinstance(rows, slice) and rows.indices(len(self)) == (0, len(self), 1):
+            return self
         return SharedMaps(self.maps, self.owner[rows])
 
     def __radd__(self, values: torch.Tensor) -> torch.Tensor:
@@ -103,8 +105,8 @@ class ImageEmbeddings:
     def of_named(cls, tensors: Mapping[str, torch.Tensor]) -> ImageEmbeddings:
         """The inverse of `named`."""
         skips = tuple(tensors[name] for name in sorted(tensors) if name.startswith("skip_"))
-        some = (tensors.get(name) for name in ("early", "domains"))
-        return cls(tensors["maps"], *some, skips, tensors.get("router_scores"))
+        early, domains, scores = (tensors.get(name) for name in ("early", "domains", "router_scores"))
+        return cls(tensors["maps"], early, domains, skips, scores)
 
     @classmethod
     def cat(cls, parts: Sequence[ImageEmbeddings]) -> ImageEmbeddings:

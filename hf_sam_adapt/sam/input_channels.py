@@ -41,7 +41,7 @@ def inflate_channels(model: nn.Module, channels: int) -> None:
     with torch.no_grad():
         new = inflated(weight.float(), channels).to(weight.dtype)
     # A plain attribute: neither the state dict nor `.to()` sees it, deepcopy and pickle keep it.
-    setattr(encoder, ORIGINAL, weight)
+    vars(encoder)[ORIGINAL] = weight  # `setattr` would register it
     _set_weight(model, encoder, nn.Parameter(new, requires_grad=weight.requires_grad), channels)
 
 

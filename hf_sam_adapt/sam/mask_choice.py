@@ -11,36 +11,58 @@ from typing import Any
 from torch import nn
 
 from .families import find_mask_decoder
+from .per_thread import PerThread
 
 
 FLAG = "dynamic_multimask_via_stability"
 
 
-def choosing_decoders(sam: nn.Module) -> list[nn.Module]:
-    """The mask decoders in a SAM that may return another mask than that of token 0; none in SAM and SAM-HQ."""
+class MaskChoice(PerThread):
+    """Stands for the flag of a decoder that may choose another mask; false in threads that want that of token 0."""
+
+    token_0 = False
+
+    def __bool__(self) -> bool:
+        return not self.token_0
+
+
+def mask_choices(sam: nn.Module) -> list[MaskChoice]:
+    """Of the mask decoder of a SAM, if it may return another mask than that of token 0; none of SAM and SAM-HQ."""
+    own = vars(_base_decoder(sam)) if find_mask_decoder(sam) is not None else {}
+    flag = own.get(FLAG, False)
+    if flag is True:
+        # Two threads that come here at once get the same.
+        flag = own[FLAG] = own.setdefault("_hf_sam_adapt_mask_choice", MaskChoice())
+    return [flag] if isinstance(flag, MaskChoice) else []
+
+
+def _base_decoder(sam: nn.Module) -> nn.Module:
+    """transformers' mask decoder, inside what tuners wrap around it."""
     decoder = find_mask_decoder(sam)
-    return [] if decoder is None else [module for module in decoder.modules() if vars(module).get(FLAG, False)]
+    while hasattr(decoder, "base_layer"):
+        decoder = decoder.base_layer
+    return decoder
 
 
 @contextmanager
 def mask_of_token_0(sam: nn.Module) -> Iterator[None]:
-    """Within, a SAM asked for one mask returns that of token 0, in `eval()` as in training."""
-    decoders = choosing_decoders(sam)
-    set_choice(decoders, False)
+    """Within, a SAM asked for one mask by this thread returns that of token 0, in `eval()` as in training."""
+    choices = mask_choices(sam)
+    before = [choice.token_0 for choice in choices]
+    set_token_0(choices, [True] * len(choices))
     try:
         yield
     finally:
-        set_choice(decoders, True)
+        set_token_0(choices, before)
 
 
-def set_choice(decoders: list[nn.Module], choosing: bool) -> None:
-    for decoder in decoders:
-        setattr(decoder, FLAG, choosing)
+def set_token_0(choices: list[MaskChoice], wanted: list[bool]) -> None:
+    for choice, token_0 in zip(choices, wanted):
+        choice.token_0 = token_0
 
 
 def stop_choosing(sam: Any) -> None:
     """Let a SAM return the mask of token 0 from now on, also after it is saved and loaded."""
-    decoders = choosing_decoders(sam)
-    set_choice(decoders, False)
-    if decoders:
+    if find_mask_decoder(sam) is not None and vars(_base_decoder(sam)).get(FLAG):
+        setattr(_base_decoder(sam), FLAG, False)
         setattr(sam.config.mask_decoder_config, FLAG, False)

@@ -44,6 +44,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         antialias: False reads the pixels around a place alone, whatever the scale, as CoSAM's code does.
         arithmetic: "pillow", as `SamImageProcessor` computes, or "torchvision", as the processors of SAM 2 and 3 do.
         slices: how the volumes of its training were cut into images, see `SliceKeys`; None for images.
+        tiling: `tile` and `overlap` of its training, where images were cut.
     """
 
     model_input_names = ["pixel_values"]
@@ -61,6 +62,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         antialias: bool = True,
         arithmetic: str = "pillow",
         slices: Mapping[str, Any] | None = None,
+        tiling: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -84,7 +86,7 @@ class SamAdaptProcessor(BaseImageProcessor):
                 f"images of {channels} channels need one", key="normalization", fix="fit it with fit_normalization"
             )
         self.channels = channels
-        self.slices = None if slices is None else dict(slices)
+        self.slices, self.tiling = (None if value is None else dict(value) for value in (slices, tiling))
         self.normalization = None if normalization is None else check_normalization(normalization, channels or 3)
 
     @property
@@ -327,8 +329,8 @@ class SamAdaptProcessor(BaseImageProcessor):
             config |= {"resample": RESAMPLING[self.resample].value, "antialias": self.antialias}
         if self.normalization is not None:
             config |= {"channels": self.channels, "normalization": copy.deepcopy(self.normalization)}
-        if self.slices is not None:
-            config["slices"] = dict(self.slices)
+        cutting = {"slices": self.slices, "tiling": self.tiling}
+        config |= {name: dict(value) for name, value in cutting.items() if value is not None}
         if kind == "Sam2ImageProcessor":
             sides = {"size": self.image_size, "mask_size": self.mask_size}
             config |= {name: {"height": side, "width": side} for name, side in sides.items()}
@@ -366,7 +368,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         if "resize_mode" in config:
             config["resize"] = config["resize_mode"]
         names = ("image_size", "patch_size", "resize", "image_mean", "image_std", "channels", "normalization")
-        names += ("resample", "antialias", "arithmetic", "slices")
+        names += ("resample", "antialias", "arithmetic", "slices", "tiling")
         chosen = {name: config[name] for name in names if config.get(name) is not None}
         if "image_size" not in chosen:
             raise UserError(

@@ -24,7 +24,7 @@ from ..sam.processing import SamAdaptProcessor
 
 
 if TYPE_CHECKING:
-    from ..data import SegmentationSplit
+    from ..data import Sample, SegmentationSplit
     from ..inference.embeddings.split import EmbeddedSplit
 
 MAX_OBJECTS = 8  # per image in training; the decoder's activations grow with them
@@ -112,7 +112,8 @@ class TrainingSamples(Dataset):
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
         if isinstance(self.split, RandomTiles):
-            sample, instances = self.split.draw(epoch, index, set(self.kinds) != {"none"})
+            tile, instances = self.split.draw(epoch, index, set(self.kinds) != {"none"})
+            sample: Sample | EmbeddedSample = tile
         else:
             sample, instances = self.split[index], self._instances(index)
         if isinstance(sample, EmbeddedSample):

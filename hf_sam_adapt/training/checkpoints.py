@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..files import follow_umask, sync_folder, write_text
+from .sharding import gathered, write_into
 
 
 KEPT = 2
@@ -151,8 +152,8 @@ class Checkpoints:
     def _save_weights(self, models: list[nn.Module], weights: list[dict], folder: str) -> None:
         """Accelerate's hook: only the trained parameters are stored, not the frozen SAM."""
         weights.clear()
+        tensors = {name: gathered(p.detach()).contiguous() for name, p in _trained(self.model).items()}
         if self.accelerator.is_main_process:
-            tensors = {name: p.detach().contiguous() for name, p in _trained(self.model).items()}
             save_file(tensors, Path(folder) / _WEIGHTS, metadata={"format": "pt"})
 
     def _load_weights(self, models: list[nn.Module], folder: str) -> None:
@@ -170,7 +171,7 @@ def _copy_into(model: nn.Module, checkpoint: Path) -> None:
         raise UserError("its parameters are not those that this recipe trains", where=checkpoint)
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(tensors[name])
+            write_into(parameter, tensors[name])
 
 
 def _is_whole(path: Path) -> bool:

@@ -33,6 +33,7 @@ from .experts import ExpertMeter
 from .frozen_weights import cast_frozen_matrices
 from .history import record_step
 from .optim import build_optimizer, learning_rate_at, warmup_steps
+from .sharding import WholeModel
 from .task import Task, task_of, tiles_of
 
 
@@ -75,6 +76,7 @@ class TrainingLoop:
 
     Attributes:
         regularizer: added to the loss of every micro-batch, None = nothing.
+        whole: `model` with all its weights, also where `model` holds shards.
     """
 
     regularizer: Regularizer | None = None
@@ -101,6 +103,7 @@ class TrainingLoop:
         sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if recipe.precision in AUTOCAST_DTYPES and not sharded:
             cast_frozen_matrices(vision_encoder(model), AUTOCAST_DTYPES[recipe.precision])
+        self.whole = WholeModel(model, accelerator)
         optimizer = build_optimizer(model.parameters(), recipe, accelerator.device)
         self.wrapped, self.optimizer = accelerator.prepare(PromptedSam(model), optimizer)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -260,7 +263,7 @@ class TrainingLoop:
 
     def _validate(self) -> None:
         """Score the validation images, and remember the step if it is the best."""
-        self._remember_best(*self.task.validate(self.model, self.processor))
+        self._remember_best(*self.task.validate(self.whole.current(), self.processor))
 
     def _remember_best(self, iou: float, name: str) -> None:
         # Of equals the later: `train_iou_head` alone leaves the masks as they are.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..config.recipe import Recipe, ResolvedRecipe
@@ -54,10 +55,13 @@ def load_model(recipe: Recipe, data: SegmentationData) -> tuple[ResolvedRecipe, 
         channels=resolved.channels,
         normalization=input_normalization(resolved, data, built.processor),
         slices=data.slices,
+        tiling=None if resolved.tile is None else {"tile": resolved.tile, "overlap": resolved.overlap},
     )
     if resolved.gradient_checkpointing:
         enable_checkpointing(built.model, resolved.gradient_checkpointing)
     if resolved.compile:
+        # Conv-LoRA keeps its balance loss in a block's forward, and not once more when backward computes it again.
+        torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
         vision_encoder(built.model).compile()
     return resolved, built.model, processor
 

@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, parse_flag_from_env, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+    parse_flag_from_env,
+    set_seed,
+)
 from torch import nn
 
 from ..config.recipe import Recipe, ResolvedRecipe
@@ -37,6 +42,7 @@ from .loop import TrainingLoop
 from .provenance import data_facts, environment_facts
 from .resolve import load_model
 from .run_folder import RunFolder
+from .sharding import check_sharding, tell_deepspeed
 from .task import task_of
 from .trackers import check_trackers, start_trackers
 
@@ -98,8 +104,7 @@ def train(
         loop.resume(resolved.resume_from_checkpoint)
     # Before there is a run folder: a build that is interrupted is continued by the same command.
     cache = embed(loop) if resolved.cache_embeddings else None
-    # Every process has looked at the folder before one of them writes.
-    accelerator.wait_for_everyone()
+    folder.check_shared()
     if accelerator.is_main_process:
         folder.begin(resolved, data)
     accelerator.wait_for_everyone()
@@ -160,13 +165,16 @@ def build_accelerator(recipe: ResolvedRecipe, model: nn.Module, folder: RunFolde
     unused = DistributedDataParallelKwargs(find_unused_parameters=lacks_gradients(model, recipe.prompts))
     # An earlier run in this process may have had another precision, which Accelerate would insist on.
     AcceleratorState._reset_state()
-    return Accelerator(
+    accelerator = Accelerator(
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         mixed_precision=recipe.precision,
         log_with=recipe.report_to or None,
         project_config=ProjectConfiguration(project_dir=str(folder.path), logging_dir=str(folder.logs)),
         kwargs_handlers=[unused],
     )
+    check_sharding(accelerator)
+    tell_deepspeed(accelerator, recipe)
+    return accelerator
 
 
 def announce(accelerator: Accelerator, loop: TrainingLoop, data: SegmentationData) -> None:
@@ -191,7 +199,7 @@ def embedding_cache(recipe: Recipe, model: nn.Module, processor: SamAdaptProcess
 
 def embed(loop: TrainingLoop) -> EmbeddingCache:
     """Give the loop embeddings in place of training and validation images; the test images stay unopened."""
-    data, cache = loop.data, embedding_cache(loop.recipe, loop.model, loop.processor)
+    data, cache = loop.data, embedding_cache(loop.recipe, loop.whole.current(), loop.processor)
     embedded: Any = cache.embed(*filter(None, (data.train, data.val)))  # stand for splits of images
     loop.data = dataclasses.replace(data, train=embedded[0], val=embedded[1] if data.val is not None else None)
     return cache
@@ -203,10 +211,10 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     Args:
         data: with images, which the samples show; `loop.data` may hold embeddings.
     """
-    recipe, accelerator = loop.recipe, loop.accelerator
+    recipe, accelerator, model = loop.recipe, loop.accelerator, loop.whole.current()
     zero_shot: dict[str, nn.Module] = {}
-    without_windows = windows_removed(vision_encoder(loop.model))
-    if recipe.method == "full" or without_windows or changes_base(config_of(loop.model)):
+    without_windows = windows_removed(vision_encoder(model))
+    if recipe.method == "full" or without_windows or changes_base(config_of(model)):
         name = (recipe.adapter or recipe.model) if recipe.method == "full" else recipe.model
         plain = load_plain(name, loop.processor, recipe.attention)
         zero_shot["zero_shot_model"] = plain.to(accelerator.device)
@@ -214,14 +222,14 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     try:
         # A plain SAM has embeddings of its own.
         scored = split if cache is None or zero_shot else cache.embed(split)[0]
-        result = loop.task.measure(loop.model, loop.processor, scored, **zero_shot)
+        result = loop.task.measure(model, loop.processor, scored, **zero_shot)
     except UserError as error:
         go_on = f"then go on with resume_from_checkpoint: latest (the trained weights are in {folder.checkpoints})"
         fix = f"{error.fix or 'correct it'}, {go_on}"
         raise error.replace(key=error.key or "dataset", fix=fix).within(measured_on) from error
 
     def write(target: Path) -> None:
-        save_adapter(loop.model, target)
+        save_adapter(model, target)
         weights = [file for file in target.iterdir() if file.suffix == ".safetensors"]
         train = {
             "images_per_second": loop.state.images_per_second,
@@ -241,7 +249,7 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
             "history": {"train": loop.state.history, "validation": loop.state.validations},
         }
         write_json(target / "metrics.json", metrics)
-        loop.task.draw(target, loop.model, loop.processor, split, result, **zero_shot)
+        loop.task.draw(target, model, loop.processor, split, result, **zero_shot)
         save_threshold_curves(target / "f_measure.png", result.test.get("none") or {})
         beaten = next(iter(result.test.values()))
         references = {
@@ -257,6 +265,6 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
     if accelerator.is_main_process:
         folder.finish(write)
         # Beside what is never pushed: names of files may be patients'.
-        loop.task.list_images(folder.logs, loop.model, loop.processor, split, result, **zero_shot)
+        loop.task.list_images(folder.logs, model, loop.processor, split, result, **zero_shot)
         print(f"Saved to {folder.path}.")
     accelerator.wait_for_everyone()

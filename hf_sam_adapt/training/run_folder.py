@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import secrets
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from ..config.arguments import from_file
 from ..config.paths import absolute
 from ..config.recipe import Recipe, ResolvedRecipe
 from ..data import SegmentationData
+from ..distributed import of_all_ranks, rank_and_world
 from ..errors import UserError
 from ..files import publish, write_text
 
@@ -54,6 +57,9 @@ _MAY_CHANGE = {
     "hub_model_id",
     "resume_from_checkpoint",
 }
+
+
+_SEEN_WITHIN = 10.0  # seconds until a network's file system shows a new file on every machine
 
 
 def is_finished(folder: Path) -> bool:
@@ -120,6 +126,37 @@ class RunFolder:
         # Rerunning the file shall give the whole run, not its end.
         whole = dataclasses.replace(recipe, resume_from_checkpoint=None)
         write_text(self.path / "recipe.yaml", whole.to_yaml(self.path))
+
+    def check_shared(self) -> None:
+        """Raise `UserError` in every process if one of them, on another machine, does not see this folder.
+
+        Checkpoints are written by the first process alone, and read by all. What the check writes it removes.
+        """
+        rank, world = rank_and_world()
+        if world == 1:
+            return
+        probe = self.path / f".shared_{of_all_ranks(secrets.token_hex(8))[0]}"
+        absent = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        of_all_ranks(None)  # every process has looked before one of them writes
+        if rank == 0:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+        of_all_ranks(None)
+        end = time.monotonic() + _SEEN_WITHIN
+        while not probe.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        seen = of_all_ranks(probe.exists())
+        if rank == 0:
+            probe.unlink()
+            for folder in absent:
+                folder.rmdir()
+        if not all(seen):
+            blind = [str(number) for number, there in enumerate(seen) if not there]
+            raise UserError(
+                f"{self.path} is not seen by process {', '.join(blind)} of {world}",
+                key="output_dir",
+                fix="name a folder that all machines share",
+            )
 
     def finish(self, write: Callable[[Path], None]) -> None:
         """Let `write` fill an empty folder and move its files into the run folder."""

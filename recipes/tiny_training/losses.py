@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import SamModel
+
+from hf_sam_adapt.sam.families import family_of
+from hf_sam_adapt.sam.image_embeddings import ImageEmbeddings
 
 from .model import GRID
 
@@ -22,12 +24,15 @@ class DenseHead(nn.Module):
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width // 8))
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def forward(self, decoder: nn.Module, embedding: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
+    def forward(self, decoder: nn.Module, embedding: ImageEmbeddings, cover: torch.Tensor) -> torch.Tensor:
         """Logits (B, P, 64, 64) from the embedding (B, C, 16, 16) and the masks' cover (B, P, 64, 64)."""
-        up = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(embedding)))
-        up = decoder.activation(decoder.upscale_conv2(up)).float()  # (B, C / 8, 64, 64)
+        fine, middle = embedding.skips or (0, 0)
+        up = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(embedding.maps) + middle))
+        up = decoder.activation(decoder.upscale_conv2(up) + fine).float()  # (B, C / 8, 64, 64)
         cover = F.adaptive_avg_pool2d(cover, GRID)
-        mean = torch.einsum("bchw,bphw->bpc", embedding.float(), cover) / cover.sum((2, 3))[..., None].clamp(min=1e-3)
+        mean = torch.einsum("bchw,bphw->bpc", embedding.maps.float(), cover) / cover.sum((2, 3))[..., None].clamp(
+            min=1e-3
+        )
         return torch.einsum("bpc,bchw->bphw", self.head(mean).float(), up) + self.bias
 
     @staticmethod
@@ -73,10 +78,13 @@ def _dice(probability: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return 1 - (2 * both + 1) / ((probability + truth).sum((-2, -1)) + 1)
 
 
-def embed_prompts(sam: SamModel, prompts: dict, count: int) -> tuple[torch.Tensor | None, torch.Tensor]:
+def embed_prompts(sam: nn.Module, prompts: dict, count: int) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Sparse (B, P, n, C) or None, and dense (B, C, 16, 16) embeddings of the prompts of `count` images, in fp32."""
     names = ("input_points", "input_labels", "input_boxes", "input_masks")
     device = sam.prompt_encoder.no_mask_embed.weight.device
+    if family_of(sam).skips and not prompts.keys() & {"input_points", "input_boxes"}:  # as `Sam2Model` does
+        nowhere = torch.zeros(count, 1, 1, 2, device=device)
+        prompts = prompts | {"input_points": nowhere, "input_labels": -torch.ones(count, 1, 1, device=device).int()}
     # In bf16 a coordinate is off by up to a pixel, and its sine by more.
     with torch.autocast(device.type, enabled=False):
         sparse, dense = sam.prompt_encoder(**{name: prompts.get(name) for name in names})
@@ -84,9 +92,9 @@ def embed_prompts(sam: SamModel, prompts: dict, count: int) -> tuple[torch.Tenso
 
 
 def all_masks(
-    sam: SamModel, embedding: torch.Tensor, sparse: torch.Tensor | None, dense: torch.Tensor
+    sam: nn.Module, embedding: ImageEmbeddings, sparse: torch.Tensor | None, dense: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """All four masks (B, P, 4, 64, 64) and IoU estimates (B, P, 4) in one pass; `SamModel` returns one or three."""
+    """All four masks (B, P, 4, 64, 64) and IoU estimates (B, P, 4) in one pass; a SAM returns one or three."""
     found = {}
 
     def keep(module, arguments, output):
@@ -99,19 +107,24 @@ def all_masks(
     ]
     hooks.append(decoder.upscale_conv2.register_forward_hook(keep))
     hooks.append(decoder.iou_prediction_head.register_forward_hook(lambda m, a, out: found.update(iou=out)))
-    with torch.autocast(embedding.device.type, enabled=False):
+    with torch.autocast(embedding.maps.device.type, enabled=False):
         position = sam.get_image_wide_positional_embeddings().repeat(len(embedding), 1, 1, 1)
+    finer = {"high_resolution_features": list(embedding.skips)} if embedding.skips else {}
     decoder(
-        image_embeddings=embedding,
+        image_embeddings=embedding.maps,
         image_positional_embeddings=position,
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
         multimask_output=False,
+        **finer,
     )
     for hook in hooks:
         hook.remove()
     hyper = torch.stack(tokens, dim=2)  # (B, P, 4, C / 8)
-    up = decoder.activation(found["all"]).unflatten(0, hyper.shape[:2]).flatten(3)  # (B, P, C / 8, 64 * 64)
+    upscaled = found["all"]
+    if embedding.skips:
+        upscaled = upscaled + embedding.skips[0].repeat_interleave(hyper.shape[1], 0)
+    up = decoder.activation(upscaled).unflatten(0, hyper.shape[:2]).flatten(3)  # (B, P, C / 8, 64 * 64)
     side = found["all"].shape[-1]
     return (hyper @ up).unflatten(3, (side, side)), found["iou"]
 

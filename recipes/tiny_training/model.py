@@ -1,4 +1,4 @@
-"""The net that `tiny` is: its sizes, its first weights, or those of an exported model."""
+"""The nets that `tiny` and its variant on Hiera, `tiny2`, are: sizes, first weights, or those of an exported model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import SamConfig, SamModel
+from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
+
+from hf_sam_adapt.sam.families import family_of
+from hf_sam_adapt.sam.image_embeddings import ImageEmbeddings
 
 
 SIDE, GRID, MASK = 256, 16, 64  # pixels of input, tokens and mask logits a side
@@ -30,13 +33,57 @@ def tiny_config() -> SamConfig:
     )
 
 
+def tiny2_config() -> Sam2Config:
+    """5.0 M parameters: SAM 2's form with nine blocks in four stages, two of them global in the third."""
+    widths = [48, 96, 192, 384]
+    return Sam2Config(
+        vision_config={
+            "model_type": "sam2_vision_model",
+            "backbone_config": {
+                "model_type": "sam2_hiera_det_model",
+                "hidden_size": widths[0],
+                "num_attention_heads": 1,
+                "blocks_per_stage": [1, 2, 5, 1],
+                "embed_dim_per_stage": widths,
+                "num_attention_heads_per_stage": [1, 2, 3, 6],
+                "window_size_per_stage": [8, 4, 8, 8],
+                "global_attention_blocks": [5, 7],
+                "image_size": [SIDE, SIDE],
+            },
+            "backbone_channel_list": widths[::-1],
+            "backbone_feature_sizes": [[factor * GRID] * 2 for factor in (4, 2, 1)],
+            "fpn_hidden_size": WIDTH,
+        },
+        prompt_encoder_config={
+            "hidden_size": WIDTH,
+            "mask_input_channels": 16,
+            "image_size": SIDE,
+            "patch_size": SIDE // GRID,
+        },
+        mask_decoder_config={
+            "hidden_size": WIDTH,
+            "mlp_dim": 4 * WIDTH,
+            "num_attention_heads": 8,
+            "iou_head_hidden_dim": WIDTH,
+        },
+    )
+
+
+ARCHITECTURES = {"tiny": (SamModel, tiny_config), "tiny2": (Sam2Model, tiny2_config)}
+
+
+def encode(sam: nn.Module, images: torch.Tensor) -> ImageEmbeddings:
+    """What the decoder takes of images (B, 3, 256, 256)."""
+    return family_of(sam).encode(sam, images)
+
+
 @torch.no_grad()
-def initialise(model: SamModel) -> None:
+def initialise(model: nn.Module) -> None:
     """Xavier, N(0, 1) for tokens and point embeddings, and equal orthogonal query and key in the cross-attentions."""
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.fill_(float(name.endswith("weight")))
-        elif name.endswith("bias") or "rel_pos" in name:
+        elif name.endswith("bias") or "rel_pos" in name or "no_memory" in name:
             parameter.zero_()
         elif "pos_embed" in name:
             nn.init.trunc_normal_(parameter, std=0.02)
@@ -58,14 +105,20 @@ def initialise(model: SamModel) -> None:
             module.k_proj.bias.zero_()
 
 
-def new_model(init: str | None = None) -> SamModel:
+def new_model(architecture: str = "tiny", init: str | None = None) -> nn.Module:
     """The net with first weights, or with those of the model folder `init`, in fp32."""
-    config = tiny_config()
-    config._attn_implementation = config.vision_config._attn_implementation = "eager"  # SDPA with a bias is slow here
-    model = SamModel(config)
+    model_class, config_of = ARCHITECTURES[architecture]
+    config = config_of()
+    if architecture == "tiny":  # SDPA with a bias is slow here
+        config._attn_implementation = config.vision_config._attn_implementation = "eager"
+    model = model_class(config)
     initialise(model)
     if init is not None:
-        found = SamModel.from_pretrained(Path(init), dtype=torch.float32).state_dict()
+        found = model_class.from_pretrained(Path(init), dtype=torch.float32).state_dict()
         model.load_state_dict(found)
-    model.shared_image_embedding.positional_embedding.requires_grad_(False)
+    fixed = model.shared_image_embedding.positional_embedding
+    if architecture == "tiny2":  # SAM 2 has the matrix twice; its memory is not for single images
+        model.prompt_encoder.shared_embedding.positional_embedding.copy_(fixed)
+        model.no_memory_embedding.requires_grad_(False)
+    fixed.requires_grad_(False)
     return model

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import SamModel
 
 from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.sam.image_embeddings import ImageEmbeddings
 from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
 from .losses import DenseHead, all_masks, embed_prompts, neighbourhood, prompt_loss
-from .model import GRID, SIDE, WIDTH, new_model, tiny_config
+from .model import ARCHITECTURES, GRID, SIDE, WIDTH, encode, new_model
 from .prompts import correct
 from .steps import HeldBack
 
@@ -52,7 +52,10 @@ class Pretraining:
         torch.manual_seed(arguments.seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = precision_of(arguments.precision, self.device)
-        self.sam, self.dense = new_model(arguments.init).to(self.device), DenseHead(WIDTH).to(self.device)
+        self.sam, self.dense = (
+            new_model(arguments.architecture, arguments.init).to(self.device),
+            DenseHead(WIDTH).to(self.device),
+        )
         self.tasks = nn.Embedding(len(sources) + 1, WIDTH).to(self.device)
         nn.init.normal_(self.tasks.weight, std=0.1)
         self.modules = {"sam": self.sam, "dense": self.dense, "tasks": self.tasks}
@@ -117,7 +120,7 @@ class Pretraining:
             group["lr"] = self.learning_rate()
         images, cover = item["images"].to(self.device), item["cover"].to(self.device)
         with self.autocast():
-            embedding = self.sam.vision_encoder(images).last_hidden_state
+            embedding = encode(self.sam, images)
             dense = self.dense(self.sam.mask_decoder, embedding, cover)
         loss = DenseHead.loss(dense.float(), (cover > 0.5).float())
         if self.step >= arguments.dense_steps:
@@ -130,7 +133,7 @@ class Pretraining:
         self.optimizer.step()
         self.step += 1
         self._note("loss", loss)
-        self._note("deviation", embedding.detach().float().std(0).mean())
+        self._note("deviation", embedding.maps.detach().float().std(0).mean())
         decay = min(0.998, (1 + self.step) / (20 + self.step))
         parameters = [parameter.detach() for parameter in self.sam.parameters()]
         torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
@@ -139,7 +142,7 @@ class Pretraining:
         after = self.step - self.arguments.dense_steps
         return max(0.0, 1 - after / self.arguments.balanced_steps) if self.arguments.balanced_steps else 0.0
 
-    def _prompted(self, item: dict, embedding: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
+    def _prompted(self, item: dict, embedding: ImageEmbeddings, cover: torch.Tensor) -> torch.Tensor:
         """The loss of the prompted objects and, in the later half, of one object's corrections."""
         kind = item["kind"]
         truth = cover[:, : 1 if kind == "mask" else self.arguments.prompts_per_image]
@@ -166,19 +169,19 @@ class Pretraining:
             self._note("corrected", iou)
         return loss
 
-    def _decode(self, embedding: torch.Tensor, prompts: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    def _decode(self, embedding: ImageEmbeddings, prompts: dict) -> tuple[torch.Tensor, torch.Tensor]:
         sparse, dense = embed_prompts(self.sam, prompts, len(embedding))
         with self.autocast():
             return all_masks(self.sam, embedding, sparse, dense)
 
-    def _whole(self, item: dict, embedding: torch.Tensor) -> torch.Tensor:
+    def _whole(self, item: dict, embedding: ImageEmbeddings) -> torch.Tensor:
         """The loss without a prompt: what the source labels, told by its own vector or by the picture alone."""
         task, truth = item["task"].to(self.device), item["whole"].to(self.device)
         embedding = embedding[item["with_whole"].to(self.device)]
-        _, dense = embed_prompts(self.sam, {}, len(embedding))
+        sparse, dense = embed_prompts(self.sam, {}, len(embedding))
         dense = dense + (self.tasks(task) * (task > 0)[:, None])[:, :, None, None]
         with self.autocast():
-            masks, estimates = all_masks(self.sam, embedding, None, dense)
+            masks, estimates = all_masks(self.sam, embedding, sparse, dense)
         loss, _ = prompt_loss(masks, estimates, truth, torch.ones_like(truth), self._balance())
         for name, chosen in (("none", task == 0), ("task", task > 0)):
             if chosen.any():
@@ -209,7 +212,7 @@ class Pretraining:
         for name, item, prompts in zip(self.held_back.names, self.held_back.items, self.held_back.prompts):
             images, truth = item["images"].to(self.device), item["cover"].to(self.device)
             with self.autocast():
-                embedding = self.sam.vision_encoder(images).last_hidden_state
+                embedding = encode(self.sam, images)
             known = torch.where(item["partial"].to(self.device)[:, None, None, None], neighbourhood(truth > 0.5), 1.0)
             scores = {}
             for kind, prompt in prompts.items():
@@ -237,7 +240,9 @@ class Pretraining:
 
     def export(self, folder: Path) -> None:
         """Write the averaged weights as a model folder, fp16 safetensors."""
-        model = SamModel(tiny_config())
+        model_class, config_of = ARCHITECTURES[self.arguments.architecture]
+        model = model_class(config_of())
+        model.load_state_dict({n: b for n, b in self.sam.named_buffers() if "positional" in n}, strict=False)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(self.average[name])

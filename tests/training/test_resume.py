@@ -1,6 +1,7 @@
 """Checkpoints and what is continued from them: the same weights as the straight run, bit for bit."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -62,6 +63,31 @@ def stop_after(monkeypatch, step):
         original(seed, at, micro_step, rank)
 
     monkeypatch.setattr(hf_sam_adapt.training.loop, "seed_micro_step", seed)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("torchrun")
+def test_two_processes_killed_in_the_middle_resume_bit_for_bit(short_recipe, command_line, tmp_path):
+    keys = {**RANDOM, "max_steps": 9, "batch_size": 1}
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    launcher = (*launch, ROOT / "recipes" / "train.py")
+    straight = command_line(*short_recipe("straight", **keys), launcher=launcher)
+    assert straight.returncode == 0, straight.stderr
+    argv = short_recipe("killed", **keys, resume_from_checkpoint="latest")
+    with open(tmp_path / "log", "w") as log:
+        command = [*map(str, launcher), *map(str, argv)]
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=log, stderr=log, start_new_session=True
+        )
+        while process.poll() is None and newest(tmp_path / "killed" / "checkpoints") < 3:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)  # both, and torchrun
+        assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    resumed = command_line(*argv, launcher=launcher)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resumed at step" in resumed.stdout
+    assert (tmp_path / "killed" / ADAPTER).read_bytes() == (tmp_path / "straight" / ADAPTER).read_bytes()
 
 
 @pytest.mark.slow

@@ -1,13 +1,21 @@
 """FSDP2 over two gloo processes; the launch files of recipes/accelerate."""
 
+import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType
 from launching import ROOT
 from safetensors.torch import load_file
+
+from hf_sam_adapt.config.recipe import Recipe
+from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.training import run_folder
+from hf_sam_adapt.training.sharding import check_sharding, tell_deepspeed
 
 
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -44,3 +52,91 @@ def test_accelerate_reads_the_launch_files(file):
 
 def test_there_is_a_file_for_each_way_to_launch():
     assert [file.stem for file in FILES] == ["cpu", "ddp", "fsdp2", "multi_node", "single_gpu", "zero2"]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("torchrun")
+@pytest.mark.parametrize("method", ["full", "sam_adapter"])
+def test_a_whole_sharded_run_is_that_of_one_process(method, short_recipe, command_line, tmp_path):
+    """Trained, validated, stopped, resumed and saved by two processes; loaded by one."""
+    keys = {"method": method, "max_steps": 4, "prompts": ["none", "box"]}
+    worker = (*LAUNCH, ROOT / "tests" / "training" / "fsdp_worker.py")
+    one = command_line("train", *short_recipe("one", **keys, batch_size=4))
+    assert one.returncode == 0, one.stderr
+    for resumed in ({}, {"resume_from_checkpoint": tmp_path / "two" / "checkpoints" / "step_2"}):
+        two = command_line(*short_recipe("two", **keys, batch_size=2, **resumed), launcher=worker)
+        assert two.returncode == 0, two.stderr
+    name = "model.safetensors" if method == "full" else "adapter_model.safetensors"
+    weights = [load_file(tmp_path / folder / name) for folder in ("one", "two")]
+    assert weights[0].keys() == weights[1].keys()
+    for key, value in weights[0].items():
+        assert torch.allclose(weights[1][key], value, rtol=1e-5, atol=1e-5 * float(value.abs().max())), key
+    scores = [json.loads((tmp_path / folder / "metrics.json").read_text())["test"] for folder in ("one", "two")]
+    assert scores[1]["box"]["adapted"]["iou"] == pytest.approx(scores[0]["box"]["adapted"]["iou"], abs=1e-5)
+    loaded = command_line("evaluate", tmp_path / "two", "--dataset", tmp_path / "nowhere")
+    assert "nowhere" in loaded.stderr  # loaded in one process: the only fault is the data
+
+
+def accelerator_of(kind: DistributedType, **state) -> SimpleNamespace:
+    return SimpleNamespace(distributed_type=kind, **state)
+
+
+def test_zero_3_and_fsdp1_are_refused_at_the_start():
+    plugin = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3))
+    with pytest.raises(UserError, match="ZeRO 3"):
+        check_sharding(accelerator_of(DistributedType.DEEPSPEED, state=plugin))
+    plugin.deepspeed_plugin.zero_stage = 2
+    check_sharding(accelerator_of(DistributedType.DEEPSPEED, state=plugin))
+    with pytest.raises(UserError, match="fsdp_version: 2"):
+        check_sharding(accelerator_of(DistributedType.FSDP, is_fsdp2=False))
+    check_sharding(accelerator_of(DistributedType.FSDP, is_fsdp2=True))
+
+
+@pytest.mark.parametrize("seen", [[True, True], [True, False]])
+def test_a_folder_that_another_machine_does_not_see_is_refused(seen, monkeypatch, tmp_path):
+    monkeypatch.setattr(run_folder, "rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(run_folder, "of_all_ranks", lambda own: seen if own is True else [own, own])
+    folder = run_folder.RunFolder(Recipe(dataset="synthetic:disc", output_dir=str(tmp_path / "a" / "run")))
+    if all(seen):
+        folder.check_shared()
+    else:
+        with pytest.raises(UserError, match="not seen by process 1 of 2"):
+            folder.check_shared()
+    assert not [*tmp_path.iterdir()]  # nothing is left behind
+
+
+class _Engine:
+    """What DeepSpeed's `initialize` returns of a model, as far as `prepare` looks at it."""
+
+    def __init__(self, model, optimizer) -> None:
+        self.module, self.optimizer = model, optimizer
+
+
+def test_deepspeed_is_told_the_batch_size(monkeypatch, tmp_path):
+    """Accelerate's own check, which raises for a batch size "auto" without a loader."""
+    from accelerate.utils import DeepSpeedPlugin
+
+    monkeypatch.setattr("accelerate.utils.dataclasses.is_deepspeed_available", lambda: True, raising=False)
+    given = {}
+
+    def initialize(**keywords):
+        given.update(keywords["config_params"])
+        return _Engine(keywords["model"], keywords["optimizer"]), keywords["optimizer"], None, None
+
+    schedules = SimpleNamespace(VALID_LR_SCHEDULES=[])
+    stub = SimpleNamespace(initialize=initialize, runtime=SimpleNamespace(lr_schedules=schedules))
+    monkeypatch.setitem(sys.modules, "deepspeed", stub)
+    settings = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_optimization": {"stage": 2},
+    }
+    plugin = DeepSpeedPlugin(hf_ds_config=settings)
+    recipe = Recipe(dataset="synthetic:disc", batch_size=3, gradient_accumulation_steps=2)
+    state = SimpleNamespace(deepspeed_plugin=plugin)
+    tell_deepspeed(accelerator_of(DistributedType.DEEPSPEED, state=state), recipe)
+    assert not plugin.is_auto("train_micro_batch_size_per_gpu")
+    assert plugin.get_value("train_micro_batch_size_per_gpu") == 3
+    assert plugin.get_value("gradient_accumulation_steps") == 2

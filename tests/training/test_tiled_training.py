@@ -118,7 +118,8 @@ def test_objects_go_with_their_tile(tmp_path, sam_folder):
     assert packed["pixel_values"].shape == (1, 3, 64, 64)
 
 
-def test_a_run_on_tiles(tmp_path, sam_folder, capsys):
+def test_a_run_on_tiles(tmp_path, sam_folder, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     root = make_scenes(tmp_path / "data")
     command = ["train", "--dataset", str(root), "--model", sam_folder, "--output_dir", str(tmp_path / "run")]
     command += ["--max_steps", "2", "--batch_size", "2", "--tile", "60", "--augment", "flip", "vflip", "rotate"]
@@ -133,6 +134,10 @@ def test_a_run_on_tiles(tmp_path, sam_folder, capsys):
     assert main(["evaluate", str(tmp_path / "run"), "--output_dir", str(tmp_path / "scores")]) == 0
     again = json.loads((tmp_path / "scores/metrics.json").read_text())["test"]
     assert again["none"]["adapted"] == pytest.approx(before["none"]["adapted"])
+    # And so does `predict`.
+    assert main(["predict", str(root / "test/images"), "--adapter", str(tmp_path / "run"), "--output_dir", "out"]) == 0
+    records = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert records["settings"]["tile"] == 64 and records["predictions"][0]["tiles"] == 9
     assert main(["evaluate", str(tmp_path / "run"), "--tile", "200", "--output_dir", str(tmp_path / "whole")]) == 0
     whole = json.loads((tmp_path / "whole/metrics.json").read_text())["test"]
     assert whole["none"]["adapted"]["iou"] != pytest.approx(before["none"]["adapted"]["iou"])

@@ -14,7 +14,7 @@ from transformers import SamConfig, SamModel, SamVisionConfig
 from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig, SamDecoderConfig
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.tuners.common.class_wise import ClassHead, QueryHead
-from hf_sam_adapt.tuners.common.layer import current_parameters
+from hf_sam_adapt.tuners.common.overlay import current_parameters
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

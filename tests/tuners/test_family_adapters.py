@@ -154,6 +154,20 @@ def test_l2p_gives_each_image_the_prompts_of_the_nearest_keys(model_type):
     assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("config", [SamAdapterConfig, ConvLoraConfig, CwsamConfig])
+@pytest.mark.parametrize("model_type", ["sam2", "sam3_tracker"])
+def test_an_encoder_alone_needs_no_targets_either(model_type, config):
+    encoder = RANDOM_SAMS[model_type]().vision_encoder
+    pixels = torch.randn(2, 3, *[encoder_shape(encoder).image_size] * 2)
+    with torch.no_grad():
+        plain = encoder(pixels).last_hidden_state
+        model = get_peft_model(encoder, config())
+        assert model.peft_config["default"].decoder == "frozen"
+        assert torch.allclose(model(pixel_values=pixels).last_hidden_state, plain, rtol=1e-5, atol=1e-6)
+        changed = perturb(model)(pixel_values=pixels).last_hidden_state
+    assert (changed - plain).abs().max() > 1e-2 * plain.abs().max()
+
+
 @pytest.mark.parametrize("model_type", ["sam2", "sam3_tracker"])
 def test_l2p_on_an_encoder_alone_is_refused(model_type):
     encoder = RANDOM_SAMS[model_type]().vision_encoder

@@ -107,3 +107,16 @@ def test_a_failed_injection_restores_the_base():
         get_peft_model(sam, SamAdapterConfig(in_channels=4, features=["no such feature"]))
     assert sam.config.vision_config.num_channels == 3
     frozen(sam)(pixel_values=images(3))
+
+
+def test_the_kept_kernels_are_no_parameter():
+    """They would be trained, reduced between processes, and saved."""
+    sam = random_sam()
+    names = [name for name, _ in sam.named_parameters()]
+    inflate_channels(sam, 5)
+    assert [name for name, _ in sam.named_parameters()] == names
+    assert sam.state_dict().keys() == random_sam().state_dict().keys()
+    copied = copy.deepcopy(sam)
+    restore_channels(copied)
+    kernels = [one.vision_encoder.patch_embed.projection.weight for one in (copied, random_sam())]
+    assert torch.equal(*kernels)

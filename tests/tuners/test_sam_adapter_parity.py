@@ -81,7 +81,7 @@ def test_prompts_on_a_map_that_is_not_square():
     patch = model.get_base_model().vision_encoder.patch_embed
     images, tokens = torch.randn(2, 3, 40, 72), torch.randn(2, 5, 9, 32)
     with torch.no_grad():
-        patch.sam_adapter_state.guidance = {"default": patch.compute_guidance("default", images, tokens)}
+        patch.guide(images, tokens)
         layer = model.get_base_model().vision_encoder.layers[0]
         prompt = patch.sam_adapter_state.prompt("default", layer.sam_adapter_tune["default"])
         expected = adapter_prompts(reference_weights(model), tokens, images, 1, legacy=False)[0]

@@ -72,7 +72,8 @@ class Ewc(Naive):
         if not path.exists():
             split: SegmentationSplit | EmbeddedSplit = self.run.data[task].train
             if loop.recipe.cache_embeddings:
-                (split,) = embedding_cache(loop.recipe, loop.model, loop.processor).embed(self.run.data[task].train)
+                cache = embedding_cache(loop.recipe, loop.whole.current(), loop.processor)
+                (split,) = cache.embed(self.run.data[task].train)
             fisher = fisher_information(loop, split)
             if task:
                 earlier = _load(self._path(task - 1), device)

@@ -41,7 +41,8 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
         UserError: no such files, or one that is damaged.
     """
     files = sorted(files_below(source, {".json"}))
-    annotations, annotated = Annotations(encoding=encoding), set()
+    annotations = Annotations(encoding=encoding)
+    annotated: set[Path | None] = set()
     for file in files:
         content = _load(file, annotations)
         if content is None:

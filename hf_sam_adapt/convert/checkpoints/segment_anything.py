@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from transformers import SamConfig, SamModel
 
 from ...errors import UserError
 from ...files import follow_umask
-from ...sam.families import encoder_shape, find_vision_encoder
+from ...sam.families import encoder_shape, vision_encoder
 from ...sam.input_channels import input_channels
 from ...sam.processing import SamAdaptProcessor
 from .checkpoint import Checkpoint, check_finite
@@ -35,13 +36,14 @@ def meta_state(sam: nn.Module) -> Tensors:
 
 def registry_name(sam: nn.Module) -> str | None:
     """The entry of `sam_model_registry` that builds a model of this SAM's sizes; None where none does."""
-    shape, encoder = encoder_shape(sam), find_vision_encoder(sam)
+    shape = encoder_shape(sam)
+    encoder: Any = vision_encoder(sam)
     sizes = (shape.hidden_size, shape.num_hidden_layers, shape.global_blocks, encoder.config.num_attention_heads)
     fits = shape.image_size == 1024 and shape.patch_size == 16 and input_channels(encoder) == 3
     return next((name for name, known in REGISTRY.items() if known == sizes and fits), None)
 
 
-def sam_of_checkpoint(checkpoint: Checkpoint, config: SamConfig | None = None) -> SamModel:
+def sam_of_checkpoint(checkpoint: Checkpoint, config: Any = None) -> SamModel:
     """The `SamModel` that a checkpoint of segment-anything holds.
 
     Args:
@@ -94,6 +96,6 @@ def _registry_config(state: Tensors, checkpoint: Checkpoint) -> SamConfig:
             f"{checkpoint} is no SAM of segment-anything's registry", key="checkpoint", fix="name its sizes by --base"
         )
     config = sam_config_of(state, width)
-    vision = config.vision_config
+    vision: Any = config.vision_config
     vision.global_attn_indexes, vision.num_attention_heads, vision.mlp_dim = list(known[2]), known[3], 4 * width
     return config

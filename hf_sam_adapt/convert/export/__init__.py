@@ -1,6 +1,6 @@
 """An adapted SAM for other programs: ONNX, `torch.export`, segment-anything's checkpoints, transformers' folders."""
 
-from .export import Export, export
+from .run import Export, export
 
 
 __all__ = ["Export", "export"]

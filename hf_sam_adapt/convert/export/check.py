@@ -43,10 +43,20 @@ class Segmented:
 
 
 class Exported(Protocol):
-    """What was written, loaded again."""
+    """What was written, loaded again.
 
-    def encode(self, image: np.ndarray, inputs: Mapping[str, Any]) -> Any:
-        """The embeddings of an image, of whatever form; `inputs` is what the processor made of it."""
+    Attributes:
+        tried: of a pool, the domains that it has files for, plain SAM included; empty for other models.
+    """
+
+    tried: Sequence[str]
+
+    def encode(self, image: np.ndarray, inputs: Mapping[str, Any], domain: str | None = None) -> Any:
+        """The embeddings of an image, of whatever form, in a pool by `domain` in place of the router's choice.
+
+        Args:
+            inputs: what the processor made of the image.
+        """
 
     def segment(self, embeddings: Any, inputs: Mapping[str, Any], prompt: Prompt) -> Segmented:
         """By a prompt in coordinates of the network's input."""
@@ -117,13 +127,13 @@ class TestImages:
 
 class _First(Sequence[Sample]):
     def __init__(self, split: SegmentationSplit, count: int) -> None:
-        self.split, self.count = split, count
+        self.split, self.length = split, count
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < self.count:
+        if not 0 <= index < self.length:
             raise IndexError(index)
         return self.split[index]
 
@@ -133,6 +143,7 @@ def _noise(processor: SamAdaptProcessor) -> list[Sample]:
     rng, side = np.random.default_rng(0), processor.image_size
     samples = []
     for index, (height, width) in enumerate(((side, side * 2 // 3), (side // 2, side * 5 // 4))):
+        image: np.ndarray
         if processor.channels is None:
             image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         else:
@@ -146,7 +157,7 @@ def _noise(processor: SamAdaptProcessor) -> list[Sample]:
 def compare(
     loaded: Loaded, exported: Exported, tested: TestImages, kinds: Sequence[str]
 ) -> tuple[list[Comparison], float | None]:
-    """Segment each image by both models.
+    """Segment each image by both models, in a pool by every domain; the scores are of the router's choice.
 
     Args:
         loaded: the model as it is in PyTorch.
@@ -170,12 +181,19 @@ def compare(
                 if chosen is not None and not routed[-1]:  # the masks of one domain are compared with its own
                     with pool.using(chosen):
                         embeddings = encode(loaded.model, inputs["pixel_values"])
+            pairs = [(embeddings, theirs)]
+            for domain in exported.tried:
+                with pool.using(domain):  # type: ignore[union-attr]
+                    ours_of_domain = encode(loaded.model, inputs["pixel_values"])
+                pairs.append((ours_of_domain, exported.encode(sample.image, inputs, domain)))
             for kind, prompt in prompts_of(sample.mask, kinds, sample.index).items():
                 placed = place_prompts(processor, inputs, [prompt])[0]
                 if kind != "none" and not len(placed):
                     continue
-                ours = reference(loaded.model, processor, embeddings, inputs, placed, classes is not None)
-                scores[kind].add(sample, ours, exported.segment(theirs, inputs, placed))
+                for place, (ours, other) in enumerate(pairs):
+                    expected = reference(loaded.model, processor, ours, inputs, placed, classes is not None)
+                    found = exported.segment(other, inputs, placed)
+                    scores[kind].add(sample, expected, found, scored=place == 0)
     share = sum(routed) / len(routed) if routed else None
     return [scores[kind].comparison(kind, tested.has_masks) for kind in kinds if scores[kind].differences], share
 
@@ -208,12 +226,12 @@ class _Scores:
         self.overlaps: tuple[list, list] = ([], [])
         self.matrices = () if num_labels is None else (ConfusionMatrix(num_labels), ConfusionMatrix(num_labels))
 
-    def add(self, sample: Sample, ours: Segmented, theirs: Segmented) -> None:
+    def add(self, sample: Sample, ours: Segmented, theirs: Segmented, scored: bool) -> None:
         largest = ours.logits.abs().max().clamp(min=1e-12)
         self.differences.append(float((ours.logits - theirs.logits).abs().max() / largest))
         self.unequal += int((ours.mask != theirs.mask).sum())
         self.pixels += ours.mask.size
-        for index, found in enumerate((ours, theirs)):
+        for index, found in enumerate((ours, theirs) if scored else ()):
             if self.matrices:
                 self.matrices[index].update(found.mask, sample.mask)
             else:
@@ -233,10 +251,12 @@ class _Scores:
 class ExportedModel:
     """A SAM in PyTorch that was written and loaded again."""
 
+    tried: Sequence[str] = ()
+
     def __init__(self, model: nn.Module, processor: SamAdaptProcessor) -> None:
         self.model, self.processor = model, processor
 
-    def encode(self, image: np.ndarray, inputs: Mapping[str, Any]) -> ImageEmbeddings:
+    def encode(self, image: np.ndarray, inputs: Mapping[str, Any], domain: str | None = None) -> ImageEmbeddings:
         return encode(self.model, inputs["pixel_values"])
 
     def segment(self, embeddings: ImageEmbeddings, inputs: Mapping[str, Any], prompt: Prompt) -> Segmented:
@@ -267,9 +287,10 @@ class ExportedParts:
     ) -> None:
         self.parts, self.processor, self.classes = parts, processor, classes
         self.encoder_input, self.domains = encoder_input, domains
+        self.tried: Sequence[str] = list(dict.fromkeys(name.partition("/")[0] for name in parts if "/" in name))
         self._runs: dict[str, Run] = {}
 
-    def encode(self, image: np.ndarray, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def encode(self, image: np.ndarray, inputs: Mapping[str, Any], domain: str | None = None) -> dict[str, Any]:
         """Outputs by name of router and encoder, with the network's input and the domain."""
         if self.encoder_input == "image":
             given = resized_for_annotators(image, self.processor)
@@ -279,7 +300,7 @@ class ExportedParts:
         if self.domains is not None:
             state |= self._run("router", state)
             place = int(state["domain"][0])
-            state["chosen"] = BASE if place < 0 else self.domains[place]
+            state["chosen"] = domain or (BASE if place < 0 else self.domains[place])
             state["where"] = f"{state['chosen']}/"
         if f"{state['where']}encoder" in self.parts:
             state |= self._run(f"{state['where']}encoder", state)
@@ -302,7 +323,9 @@ class ExportedParts:
             "orig_im_size": inputs["original_sizes"][0].numpy().astype(np.float32),
         }
         outputs = self._run(f"{where}decoder", state)
-        return Segmented(torch.from_numpy(outputs["low_res_masks"][:, 0]), (outputs["masks"] > 0).any((0, 1)))
+        return Segmented(
+            torch.from_numpy(outputs["low_res_masks"][:, 0]), np.asarray((outputs["masks"] > 0).any((0, 1)))
+        )
 
     def domain(self, embeddings: dict[str, Any]) -> str | None:
         return embeddings.get("chosen")
@@ -318,7 +341,7 @@ def point_arrays(prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates (n, N, 2) and labels (n, N) as segment-anything's decoder takes them, of boxes or points."""
     if prompt.boxes is not None:
         boxes = torch.as_tensor(prompt.boxes).float().numpy()
-        return boxes.reshape(-1, 2, 2), np.tile(np.float32([2, 3]), (len(boxes), 1))
+        return boxes.reshape(-1, 2, 2), np.tile(np.array([2, 3], np.float32), (len(boxes), 1))
     points, labels = torch.as_tensor(prompt.points).float(), torch.as_tensor(prompt.point_labels).float()
     # Points without a box are followed by one that is none, as in SAM's training.
     coords = torch.cat([points, points.new_zeros(len(points), 1, 2)], 1)
@@ -345,8 +368,7 @@ def check_dataset_named(dataset: str | None, earlier: EarlierRun | None) -> None
     if dataset is not None or earlier is None:
         return
     own = earlier.taken(["dataset"]).get("dataset")
-    is_path = isinstance(own, str) and (os.path.isabs(own) or own.startswith("."))
-    if is_path and not os.path.exists(own):
+    if isinstance(own, str) and (os.path.isabs(own) or own.startswith(".")) and not os.path.exists(own):
         raise UserError(
             f"{earlier.name} was trained on {own}, which is not there", key="dataset", fix="name its data set"
         )

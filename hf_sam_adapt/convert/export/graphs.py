@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ...files import BASE
-from ...sam.families import family_of, find_vision_encoder
+from ...sam.families import family_of, vision_encoder
 from ...sam.processing import SamAdaptProcessor
 from ...tuners.common.encoding import encode_images
 from ...tuners.common.hq import live_early_map
@@ -31,6 +32,9 @@ class Normalise(nn.Module):
     Args:
         processor: with `image_mean` and `image_std`.
     """
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, processor: SamAdaptProcessor) -> None:
         super().__init__()
@@ -53,10 +57,12 @@ class Encoder(nn.Module):
         active: makes the adapters active that are exported; for a pool of domains.
     """
 
+    sam: Any
+
     def __init__(self, sam: nn.Module, normalise: nn.Module | None = None, active: Active = nullcontext) -> None:
         super().__init__()
         self.normalise, self.active = normalise, active
-        self.vision_encoder = find_vision_encoder(sam)
+        self.vision_encoder = vision_encoder(sam)
         self.__dict__["sam"] = sam  # not a child: its other parts are not the encoder's
         with active():
             self.gives_early_map = live_early_map(sam) is not None
@@ -70,7 +76,11 @@ class Encoder(nn.Module):
 class _MaskHead(nn.Module):
     """The mask decoder with embedded prompts: masks of token 0, or of all classes."""
 
-    def __init__(self, sam: nn.Module, active: Active) -> None:
+    mask_decoder: Any
+    positions: torch.Tensor
+    no_mask: torch.Tensor
+
+    def __init__(self, sam: Any, active: Active) -> None:
         super().__init__()
         self.active = active
         self.mask_decoder = getattr(sam, family_of(sam).mask_decoder)
@@ -128,6 +138,9 @@ class Decoder(_MaskHead):
         processor: says how images were resized.
         active: as for `Encoder`.
     """
+
+    mask_embed: nn.Module
+    upscaling: torch.Tensor
 
     def __init__(self, sam: nn.Module, processor: SamAdaptProcessor, active: Active = nullcontext) -> None:
         super().__init__(sam, active)
@@ -202,9 +215,12 @@ class Router(nn.Module):
     domains.
     """
 
+    pool: ModaModel
+    labels: torch.Tensor
+
     def __init__(self, pool: ModaModel, normalise: nn.Module | None = None) -> None:
         super().__init__()
-        self.normalise, self.router, self.vision_encoder = normalise, pool.router, find_vision_encoder(pool.model)
+        self.normalise, self.router, self.vision_encoder = normalise, pool.router, vision_encoder(pool.model)
         self.register_buffer("labels", pool.router.kept_labels)
         self.__dict__["pool"] = pool
 

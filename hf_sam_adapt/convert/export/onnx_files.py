@@ -45,15 +45,22 @@ def write_onnx(part: Part, folder: Path, opset: int, precision: str) -> Path:
     path = folder / f"{part.name}.onnx"
     path.parent.mkdir(exist_ok=True)
     program = program_of(part)
-    names = {"input_names": list(part.inputs), "output_names": list(part.outputs)}
     try:
         with _quietly():
-            graph = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names)
+            graph = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                verbose=False,
+                input_names=list(part.inputs),
+                output_names=list(part.outputs),
+            )
     except torch.onnx.OnnxExporterError as error:
         raise UserError(
             f"the exporter cannot write {part.name}: {first_line(error)}", key="format", fix="use --format torch"
         ) from error
     size = sum(value.numel() * value.element_size() for value in program.state_dict.values())
+    assert graph is not None  # with dynamo
     graph.save(path, external_data=size > _ONE_FILE)
     if precision != "no" and part.kind in REDUCED:
         with _quietly():

@@ -15,7 +15,7 @@ from torch import nn
 from ...errors import UserError
 from ...files import BASE
 from ...inference.forward import pool_of, sam_of
-from ...sam.families import SAM, encoder_shape, family_of, find_vision_encoder
+from ...sam.families import SAM, encoder_shape, family_of, vision_encoder
 from ...sam.input_channels import input_channels
 from ...sam.processing import SamAdaptProcessor
 from ...tuners.moda import ModaModel
@@ -112,7 +112,7 @@ def parts_of(
         return parts
     outputs = (*_embeddings(pool), "domain", "scores")
     parts = [_part("router", Router(pool, normalise), {"image": image}, outputs)]
-    adapted = first_adapted_block(find_vision_encoder(sam)) is not None
+    adapted = first_adapted_block(vision_encoder(sam)) is not None
     for domain in [*pool.domains, *([BASE] if pool.router.reject else [])]:
         active = partial(pool.activated, domain)
         if adapted and domain != BASE:
@@ -129,12 +129,12 @@ def _image(model: nn.Module, encoder_input: str) -> torch.Tensor:
     size = encoder_shape(model).image_size
     if encoder_input == "image":
         return 255 * torch.rand(size // 2, size - 1, 3)
-    return torch.randn(_ROWS, input_channels(find_vision_encoder(model)), size, size)
+    return torch.randn(_ROWS, input_channels(vision_encoder(model)), size, size)
 
 
 def _embeddings(pool: ModaModel) -> tuple[str, ...]:
     """Names of what the router's encoder gives: an early map only where it serves the domains' decoders too."""
-    shared = first_adapted_block(find_vision_encoder(pool.model)) is None
+    shared = first_adapted_block(vision_encoder(pool.model)) is None
     return EMBEDDINGS[: 1 + (shared and getattr(pool.moda_config.inner, "decoder", None) == "hq")]
 
 

@@ -40,8 +40,13 @@ def program_of(part: Part) -> torch.export.ExportedProgram:
         ) from error
 
 
+def is_compiled(part: Part, aot: bool) -> bool:
+    """Whether a part becomes a package: AOTInductor cannot compile a decoder, whose masks' size is an input."""
+    return aot and part.kind != "decoder"
+
+
 def write_program(part: Part, folder: Path, aot: bool) -> Path:
-    """Write `<part>.pt2`, with `aot` as a package compiled for this machine's kind of processor.
+    """Write `<part>.pt2`, with `aot` as a package compiled for this machine's kind of processor, see `is_compiled`.
 
     Raises:
         UserError: no C++ compiler, or AOTInductor cannot compile the part.
@@ -49,7 +54,7 @@ def write_program(part: Part, folder: Path, aot: bool) -> Path:
     path = folder / f"{part.name}.pt2"
     path.parent.mkdir(exist_ok=True)
     program = program_of(part)
-    if not aot:
+    if not is_compiled(part, aot):
         torch.export.save(program, path)
         return path
     if shutil.which("g++") is None and shutil.which("clang++") is None:
@@ -65,7 +70,7 @@ def write_program(part: Part, folder: Path, aot: bool) -> Path:
 
 def program_runner(part: Part, path: Path, aot: bool) -> Run:
     """What `write_program` wrote, loaded again."""
-    load = torch._inductor.aoti_load_package if aot else _loaded
+    load = torch._inductor.aoti_load_package if is_compiled(part, aot) else _loaded
     call = load(str(path))
 
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:

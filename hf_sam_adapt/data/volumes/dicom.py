@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError, first_line, require_extra
+from ..folder import IMAGE_SUFFIXES
 from ..walk import files_below
 
 
 PREAMBLE = 128  # bytes before the letters that mark a DICOM file
 UNEVEN = 0.05  # of the distance between slices, by which it may vary
+_OTHERS = IMAGE_SUFFIXES | {".gz", ".json", ".nii", ".npy", ".txt", ".xml", ".yaml"}  # which need not be opened
 _GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 
 
 def is_series(folder: Path) -> bool:
     """Whether a folder itself holds DICOM files."""
-    return folder.is_dir() and any(is_dicom(path) for path in files_below(folder, deep=False))
+    files = files_below(folder, deep=False) if folder.is_dir() else []
+    return any(is_dicom(path) for path in files if path.suffix.lower() not in _OTHERS)
 
 
 def is_dicom(path: Path) -> bool:

@@ -81,7 +81,7 @@ class GeoTiffWriter(MapWriter):
     def begin(self, path: Path, name: str, size: tuple[int, int]) -> Sink:
         require_extra("geo", f"format {self.key}")
         mask, *_ = self.files(name)
-        files = {None: MapFile(self.folder / mask, str(path), size, cog=self.cog)}
+        files: dict[int | None, MapFile] = {None: MapFile(self.folder / mask, str(path), size, cog=self.cog)}
         for label in self._labels:
             file = self.folder / self._chance_file(name, label)
             files[label] = MapFile(file, str(path), size, "float32", np.nan, self.cog)

@@ -14,7 +14,7 @@ import yaml
 from ...data.annotations import CHECKED, SOURCE
 from ...data.outlines import signed_area
 from ...errors import UserError
-from ...files import whole_file
+from ...files import is_plain_name, whole_file
 from ...inference.instances import coco_content
 from .result import Area, ImageResult, Writer
 
@@ -76,14 +76,17 @@ class LabelmeWriter(Writer):
         for place, record in enumerate(order, start=1):
             path = self.folder / record[self.key]
             content = json.loads(path.read_text(encoding="utf-8"))
-            image = path.with_name(content["imagePath"])
+            if SOURCE not in content:  # drawn anew by a tool that does not keep it: a person's work under that name
+                continue
+            image = _image_beside(path, content)
             stem = f"{place:0{digits}d}_{content[SOURCE]['name']}"
             target = path.with_name(f"{stem}.json")
             if target == path:
                 continue
-            moved = image.with_name(stem + image.suffix)
-            os.replace(image, moved)
-            write_whole_json(target, content | {"imagePath": moved.name})
+            if image is not None:
+                content["imagePath"] = stem + image.suffix
+                os.replace(image, path.with_name(content["imagePath"]))
+            write_whole_json(target, content)
             path.unlink()
             record[self.key] = target.relative_to(self.folder).as_posix()
 
@@ -93,7 +96,8 @@ class LabelmeWriter(Writer):
             content = read_annotation(path)
             if path not in kept and SOURCE in content and not is_checked(content):
                 path.unlink()
-                path.with_name(content["imagePath"]).unlink(missing_ok=True)
+                if (image := _image_beside(path, content)) is not None:
+                    image.unlink()
 
 
 def checked_annotations(folder: Path) -> list[Path]:
@@ -108,6 +112,13 @@ def read_annotation(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _image_beside(path: Path, content: Mapping[str, Any]) -> Path | None:
+    """The copy of the image in the folder of its annotation, None where it names another one."""
+    name = content.get("imagePath")
+    place = path.with_name(name) if isinstance(name, str) and is_plain_name(name) else None
+    return place if place is not None and place.is_file() else None
 
 
 def is_checked(content: Mapping[str, Any]) -> bool:

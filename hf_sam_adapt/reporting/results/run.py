@@ -90,8 +90,9 @@ def predict(
         rank: "uncertain" puts the images of which the model is least sure first, see `uncertainty`.
         skip_existing: leave images as they are whose results an earlier call with the same settings has written since
             they were changed.
-        tile, overlap, route: see `SamAdaptPredictor.predict`. A raster whose formats are all of maps is read and
-            written by windows, whatever its size, unless instances or a rank are asked for.
+        tile, overlap, route: see `SamAdaptPredictor.predict`; unset, tile and overlap are those of the adapter's
+            training. A raster whose formats are all of maps is read and written by windows, whatever its size, unless
+            instances or a rank are asked for.
         slice_axis, window, neighbours: how volumes are cut, see `SliceKeys`; None = as in the adapter's training.
         batch_size: images, or tiles of an image, encoded together.
         precision: "no", "bf16" or "fp16" autocast.
@@ -120,7 +121,6 @@ def predict(
         raise UserError(f"{simplify} is not a number of pixels", key="simplify", fix="0 keeps every corner")
     folder = Path(output_dir)
     make_writers(format or ["png"], folder, WriteOptions(), instances is not None)
-    check_route(route, tile)
     find_images(inputs, arrays=True)  # what is missing is said before a model is loaded
     loaded = load_for_inference(adapter, model, attention)
     predictor = SamAdaptPredictor.from_loaded(loaded, device=PartialState().device, precision=precision)
@@ -133,7 +133,10 @@ def predict(
         format or (["nifti"] if volumes else usual_formats(paths)), folder, options, instances is not None
     )
     cutting = slice_keys(predictor.processor, volumes, writers, slice_axis, window, neighbours)
+    if tile is None and (trained := predictor.processor.tiling) is not None:
+        tile, overlap = trained["tile"], trained["overlap"] if overlap is None else overlap
     tiles, notes = predictor.tiles(tile, overlap)
+    check_route(route, tile)
     for note in notes if progress else ():
         print(note)
     names = dict(zip(paths, output_names(paths)))

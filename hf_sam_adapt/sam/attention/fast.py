@@ -23,25 +23,27 @@ logger = logging.get_logger(__name__)
 
 
 class FastAttention:
-    """What stands as `forward` on one attention module; calls its `qkv` and `proj`, whatever layers these are.
+    """What stands as `forward` on the attention modules; calls their `qkv` and `proj`, whatever layers these are.
 
     transformers chooses SAM's attention by class when the model is built and asks none of its attention interfaces in
     the forward, so there is no hook to register with. An object as the instance's own `forward` changes neither the
-    module's class nor its parameters and their names; hooks of the module run as ever, and as the object refers to
-    its module by an attribute, a copy or a pickle of the model has its own.
+    module's class nor its parameters and their names; hooks of the module run as ever. One object serves all modules
+    of a model, which tell it who calls (`name_caller`): what `torch.compile` makes for a block fits the next one, and
+    a replica that `nn.DataParallel` makes runs its own weights.
 
     Args:
-        attention: the module.
         kind: one of `KINDS`.
         own: the classes of transformers that compute it, by kind.
     """
 
-    def __init__(self, attention: Any, kind: str, own: dict[str, type[nn.Module]]) -> None:
-        self.attention, self.kind, self.own = attention, kind, own
+    def __init__(self, kind: str, own: dict[str, type[nn.Module]]) -> None:
+        self.kind, self.own = kind, own
 
-    def __call__(self, hidden_states: torch.Tensor, output_attentions: bool | None = None) -> tuple[Any, Any]:
+    def __call__(
+        self, hidden_states: torch.Tensor, output_attentions: bool | None = None, *, caller: Any
+    ) -> tuple[Any, Any]:
         """(B, h, w, C) -> (B, h, w, C), and the attention's weights of kind `eager`, None of the others."""
-        attention = self.attention
+        attention = caller
         kind = fastest(attention, hidden_states.device, self.own) if self.kind == "auto" else self.kind
         if kind in self.own:
             return self.own[kind].forward(attention, hidden_states, output_attentions)
@@ -60,6 +62,11 @@ class FastAttention:
         # What is exported has to run without this package, whose operation the tiles are.
         tiled = device == "cpu" and not torch.compiler.is_exporting()
         return tiled_attention if tiled else folded_attention
+
+
+def name_caller(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Forward pre-hook of an attention module: its forward learns which module this is."""
+    return args, kwargs | {"caller": module}
 
 
 def fastest(attention: nn.Module, device: torch.device, own: dict[str, type[nn.Module]]) -> str:
@@ -105,8 +112,10 @@ def use_fast_attention(model: nn.Module, kind: Kind = "auto") -> None:
         if reasons:
             raise UserError(f"{kind} cannot be used, for {reasons.pop()}", key="attention", fix="use auto")
     restore_attention(model)
+    fast = FastAttention(kind, own)
     for attention in modules:
-        vars(attention)["forward"] = FastAttention(attention, kind, own)
+        vars(attention)["forward"] = fast
+        attention.register_forward_pre_hook(name_caller, with_kwargs=True)
     if not own:
         _use_implementation(encoder, kind)
     for patches in _patch_embeddings(model):
@@ -117,6 +126,9 @@ def restore_attention(model: nn.Module) -> None:
     """Undo `use_fast_attention`: the model's attention is that of its classes."""
     for attention in attention_modules(model):
         vars(attention).pop("forward", None)
+        hooks = attention._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is name_caller]:
+            del hooks[key], attention._forward_pre_hooks_with_kwargs[key]
     encoder = find_vision_encoder(model)
     if encoder is not None and hasattr(encoder, _BEFORE):
         _use_implementation(encoder, getattr(encoder, _BEFORE))

@@ -11,8 +11,8 @@ def folded_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float
     """softmax(scale q k^T + bias) v by `scaled_dot_product_attention` without a mask.
 
     q' = [q, q.H / scale, q.W / scale] and k' = [k, onehot(row), onehot(column)] have the product scale q' k'^T = scale
-    q k^T + bias. Flash attention wants heads of one size, so 16-bit values get zeros; the memory-efficient kernel that
-    fp32 takes does not.
+    q k^T + bias. Flash attention wants heads of one size, so values get zeros where it takes them (`flash_takes`); the
+    memory-efficient kernel, which runs elsewhere, does not.
 
     Args:
         qkv: (B, S, 3, heads, d), S = height * width.
@@ -28,10 +28,30 @@ def folded_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float
     rel_h, rel_w = relative_scores(q, (table_h / scale).to(q.dtype), (table_w / scale).to(q.dtype))
     queries, keys = fold(q, k, rel_h, rel_w)
     width = v.shape[-1]
-    if v.dtype in (torch.bfloat16, torch.float16):
+    if flash_takes(queries):
         v = F.pad(v, (0, queries.shape[-1] - width))
     attended = F.scaled_dot_product_attention(queries, keys, v, scale=scale)
     return attended[..., :width].transpose(1, 2)
+
+
+def flash_takes(queries: Tensor) -> bool:
+    """Whether flash attention runs on heads like `queries` (…, d'), forward and, where gradients are wanted, backward.
+
+    16-bit heads up to 256 wide; on a GPU of capability 8.6, 8.9 or 12.x, whose shared memory is small, those of 193 to
+    224 have no backward.
+    """
+    width = queries.shape[-1]
+    if queries.dtype not in (torch.bfloat16, torch.float16) or width > 256:
+        return False
+    if queries.device.type != "cuda" or not 192 < width <= 224 or not queries.requires_grad:
+        return True
+    major, minor = _capability(queries.device)
+    return (major, minor) not in ((8, 6), (8, 9)) and major < 12
+
+
+@torch.compiler.assume_constant_result
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def fold(q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:

@@ -191,6 +191,18 @@ class SamFamily:
         """Regular expression of the names of patch embedding and blocks in the model."""
         return rf"{self.encoder}\.({re.escape(self.patch_embedding)}|{re.escape(self.blocks)}\.\d+)"
 
+    def targets(self, model_type: str, names: str) -> str:
+        """Regular expression for PEFT's `target_modules`, in a model of this type wherever it lies.
+
+        Args:
+            model_type: the family's, or that of the encoder alone, which may be the encoder itself.
+            names: as `map_names` and `linear_names` give them.
+        """
+        if model_type == self.model_type:
+            return rf"(.*\.)?{names}"
+        inside = names.removeprefix(rf"{self.encoder}\.")
+        return rf"(.*\.)?({self.encoder}\.)?{inside}"
+
     def blocks_of(self, encoder: nn.Module) -> nn.ModuleList:
         return attrgetter(self.blocks)(encoder)
 

@@ -9,6 +9,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .. import citations
 from ..image_embeddings import ImageEmbeddings
+from ..per_thread import PerThread
 from . import vit
 from .family import Runs, SamFamily
 
@@ -16,16 +17,20 @@ from .family import Runs, SamFamily
 _MENDED = "_hf_sam_adapt_mended"
 
 
+class _Image(PerThread):
+    shape: torch.Size | None = None
+    maps: torch.Tensor | None = None
+
+
 class AttendedImage:
     """Hooks that give the decoder's upscaling the image maps behind its transformer, as SAM-HQ does.
 
     transformers assigns the transformer's second output to a name that it overwrites, and upscales the maps that went
-    in, their rows and columns exchanged. The object carries them within one call; a copy or pickle of the model has
-    its own.
+    in, their rows and columns exchanged. The object carries them within one call.
     """
 
     def __init__(self, decoder: nn.Module) -> None:
-        self._maps: torch.Tensor | None = None
+        self._image = _Image()
         self._handles = [
             decoder.transformer.register_forward_pre_hook(self.keep_shape, with_kwargs=True),
             decoder.transformer.register_forward_hook(self.keep),
@@ -34,23 +39,20 @@ class AttendedImage:
 
     def keep_shape(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """(R, C, g, g) of the maps that go in."""
-        self._shape = kwargs["image_embeddings"].shape
+        self._image.shape = kwargs["image_embeddings"].shape
 
     def keep(self, module: nn.Module, args: tuple, output: tuple) -> None:
         """(R, 1, g g, C) -> (R, C, g, g)."""
-        self._maps = output[1].transpose(2, 3).reshape(self._shape)
+        self._image.maps = output[1].transpose(2, 3).reshape(self._image.shape)
 
     def replace(self, module: nn.Module, args: tuple) -> tuple | None:
         """The input of the first upscaling."""
-        maps, self._maps = self._maps, None
+        maps, self._image.maps = self._image.maps, None
         return None if maps is None else (maps,)
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": None}  # a tensor inside a graph can be neither copied nor pickled
 
 
 def _mend(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from ...sam.image_embeddings import SharedMaps
 from .two_way import mix_tokens, output_tokens, upscale
 
 
-# Matches the names of the decoder's parameters that `ClassDecoder` reads for its masks: not those of an HQ branch.
+# Matches the names of the decoder's parameters that `decode_classes` reads for its masks: not those of an HQ branch.
 READ = re.compile(r"transformer\.|(iou|mask|obj_score)_tokens?\.|upscale_|output_hypernetworks_mlps\.0\.")
 
 
@@ -63,59 +63,56 @@ class QueryHead(nn.Module):
         return scores.clamp(min=1e-6).log().to(masks.dtype)
 
 
-class ClassDecoder(nn.Module):
-    """SAM's mask decoder with a class head in place of its last product; takes the decoder's arguments.
+def decode_classes(
+    decoder: nn.Module,
+    head: nn.Module,
+    num_mask_tokens: int,
+    image_embeddings: torch.Tensor,
+    image_positional_embeddings: torch.Tensor,
+    sparse_prompt_embeddings: torch.Tensor | None,
+    dense_prompt_embeddings: torch.Tensor,
+    multimask_output: bool = False,
+    attention_similarity: torch.Tensor | None = None,
+    target_embedding: torch.Tensor | None = None,
+    high_resolution_features: Sequence[torch.Tensor | SharedMaps] | None = None,
+    hq_token_only: bool = False,
+    intermediate_embeddings: Sequence[torch.Tensor] = (),
+) -> tuple[torch.Tensor, ...]:
+    """Run SAM's mask decoder with a class head in place of its last product; takes the decoder's arguments.
 
-    Holds no weights of its own: `decoder` is the base's, whose parameters the overlay replaces for a call.
+    Logits (B, P, K, h, w) and SAM's IoU estimate (B, P, 1), whatever `multimask_output` says. Of SAM 2 and 3, which
+    take `high_resolution_features`, also the mask token (B, P, 1, C) and the object's score (B, P, 1). The last two
+    arguments are of SAM-HQ's own branch, which this decoder does without.
+
+    Args:
+        decoder: SAM's mask decoder.
+        head: `ClassHead` or `QueryHead`.
+        num_mask_tokens: of the decoder, those that the head takes.
     """
-
-    def __init__(self, decoder: nn.Module, head: ClassHead | QueryHead, num_mask_tokens: int):
-        super().__init__()
-        self.decoder, self.head, self.num_mask_tokens = decoder, head, num_mask_tokens
-
-    def forward(
-        self,
-        image_embeddings: torch.Tensor,
-        image_positional_embeddings: torch.Tensor,
-        sparse_prompt_embeddings: torch.Tensor | None,
-        dense_prompt_embeddings: torch.Tensor,
-        multimask_output: bool = False,
-        attention_similarity: torch.Tensor | None = None,
-        target_embedding: torch.Tensor | None = None,
-        high_resolution_features: Sequence[torch.Tensor | SharedMaps] | None = None,
-        hq_token_only: bool = False,
-        intermediate_embeddings: Sequence[torch.Tensor] = (),
-    ) -> tuple[torch.Tensor, ...]:
-        """Logits (B, P, K, h, w) and SAM's IoU estimate (B, P, 1), whatever `multimask_output` says.
-
-        Of SAM 2 and 3, which take `high_resolution_features`, also the mask token (B, P, 1, C) and the object's score
-        (B, P, 1). The last two arguments are of SAM-HQ's own branch, which this decoder does without.
-        """
-        decoder = self.decoder
-        own, iou = output_tokens(decoder)
-        tokens, mixed, source = mix_tokens(
-            decoder,
-            own,
-            image_embeddings,
-            image_positional_embeddings,
-            sparse_prompt_embeddings,
-            dense_prompt_embeddings,
-            attention_similarity,
-            target_embedding,
-        )
-        masks = tokens[:, :, iou + 1 : iou + 1 + self.num_mask_tokens].flatten(0, 1)  # (B P, N, C)
-        hyper = decoder.output_hypernetworks_mlps[0](masks)  # (B P, N, c)
-        upscaled = upscale(decoder, mixed, high_resolution_features)  # (B P, c, 4g, 4g)
-        if isinstance(self.head, QueryHead):
-            logits = self.head(masks, torch.einsum("rnc,rchw->rnhw", hyper, upscaled))
-        else:
-            first = upscale(decoder, source, high_resolution_features)
-            logits = self.head(torch.cat([upscaled, first], dim=1), hyper[:, 0])
-        scores = decoder.iou_prediction_head(tokens[:, :, iou])[:, :, :1]
-        outputs = logits.unflatten(0, tokens.shape[:2]), scores
-        if high_resolution_features is None:
-            return outputs
-        return *outputs, tokens[:, :, iou + 1 : iou + 2], decoder.pred_obj_score_head(tokens[:, :, 0])
+    own, iou = output_tokens(decoder)
+    tokens, mixed, source = mix_tokens(
+        decoder,
+        own,
+        image_embeddings,
+        image_positional_embeddings,
+        sparse_prompt_embeddings,
+        dense_prompt_embeddings,
+        attention_similarity,
+        target_embedding,
+    )
+    masks = tokens[:, :, iou + 1 : iou + 1 + num_mask_tokens].flatten(0, 1)  # (B P, N, C)
+    hyper = decoder.output_hypernetworks_mlps[0](masks)  # (B P, N, c)
+    upscaled = upscale(decoder, mixed, high_resolution_features)  # (B P, c, 4g, 4g)
+    if isinstance(head, QueryHead):
+        logits = head(masks, torch.einsum("rnc,rchw->rnhw", hyper, upscaled))
+    else:
+        first = upscale(decoder, source, high_resolution_features)
+        logits = head(torch.cat([upscaled, first], dim=1), hyper[:, 0])
+    scores = decoder.iou_prediction_head(tokens[:, :, iou])[:, :, :1]
+    outputs = logits.unflatten(0, tokens.shape[:2]), scores
+    if high_resolution_features is None:
+        return outputs
+    return *outputs, tokens[:, :, iou + 1 : iou + 2], decoder.pred_obj_score_head(tokens[:, :, 0])
 
 
 def build_head(mask_decoder: nn.Module, num_labels: int, num_mask_tokens: int | None, random_init: bool) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from ...errors import UserError
 from ...sam.families import family_of, find_mask_decoder, find_vision_encoder
 from ...sam.image_embeddings import SharedMaps
+from ...sam.per_thread import PerThread
 from .two_way import mix_tokens, upscale
 
 
@@ -55,6 +57,8 @@ class HqHead(nn.Module):
         of [x, -x]: x over its root mean square, which leaves the sign of a logit as it is. So up to what one more
         token changes in the transformer the masks are SAM's, and their logits about as large.
         """
+        if decoder.mask_tokens.weight.is_meta:  # without values to start from; a file will bring the head's own
+            return
         with torch.no_grad():
             self.hq_token.weight.copy_(decoder.mask_tokens.weight[:1])
             for name, value in decoder.output_hypernetworks_mlps[0].named_parameters():
@@ -68,7 +72,7 @@ class HqHead(nn.Module):
                 nn.init.zeros_(conv.bias)
             unit = torch.eye(first.in_channels, device=first.weight.device)
             first.weight[:, :, 1, 1] = torch.cat([unit, -unit])
-            last.weight[:, :, 1, 1] = torch.cat([unit, -unit], dim=1) * _typical_size(decoder)
+            last.weight[:, :, 1, 1] = torch.cat([unit, -unit], dim=1) * _typical_size(decoder).to(unit.device)
 
     def forward(
         self, tokens: torch.Tensor, upscaled: torch.Tensor, image_embeddings: torch.Tensor, early: EarlyMaps
@@ -90,8 +94,15 @@ class HqHead(nn.Module):
     def _detail(self, image_embeddings: torch.Tensor, early: EarlyMaps) -> torch.Tensor:
         """What the head sees of the images, (b, c, 4g, 4g)."""
         if isinstance(early, SharedMaps):
-            images, place = early.owner.unique(return_inverse=True)
-            any_row = torch.empty_like(images).scatter_(0, place, torch.arange(len(place), device=place.device))
+            if early.runs is None:
+                images, place = early.owner.unique(return_inverse=True)
+                any_row = torch.empty_like(images).scatter_(0, place, torch.arange(len(place), device=place.device))
+            else:  # without a look at the values, for which a GPU would wait
+                counts = [count for _, count in early.runs]
+                starts = [0, *accumulate(counts)][:-1]
+                owners = [index for index, count in enumerate(counts) for _ in range(count)]
+                known = [image for image, _ in early.runs], owners, starts
+                images, place, any_row = (torch.tensor(one, device=early.owner.device) for one in known)
             return self._detail(image_embeddings[any_row], early.maps[images])[place]
         return self.embedding_encoder(image_embeddings) + self.compress_vit_feat(early.permute(0, 3, 1, 2))
 
@@ -115,12 +126,18 @@ def _typical_size(decoder: nn.Module) -> torch.Tensor:
     return F.gelu(maps).square().mean().sqrt()
 
 
+class _Carried(PerThread):
+    map: EarlyMaps | None = None
+    assignment: Assignment | None = None
+    expected = False
+
+
 class EarlyMap:
     """Carries what the decoder's call has no argument for, within one forward of a `SamModel`: see `receive`.
 
     Its methods are the hooks: bound methods instead of closures, so that a model with them can be copied and pickled.
     A map is captured only after `expect`, and `take` forgets it: neither a later forward nor the recomputation of a
-    gradient checkpoint can leave one behind that belongs to other images.
+    gradient checkpoint can leave one behind that belongs to other images. Each thread has its own.
 
     Args:
         model: the `SamModel`.
@@ -128,8 +145,7 @@ class EarlyMap:
     """
 
     def __init__(self, model: nn.Module, layer: int):
-        self.layer = layer
-        self._forget()
+        self.layer, self._carried = layer, _Carried()
         # The base's own block: what tuners wrap around it acts on its input, or inside it.
         block = family_of(model).blocks_of(find_vision_encoder(model))[layer]
         while hasattr(block, "base_layer"):
@@ -143,23 +159,23 @@ class EarlyMap:
         """Pre-hook of the `SamModel`: takes the keywords `early_embeddings` (B, g, g, V) or `SharedMaps`, which has to
         come beside `image_embeddings`, and `hq_assignment`, the images of each adapter."""
         self.expect()
-        self._map = kwargs.get("early_embeddings")
-        self._assignment = kwargs.get("hq_assignment")
+        self._carried.map = kwargs.get("early_embeddings")
+        self._carried.assignment = kwargs.get("hq_assignment")
         return args, {key: value for key, value in kwargs.items() if key not in ("early_embeddings", "hq_assignment")}
 
     def capture(self, block: nn.Module, args: tuple, output: torch.Tensor) -> None:
         """Forward hook of the early block."""
-        if self._expected:
-            self._map = output
+        if self._carried.expected:
+            self._carried.map = output
 
     def expect(self) -> None:
         """Keep the map of the encoder pass that follows."""
         self._forget()
-        self._expected = True
+        self._carried.expected = True
 
     def take(self) -> tuple[EarlyMaps | None, Assignment | None]:
         """The early map (B, g, g, V) and the assignment of this forward, once."""
-        taken = self._map, self._assignment
+        taken = self._carried.map, self._carried.assignment
         self._forget()
         return taken
 
@@ -169,12 +185,8 @@ class EarlyMap:
             handle.remove()
 
     def _forget(self) -> None:
-        self._map: EarlyMaps | None = None
-        self._assignment: Assignment | None = None
-        self._expected = False
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_map": None}  # a tensor inside a graph can be neither copied nor pickled
+        self._carried.map = self._carried.assignment = None
+        self._carried.expected = False
 
 
 def live_early_map(sam: nn.Module) -> EarlyMap | None:

@@ -1,19 +1,20 @@
 """What the tuner layers of all methods share: a transparent wrapper, and weights that overlay a whole module."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from operator import attrgetter
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
-from torch.func import functional_call
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ...errors import UserError
 from ...sam.image_embeddings import SharedMaps
-from .class_wise import ClassDecoder, build_head
+from .class_wise import build_head, decode_classes
 from .hq import Assignment, EarlyMap, EarlyMaps, HqHead, decode_hq
+from .overlay import combined, current_parameters, overlaid, parameter_names
 
 
 class _AttributeForwarding:
@@ -53,9 +54,11 @@ class SamTunerLayer(_AttributeForwarding, nn.Module, BaseTunerLayer):
         return [name for name in self.active_adapters if name in available]
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module):
-        for parameter in base_layer.parameters():
-            if parameter.is_floating_point():
-                return parameter.device, parameter.dtype
+        for module in base_layer.modules():
+            for name in parameter_names(module):
+                parameter = getattr(module, name)
+                if parameter is not None and parameter.is_floating_point():
+                    return parameter.device, parameter.dtype
         return None, None
 
     def finish_update(self, adapter_name: str, inference_mode: bool) -> None:
@@ -108,11 +111,9 @@ class ParameterOverlay(SamTunerLayer):
         self.mask_tokens: dict[str, int | None] = {}
         self.without_padding: dict[str, bool] = {}
         self.iou_head_trained: dict[str, bool] = {}
-        # In a plain dictionary: as a child it would put the base's weights under a second name.
-        self._class_decoders: dict[str, ClassDecoder] = {}
         self._backup: dict[str, torch.Tensor] = {}
 
-    other_param_names = ("mask_tokens", "without_padding", "iou_head_trained", "_class_decoders")
+    other_param_names = ("mask_tokens", "without_padding", "iou_head_trained")
 
     @property
     def overlays(self) -> nn.ModuleDict:
@@ -156,6 +157,8 @@ class ParameterOverlay(SamTunerLayer):
             random_init: add noise of the size of each tensor's spread, so that tests see an adapter that acts.
             inference_mode: True leaves the new weights frozen.
         """
+        if names or hq_head is not None:
+            check_not_quantised(self.base_layer)
         base = dict(self.base_layer.named_parameters()) | self._backup  # not what another adapter merged into it
         copies = {}
         for name in names:
@@ -172,9 +175,7 @@ class ParameterOverlay(SamTunerLayer):
         self.without_padding[adapter_name] = without_padding
         self.iou_head_trained[adapter_name] = train_iou_head
         if num_labels is not None:
-            head = build_head(self.base_layer, num_labels, num_mask_tokens, random_init)
-            self.heads[adapter_name] = head
-            self._class_decoders[adapter_name] = ClassDecoder(self.base_layer, head, num_mask_tokens or 1)
+            self.heads[adapter_name] = build_head(self.base_layer, num_labels, num_mask_tokens, random_init)
         if hq_head is not None:
             self.hq_heads[adapter_name] = hq_head
         self.finish_update(adapter_name, inference_mode)
@@ -192,9 +193,13 @@ class ParameterOverlay(SamTunerLayer):
         """
         own = [current_parameters(self.overlays[name]) for name in adapter_names]
         dtype = next(iter(own[0].values())).dtype
+        _, base_dtype = self._get_base_layer_device_and_dtype(self.base_layer)
+        if len(own) == 1 and dtype == base_dtype:
+            return own[0]
         base = current_parameters(self.base_layer)
-        effective = {name: value.to(dtype) for name, value in base.items() if value.dtype != dtype}
-        return effective | combined(base, own)
+        effective = combined(base, own)
+        rest = {name: value for name, value in base.items() if name not in effective and value.dtype != dtype}
+        return effective | {name: value.to(dtype) for name, value in rest.items()}
 
     def forward(self, *args, **kwargs):
         if self.disable_adapters and self.merged:
@@ -205,15 +210,19 @@ class ParameterOverlay(SamTunerLayer):
             return self._decode_hq(adapters, assignment, early, args, kwargs)
         if not adapters or self.merged:
             return self.base_layer(*args, **kwargs)
-        parameters = self.overlaid_parameters(adapters)
+        classes = [name for name in adapters if name in self.heads]
+        if classes and len(adapters) > 1:
+            raise UserError(f"adapters {', '.join(adapters)}: a class_wise decoder cannot be active beside another")
+        count, attributes = self._mask_token_count(adapters), {}
+        if count is not None and not classes:
+            attributes["num_mask_tokens"] = count
+            args, kwargs = (), as_keywords(self.base_layer, args, kwargs) | {"multimask_output": False}
         _, base_dtype = self._get_base_layer_device_and_dtype(self.base_layer)
-        dtype = next(iter(self.overlays[adapters[0]].parameters())).dtype
-        if any(name in self.heads for name in adapters):
-            return self._call(*self._class_decoder(adapters, parameters), args, kwargs, dtype, base_dtype)
-        with self._pruned(adapters) as pruned:
-            if pruned:
-                args, kwargs = (), as_keywords(self.base_layer, args, kwargs) | {"multimask_output": False}
-            outputs = self._call(self.base_layer, parameters, args, kwargs, dtype, base_dtype)
+        parameters = self.overlaid_parameters(adapters)
+        dtype = next(iter(parameters.values())).dtype
+        with overlaid(self.base_layer, parameters, **attributes) as module:
+            called = partial(decode_classes, module, self.heads[classes[0]], count or 1) if classes else module
+            outputs = _in_dtype(called, args, kwargs, dtype, base_dtype)
         if any(self.without_padding[name] for name in adapters):
             given = as_keywords(self.base_layer, args, kwargs)
             if given.get("input_boxes") is None and (given["input_labels"] < 0).all():
@@ -235,24 +244,18 @@ class ParameterOverlay(SamTunerLayer):
 
     def _part(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
         module = getattr(self.base_layer, name)
-        own = [dict(self.overlays[adapter].named_parameters()) for adapter in self.live_adapters]
+        own = [current_parameters(self.overlays[adapter]) for adapter in self.live_adapters]
         own = [{key: one[f"{name}.{key}"] for key in ("weight", "bias")} for one in own if f"{name}.weight" in one]
         if not own or self.merged:
             return module
         parameters = combined(current_parameters(module), own)
         dtypes = own[0]["weight"].dtype, module.weight.dtype
-        return lambda maps: self._call(module, parameters, (maps,), {}, *dtypes)
 
-    def _class_decoder(self, adapters: list[str], parameters: dict) -> tuple[nn.Module, dict]:
-        """The class-wise decoder of the one active adapter, and the parameters under its names."""
-        if len(adapters) > 1:
-            raise UserError(f"adapters {', '.join(adapters)}: a class_wise decoder cannot be active beside another")
-        (name,) = adapters
-        decoder = self._class_decoders.get(name)
-        if decoder is None or decoder.decoder is not self.base_layer:  # replaced by a wrapper such as FSDP
-            decoder = ClassDecoder(self.base_layer, self.heads[name], self.mask_tokens[name] or 1)
-            self._class_decoders[name] = decoder
-        return decoder, {f"decoder.{key}": value for key, value in parameters.items()}
+        def run(maps: torch.Tensor) -> torch.Tensor:
+            with overlaid(module, parameters) as part:
+                return _in_dtype(part, (maps,), {}, *dtypes)
+
+        return run
 
     def _decode_hq(self, adapters: list[str], assignment: Assignment | None, early: EarlyMaps | None, args, kwargs):
         """HQ masks and SAM's IoU estimate, of the one active adapter or of those that `assignment` names."""
@@ -266,35 +269,15 @@ class ParameterOverlay(SamTunerLayer):
         masks, iou_tokens = decode_hq(self.base_layer, heads, assignment, early, *args, **kwargs)
         return masks, self.base_layer.iou_prediction_head(iou_tokens)[:, :, :1]
 
-    @contextmanager
-    def _pruned(self, adapters: list[str]) -> Iterator[bool]:
-        """Give the mask decoder the adapters' number of mask tokens for one call; whether it is not its own."""
+    def _mask_token_count(self, adapters: list[str]) -> int | None:
+        """Of the adapters' mask tokens; None: as many as the base has."""
         counts = {self.mask_tokens[name] for name in adapters}
         if len(counts) > 1:
             raise UserError(
                 f"adapters {', '.join(adapters)} differ in num_mask_tokens: they cannot be active together"
             )
         (count,) = counts
-        if count is None:
-            yield False
-            return
-        own = self.base_layer.num_mask_tokens
-        self.base_layer.num_mask_tokens = count
-        try:
-            yield True
-        finally:
-            self.base_layer.num_mask_tokens = own
-
-    @staticmethod
-    def _call(module: nn.Module, parameters: dict, args: tuple, kwargs: dict, dtype: torch.dtype, base_dtype):
-        if dtype == base_dtype:
-            return call_with(module, parameters, args, kwargs)
-        args = tuple(_cast(value, dtype) for value in args)
-        kwargs = {key: _cast(value, dtype) for key, value in kwargs.items()}
-        outputs = call_with(module, parameters, args, kwargs)
-        if isinstance(outputs, torch.Tensor):
-            return _cast(outputs, base_dtype)
-        return tuple(_cast(value, base_dtype) for value in outputs)
+        return count
 
     def check_merge(self, adapter_names: list[str], safe_merge: bool = False) -> None:
         """Raise `NotImplementedError` if no weights of the base module could hold what the adapters do, and with
@@ -340,6 +323,20 @@ class ParameterOverlay(SamTunerLayer):
         self.merged_adapters.clear()
 
 
+def check_not_quantised(module: nn.Module) -> None:
+    """Raise `UserError` if a module whose weights an adapter starts from, and trains, holds quantised ones."""
+    for name, value in module.named_parameters():
+        # bitsandbytes keeps integers; torchao tensors that are made of several, as FSDP2's are of shards.
+        packed = is_traceable_wrapper_subclass(value) and not isinstance(value, DTensor)
+        if packed or not value.is_floating_point():
+            raise UserError(
+                f"{name} of {type(module).__name__} is quantised, but the adapter trains it",
+                key="quantization_config",
+                fix="load the base with llm_int8_skip_modules=['mask_decoder'] (bitsandbytes) or "
+                "modules_to_not_convert=['mask_decoder'] (torchao), or use decoder='frozen'",
+            )
+
+
 def as_keywords(module: nn.Module, args: tuple, kwargs: dict) -> dict:
     """The arguments of a call of `module` as keywords, in which a hook can look them up and set its own."""
     return inspect.signature(module.forward).bind_partial(*args).arguments | kwargs if args else kwargs
@@ -351,40 +348,16 @@ def trains_iou_head(model: nn.Module) -> bool:
     return any(overlay.iou_head_trained[name] for overlay in overlays for name in overlay.live_adapters)
 
 
-def combined(base: dict[str, torch.Tensor], own: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The weights of one adapter exactly; of several, in their dtype, the base's plus the sum of their differences."""
-    if len(own) == 1:
-        return own[0]
-    effective = {}
-    for name in set().union(*own):
-        weights = [one[name] for one in own if name in one]
-        frozen = base[name].to(weights[0].dtype)
-        effective[name] = frozen + sum(weight - frozen for weight in weights)
-    return effective
-
-
-def current_parameters(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters of a module by dotted name, read as its forward does.
-
-    Within a forward, FSDP1 keeps the gathered tensors as plain attributes that hide the registered parameters.
-    """
-    return {name: attrgetter(name)(module) for name, _ in module.named_parameters()}
-
-
-def call_with(module: nn.Module, parameters: dict[str, torch.Tensor], args: tuple, kwargs: dict):
-    """`functional_call` that also replaces the plain attributes by which FSDP1 hides the registered parameters."""
-    hiding = []
-    for name, value in parameters.items():
-        path, _, leaf = name.rpartition(".")
-        attributes = vars(module.get_submodule(path))
-        if leaf in attributes:
-            hiding.append((attributes, leaf, attributes[leaf]))
-            attributes[leaf] = value
-    try:
-        return functional_call(module, parameters, args, kwargs)
-    finally:
-        for attributes, leaf, value in hiding:
-            attributes[leaf] = value
+def _in_dtype(function: Callable, args: tuple, kwargs: dict, dtype: torch.dtype, base_dtype: torch.dtype | None):
+    """A call with its inputs in the dtype of an adapter, and its outputs in the base's."""
+    if dtype == base_dtype:
+        return function(*args, **kwargs)
+    args = tuple(_cast(value, dtype) for value in args)
+    kwargs = {key: _cast(value, dtype) for key, value in kwargs.items()}
+    outputs = function(*args, **kwargs)
+    if isinstance(outputs, torch.Tensor):
+        return _cast(outputs, base_dtype)
+    return tuple(_cast(value, base_dtype) for value in outputs)
 
 
 def _cast(value, dtype: torch.dtype):

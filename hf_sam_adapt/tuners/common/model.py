@@ -23,52 +23,15 @@ from ...sam.families import (
 from ...sam.fingerprint import check_fingerprint, compute_fingerprint
 from ...sam.image_size import original_position_embedding, resize_input, restore_input
 from ...sam.input_channels import inflate_channels, input_channels, original_channels, restore_channels
-from ...sam.mask_choice import choosing_decoders, set_choice, stop_choosing
+from ...sam.mask_choice import stop_choosing
 from ...sam.windows import remove_windows, restore_windows, windows_removed
 from .adapter_checks import check_adapter_keys, check_adapter_name
 from .config import SamConfigMixin
 from .decoder import decoder_parameters, early_layer, prompt_encoder_parameters, resolve_decoder
 from .hq import EarlyMap, HqHead
-from .layer import ParameterOverlay, as_keywords
+from .layer import ParameterOverlay
+from .mask_token import MaskTokenDefault, remove_mask_token_hooks
 from .undo import Undoable
-
-
-class MaskTokenDefault:
-    """Hooks of a SAM's forward: who names no `multimask_output` gets the adapter's, and a single mask is token 0's.
-
-    An object instead of closures, so that a model with it can be copied and pickled.
-
-    Args:
-        anchor: a tuner layer; while it has no active adapter the base model's default holds. None: of a merged model.
-        configs: of the model's adapters by name; of several active ones the first decides.
-    """
-
-    def __init__(self, anchor: BaseTunerLayer | None, configs: dict[str, SamConfigMixin]):
-        self.anchor, self.configs = anchor, configs
-        self._choosing: list[nn.Module] = []
-
-    def register(self, model: nn.Module) -> None:
-        model.register_forward_pre_hook(self, with_kwargs=True)
-        model.register_forward_hook(self.restore, always_call=True)
-
-    def restore(self, module: nn.Module, args: tuple, output: object) -> None:
-        """Forward hook: the decoder chooses its mask as it did before."""
-        set_choice(self._choosing, True)
-        self._choosing = []
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if self.anchor is None:
-            live = list(self.configs)
-        else:
-            live = [] if self.anchor.disable_adapters else self.anchor.active_adapters
-        # PEFT keeps the configs of further tuners at the model; a plain LoRA's has no such field.
-        configs = [self.configs.get(name) or getattr(module, "peft_config", {}).get(name) for name in live]
-        chosen = [config.multimask_output for config in configs if isinstance(config, SamConfigMixin)]
-        kwargs = as_keywords(module, args, kwargs)
-        if chosen:
-            self._choosing = choosing_decoders(module)
-            set_choice(self._choosing, False)
-        return (), {"multimask_output": chosen[0], **kwargs} if chosen else kwargs
 
 
 class SamTunerMixin(Undoable):
@@ -221,7 +184,7 @@ class SamTunerMixin(Undoable):
     def _install_mask_token_default(self, model: nn.Module) -> None:
         if find_mask_decoder(model) is None:
             return
-        _remove_mask_token_hooks(model)  # one of an adapter that is gone would look at a layer that is gone
+        remove_mask_token_hooks(model)  # one of an adapter that is gone would look at a layer that is gone
         anchor = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
         MaskTokenDefault(anchor, self.peft_config).register(model)
 
@@ -323,7 +286,7 @@ class SamTunerMixin(Undoable):
         model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         for overlay in overlays:
             overlay.stop_capturing()
-        _remove_mask_token_hooks(model)
+        remove_mask_token_hooks(model)
         if merge and find_mask_decoder(model) is not None:
             configs = {name: self.peft_config[name] for name in merged}
             MaskTokenDefault(None, configs).register(model)
@@ -378,16 +341,6 @@ def in_layers(config: SamConfigMixin, key: str) -> bool:
     layers = layer_indices(config)
     index = re.search(r"\.(\d+)(\.|$)", key)
     return layers is None or index is None or int(index.group(1)) in layers
-
-
-def _remove_mask_token_hooks(model: nn.Module) -> None:
-    for key in [key for key, hook in model._forward_pre_hooks.items() if isinstance(hook, MaskTokenDefault)]:
-        del model._forward_pre_hooks[key]
-        model._forward_pre_hooks_with_kwargs.pop(key, None)
-    for key, hook in list(model._forward_hooks.items()):
-        if isinstance(getattr(hook, "__self__", None), MaskTokenDefault):
-            del model._forward_hooks[key]
-            model._forward_hooks_always_called.pop(key, None)
 
 
 def _holds(module: nn.Module, adapter_name: str) -> bool:

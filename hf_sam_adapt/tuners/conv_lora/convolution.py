@@ -42,7 +42,9 @@ class _ExpertConvolution(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        z_grad, weight_grad, bias_grad = _backward(grad, *ctx.saved_tensors, ctx.scales)
+        # Whoever calls backward within autocast does not want the products rounded that forward computed exactly.
+        with torch.autocast(grad.device.type, enabled=False):
+            z_grad, weight_grad, bias_grad = _backward(grad, *ctx.saved_tensors, ctx.scales)
         return z_grad, None, weight_grad, bias_grad, None
 
 

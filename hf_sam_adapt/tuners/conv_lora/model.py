@@ -15,7 +15,7 @@ from .config import ConvLoraConfig
 from .layer import NOT_MERGEABLE, ConvLoraVariant
 
 
-def _attention_targets(family: SamFamily) -> str:
+def _attention_targets(family: SamFamily, model_type: str) -> str:
     """The linear of queries, keys and values; of three those of queries and values, which the official preset names.
 
     Each linear has experts of its own, whose convolutions are most of what the method costs, and an update of the keys
@@ -24,10 +24,10 @@ def _attention_targets(family: SamFamily) -> str:
     linears = family.attention_linears
     if len(linears) == 3:
         linears = (linears[0], linears[2])
-    return rf"(.*\.)?{family.linear_names(linears)}"
+    return family.targets(model_type, family.linear_names(linears))
 
 
-ATTENTION = {kind: _attention_targets(family) for family in FAMILIES for kind in family.model_types}
+ATTENTION = {kind: _attention_targets(family, kind) for family in FAMILIES for kind in family.model_types}
 VIT = ["q_proj", "k_proj", "v_proj", "query", "key", "value"]  # the latter in DINOv2 before transformers 5.23
 
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...sam.per_thread import PerThread
 from ..sam_adapter.layer import SamAdapterBlock, SamAdapterState
 from .config import CwsamConfig
 
@@ -32,6 +33,12 @@ class Bottleneck(nn.Module):
         return self.up(self.act(self.down(x.to(self.down.weight.dtype)))).to(x.dtype)
 
 
+class Running(PerThread):
+    """The block whose forward runs in this thread: in a replica of the model another than that which set the hooks."""
+
+    block: "CwsamBlock | None" = None
+
+
 class AfterAttention:
     """Forward hook of a block's attention: Y + A_space(Y), before the windows are put together again.
 
@@ -45,7 +52,8 @@ class AfterAttention:
 
     def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
         attended, *rest = (output,) if isinstance(output, torch.Tensor) else output
-        added = [self.block.sam_adapter_space[name](attended) for name in self.block.live_in("sam_adapter_space")]
+        block = self.block.running.block or self.block
+        added = [block.sam_adapter_space[name](attended) for name in block.live_in("sam_adapter_space")]
         summed = sum(added, attended)
         return summed if isinstance(output, torch.Tensor) else (summed, *rest)
 
@@ -57,8 +65,9 @@ class BesideMlp:
         self.block = block
 
     def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-        for name in self.block.live_in("sam_adapter_mlp"):
-            output = output + self.block.cwsam_scale[name] * self.block.sam_adapter_mlp[name](args[0])
+        block = self.block.running.block or self.block
+        for name in block.live_in("sam_adapter_mlp"):
+            output = output + block.cwsam_scale[name] * block.sam_adapter_mlp[name](args[0])
         return output
 
 
@@ -77,6 +86,7 @@ class CwsamBlock(SamAdapterBlock):
         self.sam_adapter_space = nn.ModuleDict()
         self.sam_adapter_mlp = nn.ModuleDict()
         self.cwsam_scale: dict[str, float] = {}
+        self.running = Running()
         attention = base_layer.attention if hasattr(base_layer, "attention") else base_layer.attn
         self.hooks = [
             attention.register_forward_hook(AfterAttention(self)),
@@ -91,6 +101,11 @@ class CwsamBlock(SamAdapterBlock):
             self.sam_adapter_mlp[adapter_name] = Bottleneck(width, config)
             self.cwsam_scale[adapter_name] = config.adapter_scale
         super().update_layer(adapter_name, config)
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
+        if getattr(self, "_is_replica", False):
+            self.running.block = self
+        return super().forward(hidden_states, *args, **kwargs)
 
     def remove_hooks(self) -> None:
         """Leave the base block as it came."""

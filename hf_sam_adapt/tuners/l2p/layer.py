@@ -61,7 +61,8 @@ class L2pDecoder(SamTunerLayer):
         similarity = F.normalize(query, dim=1) @ F.normalize(keys, dim=1).T  # (B, M)
         chosen = similarity.topk(config.top_k, dim=1).indices  # (B, k)
         if self.training:
-            counts = chosen.flatten().bincount(minlength=config.pool_size)
+            # Not bincount, for which a GPU waits.
+            counts = (chosen[..., None] == torch.arange(config.pool_size, device=chosen.device)).sum((0, 1))
             chosen = counts.argsort(descending=True, stable=True)[: config.top_k].expand(len(chosen), -1)
             loss = -config.key_weight * similarity.gather(1, chosen).sum()
             self.key_losses.append((loss, len(chosen)))
@@ -81,4 +82,7 @@ def key_loss(model: nn.Module) -> torch.Tensor | None:
         if isinstance(module, L2pDecoder):
             losses += module.key_losses
             module.key_losses.clear()
-    return sum(loss for loss, _ in losses) / sum(count for _, count in losses) if losses else None
+    if not losses:
+        return None
+    device = losses[0][0].device  # replicas of nn.DataParallel leave theirs here, too
+    return sum(loss.to(device) for loss, _ in losses) / sum(count for _, count in losses)

@@ -109,7 +109,13 @@ class DomainDispatch:
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Forward pre-hook: settles the domains, runs all groups but the last, and leaves that to the forward."""
         call = _Call()
+        call.stack.enter_context(self.pool.lock)
         self._calls.append(call)  # first of all: `after` runs even if what follows raises
+        if getattr(module, "_is_replica", False):
+            raise UserError(
+                "a pool of domains cannot be run by nn.DataParallel, whose replicas would share its active adapter",
+                fix="start a process for each GPU, with accelerate launch or torchrun",
+            )
         domain = kwargs.pop("domain", None)
         if self.pool.disabled or not self.pool.active_adapters:
             return args, kwargs

@@ -16,7 +16,7 @@ from ...sam.image_embeddings import ImageEmbeddings
 from ..common.encoding import encode_from_block, encode_images
 from ..common.hq import live_early_map
 from .dispatch import ADAPTER_LAYERS, groups_of, restore_order
-from .tokens import TokenProbe
+from .tokens import TokenProbe, uncompiled
 
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def captured_input(encoder: nn.Module, block: int) -> Iterator[list[torch.Tensor
     module = [*family.blocks_of(encoder), family.neck_of(encoder)][block]
     handle = module.register_forward_pre_hook(lambda module, args: found.append(args[0]))
     try:
-        yield found
+        with uncompiled(encoder):
+            yield found
     finally:
         handle.remove()

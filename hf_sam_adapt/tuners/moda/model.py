@@ -18,6 +18,7 @@ from torch import nn
 from ...errors import UserError
 from ...sam.families import check_no_unknown_sam, encoder_shape, family_of, find_mask_decoder, find_vision_encoder
 from ...sam.fingerprint import check_fingerprint, compute_fingerprint
+from ...sam.per_thread import CallLock
 from ...upload import upload_folder
 from ..common.adapter_checks import check_adapter_name
 from ..common.config import SamConfigMixin
@@ -67,6 +68,7 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
         self.disabled = False
         self._open: dict[str, str | None] = {}
         self._using: list[str | list[str]] = []
+        self.lock = CallLock()  # held during a call, which makes the adapters of its domains active in turn
 
     def _place(
         self, model, adapter_name: str, autocast_adapter_dtype=True, low_cpu_mem_usage=False, state_dict=None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -239,10 +239,15 @@ class DomainPool:
             raise UserError(f"{len(names)} names for {count} images", key="domain")
         return names
 
-    def activated(self, domain: str) -> AbstractContextManager[None]:
-        """The adapter of `domain` (`"base"`: none) alone is active within; nothing becomes trainable or frozen."""
+    @contextmanager
+    def activated(self, domain: str) -> Iterator[None]:
+        """The adapter of `domain` (`"base"`: none) alone is active within; nothing becomes trainable or frozen.
+
+        One thread at a time: which adapter is active is written in the layers.
+        """
         name = None if domain == BASE else self.inner_name(domain)
-        return activated(adapter_layers(self.model), name)
+        with self.lock, activated(adapter_layers(self.model), name):
+            yield
 
     @property
     def gives_one_mask(self) -> bool:
@@ -274,4 +279,5 @@ class DomainPool:
         """`forward.ImageEmbeddings` of images (B, 3, S, S), each by the adapter of its domain, with the domains."""
         from .encode import encode_domains
 
-        return encode_domains(self, pixel_values, BASE if self.disabled else self.resolve(domain))
+        with self.lock:
+            return encode_domains(self, pixel_values, BASE if self.disabled else self.resolve(domain))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -52,11 +54,13 @@ class TokenProbe:
         self._blocks = probed_blocks(encoder)[:until]
         self._start = tokens
         self._handles: list = []
+        self._eager = ExitStack()
         self._outputs: list[torch.Tensor] = []
         self.tokens: torch.Tensor | None = None
         self.embedding: torch.Tensor | None = None
 
     def __enter__(self) -> TokenProbe:
+        self._eager.enter_context(uncompiled(self._encoder))
         for index, block in enumerate(self._blocks):
             for linear in self._family.linears_of(block):
                 self._handles.append(linear.register_forward_hook(self._keep))
@@ -68,6 +72,7 @@ class TokenProbe:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._eager.close()
 
     def _keep(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         self._outputs.append(output)
@@ -97,6 +102,19 @@ class TokenProbe:
         attended = _attend_patches(*own, *patches[1:], inside, attention.num_attention_heads)
         tokens = self.tokens + self._family.projection_of(block).forward(attended)
         self.tokens = tokens + block.mlp.forward(block.layer_norm2(tokens))
+
+
+@contextmanager
+def uncompiled(encoder: nn.Module) -> Iterator[None]:
+    """Within, what `torch.compile` made of an encoder or its parts is left aside: it knows no hooks set later."""
+    compiled = {module: module._compiled_call_impl for module in encoder.modules()}
+    for module in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
 
 
 def probed_blocks(encoder: nn.Module) -> list[nn.Module]:

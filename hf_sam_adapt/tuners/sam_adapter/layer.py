@@ -6,23 +6,47 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from ..common.layer import ParameterTree, SamTunerLayer, call_with, combined, current_parameters
+from ...sam.per_thread import PerThread
+from ..common.layer import ParameterTree, SamTunerLayer
+from ..common.overlay import combined, current_parameters, overlaid
 from .config import SamAdapterConfig
 from .features import frequency_component, get_feature
 
 
-class SamAdapterState(nn.Module):
-    """Carries the guidance from the patch embedding to the blocks within one forward; has no parameters.
+class Guidance(PerThread):
+    """Of the forward that runs: the patch embedding that began it, and what it gave, by adapter.
 
-    A module shared by all wrappers, so deepcopy and pickle keep it one object. Blocks reach the shared up-projection
-    through `owner`, which is not registered as a child: it would appear under every block's name in the state dict.
+    `maps` holds F (B, h, w, r), of a staged encoder by adapter and group, and `images` the parts of these that the
+    image alone gives, (B, h_g, w_g, r_g) in the order of the groups.
     """
 
-    def __init__(self, owner: "SamAdapterPatchEmbed"):
-        super().__init__()
-        self.__dict__["owner"] = owner
-        self.guidance: dict[Any, torch.Tensor] = {}
+    def __init__(self) -> None:
+        self.owner: Any = None
+        self.maps: dict[Any, torch.Tensor] = {}
+        self.images: dict[str, list[torch.Tensor]] = {}
+
+
+class SamAdapterState:
+    """Carries the guidance from the patch embedding to the blocks within one forward.
+
+    An object shared by all wrappers, which deepcopy and pickle keep one. Blocks reach the shared up-projection through
+    the patch embedding of their own forward: in a replica that is not the original's.
+    """
+
+    def __init__(self) -> None:
+        self.guidance = Guidance()
+
+    def begin(self, owner: "SamAdapterPatchEmbed") -> Guidance:
+        """The guidance of a new forward, to be filled."""
+        self.forget()
+        self.guidance.owner = owner
+        return self.guidance
+
+    def forget(self, *_: object) -> None:
+        """Let go of the guidance; a forward hook of the encoder, for no later forward has a use for it."""
+        self.guidance.__init__()  # type: ignore[misc]
 
     def prompt(
         self, adapter_name: str, tune: nn.Module, stream: torch.Tensor | None = None, group: int = 0
@@ -35,11 +59,8 @@ class SamAdapterState(nn.Module):
             stream: input of the block (B, h, w, D), and
             group: the block's place by width, both of which matter in `StagedState` alone.
         """
-        guidance = self.guidance[adapter_name]
-        return self.owner.sam_adapter_up[adapter_name](F.gelu(tune(guidance)))
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"guidance": {}}  # tensors inside a graph can be neither copied nor pickled
+        guidance = self.guidance.maps[adapter_name]
+        return projected(self.guidance.owner.sam_adapter_up[adapter_name], tune, guidance)
 
 
 class SamAdapterPatchEmbed(SamTunerLayer):
@@ -59,7 +80,17 @@ class SamAdapterPatchEmbed(SamTunerLayer):
         self.sam_adapter_feature = nn.ModuleDict()
         self.sam_adapter_projection = nn.ModuleDict()
         self.sam_adapter_config: dict[str, SamAdapterConfig] = {}
-        self.sam_adapter_state = SamAdapterState(self)
+        self.sam_adapter_state = SamAdapterState()
+        self._ending: RemovableHandle | None = None
+
+    def forget_after(self, encoder: nn.Module) -> None:
+        """Let go of the guidance at the end of each forward of the encoder; its graph would live on with it."""
+        self._ending = encoder.register_forward_hook(self.sam_adapter_state.forget, always_call=True)
+
+    def remove_hooks(self) -> None:
+        """Leave the encoder as it came."""
+        if self._ending is not None:
+            self._ending.remove()
 
     def update_layer(self, adapter_name: str, config: SamAdapterConfig, blocks: list[int]) -> None:
         """Add an adapter's projections.
@@ -117,9 +148,9 @@ class SamAdapterPatchEmbed(SamTunerLayer):
         """Put into the state what the blocks of this forward are guided by."""
         if tokens.ndim == 3:
             tokens = tokens.unflatten(1, (pixel_values.shape[2] // self.base_layer.projection.kernel_size[0], -1))
-        self.sam_adapter_state.guidance = {
-            name: self.compute_guidance(name, pixel_values, tokens) for name in self.live_adapters
-        }
+        guidance = self.sam_adapter_state.begin(self)
+        for name in self.live_adapters:
+            guidance.maps[name] = self.compute_guidance(name, pixel_values, tokens)
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The base's patch embedding, with the projections of active adapters that have one of their own."""
@@ -129,7 +160,8 @@ class SamAdapterPatchEmbed(SamTunerLayer):
         own = [current_parameters(self.sam_adapter_projection[name]) for name in names]
         effective = combined(current_parameters(self.base_layer.projection), own)
         effective = {f"projection.{key}": value.to(pixel_values.dtype) for key, value in effective.items()}
-        return call_with(self.base_layer, effective, (pixel_values,), {})
+        with overlaid(self.base_layer, effective) as patches:
+            return patches(pixel_values)
 
     def compute_guidance(self, adapter_name: str, pixel_values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """F = sum_j w_j F_j (paper eq. 2).
@@ -194,8 +226,13 @@ class SamAdapterBlock(SamTunerLayer):
         stream = hidden_states
         for name in self.live_adapters:
             prompt = self.sam_adapter_state.prompt(name, self.sam_adapter_tune[name], stream, self.group)
-            hidden_states = hidden_states + prompt.to(hidden_states.dtype)
+            hidden_states = hidden_states + prompt.to(hidden_states.device, hidden_states.dtype)
         return self.base_layer(hidden_states, *args, **kwargs)
+
+
+def projected(up: nn.Linear, tune: nn.Module, guidance: torch.Tensor) -> torch.Tensor:
+    """Up(GELU(Tune(F))); the shared projection may lie on another device than the block (`device_map`)."""
+    return up(F.gelu(tune(guidance.to(tune.bias.device))).to(up.weight.device))
 
 
 class BiasOnly(nn.Module):

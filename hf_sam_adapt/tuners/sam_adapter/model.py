@@ -26,7 +26,9 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
     overlays_patch_embed = False
     block_cls = SamAdapterBlock
     faithful_types = ("sam", "sam2")
-    target_module_mapping = {kind: rf"(.*\.)?{family.map_names}" for family in FAMILIES for kind in family.model_types}
+    target_module_mapping = {
+        kind: family.targets(kind, family.map_names) for family in FAMILIES for kind in family.model_types
+    }
 
     def check_family(self, config: SamAdapterConfig, family: SamFamily | None) -> None:
         super().check_family(config, family)
@@ -97,7 +99,14 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
             index = next(index for index, block in enumerate(blocks) if block is target)
             group = next(number for number, group in enumerate(groups) if index in group)
             return self.block_cls(target, self._shared_state(key, adapter_name), group)
-        return SamAdapterPatchEmbed(target) if len(groups) == 1 else StagedPatchEmbed(target, groups)
+        layer = SamAdapterPatchEmbed(target) if len(groups) == 1 else StagedPatchEmbed(target, groups)
+        layer.forget_after(find_vision_encoder(self.model))
+        return layer
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, SamAdapterPatchEmbed):
+            child.remove_hooks()
+        super()._replace_module(parent, child_name, new_module, child)
 
     def _shared_state(self, key: str, adapter_name: str) -> SamAdapterState:
         for module in self.model.modules():

@@ -11,11 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .config import SamAdapterConfig
-from .layer import SamAdapterPatchEmbed, SamAdapterState, bottleneck, feature_map, input_width
+from .layer import SamAdapterPatchEmbed, SamAdapterState, bottleneck, feature_map, input_width, projected
 
 
 @dataclass(frozen=True)
@@ -58,26 +57,16 @@ class OverlapEmbed(nn.Module):
 
 
 class StagedState(SamAdapterState):
-    """Within one forward: of each adapter the image's maps of all groups, and the guidance of the groups so far.
-
-    `images` holds by adapter (B, h_g, w_g, r_g) in the order of the groups, `guidance` F_g by adapter and group.
-    """
-
-    def __init__(self, owner: StagedPatchEmbed):
-        super().__init__(owner)
-        self.images: dict[str, list[torch.Tensor]] = {}
+    """Makes the guidance of a group when its first adapted block asks for it."""
 
     def prompt(
         self, adapter_name: str, tune: nn.Module, stream: torch.Tensor | None = None, group: int = 0
     ) -> torch.Tensor:
         """P_i = Up_g(GELU(Tune_i(F_g))): (B, h, w, C_g), or (1, 1, 1, C_g) without features."""
-        key = (adapter_name, group)
-        if key not in self.guidance:
-            self.guidance[key] = self.owner.group_guidance(adapter_name, group, stream)
-        return self.owner.sam_adapter_up[adapter_name][str(group)](F.gelu(tune(self.guidance[key])))
-
-    def __getstate__(self) -> dict:
-        return super().__getstate__() | {"images": {}}
+        key, owner = (adapter_name, group), self.guidance.owner
+        if key not in self.guidance.maps:
+            self.guidance.maps[key] = owner.group_guidance(adapter_name, group, stream)
+        return projected(owner.sam_adapter_up[adapter_name][str(group)], tune, self.guidance.maps[key])
 
 
 class StagedPatchEmbed(SamAdapterPatchEmbed):
@@ -96,7 +85,7 @@ class StagedPatchEmbed(SamAdapterPatchEmbed):
     def __init__(self, base_layer: nn.Module, groups: list[Group]):
         super().__init__(base_layer)
         self.groups = groups
-        self.sam_adapter_state = StagedState(self)
+        self.sam_adapter_state = StagedState()
 
     def _projections(self, config: SamAdapterConfig, blocks: list[int]) -> tuple[nn.ModuleDict, nn.Module]:
         adapted = [index for index, group in enumerate(self.groups) if any(block in group for block in blocks)]
@@ -124,9 +113,9 @@ class StagedPatchEmbed(SamAdapterPatchEmbed):
         return chain
 
     def guide(self, pixel_values: torch.Tensor, tokens: torch.Tensor) -> None:
-        state = self.sam_adapter_state
-        state.guidance = {}
-        state.images = {name: self.image_guidance(name, pixel_values) for name in self.live_adapters}
+        guidance = self.sam_adapter_state.begin(self)
+        for name in self.live_adapters:
+            guidance.images[name] = self.image_guidance(name, pixel_values)
 
     def image_guidance(self, adapter_name: str, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """The part of each group's F that the image alone gives, sum_j w_j H_{j, g} (B, h_g, w_g, r_g).
@@ -158,12 +147,12 @@ class StagedPatchEmbed(SamAdapterPatchEmbed):
             stream: input of its first adapted block (B, h, w, C_g).
         """
         config = self.sam_adapter_config[adapter_name]
-        images = self.sam_adapter_state.images[adapter_name]
+        images = self.sam_adapter_state.guidance.images[adapter_name]
         guidance = images[group] if images else None
         if "embedding" in config.features:
             projection = self.sam_adapter_feature[adapter_name]["embedding"][str(group)]
             weight = config.weights[config.features.index("embedding")]
-            feature = weight * projection(stream.to(projection.weight.dtype))
+            feature = weight * projection(stream.to(projection.weight.device, projection.weight.dtype))
             guidance = feature if guidance is None else guidance + feature
         if guidance is None:
             return stream.new_zeros((1, 1, 1, 0), dtype=self.sam_adapter_up[adapter_name][str(group)].weight.dtype)

@@ -3,18 +3,20 @@
 import copy
 import io
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from sams import perturb, random_sam, random_vision_sam, randomise, sam_config
+from torch._dynamo.testing import CompileCounter
 from transformers import SamVisionModel
 
 from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.sam.attention import attention_kind, restore_attention, use_fast_attention
 from hf_sam_adapt.sam.attention.fast import attention_modules
-from hf_sam_adapt.sam.attention.folded import folded_attention
+from hf_sam_adapt.sam.attention.folded import flash_takes, folded_attention
 from hf_sam_adapt.sam.attention.tiles import tiled_attention
 
 
@@ -188,8 +190,7 @@ def test_copies_and_pickles_are_models_of_their_own():
         for other in copies:
             assert attention_kind(other) == "folded"
             assert torch.equal(other(images).last_hidden_state, wanted)
-            for attention in attention_modules(other):
-                assert attention.forward.attention is attention
+            assert next(attention_modules(other)).forward is not next(attention_modules(model)).forward
 
 
 def test_another_input_size_interpolates_as_transformers_does():
@@ -308,3 +309,45 @@ def test_compiles_as_one_graph():
     use_fast_attention(fast)
     fast.compile(fullgraph=True)
     assert_equal_steps(fast, plain, pixels(), forward=1e-4, backward=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("width", "capability", "training", "flash"),
+    [
+        (192, (8, 6), True, True),
+        (208, (8, 0), True, True),  # ViT-H at 1024 px: 80 + 64 + 64
+        (208, (9, 0), True, True),
+        (208, (8, 6), True, False),
+        (208, (8, 9), True, False),
+        (208, (12, 0), True, False),
+        (208, (8, 9), False, True),
+        (232, (8, 6), True, True),
+        (264, (9, 0), False, False),  # above 1536 px
+    ],
+)
+def test_values_are_padded_where_flash_attention_runs(width, capability, training, flash, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    heads = SimpleNamespace(
+        shape=(1, 2, 64, width), dtype=torch.bfloat16, device=torch.device("cuda"), requires_grad=training
+    )
+    assert flash_takes(heads) is flash
+    heads.dtype = torch.float32
+    assert flash_takes(heads) is False
+
+
+def test_blocks_share_what_is_compiled():
+    """Of six blocks, windowed and global, two graphs; a guard on each attention would make six."""
+    model = random_vision_sam(layers=6, global_attn_indexes=[1, 4])
+    use_fast_attention(model, "folded")
+    images = pixels()
+    with torch.no_grad():
+        expected = model(images).last_hidden_state
+    torch._dynamo.reset()
+    counts = CompileCounter()
+    for layer in model.vision_encoder.layers:
+        layer.compile(backend=counts, fullgraph=True)
+    with torch.no_grad():
+        found = model(images).last_hidden_state
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert counts.frame_count <= 2
+    torch._dynamo.reset()

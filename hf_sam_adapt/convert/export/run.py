@@ -19,14 +19,22 @@ from ...errors import UserError, require_extra
 from ...files import follow_umask, write_text
 from ...inference.forward import pool_of
 from ...inference.loading import Loaded, load_named, method_of
-from ...repository import find_file
 from ...sam.attention import use_fast_attention
 from ...sam.families import family_of
 from ...training.earlier_run import EarlierRun
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.folder import check_free, write_whole
 from ..checkpoints.segment_anything import meta_state, registry_name, sam_of_checkpoint
-from .check import Comparison, ExportedModel, ExportedParts, TestImages, check_dataset_named, compare, kinds_of
+from .check import (
+    Comparison,
+    Exported,
+    ExportedModel,
+    ExportedParts,
+    TestImages,
+    check_dataset_named,
+    compare,
+    kinds_of,
+)
 from .onnx_files import check_opset, onnx_runner, write_onnx
 from .parts import check_encoder_input, check_family, merged, parts_of
 from .programs import program_runner, write_program
@@ -88,7 +96,7 @@ def export(
         opset: of ONNX.
         encoder_input: "pixels", the processor's output (B, C, S, S); or "image", an RGB image (H, W, 3) of 0..255 that
             is S pixels long, which the graph normalises and pads, as AnyLabeling hands it over.
-        aot: compile the programs of "torch" for this machine's processor by AOTInductor.
+        aot: compile the programs of "torch", but the decoder's, for this machine's processor by AOTInductor.
         dataset: whose test images are segmented; None: the run's, or drawn noise where there is none.
         limit: test images at most; 0: all.
         max_difference: see `BOUNDS`, in place of that.
@@ -102,11 +110,12 @@ def export(
     _check_options(format, precision, opset, encoder_input, aot, limit, bound)
     check_free(folder, "output_dir")
     loaded = load_named(run, model)
-    earlier = EarlierRun.read(run) if loaded.config is not None or find_file(run, "recipe.yaml") else None
+    earlier = None if loaded.plain else EarlierRun.read(run)
     check_dataset_named(dataset, earlier)
     kinds = kinds_of(loaded, earlier)
     tested = TestImages.of(earlier, dataset, loaded, limit)
     with write_whole(folder) as part:
+        exported: Exported
         if format in ("onnx", "torch"):
             graphs = _Graphs(loaded, kinds, format, precision, opset, encoder_input, aot, progress)
             exported, notes, kinds = graphs.write(part)
@@ -183,7 +192,7 @@ def _write_weights(loaded: Loaded, format: str, folder: Path) -> tuple[ExportedM
     """Write merged weights, and load them again."""
     if format == "sam-pth":
         check_family(loaded.model, format, "use --format transformers where the adapter merges")
-    sam = _plain(loaded, format)
+    sam: Any = _plain(loaded, format)
     loaded.processor.save_pretrained(folder)
     if format == "transformers":
         sam.save_pretrained(folder)
@@ -227,9 +236,11 @@ class _Graphs:
         except NotImplementedError:  # then the adapter is in the graph
             model = loaded.model
         use_fast_attention(model)
-        how = {"classes": classes, "promptless": "none" in self.kinds, "encoder_input": self.encoder_input}
         opened = {}
-        parts = parts_of(model, loaded.processor, **how)
+        promptless = "none" in self.kinds
+        parts = parts_of(
+            model, loaded.processor, classes=classes, promptless=promptless, encoder_input=self.encoder_input
+        )
         for part in tqdm(parts, desc="export", unit="file", disable=not self.progress, leave=False):
             if self.format == "onnx":
                 path = write_onnx(part, folder, self.opset, self.precision)

@@ -48,9 +48,9 @@ conformance: install
 	PEFT_TESTS_DIR="$$($(BIN)/python tests/conformance/fetch.py)" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -n 2 -q -rs --disable-warnings tests/conformance
 
-# The documentation site, in site/; a warning is an error.
+# The documentation site, in site/; a warning is an error, which --quiet would hide from --strict.
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # After a change of docs/fifty_images.md.
 notebook: install

@@ -81,11 +81,17 @@ def site(tmp_path_factory):
     """Folder of the site, built as `make docs` builds it."""
     pytest.importorskip("mkdocs")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     return folder
+
+
+def test_make_docs_ends_at_a_warning():
+    """`--quiet` would hide warnings from `--strict`."""
+    (command,) = re.findall(r"^\t.*mkdocs build(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert command.split() == ["--strict"]
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ class StagedPatchEmbed(SamAdapterPatchEmbed):
     def __init__(self, base_layer: nn.Module, groups: list[Group]):
         super().__init__(base_layer)
         self.groups = groups
-        self.sam_adapter_state = StagedState()
+        self.sam_adapter_state = StagedState(self.least_rank)
 
     def _projections(self, config: SamAdapterConfig, blocks: list[int]) -> tuple[nn.ModuleDict, nn.Module]:
         adapted = [index for index, group in enumerate(self.groups) if any(block in group for block in blocks)]

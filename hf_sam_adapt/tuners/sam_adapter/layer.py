@@ -35,6 +35,8 @@ class SamAdapterState:
     the patch embedding of their own forward: in a replica that is not the original's.
     """
 
+    least_rank = 1
+
     def __init__(self) -> None:
         self.guidance = Guidance()
 
@@ -72,7 +74,6 @@ class SamAdapterPatchEmbed(SamTunerLayer):
 
     adapter_layer_names = ("sam_adapter_up", "sam_adapter_feature", "sam_adapter_projection")
     other_param_names = ("sam_adapter_config",)
-    least_rank = 1
 
     def __init__(self, base_layer: nn.Module):
         super().__init__(base_layer)
@@ -124,7 +125,7 @@ class SamAdapterPatchEmbed(SamTunerLayer):
         """Of each feature, and the shared one up, not yet initialised."""
         projection = self.get_base_layer().projection
         width, patch = projection.out_channels, projection.kernel_size
-        rank = bottleneck(width, config, self.least_rank)
+        rank = bottleneck(width, config, self.sam_adapter_state.least_rank)
         features = nn.ModuleDict()
         for name in config.features:
             if name == "embedding":
@@ -215,7 +216,7 @@ class SamAdapterBlock(SamTunerLayer):
 
     def update_layer(self, adapter_name: str, config: SamAdapterConfig) -> None:
         """Add an adapter's layer-own projection Tune_i: r -> r, a bare bias without features."""
-        rank = bottleneck(input_width(self.base_layer), config, self.sam_adapter_state.owner.least_rank)
+        rank = bottleneck(input_width(self.base_layer), config, self.sam_adapter_state.least_rank)
         tune = nn.Linear(rank, rank) if config.features else BiasOnly(rank)
         init_weights(tune, config)
         if config.use_prompts:

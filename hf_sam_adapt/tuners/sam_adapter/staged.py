@@ -59,6 +59,8 @@ class OverlapEmbed(nn.Module):
 class StagedState(SamAdapterState):
     """Makes the guidance of a group when its first adapted block asks for it."""
 
+    least_rank = 3  # as of the smallest published encoder; a LayerNorm over fewer channels leaves signs or nothing
+
     def prompt(
         self, adapter_name: str, tune: nn.Module, stream: torch.Tensor | None = None, group: int = 0
     ) -> torch.Tensor:
@@ -80,8 +82,6 @@ class StagedPatchEmbed(SamAdapterPatchEmbed):
         groups: of the encoder.
     """
 
-    least_rank = 3  # as of the smallest published encoder; a LayerNorm over fewer channels leaves signs or nothing
-
     def __init__(self, base_layer: nn.Module, groups: list[Group]):
         super().__init__(base_layer)
         self.groups = groups
@@ -90,7 +90,7 @@ class StagedPatchEmbed(SamAdapterPatchEmbed):
     def _projections(self, config: SamAdapterConfig, blocks: list[int]) -> tuple[nn.ModuleDict, nn.Module]:
         adapted = [index for index, group in enumerate(self.groups) if any(block in group for block in blocks)]
         widths = [group.width for group in self.groups]
-        ranks = [bottleneck(width, config, self.least_rank) for width in widths]
+        ranks = [bottleneck(width, config, self.sam_adapter_state.least_rank) for width in widths]
         features = nn.ModuleDict()
         for name in config.features:
             if name == "embedding":

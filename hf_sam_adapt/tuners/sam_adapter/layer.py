@@ -35,8 +35,8 @@ class SamAdapterState:
     the patch embedding of their own forward: in a replica that is not the original's.
     """
 
-    def __init__(self) -> None:
-        self.guidance = Guidance()
+    def __init__(self, least_rank: int = 1) -> None:
+        self.guidance, self.least_rank = Guidance(), least_rank
 
     def begin(self, owner: "SamAdapterPatchEmbed") -> Guidance:
         """The guidance of a new forward, to be filled."""
@@ -80,7 +80,7 @@ class SamAdapterPatchEmbed(SamTunerLayer):
         self.sam_adapter_feature = nn.ModuleDict()
         self.sam_adapter_projection = nn.ModuleDict()
         self.sam_adapter_config: dict[str, SamAdapterConfig] = {}
-        self.sam_adapter_state = SamAdapterState()
+        self.sam_adapter_state = SamAdapterState(self.least_rank)
         self._ending: RemovableHandle | None = None
 
     def forget_after(self, encoder: nn.Module) -> None:
@@ -215,7 +215,7 @@ class SamAdapterBlock(SamTunerLayer):
 
     def update_layer(self, adapter_name: str, config: SamAdapterConfig) -> None:
         """Add an adapter's layer-own projection Tune_i: r -> r, a bare bias without features."""
-        rank = bottleneck(input_width(self.base_layer), config, self.sam_adapter_state.owner.least_rank)
+        rank = bottleneck(input_width(self.base_layer), config, self.sam_adapter_state.least_rank)
         tune = nn.Linear(rank, rank) if config.features else BiasOnly(rank)
         init_weights(tune, config)
         if config.use_prompts:

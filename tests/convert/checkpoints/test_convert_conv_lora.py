@@ -92,7 +92,7 @@ def test_the_packages_own_loading_finds_the_base_and_computes(sam, base, write, 
             plain = loaded.model(pixels, multimask_output=False).pred_masks
         zero_shot = sam(pixels, multimask_output=False).pred_masks
     assert adapted.shape == plain.shape == (2, 1, 1, 32, 32)
-    assert torch.equal(plain, zero_shot)
+    assert (plain - zero_shot).norm() <= 1e-6 * zero_shot.norm()
     assert not torch.allclose(adapted, plain, atol=1e-2)
 
 

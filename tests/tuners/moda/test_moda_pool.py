@@ -86,7 +86,7 @@ def test_domains_differ_and_base_is_plain_sam(pool):
     masks = {name: pool(pixel_values=pixels, domain=name).pred_masks for name in ("red", "green", "blue")}
     assert error(masks["red"], masks["green"]) > 1e-3 and error(masks["red"], masks["blue"]) > 1e-3
     plain = random_sam()(pixel_values=pixels)
-    assert torch.equal(pool(pixel_values=pixels, domain="base", multimask_output=True).pred_masks, plain.pred_masks)
+    assert error(pool(pixel_values=pixels, domain="base", multimask_output=True).pred_masks, plain.pred_masks) < 1e-6
 
 
 @torch.no_grad()

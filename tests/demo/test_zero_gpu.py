@@ -115,6 +115,7 @@ print(json.dumps({
 
 def test_elsewhere_nothing_is_borrowed(monkeypatch):
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    monkeypatch.delitem(sys.modules, "spaces", raising=False)  # Gradio looks for it
 
     def function() -> int:
         return 3

@@ -185,7 +185,9 @@ def test_further_metrics_are_of_the_promptless_probabilities(models):
                 metric.update(map_ > 0.5 if name == "ber" else map_, sample.mask)
             expected |= metric.compute()
         for key, value in expected.items():
-            assert result.test["none"][variant][key] == pytest.approx(value, abs=1e-4), (variant, key)
+            # Of a curve of 256 thresholds one pixel may round across one of them.
+            limit = 1e-3 if key.endswith("curve") else 1e-4
+            assert result.test["none"][variant][key] == pytest.approx(value, abs=limit), (variant, key)
     assert set(result.test["box"]["adapted"]) == {"iou", "dice"}
     with pytest.raises(UserError, match="add none to prompts"):
         evaluate(adapted, processor, split, ["box"], metrics=["mae"])

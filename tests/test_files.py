@@ -10,6 +10,7 @@ from peft import get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sams import random_sam
+from transformers import SamModel
 
 from hf_sam_adapt import ConvLoraConfig, ModaConfig, ModaModel, SamAdapterConfig, SamDecoderConfig
 from hf_sam_adapt.convert.annotations import convert_annotations
@@ -122,7 +123,7 @@ def test_weights_have_the_mode_of_any_new_file(umask, tmp_path):
     save_adapter(random_sam(), tmp_path / "full")
     export_tiny(tmp_path / "tiny")
     processor = SamAdaptProcessor(image_size=64, patch_size=8)
-    write_adapter(tmp_path / "converted", SamAdapterConfig(), {"x": torch.zeros(1)}, processor)
+    write_adapter(tmp_path / "converted", SamAdapterConfig(), {"x": torch.zeros(1)}, processor, SamModel)
     pool = ModaModel(random_sam(), ModaConfig(inner=SamDecoderConfig(), domains=["polyp"], inference_mode=True))
     pool.save_pretrained(tmp_path / "pool")
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

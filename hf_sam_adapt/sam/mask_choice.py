@@ -27,21 +27,21 @@ class MaskChoice(PerThread):
 
 
 def mask_choices(sam: nn.Module) -> list[MaskChoice]:
-    """Of the mask decoder of a SAM, if it may return another mask than that of token 0; none of SAM and SAM-HQ."""
-    own = vars(_base_decoder(sam)) if find_mask_decoder(sam) is not None else {}
-    flag = own.get(FLAG, False)
-    if flag is True:
-        # Two threads that come here at once get the same.
-        flag = own[FLAG] = own.setdefault("_hf_sam_adapt_mask_choice", MaskChoice())
-    return [flag] if isinstance(flag, MaskChoice) else []
+    """Of the mask decoders of a SAM that may return another mask than that of token 0; none of SAM and SAM-HQ."""
+    choices = []
+    for own in map(vars, _decoders(sam)):
+        if own[FLAG] is True:
+            # Two threads that come here at once get the same.
+            own[FLAG] = own.setdefault("_hf_sam_adapt_mask_choice", MaskChoice())
+        if isinstance(own[FLAG], MaskChoice):
+            choices.append(own[FLAG])
+    return choices
 
 
-def _base_decoder(sam: nn.Module) -> nn.Module:
-    """transformers' mask decoder, inside what tuners wrap around it."""
+def _decoders(sam: nn.Module) -> list[nn.Module]:
+    """transformers' mask decoder, inside what tuners wrap around it, and the copies of it that PEFT has made."""
     decoder = find_mask_decoder(sam)
-    while hasattr(decoder, "base_layer"):
-        decoder = decoder.base_layer
-    return decoder
+    return [] if decoder is None else [module for module in decoder.modules() if FLAG in vars(module)]
 
 
 @contextmanager
@@ -63,6 +63,7 @@ def set_token_0(choices: list[MaskChoice], wanted: list[bool]) -> None:
 
 def stop_choosing(sam: Any) -> None:
     """Let a SAM return the mask of token 0 from now on, also after it is saved and loaded."""
-    if find_mask_decoder(sam) is not None and vars(_base_decoder(sam)).get(FLAG):
-        setattr(_base_decoder(sam), FLAG, False)
-        setattr(sam.config.mask_decoder_config, FLAG, False)
+    for decoder in _decoders(sam):
+        if getattr(decoder, FLAG):
+            setattr(decoder, FLAG, False)
+            setattr(sam.config.mask_decoder_config, FLAG, False)

@@ -217,7 +217,10 @@ def test_revisions(connected, tmp_path, sam_folder, monkeypatch):
     assert torch.equal(small_masks(load_adapted("me/adapter").model), expected[None])
     assert torch.equal(small_masks(load_adapted("me/adapter@second").model), expected["second"])
     assert load_adapted("me/adapter@second").base_name == "me/base@shifted"
-    assert torch.equal(small_masks(AutoPeftModel.from_pretrained("me/adapter", revision="second")), expected["second"])
+    masks = small_masks(AutoPeftModel.from_pretrained("me/adapter", revision="second"))
+    assert (
+        masks - expected["second"]
+    ).norm() <= 1e-6 * masks.norm()
 
     pool = ModaModel(base, ModaConfig(inner=SamAdapterConfig(scale_factor=8), reject=0.0))
     for number, name in enumerate(("red", "green")):

@@ -99,7 +99,9 @@ class ExportArguments:
         "Graphs for onnxruntime or torch.export, or merged weights for segment-anything or transformers.",
     )
     model: str | None = option(None, "Base model in place of the one that the adapter names.", path=MODEL)
-    precision: Literal["no", "fp16", "int8"] = option("no", "Of encoders and promptless parts in ONNX; int8 = dynamic quantisation.")
+    precision: Literal["no", "fp16", "int8"] = option(
+        "no", "Of encoders and promptless parts in ONNX; int8 = dynamic quantisation."
+    )
     opset: int = option(18, "Of ONNX, 18 or newer.")
     encoder_input: Literal["pixels", "image"] = option(
         "pixels",

@@ -218,9 +218,7 @@ def test_revisions(connected, tmp_path, sam_folder, monkeypatch):
     assert torch.equal(small_masks(load_adapted("me/adapter@second").model), expected["second"])
     assert load_adapted("me/adapter@second").base_name == "me/base@shifted"
     masks = small_masks(AutoPeftModel.from_pretrained("me/adapter", revision="second"))
-    assert (
-        masks - expected["second"]
-    ).norm() <= 1e-6 * masks.norm()
+    assert (masks - expected["second"]).norm() <= 1e-6 * masks.norm()
 
     pool = ModaModel(base, ModaConfig(inner=SamAdapterConfig(scale_factor=8), reject=0.0))
     for number, name in enumerate(("red", "green")):

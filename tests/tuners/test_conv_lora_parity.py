@@ -216,7 +216,7 @@ def test_experts_at_zero_are_plain_lora():
         a, b = (model(pixel_values=x, multimask_output=False).pred_masks for model in (conv, lora))
         base = sam(pixel_values=x, multimask_output=False).pred_masks
     assert (a - base).abs().max() > 1e-2
-    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * b.abs().max().item())
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * b.abs().max().item())
 
 
 COUNTS = {"b": (768, 12, 119_232), "l": (1024, 24, 312_192), "h": (1280, 32, 514_560)}

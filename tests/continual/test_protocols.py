@@ -23,6 +23,7 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["ewc", "lwf"])
 def test_weight_zero_is_naive(protocol, continual_recipe, weights):
     naive = continual(continual_recipe("naive"))

@@ -426,6 +426,7 @@ def test_on_a_phone_the_result_is_where_it_was_tapped(open_page):
     assert 0 <= top["route_slider"] - top["routed"] < 550
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1400, 1200, 390])  # the Segment tab at 1200 is docs/demo.png
 def test_screenshots(open_page, width):
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)

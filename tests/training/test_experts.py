@@ -51,6 +51,7 @@ def test_experts_are_counted_over_the_training(sam_folder, disc_folder, tmp_path
     assert (folder / "experts.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_resumed_equals_straight(sam_folder, disc_folder, tmp_path):
     straight = run(sam_folder, disc_folder, tmp_path / "straight", gradient_checkpointing=True)
     half = run(sam_folder, disc_folder, tmp_path / "half", gradient_checkpointing=True)

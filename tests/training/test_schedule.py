@@ -87,6 +87,7 @@ for number in range(2):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{}, {"method": "decoder", "cache_embeddings": True, "augment": []}])
 def test_memory_is_the_same_whatever_ran_before(disc_folder, tmp_path, keys):
     keys = {"dataset": str(disc_folder), "model": "tiny", **keys}

@@ -22,6 +22,7 @@ LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 FILES = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("torchrun")
 @pytest.mark.parametrize("method", ["sam_adapter", pytest.param("lora", marks=pytest.mark.slow)])
 def test_sharded_gradients_are_those_of_one_process(method, command_line, tmp_path):

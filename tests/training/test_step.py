@@ -80,6 +80,7 @@ def test_blocks_below_the_first_adapter_keep_nothing_for_backward():
     assert [len(sizes) > 0 for sizes in kept] == [False, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sam_adapter", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_run_with_folded_attention_equals_one_with_eager(method, short_recipe, command_line, tmp_path):
     for kind in ("folded", "eager"):
@@ -88,6 +89,7 @@ def test_a_run_with_folded_attention_equals_one_with_eager(method, short_recipe,
     assert_close_runs(tmp_path / "folded", tmp_path / "eager", 1e-3)
 
 
+@pytest.mark.slow
 def test_a_checkpointed_run_equals_one_that_is_not(short_recipe, command_line, tmp_path):
     keys = {"method": "conv_lora", "prompts": ["none", "box"], "learning_rate": 1e-2}
     for checkpointing in ("true", "selective", "false"):

@@ -74,6 +74,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_methods_are_registered_whatever_is_imported_first(order):
     check = "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known; assert {'MODA', 'CWSAM'} <= {*known}"

@@ -251,6 +251,7 @@ def test_a_ninth_domain_leaves_the_files_and_masks_of_eight(inner, tmp_path):
             assert torch.equal(one.route(pixels).scores, pool.route(pixels).scores)
 
 
+@pytest.mark.slow
 def test_the_same_pool_gives_the_same_bytes(pool, tmp_path):
     code = "import sys; from sams import random_sam; from hf_sam_adapt import ModaModel; "
     code += "ModaModel.from_pretrained(random_sam(), sys.argv[1]).save_pretrained(sys.argv[2])"

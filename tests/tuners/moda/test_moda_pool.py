@@ -155,7 +155,7 @@ def test_disable_adapter_is_plain_sam_and_leaves_gradients_alone():
     pool, pixels = build_pool(INNER["sam_adapter"]), mixed_images()
     with pool.disable_adapter():
         found = pool(pixel_values=pixels, multimask_output=True).pred_masks
-    assert torch.equal(found, random_sam()(pixel_values=pixels).pred_masks)
+    assert error(found, random_sam()(pixel_values=pixels).pred_masks) < 1e-6
     assert not any(parameter.requires_grad for parameter in pool.parameters())
 
 
@@ -451,7 +451,7 @@ def test_routing_needs_two_domains():
     pixels = mixed_images()
     with torch.no_grad():
         plain = random_sam()(pixel_values=pixels, multimask_output=False)
-        assert torch.equal(pool(pixel_values=pixels).pred_masks, plain.pred_masks)
+        assert error(pool(pixel_values=pixels).pred_masks, plain.pred_masks) < 1e-6
         pool.add_domain("red")
         perturb(pool)
         pool.observe(images("red"))

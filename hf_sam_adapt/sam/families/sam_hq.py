@@ -1,17 +1,16 @@
 """SAM-HQ (arXiv 2306.01567): SAM with a second mask branch in its decoder: `SamHQModel`."""
 
-import re
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .. import citations
 from ..image_embeddings import ImageEmbeddings
 from ..per_thread import PerThread
-from . import vit
-from .family import Runs, SamFamily
+from .family import Runs
+from .sam import SAM
 
 
 _MENDED = "_hf_sam_adapt_mended"
@@ -79,38 +78,22 @@ def _decoder_inputs(embeddings: ImageEmbeddings, owner: torch.Tensor, runs: Runs
 
 _OWN_HEAD = "its decoder has HQ-SAM's branch already, which decoder='full' trains"
 
-SAM_HQ = SamFamily(
+SAM_HQ = replace(
+    SAM,
     title="SAM-HQ",
     model_type="sam_hq",
     encoder_type="sam_hq_vision_model",
     model_path="transformers:SamHQModel",
-    encoder="vision_encoder",
-    mask_decoder="mask_decoder",
-    prompt_encoder="prompt_encoder",
-    blocks="layers",
-    patch_embedding="patch_embed",
-    neck="neck",
-    attention="attn",
-    attention_linears=("qkv",),
-    projection="proj",
     attention_path="transformers.models.sam_hq.modeling_sam_hq:SamHQVisionAttention",
     sdpa_path="transformers.models.sam_hq.modeling_sam_hq:SamHQVisionSdpaAttention",
     patch_embedding_path="transformers.models.sam_hq.modeling_sam_hq:SamHQPatchEmbeddings",
-    not_reached=re.compile(r"iou_prediction_head\.|output_hypernetworks_mlps\.(?!0\.)"),
-    never_trained=("prompt_encoder", "shared_image_embedding"),
+    windows_removable=False,
     keeps_early=True,
     refused_decoders={"hq": _OWN_HEAD},
-    processor={"resize": "pad", "image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD},
-    shape=vit.shape,
-    size_step=vit.size_step,
-    embed=vit.embed,
     encode=_encode,
+    encode_from_block=None,
     decoder_inputs=_decoder_inputs,
-    position_embedding=vit.position_embedding,
-    position_tables=vit.position_tables,
-    set_image_size=vit.set_image_size,
     mend=_mend,
     unmend=_unmend,
-    license={"license": "apache-2.0"},
     citation=citations.SAM_HQ,
 )

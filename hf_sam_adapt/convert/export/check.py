@@ -25,7 +25,8 @@ from ...prompts import Prompt
 from ...sam.image_embeddings import ImageEmbeddings
 from ...sam.processing import SamAdaptProcessor
 from ...training.earlier_run import EarlierRun
-from .parts import EMBEDDINGS, Part
+from .graphs import EMBEDDINGS, Decoder
+from .parts import Part
 from .programs import Run
 
 
@@ -311,10 +312,12 @@ class ExportedParts:
         if prompt.kind == "none":
             logits = torch.from_numpy(self._run(f"{where}promptless", state)["logits"][0])
             return Segmented(logits, masked(self.processor, inputs, logits, self.classes))
-        coords, labels = point_arrays(prompt)
+        decoder = self.parts[f"{where}decoder"][0].module
+        assert isinstance(decoder, Decoder)
+        coords, labels = point_arrays(prompt, padded=not decoder.pads)
         rows = len(coords)
         state = {
-            name: np.repeat(state[name], rows, int(name == EMBEDDINGS[1])) for name in EMBEDDINGS if name in state
+            name: np.repeat(state[name], rows, int(name == "interm_embeddings")) for name in EMBEDDINGS & state.keys()
         } | {
             "point_coords": coords,
             "point_labels": labels,
@@ -337,15 +340,20 @@ class ExportedParts:
         return dict(zip(part.outputs, self._runs[name]({key: state[key] for key in part.inputs})))
 
 
-def point_arrays(prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates (n, N, 2) and labels (n, N) as segment-anything's decoder takes them, of boxes or points."""
+def point_arrays(prompt: Prompt, padded: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (n, N, 2) and labels (n, N) as an exported decoder takes them, of boxes or points.
+
+    Args:
+        padded: points without a box are followed by one that is none, as in SAM's training.
+    """
     if prompt.boxes is not None:
         boxes = torch.as_tensor(prompt.boxes).float().numpy()
         return boxes.reshape(-1, 2, 2), np.tile(np.array([2, 3], np.float32), (len(boxes), 1))
     points, labels = torch.as_tensor(prompt.points).float(), torch.as_tensor(prompt.point_labels).float()
-    # Points without a box are followed by one that is none, as in SAM's training.
-    coords = torch.cat([points, points.new_zeros(len(points), 1, 2)], 1)
-    return coords.numpy(), torch.cat([labels, -labels.new_ones(len(labels), 1)], 1).numpy()
+    if padded:
+        points = torch.cat([points, points.new_zeros(len(points), 1, 2)], 1)
+        labels = torch.cat([labels, -labels.new_ones(len(labels), 1)], 1)
+    return points.numpy(), labels.numpy()
 
 
 def resized_for_annotators(image: np.ndarray, processor: SamAdaptProcessor) -> np.ndarray:

@@ -20,7 +20,7 @@ from ...files import follow_umask, write_text
 from ...inference.forward import pool_of
 from ...inference.loading import Loaded, load_named, method_of
 from ...sam.attention import use_fast_attention
-from ...sam.families import family_of
+from ...sam.families import SAM, family_of
 from ...training.earlier_run import EarlierRun
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.folder import check_free, write_whole
@@ -36,7 +36,7 @@ from .check import (
     kinds_of,
 )
 from .onnx_files import check_opset, onnx_runner, write_onnx
-from .parts import check_encoder_input, check_family, merged, parts_of
+from .parts import check_encoder_input, merged, parts_of
 from .programs import program_runner, write_program
 
 
@@ -190,13 +190,18 @@ def _plain(loaded: Loaded, format: str) -> nn.Module:
 
 def _write_weights(loaded: Loaded, format: str, folder: Path) -> tuple[ExportedModel, list[str]]:
     """Write merged weights, and load them again."""
-    if format == "sam-pth":
-        check_family(loaded.model, format, "use --format transformers where the adapter merges")
+    family = family_of(loaded.model)
+    if format == "sam-pth" and family is not SAM:
+        raise UserError(
+            f"{family.title} models cannot be written as sam-pth, only {SAM.title} ones",
+            key="format",
+            fix="use --format onnx or torch, or transformers where the adapter merges",
+        )
     sam: Any = _plain(loaded, format)
     loaded.processor.save_pretrained(folder)
     if format == "transformers":
         sam.save_pretrained(folder)
-        again = family_of(sam).model_class.from_pretrained(folder, dtype=torch.float32)
+        again = family.model_class.from_pretrained(folder, dtype=torch.float32)
         return ExportedModel(again.eval(), loaded.processor), []
     name = registry_name(sam)
     file = folder / f"sam_{name or 'model'}.pth"
@@ -229,7 +234,6 @@ class _Graphs:
     def write(self, folder: Path) -> tuple[ExportedParts, list[str], list[str]]:
         """Write all parts; what runs them, notes, and the kinds of prompts that they take."""
         loaded, classes = self.loaded, self.loaded.classes is not None
-        check_family(loaded.model, self.format, "use --format transformers where the adapter merges")
         check_encoder_input(loaded.processor, self.encoder_input)
         try:
             model = merged(loaded.model)

@@ -97,7 +97,7 @@ def sam2_config(image_size: int = 128, **backbone) -> Sam2Config:
                 "model_type": "sam2_hiera_det_model",
                 "hidden_size": 8,
                 "num_attention_heads": 1,
-                "blocks_per_stage": [1, 2, 2, 1],
+                "blocks_per_stage": [1, 2, 2, 2],
                 "embed_dim_per_stage": [8, 16, 32, 64],
                 "num_attention_heads_per_stage": [1, 1, 2, 2],
                 "window_size_per_stage": [8, 4, 6, 3],

@@ -194,7 +194,8 @@ def build_model(
             "a pool of domains is trained by `continual`", key="method", fix="name the domains' method there"
         )
     family, native = family_of(base), encoder_shape(base).image_size
-    family.mend(base)
+    if method in ("full", "lora", "peft"):  # of which no adapter of ours does it
+        family.mend(base)
     if method == "full":
         if method_args:
             raise UserError(f"'full' takes none, found {', '.join(method_args)}", key="method_args")

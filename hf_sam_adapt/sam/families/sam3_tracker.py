@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
 from .. import citations
@@ -12,7 +13,6 @@ from . import pyramid
 from .family import EncoderShape, SamFamily
 
 
-_MENDED = "_hf_sam_adapt_mended"
 LEVELS = 3  # of the neck's maps, those that the decoder takes
 
 
@@ -83,15 +83,10 @@ class UsedLevels:
         return output
 
 
-def _mend(model: nn.Module) -> None:
-    if hasattr(model, "no_memory_embedding") and not hasattr(model, _MENDED):
-        setattr(model, _MENDED, model.vision_encoder.register_forward_hook(UsedLevels()))
-
-
-def _unmend(model: nn.Module) -> None:
-    if hasattr(model, _MENDED):
-        getattr(model, _MENDED).remove()
-        delattr(model, _MENDED)
+def _fault_hooks(model: nn.Module) -> RemovableHandle | None:
+    if not hasattr(model, "no_memory_embedding"):  # the encoder alone
+        return None
+    return model.vision_encoder.register_forward_hook(UsedLevels())
 
 
 SAM3_TRACKER = SamFamily(
@@ -134,8 +129,7 @@ SAM3_TRACKER = SamFamily(
     # Its table is tiled over any grid in the forward.
     position_embedding=lambda encoder: encoder.backbone.embeddings.position_embeddings,
     set_image_size=_set_image_size,
-    mend=_mend,
-    unmend=_unmend,
+    fault_hooks=_fault_hooks,
     license={
         "license": "other",
         "license_name": "sam-license",

@@ -96,9 +96,13 @@ POOLS = {
 }
 
 
-@pytest.mark.parametrize("router", ["probe", "joint"])
 @pytest.mark.parametrize(
-    ("kind", "inner"), [(kind, inner) for kind in RANDOM_SAMS for inner in POOLS if kind == "sam" or inner != "hq"]
+    ("kind", "inner", "router"),
+    [
+        *(("sam", inner, router) for inner in POOLS for router in ("probe", "joint")),
+        ("sam_hq", "sam_adapter", "joint"),
+        *((kind, "sam_adapter", "probe") for kind in ("sam_hq", "sam2", "sam3_tracker")),
+    ],
 )
 def test_every_domain_of_a_pool(kind, inner, router):
     sam, processor = small(kind)

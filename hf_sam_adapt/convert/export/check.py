@@ -250,20 +250,26 @@ class _Scores:
 
 
 class ExportedModel:
-    """A SAM in PyTorch that was written and loaded again."""
+    """A SAM of transformers that was written and loaded again, called as its users do."""
 
     tried: Sequence[str] = ()
 
     def __init__(self, model: nn.Module, processor: SamAdaptProcessor) -> None:
         self.model, self.processor = model, processor
 
-    def encode(self, image: np.ndarray, inputs: Mapping[str, Any], domain: str | None = None) -> ImageEmbeddings:
-        return encode(self.model, inputs["pixel_values"])
+    def encode(self, image: np.ndarray, inputs: Mapping[str, Any], domain: str | None = None) -> torch.Tensor:
+        """The network's input; the model encodes it for each prompt."""
+        return inputs["pixel_values"]
 
-    def segment(self, embeddings: ImageEmbeddings, inputs: Mapping[str, Any], prompt: Prompt) -> Segmented:
-        return reference(self.model, self.processor, embeddings, inputs, prompt, False)
+    def segment(self, embeddings: torch.Tensor, inputs: Mapping[str, Any], prompt: Prompt) -> Segmented:
+        given = {} if prompt.boxes is None else {"input_boxes": prompt.boxes[None]}
+        if prompt.points is not None:
+            given |= {"input_points": prompt.points[None], "input_labels": prompt.point_labels[None]}
+        masks = self.model(pixel_values=embeddings, multimask_output=False, **given).pred_masks
+        logits = masks[0, :, 0]  # (n, h, w) of (1, n, 1, h, w)
+        return Segmented(logits, masked(self.processor, inputs, logits, False))
 
-    def domain(self, embeddings: ImageEmbeddings) -> str | None:
+    def domain(self, embeddings: torch.Tensor) -> str | None:
         return None
 
 

@@ -48,6 +48,7 @@ class Part:
         dynamic: by input and axis, the name of each size that is free.
         outputs: names of what it returns, in order.
         largest: of free sizes, where they have a limit.
+        defaults: values of inputs that a user of the ONNX file may leave out.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Part:
     dynamic: dict[str, dict[int, str]]
     outputs: tuple[str, ...]
     largest: dict[str, int] = field(default_factory=dict)
+    defaults: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -165,10 +167,18 @@ def _decoder(name: str, sam: nn.Module, processor: SamAdaptProcessor, active: Ac
         "has_mask_input": torch.ones(1),
         "orig_im_size": torch.tensor([0.8 * processor.image_size, 1.2 * processor.image_size]).round(),
     }
-    return _part(name, decoder, inputs, ("masks", "iou_predictions", "low_res_masks"))
+    # samexporter's decoder has no such input: its users bring the masks to their size themselves.
+    defaults = {"orig_im_size": torch.full((2,), float(processor.image_size))} if decoder.pads else {}
+    return _part(name, decoder, inputs, ("masks", "iou_predictions", "low_res_masks"), defaults)
 
 
-def _part(name: str, module: nn.Module, inputs: dict[str, torch.Tensor], outputs: Sequence[str]) -> Part:
+def _part(
+    name: str,
+    module: nn.Module,
+    inputs: dict[str, torch.Tensor],
+    outputs: Sequence[str],
+    defaults: dict[str, torch.Tensor] | None = None,
+) -> Part:
     dynamic: dict[str, dict[int, str]] = {}
     largest: dict[str, int] = {}
     for key, value in inputs.items():
@@ -179,4 +189,4 @@ def _part(name: str, module: nn.Module, inputs: dict[str, torch.Tensor], outputs
             dynamic[key] = {1: "batch"}
         elif key not in ("has_mask_input", "orig_im_size"):
             dynamic[key] = {0: "batch"} | ({1: "points"} if key.startswith("point_") else {})
-    return Part(name, module.eval().requires_grad_(False), inputs, dynamic, tuple(outputs), largest)
+    return Part(name, module.eval().requires_grad_(False), inputs, dynamic, tuple(outputs), largest, defaults or {})

@@ -21,6 +21,7 @@ from ...inference.forward import pool_of
 from ...inference.loading import Loaded, load_named, method_of
 from ...sam.attention import use_fast_attention
 from ...sam.families import SAM, family_of
+from ...sam.mask_choice import stop_choosing
 from ...training.earlier_run import EarlierRun
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.folder import check_free, write_whole
@@ -122,7 +123,9 @@ def export(
         else:
             exported, notes = _write_weights(loaded, format, part)
         comparisons, same_domain = compare(loaded, exported, tested, _compared(kinds))
-        _check_bound(comparisons, bound)
+        graphs_fix = "take a finer precision, or allow more"
+        weights_fix = "graphs hold what this package computes: use --format onnx or torch"
+        _check_bound(comparisons, bound, graphs_fix if format in ("onnx", "torch") else weights_fix)
         if format in ("onnx", "torch"):
             graphs.write_config(part, run, comparisons, same_domain)
         follow_umask(part)
@@ -164,7 +167,7 @@ def _check_options(
         check_opset(opset)
 
 
-def _check_bound(comparisons: Sequence[Comparison], bound: float) -> None:
+def _check_bound(comparisons: Sequence[Comparison], bound: float, fix: str) -> None:
     """Raise `UserError` for a difference above the bound."""
     for one in comparisons:
         if not one.difference <= bound:  # of NaN, too
@@ -172,7 +175,7 @@ def _check_bound(comparisons: Sequence[Comparison], bound: float) -> None:
                 f"with prompt {one.kind} a logit differs from PyTorch's by {one.difference:.2g} of the image's "
                 f"largest, allowed are {bound:.2g}",
                 key="max_difference",
-                fix="nothing was left; take a finer precision, or allow more",
+                fix=f"nothing was left; {fix}",
             )
 
 
@@ -198,6 +201,7 @@ def _write_weights(loaded: Loaded, format: str, folder: Path) -> tuple[ExportedM
             fix="use --format onnx or torch, or transformers where the adapter merges",
         )
     sam: Any = _plain(loaded, format)
+    stop_choosing(sam)  # the masks are those of token 0, as in graphs
     loaded.processor.save_pretrained(folder)
     if format == "transformers":
         sam.save_pretrained(folder)

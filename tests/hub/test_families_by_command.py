@@ -63,7 +63,7 @@ def run_commands(name: str, base: str, data: list[str]) -> dict[str, str]:
     assert main(learned) == 0
     assert len(json.loads(Path(name, "two/continual.json").read_text())["matrix_iou"]) == 2
     if protocol == "moda":
-        assert main(["push", f"{name}/two/pool", f"me/{name}-two"]) == 0
+        assert main(["push", f"{name}/two/pool", "--repo", f"me/{name}-two"]) == 0
     else:
         pushed.popitem()
     for number, folder in enumerate(pushed.values()):

@@ -20,6 +20,7 @@ from hf_sam_adapt.sam.families import SAM_HQ, encoder_shape, family_of
 from hf_sam_adapt.sam.image_embeddings import ImageEmbeddings, SharedMaps
 from hf_sam_adapt.sam.processing import SamAdaptProcessor
 from hf_sam_adapt.tuners.common.two_way import mix_tokens
+from hf_sam_adapt.tuners.l2p.layer import key_loss
 
 
 FAMILIES = ["sam_hq", "sam2", "sam3_tracker"]
@@ -30,7 +31,9 @@ METHODS: dict[str, dict] = {
     "sam_adapter": {"scale_factor": 4},
     "conv_lora": {"num_experts": 3},
     "cwsam": {"decoder": "full", "scale_factor": 4},
+    "l2p": {"pool_size": 6, "top_k": 3},
 }
+PRECISIONS = ["no", "bf16"]
 CONFIGS = {
     "decoder": SamDecoderConfig,
     "sam_adapter": lambda: SamAdapterConfig(scale_factor=4),
@@ -43,6 +46,7 @@ CONFIGS = {
     ),
 }
 ADAPTERS = [name for name in METHODS if name != "full"]
+FRESH = [name for name in ADAPTERS if name != "l2p"]  # whose prompts act from the start
 CHOOSING = ["sam2", "sam3_tracker"]
 
 
@@ -130,14 +134,18 @@ def test_rows_add_an_images_map_without_copies_of_it():
     assert torch.allclose(leaf.grad, other.grad) and torch.allclose(shared.grad, again.grad)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_every_trained_tensor_gets_a_gradient_and_the_rest_is_not_stored(model_type, method, tmp_path):
+def test_every_trained_tensor_gets_a_gradient_and_the_rest_is_not_stored(model_type, method, precision, tmp_path):
     base = RANDOM_SAMS[model_type]()
     model = perturb(build_model(method, METHODS[method], base), std=0.05).train()
     pixels, prompts = pixels_for(base), mixed_prompts(base)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    sum(masks.square().mean() for masks in segment(model, pixels, prompts)).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss = sum(masks.square().mean() for masks in segment(model, pixels, prompts))
+        loss = loss + (key_loss(model) if method == "l2p" else 0)
+    loss.backward()
     assert [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
     untrained = ("conv_s0", "conv_s1", "pred_obj_score_head", "no_memory", "fpn_layers.3", "prompt_encoder")
     assert not [name for name in trained if any(part in name for part in untrained)]
@@ -148,7 +156,7 @@ def test_every_trained_tensor_gets_a_gradient_and_the_rest_is_not_stored(model_t
         ]
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_batch_is_its_images_one_at_a_time(model_type, method, precision):
@@ -164,7 +172,7 @@ def test_a_batch_is_its_images_one_at_a_time(model_type, method, precision):
     assert (together[1][0] - together[1][1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("method", ADAPTERS)
+@pytest.mark.parametrize("method", FRESH)
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_fresh_adapter_is_the_base_and_so_is_a_disabled_one(model_type, method):
     base = RANDOM_SAMS[model_type]().requires_grad_(False)
@@ -311,12 +319,24 @@ def test_an_adapter_of_one_family_is_refused_on_another(model_type, tmp_path):
             PeftModel.from_pretrained(RANDOM_SAMS[other](), tmp_path)
 
 
-def test_a_plain_lora_of_one_family_is_refused_on_another(tmp_path):
-    for model_type in ("sam", "sam2"):
-        RANDOM_SAMS[model_type]().save_pretrained(tmp_path / model_type)
+def test_a_plain_lora_of_another_family_or_size_is_refused(tmp_path):
+    """Its file says neither."""
+    for model_type, make in RANDOM_SAMS.items():
+        make().save_pretrained(tmp_path / model_type)
+    random_sam2(blocks_per_stage=[1, 2, 3, 2]).save_pretrained(tmp_path / "sam2-deeper")
+    short = {"target_modules": r".*attn\.qkv", "modules_to_save": None}
     save_adapter(build_model("lora", {}, load_base(str(tmp_path / "sam2"))[0]), tmp_path / "lora")
-    with pytest.raises(UserError, match=r"adapter: .*lora does not fit .*sam, a SAM: No modules were targeted"):
-        load_adapted(str(tmp_path / "lora"), str(tmp_path / "sam"))
+    save_adapter(build_model("lora", short, load_base(str(tmp_path / "sam2"))[0]), tmp_path / "short")
+    save_adapter(build_model("lora", {}, load_base(str(tmp_path / "sam"))[0]), tmp_path / "of_sam")
+    for adapter, base, reason in (
+        ("lora", "sam", "a SAM: No modules were targeted"),
+        ("short", "sam", "a SAM: 20 keys differ, the first is .*backbone"),
+        ("short", "sam3_tracker", "a SAM 3: Target modules .* not found"),
+        ("short", "sam2-deeper", "a SAM 2: .*size mismatch for .*blocks.5.attn.qkv"),
+        ("of_sam", "sam_hq", "a SAM-HQ: it misses .*mask_decoder.hq_token"),
+    ):
+        with pytest.raises(UserError, match=f"adapter: .*{adapter} does not fit .*{base}, {reason}.*its own base"):
+            load_adapted(str(tmp_path / adapter), str(tmp_path / base))
 
 
 @pytest.mark.parametrize("model_type", CHOOSING)

@@ -85,14 +85,17 @@ def test_another_process_gives_the_same_bits(tmp_path):
     assert len(done.stdout.split()) == len(FAMILIES) * len(names)
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_every_trained_tensor_gets_a_gradient_and_nothing_else_moves(model_type, name):
+def test_every_trained_tensor_gets_a_gradient_and_nothing_else_moves(model_type, name, precision):
     model = adapted(model_type, name).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-3)
-    model(pixel_values=pixels_of(model)).pred_masks.square().mean().backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss = model(pixel_values=pixels_of(model)).pred_masks.square().mean()
+    loss.backward()
     assert [key for key, p in trained.items() if p.grad is None or not p.grad.any()] == []
     optimizer.step()
     after = model.state_dict()

@@ -104,12 +104,8 @@ class SamFamily:
     model_type: str
     encoder_type: str
     model_path: str
-    encoder: str
-    mask_decoder: str
-    prompt_encoder: str
     blocks: str
     patch_embedding: str
-    neck: str
     attention: str
     attention_linears: tuple[str, ...]
     projection: str
@@ -126,6 +122,10 @@ class SamFamily:
     set_image_size: Callable[[nn.Module, nn.Module, int], None]
     license: dict[str, str]
     citation: str
+    encoder: str = "vision_encoder"
+    mask_decoder: str = "mask_decoder"
+    prompt_encoder: str = "prompt_encoder"
+    neck: str = "neck"
     also_types: tuple[str, ...] = ()
     also_prefixed: bool = False
     encoder_config: str = "config"

@@ -212,8 +212,9 @@ def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
     if args.adapter is None and args.model is None:
         raise UserError("not given", key="adapter", fix="name a run folder or Hub id, or a plain SAM with --model")
     for name in ("batch_size", "num_workers"):
-        if getattr(args, name) < (name == "batch_size"):
-            raise UserError(f"{getattr(args, name)} is too small", key=name)
+        value = getattr(args, name)
+        if value is not None and value < (name == "batch_size"):
+            raise UserError(f"{value} is too small", key=name)
     check_tile(args.tile, None if args.tile is None else args.overlap)
     if args.clicks < 0:
         raise UserError(f"{args.clicks} is below 0", key="clicks")

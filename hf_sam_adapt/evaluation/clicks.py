@@ -39,7 +39,7 @@ def evaluate_clicks(
     zero_shot: bool = True,
     zero_shot_model: nn.Module | None = None,
     precision: str = "no",
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     max_objects: int = 32,
     progress: bool = True,
 ) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def evaluate(
     beta2: float | None = None,
     ber_threshold: float | None = None,
     precision: str = "no",
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     seed: int = 0,
     progress: bool = True,
     tiles: Tiles | None = None,

@@ -50,7 +50,7 @@ def evaluate_instances(
     zero_shot: bool = True,
     zero_shot_model: nn.Module | None = None,
     precision: str = "no",
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     progress: bool = True,
     tiles: Tiles | None = None,
 ) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def prompt_sensitivity(
     zero_shot: bool = True,
     zero_shot_model: nn.Module | None = None,
     precision: str = "no",
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Moves each object's prompt to another object and takes it away, and measures how the mask changes.

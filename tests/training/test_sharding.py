@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from accelerate import accelerator as accelerator_module
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import deepspeed as accelerate_deepspeed
 from accelerate.utils import DeepSpeedPlugin, DistributedType
+from accelerate.utils import deepspeed as accelerate_deepspeed
 from launching import ROOT
 from peft import get_peft_model
 from safetensors.torch import load_file

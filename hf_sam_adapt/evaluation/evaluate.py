@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from torch import nn
@@ -16,9 +16,8 @@ from ..data.images import IGNORE
 from ..data.tiles import Tiles, Window
 from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
-from ..inference.forward import pool_of
-from ..inference.tiled import Route
-from ..inference.variants import Variant, inference, predicted_logits, variants_of
+from ..inference.tiled import Route, most_common
+from ..inference.variants import Variant, domains_of, inference, predicted_logits, variants_of
 from ..metrics import ConstantMask, Overlap, boundary_overlap, gathered, make_metric, mean_overlap, overlap
 from ..metrics.stream import StreamingMetric
 from ..metrics.volume import TOLERANCE
@@ -37,6 +36,9 @@ if TYPE_CHECKING:
     from ..inference.embeddings.split import EmbeddedSample, EmbeddedSplit
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class ImageRecord:
     """The scores of one image.
@@ -47,7 +49,7 @@ class ImageRecord:
         scores: per prompt kind, per variant (the names in `EvalResult.test`), the pixel counts.
         boundaries: the same of the masks' boundaries; empty unless they were asked for.
         labelled: whether the mask holds anything but 255 = ignore.
-        domain: of a pool, the domain that segmented the image; None otherwise.
+        domain: of a pool, the domain that segmented the image, or most of its tiles; None otherwise.
         masks: per prompt kind and variant the mask by `pack`, of slices of volumes; empty for other images.
     """
 
@@ -183,9 +185,8 @@ def evaluate(
         else:
             for scene in own_scenes(split, progress):
                 options: Any = {"seed": seed, "batch_size": batch_size, "precision": precision, "route": route}
-                records.append(
-                    _score_scene(variants, processor, scene, tiles, prompts, constant, boundary, streams, **options)
-                )
+                options |= {"boundary": boundary, "keep": keep}
+                records.append(_score_scene(variants, processor, scene, tiles, prompts, constant, streams, **options))
     records = _gather(records)
     scored = [record for record in records if record.labelled]
     if not any(one.truth for record in scored for kind in record.scores.values() for one in kind.values()):
@@ -244,9 +245,8 @@ def _score_batch(
     domains: list[str | None] = [None] * len(samples)
 
     def encoded(variant: Variant, inputs: BatchFeature, embeddings: ImageEmbeddings) -> None:
-        pool = pool_of(variant.model)
-        if pool is not None and not variant.adapter_off and embeddings.domains is not None:
-            domains[:] = pool.names_of(embeddings.domains)
+        if not variant.adapter_off:
+            domains[:] = domains_of(variant.model, embeddings) or domains
         for measurement in also:
             measurement.add(variant, inputs, samples, embeddings)
 
@@ -278,22 +278,28 @@ def _score_scene(
     tiles: Tiles,
     kinds: Sequence[str],
     constant: ConstantMask | None,
-    boundary: bool,
     streams: dict[str, dict[str, StreamingMetric]],
     *,
+    boundary: bool,
+    keep: bool,
     seed: int,
     **how: Any,
 ) -> ImageRecord:
-    """The record of an image of which windows alone are in memory, but for what takes a whole map."""
+    """The record of an image of which windows alone are in memory, but for what takes a whole map.
+
+    Args:
+        keep: whether the record has the masks.
+    """
 
     def prompts(mask: np.ndarray, window: Window) -> dict[str, Prompt]:
         return prompts_of(mask, kinds, scene.index, seed, window[:2])
 
     sums: dict[tuple[str, str], Overlap] = {}
-    wanted = {(kind, name) for kind in kinds for name in streams if boundary or (kind == "none" and streams[name])}
     whole: dict[tuple[str, str], np.ndarray] = {}
+    chances: dict[tuple[str, str], np.ndarray] = {}
+    domains: Counter[str] = Counter()
     labelled = False
-    for window, mask, maps in tiled_maps(variants, processor, scene, tiles, kinds, prompts, **how):
+    for window, mask, maps in tiled_maps(variants, processor, scene, tiles, kinds, prompts, domains=domains, **how):
         labelled |= bool((mask != IGNORE).any())
         found = {key: (logits > 0).numpy() for key, logits in maps.items()}
         if constant is not None and "none" in kinds:
@@ -301,20 +307,28 @@ def _score_scene(
         for key, prediction in found.items():
             counts = overlap(prediction, mask)
             sums[key] = counts if key not in sums else sums[key] + counts
-            if key in wanted:
-                shown = maps[key].sigmoid().numpy() if key in maps else prediction.astype(np.float32)
-                whole.setdefault(key, np.zeros(scene.size, np.float32))[window.slices] = shown
-    truth = scene.mask(Window(0, 0, *scene.size)) if whole else np.zeros(0)
-    boundaries: dict[str, dict[str, Overlap]] = defaultdict(dict)
-    for (kind, name), map_ in whole.items():
-        if boundary:
-            boundaries[kind][name] = boundary_overlap(map_ > 0.5, truth)
-        for metric in streams[name].values() if kind == "none" and labelled else ():
-            metric.update(map_ if metric.takes_probabilities else map_ > 0.5, truth)
-    scores: dict[str, dict[str, Overlap]] = defaultdict(dict)
-    for (kind, name), counts in sums.items():
-        scores[kind][name] = counts
-    return ImageRecord(scene.index, scene.id, dict(scores), dict(boundaries), labelled)
+            measured = key[0] == "none" and bool(streams[key[1]])
+            if boundary or keep or measured:
+                whole.setdefault(key, np.zeros(scene.size, bool))[window.slices] = prediction
+            if measured:
+                shown = maps[key].sigmoid().numpy() if key in maps else prediction
+                chances.setdefault(key, np.zeros(scene.size, np.float32))[window.slices] = shown
+    truth = scene.mask(Window(0, 0, *scene.size)) if boundary or chances else np.zeros(0)
+    for key, map_ in chances.items() if labelled else ():
+        for metric in streams[key[1]].values():
+            metric.update(map_ if metric.takes_probabilities else whole[key], truth)
+    boundaries = {key: boundary_overlap(mask, truth) for key, mask in whole.items()} if boundary else {}
+    masks = {key: pack(mask) for key, mask in whole.items() if key[1] != "constant"} if keep else {}
+    parts = _by_kind(sums), _by_kind(boundaries), labelled, most_common(domains), _by_kind(masks)
+    return ImageRecord(scene.index, scene.id, *parts)
+
+
+def _by_kind(values: Mapping[tuple[str, str], T]) -> dict[str, dict[str, T]]:
+    """Values by (prompt kind, variant) -> by prompt kind, by variant."""
+    nested: dict[str, dict[str, T]] = defaultdict(dict)
+    for (kind, name), value in values.items():
+        nested[kind][name] = value
+    return dict(nested)
 
 
 def _means(records: Sequence[ImageRecord], kinds: Sequence[str]) -> dict[str, dict[str, dict[str, Any] | None]]:

@@ -22,7 +22,7 @@ from .blending import NOTHING, blended
 from .forward import pool_of, segment, segment_scored
 from .instances import MIN_AREA, Instance, InstanceSource, find_instances, scene_components
 from .prediction import TiledPrediction
-from .variants import embeddings_of, inference, merge_objects, place_prompts, routed, sizes_of
+from .variants import domains_of, embeddings_of, inference, merge_objects, place_prompts, routed, sizes_of
 
 
 Route = Literal["image", "tile"]
@@ -78,9 +78,7 @@ class TiledRun:
         inputs = self.processor(list(images))
         with self.lock, inference([self.model], self.precision), routed(self.model, self.domain):
             embeddings = embeddings_of(self.model, inputs)
-            pool = pool_of(self.model)
-            if pool is not None and embeddings.domains is not None:
-                self.domains.update(pool.names_of(embeddings.domains))
+            self.domains.update(domains_of(self.model, embeddings) or [])
             prompts = place_prompts(self.processor, inputs, [within(self.prompt, window) for window in windows])
             if self.labels is not None:
                 low = segment(self.model, None, prompts, image_embeddings=embeddings)
@@ -114,7 +112,7 @@ def assembled(
     logits = torch.empty((run.labels or 1, *size))
     for window, values in run:
         logits[(slice(None), *window.slices)] = values
-    domain = run.domains.most_common(1)[0][0] if run.domains else None
+    domain = most_common(run.domains)
     if classes is not None:
         labels = logits.argmax(dim=0).to(torch.uint8).numpy()
         shares = np.bincount(labels.ravel(), minlength=len(classes)) / labels.size
@@ -130,6 +128,11 @@ def assembled(
     found = None if found is None else [instance for instance in found if instance.score >= min_score]
     score = run.score if has_estimate else None
     return TiledPrediction(mask, score, None, domain, None, found, logits[0], {}, run.processor)
+
+
+def most_common(domains: Counter[str]) -> str | None:
+    """The domain that most tiles went to; None where none did."""
+    return domains.most_common(1)[0][0] if domains else None
 
 
 def opened_any(image: Any, channels: int | None) -> AbstractContextManager[ImageWindows]:
@@ -154,13 +157,12 @@ def finite(logits: torch.Tensor) -> torch.Tensor:
 
 def choose_domain(model: nn.Module, processor: SamAdaptProcessor, image: ImageWindows, precision: str) -> str | None:
     """The domain that a pool's router chooses for the whole image, made small; None for a model that is no pool."""
-    pool = pool_of(model)
-    if pool is None:
+    if pool_of(model) is None:
         return None
     pixels, _ = reduced(image, 2 * processor.image_size)
     with inference([model], precision):
-        domains = embeddings_of(model, processor([pixels])).domains
-    return None if domains is None else pool.names_of(domains)[0]
+        domains = domains_of(model, embeddings_of(model, processor([pixels])))
+    return None if domains is None else domains[0]
 
 
 def within(prompt: Prompt, window: Window) -> Prompt:

@@ -20,7 +20,7 @@ from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
 from ..tuners.moda import ModaModel
 from .embeddings.split import EmbeddedSample
-from .forward import encode, segment, segment_multimask
+from .forward import encode, pool_of, segment, segment_multimask
 
 
 if TYPE_CHECKING:
@@ -112,6 +112,12 @@ def routed(model: nn.Module, domain: str | None) -> AbstractContextManager:
     """All images of a pool within go to `domain`, None: where its router sends them; raises as `check_domain`."""
     check_domain(model, domain)
     return nullcontext() if domain is None else cast(ModaModel, model).using(domain)
+
+
+def domains_of(model: nn.Module, embeddings: ImageEmbeddings) -> list[str] | None:
+    """The domain of each image by whose adapter a pool encoded it; None for a model that is no pool."""
+    pool = pool_of(model)
+    return None if pool is None or embeddings.domains is None else pool.names_of(embeddings.domains)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -256,11 +262,21 @@ def embeddings_of(model: nn.Module, inputs: BatchFeature) -> ImageEmbeddings:
 
 
 def label_maps(
-    model: nn.Module, processor: SamAdaptProcessor, samples: Sequence[Sample | EmbeddedSample]
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    samples: Sequence[Sample | EmbeddedSample],
+    encoded: Callable[[ImageEmbeddings], None] | None = None,
 ) -> list[np.ndarray]:
-    """The class of every pixel, uint8 (H, W) per image at its original size; call it inside `inference`."""
+    """The class of every pixel, uint8 (H, W) per image at its original size; call it inside `inference`.
+
+    Args:
+        encoded: told of the embeddings of the images.
+    """
     inputs = model_inputs(processor, samples)
-    logits = segment(model, None, [Prompt("none")] * len(samples), image_embeddings=embeddings_of(model, inputs))
+    embeddings = embeddings_of(model, inputs)
+    if encoded is not None:
+        encoded(embeddings)
+    logits = segment(model, None, [Prompt("none")] * len(samples), image_embeddings=embeddings)
     return largest_class(processor, inputs, logits)
 
 

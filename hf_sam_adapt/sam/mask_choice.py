@@ -15,6 +15,7 @@ from .per_thread import PerThread
 
 
 FLAG = "dynamic_multimask_via_stability"
+SHARED = "_hf_sam_adapt_mask_choice"
 
 
 class MaskChoice(PerThread):
@@ -32,7 +33,7 @@ def mask_choices(sam: nn.Module) -> list[MaskChoice]:
     for own in map(vars, _decoders(sam)):
         if own[FLAG] is True:
             # Two threads that come here at once get the same.
-            own[FLAG] = own.setdefault("_hf_sam_adapt_mask_choice", MaskChoice())
+            own[FLAG] = own.setdefault(SHARED, MaskChoice())
         if isinstance(own[FLAG], MaskChoice):
             choices.append(own[FLAG])
     return choices
@@ -60,6 +61,13 @@ def mask_of_token_0(sam: nn.Module) -> Iterator[None]:
 def set_token_0(choices: list[MaskChoice], wanted: list[bool]) -> None:
     for choice, token_0 in zip(choices, wanted):
         choice.token_0 = token_0
+
+
+def let_choose(sam: nn.Module) -> None:
+    """Give a SAM's decoders the flag that they came with."""
+    for own in map(vars, _decoders(sam)):
+        if own.pop(SHARED, None) is not None and own[FLAG]:
+            own[FLAG] = True
 
 
 def stop_choosing(sam: Any) -> None:

@@ -62,7 +62,6 @@ def build_loop(args: argparse.Namespace, root: Path) -> TrainingLoop:
         model=save_base(args.model, root / "base"),
         method=args.method,
         dataset=str(draw_folder(root / "data")),
-        prompts=["none", "box"],
         batch_size=args.batch,
         max_steps=1000,
         precision=args.precision,
@@ -102,9 +101,11 @@ def loop_steps(loop: TrainingLoop, batches: Iterator[dict[str, Any]], bar: tqdm,
         unread.append((step + 1, rate, loop._optimizer_step(step, batches)))
         loop.state.step += 1
         loop.state.images_per_second = 1.0
-        if len(unread) > 1 or count == 1:
+        if len(unread) > 1:
             number, rate, figures = unread.pop(0)
             report(bar, number, rate, *figures.tolist())
+    for number, rate, figures in unread:
+        report(bar, number, rate, *figures.tolist())
 
 
 def bare_steps(loop: TrainingLoop, batch: dict[str, Any], count: int) -> None:
@@ -124,9 +125,7 @@ def main() -> None:
     parser.add_argument("--method", default="sam_adapter")
     parser.add_argument("--batch", type=int, default=1, help="images of a step (default: 1)")
     parser.add_argument("--steps", type=int, default=2, help="steps of a measurement (default: 2)")
-    parser.add_argument(
-        "--rounds", type=int, default=2, help="measurements of each, in alternating order (default: 2)"
-    )
+    parser.add_argument("--rounds", type=int, default=2, help="measurements of each, in both orders (default: 2)")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--num_workers", type=int, help="as the recipe's key (default: by device and cores)")
     args = parser.parse_args()
@@ -157,10 +156,8 @@ def main() -> None:
             if number < 0:
                 parts.seconds.clear()
     median = {name: statistics.median(seconds) for name, seconds in found.items()}
-    rows = [
-        ["step of the training loop", f"{median['loop']:.4f}"],
-        ["bare step of the model", f"{median['bare']:.4f}"],
-    ]
+    titles = {"loop": "step of the training loop", "bare": "bare step of the model"}
+    rows = [[title, f"{median[name]:.4f}"] for name, title in titles.items()]
     steps = args.rounds * args.steps
     rows += [[f"{name}, as the host waits", f"{seconds / steps:.4f}"] for name, seconds in parts.seconds.items()]
     ratios = [one / other for one, other in zip(found["loop"], found["bare"])]

@@ -84,39 +84,39 @@ def random_sam_hq(seed: int = 0, **config) -> SamHQModel:
     return randomise(SamHQModel(sam_hq_config(**config)), seed)
 
 
-_HEADS = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 8}
+def _pyramid_parts(image_size: int, patch: int, vision_type: str, backbone: dict, **vision) -> dict:
+    """The parts of a Sam2Config or a Sam3TrackerConfig, which differ in the backbone."""
+    grid = image_size // patch
+    sizes = {"backbone_feature_sizes": [[factor * grid] * 2 for factor in (4, 2, 1)], "fpn_hidden_size": 32}
+    prompts = {"hidden_size": 32, "image_size": image_size, "patch_size": patch, "mask_input_channels": 8}
+    return {
+        "vision_config": {"model_type": vision_type, "backbone_config": backbone, **sizes, **vision},
+        "prompt_encoder_config": prompts,
+        "mask_decoder_config": {
+            "hidden_size": 32,
+            "mlp_dim": 32,
+            "num_attention_heads": 2,
+            "iou_head_hidden_dim": 8,
+        },
+    }
 
 
 def sam2_config(image_size: int = 128, **backbone) -> Sam2Config:
     """Four stages, windows that do not divide the map of the third, one global block in it."""
-    grid = image_size // 16
-    return Sam2Config(
-        vision_config={
-            "model_type": "sam2_vision_model",
-            "backbone_config": {
-                "model_type": "sam2_hiera_det_model",
-                "hidden_size": 8,
-                "num_attention_heads": 1,
-                "blocks_per_stage": [1, 2, 2, 1],
-                "embed_dim_per_stage": [8, 16, 32, 64],
-                "num_attention_heads_per_stage": [1, 1, 2, 2],
-                "window_size_per_stage": [8, 4, 6, 3],
-                "global_attention_blocks": [4],
-                "image_size": [image_size, image_size],
-                **backbone,
-            },
-            "backbone_channel_list": [64, 32, 16, 8],
-            "backbone_feature_sizes": [[4 * grid] * 2, [2 * grid] * 2, [grid] * 2],
-            "fpn_hidden_size": 32,
-        },
-        prompt_encoder_config={
-            "hidden_size": 32,
-            "image_size": image_size,
-            "patch_size": 16,
-            "mask_input_channels": 8,
-        },
-        mask_decoder_config=_HEADS,
-    )
+    backbone = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": 8,
+        "num_attention_heads": 1,
+        "blocks_per_stage": [1, 2, 2, 2],
+        "embed_dim_per_stage": [8, 16, 32, 64],
+        "num_attention_heads_per_stage": [1, 1, 2, 2],
+        "window_size_per_stage": [8, 4, 6, 3],
+        "global_attention_blocks": [4],
+        "image_size": [image_size, image_size],
+        **backbone,
+    }
+    channels = {"backbone_channel_list": [64, 32, 16, 8]}
+    return Sam2Config(**_pyramid_parts(image_size, 16, "sam2_vision_model", backbone, **channels))
 
 
 def random_sam2(seed: int = 0, **config) -> Sam2Model:
@@ -125,33 +125,19 @@ def random_sam2(seed: int = 0, **config) -> Sam2Model:
 
 def sam3_tracker_config(image_size: int = 112, **backbone) -> Sam3TrackerConfig:
     """A grid of 8 with windows of 3, which do not divide it, and two global blocks of four."""
-    grid = image_size // 14
-    return Sam3TrackerConfig(
-        vision_config={
-            "model_type": "sam3_vision_model",
-            "backbone_config": {
-                "model_type": "sam3_vit_model",
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 2,
-                "image_size": image_size,
-                "window_size": 3,
-                "global_attn_indexes": [1, 3],
-                "pretrain_image_size": 42,
-                **backbone,
-            },
-            "backbone_feature_sizes": [[4 * grid] * 2, [2 * grid] * 2, [grid] * 2],
-            "fpn_hidden_size": 32,
-        },
-        prompt_encoder_config={
-            "hidden_size": 32,
-            "image_size": image_size,
-            "patch_size": 14,
-            "mask_input_channels": 8,
-        },
-        mask_decoder_config=_HEADS,
-    )
+    backbone = {
+        "model_type": "sam3_vit_model",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": image_size,
+        "window_size": 3,
+        "global_attn_indexes": [1, 3],
+        "pretrain_image_size": 42,
+        **backbone,
+    }
+    return Sam3TrackerConfig(**_pyramid_parts(image_size, 14, "sam3_vision_model", backbone))
 
 
 def random_sam3_tracker(seed: int = 0, **config) -> Sam3TrackerModel:

@@ -119,7 +119,7 @@ def evaluate_classes(
     constant: ConstantLabels | None = None,
     ignore_background: IgnoreBackground = False,
     precision: str = "no",
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     progress: bool = True,
     tiles: Tiles | None = None,
     route: Route = "image",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
+from transformers.image_processing_utils import BatchFeature
 
 from ..data.dataset import OpenSample, Sample
 from ..data.scenes import reduced, sample_window
@@ -90,7 +91,7 @@ def tiled_maps(
                 maps[kind, name].append(finite(logits)[None])
         return maps
 
-    def note_domains(variant: Variant, embeddings: ImageEmbeddings) -> None:
+    def note_domains(variant: Variant, inputs: BatchFeature, embeddings: ImageEmbeddings) -> None:
         if domains is not None and not variant.adapter_off:
             domains.update(domains_of(variant.model, embeddings) or [])
 

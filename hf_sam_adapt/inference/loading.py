@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, SamModel
 
 from ..config.methods import METHODS
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, one_line
 from ..files import follow_umask
 from ..names import class_names
 from ..repository import HubName, commit_of, find_file
@@ -194,7 +194,8 @@ def build_model(
             "a pool of domains is trained by `continual`", key="method", fix="name the domains' method there"
         )
     family, native = family_of(base), encoder_shape(base).image_size
-    family.mend(base)
+    if method in ("full", "lora", "peft"):  # of which no adapter of ours does it
+        family.mend(base)
     if method == "full":
         if method_args:
             raise UserError(f"'full' takes none, found {', '.join(method_args)}", key="method_args")
@@ -286,14 +287,13 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False, a
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error, below
         try:
             peft_model = PeftModel.from_pretrained(base, str(config_file.parent), is_trainable=trainable)
-        except KeyError as error:  # of PEFT, for an entry of modules_to_save
-            raise UserError(f"{weights} does not fit its config: it misses {error}", key="adapter") from error
-        except ValueError as error:  # of PEFT, for a plain LoRA whose modules another family does not have
-            if isinstance(error, UserError):
-                raise
-            problem = f"{path} does not fit {base_name}, a {family_of(base).title}: {first_line(error)}"
-            raise UserError(problem, key="adapter", fix="name its own base model") from error
-    _check_keys(peft_model, weights)
+            _check_keys(peft_model, weights)
+        except UserError:
+            raise
+        except (ValueError, KeyError, RuntimeError) as error:  # of a plain tuner, which knows no family or size
+            said = f"it misses {error}" if isinstance(error, KeyError) else one_line(error)[:240]
+            problem = f"{path} does not fit {base_name}, a {family_of(base).title}: {said}"
+            raise UserError(problem, key="adapter", fix="name its own base model, or its file is damaged") from error
     freeze_outside_adapter(peft_model)
     peft_model.eval()
     processor = _trained_processor(path, base, processor, commit)
@@ -362,9 +362,7 @@ def _check_keys(model: PeftModel, weights: Path) -> None:
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     wrong = sorted(expected ^ found)
     if wrong:
-        raise UserError(
-            f"{weights} does not fit its config: {len(wrong)} keys differ, the first is {wrong[0]}", key="adapter"
-        )
+        raise ValueError(f"{len(wrong)} keys differ, the first is {wrong[0]}")
 
 
 def _trained_processor(

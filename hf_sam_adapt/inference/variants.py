@@ -205,7 +205,7 @@ def predicted_logits(
     prompts: Mapping[str, Sequence[Prompt]],
     *,
     best_of_three: bool = False,
-    encoded: Callable[[Variant, ImageEmbeddings], None] | None = None,
+    encoded: Callable[[Variant, BatchFeature, ImageEmbeddings], None] | None = None,
 ) -> Iterator[tuple[str, str, int, torch.Tensor]]:
     """Segments a batch with every variant and prompt kind; call it inside `inference`.
 
@@ -215,7 +215,7 @@ def predicted_logits(
         samples: B images with their masks, or B embeddings, which all variants share.
         prompts: per kind B prompts in image coordinates.
         best_of_three: also yield zero-shot SAM's best of three for `point`, as variant `zero_shot_best_of_3`.
-        encoded: told of each variant's embeddings of the batch.
+        encoded: told of each variant's inputs and embeddings of the batch, while the variant is active.
 
     Yields:
         (kind, variant name, position in the batch, logits (H, W) on the model's device).
@@ -226,7 +226,7 @@ def predicted_logits(
         with variant.active():
             embeddings = embeddings_of(variant.model, inputs)
             if encoded is not None:
-                encoded(variant, embeddings)
+                encoded(variant, inputs, embeddings)
             for kind, items in prompts.items():
                 merged = image_logits(variant.model, processor, inputs, embeddings, items)
                 for position, logits in enumerate(merged):

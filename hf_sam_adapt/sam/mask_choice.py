@@ -15,6 +15,7 @@ from .per_thread import PerThread
 
 
 FLAG = "dynamic_multimask_via_stability"
+SHARED = "_hf_sam_adapt_mask_choice"
 
 
 class MaskChoice(PerThread):
@@ -32,7 +33,7 @@ def mask_choices(sam: nn.Module) -> list[MaskChoice]:
     for own in map(vars, _decoders(sam)):
         if own[FLAG] is True:
             # Two threads that come here at once get the same.
-            own[FLAG] = own.setdefault("_hf_sam_adapt_mask_choice", MaskChoice())
+            own[FLAG] = own.setdefault(SHARED, MaskChoice())
         if isinstance(own[FLAG], MaskChoice):
             choices.append(own[FLAG])
     return choices
@@ -40,7 +41,8 @@ def mask_choices(sam: nn.Module) -> list[MaskChoice]:
 
 def _decoders(sam: nn.Module) -> list[nn.Module]:
     """transformers' mask decoder, inside what tuners wrap around it, and the copies of it that PEFT has made."""
-    decoder = find_mask_decoder(sam)
+    config = getattr(getattr(sam, "config", None), "mask_decoder_config", None)
+    decoder = find_mask_decoder(sam) if hasattr(config, FLAG) else None
     return [] if decoder is None else [module for module in decoder.modules() if FLAG in vars(module)]
 
 
@@ -59,6 +61,13 @@ def mask_of_token_0(sam: nn.Module) -> Iterator[None]:
 def set_token_0(choices: list[MaskChoice], wanted: list[bool]) -> None:
     for choice, token_0 in zip(choices, wanted):
         choice.token_0 = token_0
+
+
+def let_choose(sam: nn.Module) -> None:
+    """Give a SAM's decoders the flag that they came with."""
+    for own in map(vars, _decoders(sam)):
+        if own.pop(SHARED, None) is not None and own[FLAG]:
+            own[FLAG] = True
 
 
 def stop_choosing(sam: Any) -> None:

@@ -89,7 +89,6 @@ def config_of(cls: type):
 def as_ours(model: nn.Module) -> nn.Module:
     """The base as an adapter has it: faults of transformers mended, and the mask of token 0 in `eval()`, too."""
     family_of(model).mend(model)
-    vars(model).pop("_hf_sam_adapt_mended", None)  # for good: what `unload` takes off are an adapter's own hooks
     stop_choosing(model)
     return model
 

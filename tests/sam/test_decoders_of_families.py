@@ -5,12 +5,12 @@ import pickle
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from sams import RANDOM_SAMS, perturb, random_sam2, random_sam3_tracker, random_sam_hq, randomise
 from torch import nn
 
-from hf_sam_adapt import SamDecoderConfig
+from hf_sam_adapt import ConvLoraConfig, CwsamConfig, L2pConfig, ModaConfig, SamAdapterConfig, SamDecoderConfig
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.embeddings.cache import cache_key, check_cacheable
 from hf_sam_adapt.inference.forward import encode, segment, segment_multimask, segment_rounds
@@ -20,6 +20,7 @@ from hf_sam_adapt.sam.families import SAM_HQ, encoder_shape, family_of
 from hf_sam_adapt.sam.image_embeddings import ImageEmbeddings, SharedMaps
 from hf_sam_adapt.sam.processing import SamAdaptProcessor
 from hf_sam_adapt.tuners.common.two_way import mix_tokens
+from hf_sam_adapt.tuners.l2p.layer import key_loss
 
 
 FAMILIES = ["sam_hq", "sam2", "sam3_tracker"]
@@ -30,8 +31,22 @@ METHODS: dict[str, dict] = {
     "sam_adapter": {"scale_factor": 4},
     "conv_lora": {"num_experts": 3},
     "cwsam": {"decoder": "full", "scale_factor": 4},
+    "l2p": {"pool_size": 6, "top_k": 3},
+}
+PRECISIONS = ["no", "bf16"]
+CONFIGS = {
+    "decoder": SamDecoderConfig,
+    "sam_adapter": lambda: SamAdapterConfig(scale_factor=4),
+    "conv_lora": lambda: ConvLoraConfig(num_experts=2),
+    "cwsam": lambda: CwsamConfig(decoder="full", scale_factor=4),
+    "l2p": L2pConfig,
+    "moda": lambda: ModaConfig(domains=["polyp"]),
+    "moda-lora": lambda: ModaConfig(
+        domains=["polyp"], inner=LoraConfig(target_modules=r".*(qkv|q_proj)", modules_to_save=["mask_decoder"])
+    ),
 }
 ADAPTERS = [name for name in METHODS if name != "full"]
+FRESH = [name for name in ADAPTERS if name != "l2p"]  # whose prompts act from the start
 CHOOSING = ["sam2", "sam3_tracker"]
 
 
@@ -119,14 +134,18 @@ def test_rows_add_an_images_map_without_copies_of_it():
     assert torch.allclose(leaf.grad, other.grad) and torch.allclose(shared.grad, again.grad)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_every_trained_tensor_gets_a_gradient_and_the_rest_is_not_stored(model_type, method, tmp_path):
+def test_every_trained_tensor_gets_a_gradient_and_the_rest_is_not_stored(model_type, method, precision, tmp_path):
     base = RANDOM_SAMS[model_type]()
     model = perturb(build_model(method, METHODS[method], base), std=0.05).train()
     pixels, prompts = pixels_for(base), mixed_prompts(base)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    sum(masks.square().mean() for masks in segment(model, pixels, prompts)).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss = sum(masks.square().mean() for masks in segment(model, pixels, prompts))
+        loss = loss + (key_loss(model) if method == "l2p" else 0)
+    loss.backward()
     assert [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
     untrained = ("conv_s0", "conv_s1", "pred_obj_score_head", "no_memory", "fpn_layers.3", "prompt_encoder")
     assert not [name for name in trained if any(part in name for part in untrained)]
@@ -137,7 +156,7 @@ def test_every_trained_tensor_gets_a_gradient_and_the_rest_is_not_stored(model_t
         ]
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_batch_is_its_images_one_at_a_time(model_type, method, precision):
@@ -153,9 +172,9 @@ def test_a_batch_is_its_images_one_at_a_time(model_type, method, precision):
     assert (together[1][0] - together[1][1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("method", ADAPTERS)
+@pytest.mark.parametrize("method", FRESH)
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_fresh_adapter_is_the_base_and_so_is_a_disabled_or_unloaded_one(model_type, method):
+def test_a_fresh_adapter_is_the_base_and_so_is_a_disabled_one(model_type, method):
     base = RANDOM_SAMS[model_type]().requires_grad_(False)
     family_of(base).mend(base)
     pixels, prompts = pixels_for(base), mixed_prompts(base)
@@ -174,11 +193,35 @@ def test_a_fresh_adapter_is_the_base_and_so_is_a_disabled_or_unloaded_one(model_
             model.requires_grad_(False)
             assert torch.equal(model(pixel_values=pixels).pred_masks, own)
             assert all(map(torch.equal, segment(model, pixels, prompts), plain))
-        untouched = RANDOM_SAMS[model_type]().requires_grad_(False)
-        unloaded = model.unload().requires_grad_(False)
-        if method != "lora":  # which leaves transformers' faults mended
-            assert not unloaded._forward_hooks and not unloaded.mask_decoder.transformer._forward_hooks
-            assert torch.equal(unloaded(pixel_values=pixels).pred_masks, untouched(pixel_values=pixels).pred_masks)
+
+
+def left_behind(model: nn.Module) -> dict[str, tuple]:
+    """Of each module all hooks, and what this package or PEFT keeps in it; which mask its decoder returns."""
+    kept = {}
+    for name, module in model.named_modules():
+        hooks = [list(value.values()) for key, value in sorted(vars(module).items()) if key.endswith("_hooks")]
+        own = sorted(key for key in vars(module) if "hf_sam_adapt" in key or "peft" in key)
+        kept[name] = (type(module), hooks, own, vars(module).get("dynamic_multimask_via_stability"))
+    return kept
+
+
+@pytest.mark.parametrize("method", ["decoder", "sam_adapter", "conv_lora", "cwsam", "l2p", "moda", "moda-lora"])
+@pytest.mark.parametrize("model_type", RANDOM_SAMS)
+def test_unload_leaves_a_base_as_it_was(model_type, method, tmp_path):
+    """With transformers' faults if its user has built it, without them if `load_base` has."""
+    config = CONFIGS[method]
+    RANDOM_SAMS[model_type]().save_pretrained(tmp_path)
+    for base in (RANDOM_SAMS[model_type](), load_base(str(tmp_path))[0]):
+        pixels = pixels_for(base)
+        before = left_behind(base)
+        with torch.no_grad():
+            expected = base.requires_grad_(False)(pixel_values=pixels).pred_masks
+            model = perturb(get_peft_model(base, config())).requires_grad_(False).eval()
+            adapted = model(pixel_values=pixels, multimask_output=False).pred_masks
+            assert not torch.equal(adapted, expected[:, :, : adapted.shape[2]])
+            unloaded = model.unload().requires_grad_(False)
+            assert unloaded is base and left_behind(base) == before
+            assert torch.equal(base(pixel_values=pixels).pred_masks, expected)
 
 
 @pytest.mark.parametrize("method", ["decoder", "sam_adapter", "conv_lora", "cwsam"])
@@ -276,12 +319,24 @@ def test_an_adapter_of_one_family_is_refused_on_another(model_type, tmp_path):
             PeftModel.from_pretrained(RANDOM_SAMS[other](), tmp_path)
 
 
-def test_a_plain_lora_of_one_family_is_refused_on_another(tmp_path):
-    for model_type in ("sam", "sam2"):
-        RANDOM_SAMS[model_type]().save_pretrained(tmp_path / model_type)
+def test_a_plain_lora_of_another_family_or_size_is_refused(tmp_path):
+    """Its file says neither."""
+    for model_type, make in RANDOM_SAMS.items():
+        make().save_pretrained(tmp_path / model_type)
+    random_sam2(blocks_per_stage=[1, 2, 3, 2]).save_pretrained(tmp_path / "sam2-deeper")
+    short = {"target_modules": r".*attn\.qkv", "modules_to_save": None}
     save_adapter(build_model("lora", {}, load_base(str(tmp_path / "sam2"))[0]), tmp_path / "lora")
-    with pytest.raises(UserError, match=r"adapter: .*lora does not fit .*sam, a SAM: No modules were targeted"):
-        load_adapted(str(tmp_path / "lora"), str(tmp_path / "sam"))
+    save_adapter(build_model("lora", short, load_base(str(tmp_path / "sam2"))[0]), tmp_path / "short")
+    save_adapter(build_model("lora", {}, load_base(str(tmp_path / "sam"))[0]), tmp_path / "of_sam")
+    for adapter, base, reason in (
+        ("lora", "sam", "a SAM: No modules were targeted"),
+        ("short", "sam", "a SAM: 20 keys differ, the first is .*backbone"),
+        ("short", "sam3_tracker", "a SAM 3: Target modules .* not found"),
+        ("short", "sam2-deeper", "a SAM 2: .*size mismatch for .*blocks.5.attn.qkv"),
+        ("of_sam", "sam_hq", "a SAM-HQ: it misses .*mask_decoder.hq_token"),
+    ):
+        with pytest.raises(UserError, match=f"adapter: .*{adapter} does not fit .*{base}, {reason}.*its own base"):
+            load_adapted(str(tmp_path / adapter), str(tmp_path / base))
 
 
 @pytest.mark.parametrize("model_type", CHOOSING)
@@ -317,8 +372,6 @@ def test_sam3_adds_no_memory_to_a_map_that_is_used():
         assert torch.equal(base.get_image_embeddings(pixels)[-1], ours.maps)
         by_call = base.train()(pixel_values=pixels, multimask_output=False).pred_masks
         assert torch.equal(by_call[:, 0], torch.stack(segment(base.eval(), pixels, [Prompt("none")] * 2)))
-    family_of(base).unmend(base)
-    assert not base.vision_encoder._forward_hooks
 
 
 def literal_hq_masks(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
@@ -354,8 +407,6 @@ def test_sam_hq_upscales_what_its_transformer_returns():
         torch.testing.assert_close(mended, wanted, rtol=1e-5, atol=1e-5)
         ours = torch.cat(segment(model, pixels, [Prompt("none")] * 2))
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
-        SAM_HQ.unmend(model)
-        assert torch.equal(model(pixel_values=pixels, multimask_output=False).pred_masks[:, 0, 0], faulty)
 
 
 @pytest.mark.parametrize("model_type", RANDOM_SAMS)

@@ -85,14 +85,17 @@ def test_another_process_gives_the_same_bits(tmp_path):
     assert len(done.stdout.split()) == len(FAMILIES) * len(names)
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_every_trained_tensor_gets_a_gradient_and_nothing_else_moves(model_type, name):
+def test_every_trained_tensor_gets_a_gradient_and_nothing_else_moves(model_type, name, precision):
     model = adapted(model_type, name).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-3)
-    model(pixel_values=pixels_of(model)).pred_masks.square().mean().backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss = model(pixel_values=pixels_of(model)).pred_masks.square().mean()
+    loss.backward()
     assert [key for key, p in trained.items() if p.grad is None or not p.grad.any()] == []
     optimizer.step()
     after = model.state_dict()
@@ -173,3 +176,28 @@ def test_l2p_on_an_encoder_alone_is_refused(model_type):
     encoder = RANDOM_SAMS[model_type]().vision_encoder
     with pytest.raises(UserError, match=r"L2pConfig: .* has no mask decoder"):
         get_peft_model(encoder, L2pConfig())
+
+
+def test_faithful_sam_adapter_makes_the_finer_maps_of_sam2_with_weights_of_its_own(tmp_path):
+    """As SAM2-Adapter's code does; all other adapters leave `conv_s0` and `conv_s1` to the base."""
+    sam = RANDOM_SAMS["sam2"]()
+    model = get_peft_model(sam, SamAdapterConfig(scale_factor=4, faithful=True)).train()
+    pixels, before = (
+        pixels_of(sam),
+        {name: value.clone() for name, value in sam.mask_decoder.base_layer.state_dict().items()},
+    )
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.1)
+    model(pixel_values=pixels).pred_masks.square().mean().backward()
+    assert [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
+    optimizer.step()
+    own = [name for name in trained if "conv_s0" in name or "conv_s1" in name]
+    assert len(own) == 4
+    assert all(map(torch.equal, sam.mask_decoder.base_layer.state_dict().values(), before.values()))
+    expected = masks(model, pixels)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(masks(PeftModel.from_pretrained(RANDOM_SAMS["sam2"](), tmp_path), pixels), expected)
+    with torch.no_grad():
+        for name in own:
+            model.get_parameter(name).copy_(before[name.rpartition("sam_adapter_weights.default.")[2]])
+    assert (masks(model, pixels) - expected).abs().max() > 1e-3 * expected.abs().max()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+MENDED = "_hf_sam_adapt_mended"
 Runs = tuple[tuple[int, int], ...]  # images and the number of rows of each
 
 
@@ -93,8 +94,8 @@ class SamFamily:
         set_image_size: writes another input size into the model's and the encoder's attributes and configs.
         also_prefixed: transformers' own `from_pretrained` of the class loses weights of those.
         video_part: the config of a checkpoint of `also_types` -> the keywords of `from_pretrained` that load the part.
-        mend: takes a fault of transformers off a model by hooks; called again it does nothing.
-        unmend: undoes `mend`.
+        fault_hooks: of a model, hooks that take a fault of transformers off it, as an object with `remove`; None where
+            nothing has to be mended.
         license: of the weights that the authors publish: the fields of a card on the Hub.
         citation: BibTeX.
     """
@@ -103,12 +104,8 @@ class SamFamily:
     model_type: str
     encoder_type: str
     model_path: str
-    encoder: str
-    mask_decoder: str
-    prompt_encoder: str
     blocks: str
     patch_embedding: str
-    neck: str
     attention: str
     attention_linears: tuple[str, ...]
     projection: str
@@ -125,6 +122,10 @@ class SamFamily:
     set_image_size: Callable[[nn.Module, nn.Module, int], None]
     license: dict[str, str]
     citation: str
+    encoder: str = "vision_encoder"
+    mask_decoder: str = "mask_decoder"
+    prompt_encoder: str = "prompt_encoder"
+    neck: str = "neck"
     also_types: tuple[str, ...] = ()
     also_prefixed: bool = False
     encoder_config: str = "config"
@@ -138,8 +139,7 @@ class SamFamily:
     encode_from_block: Callable[[nn.Module, torch.Tensor, int], ImageEmbeddings] | None = None
     position_tables: Callable[[nn.Module, int], Iterable[tuple[str, nn.Module, str, int]]] = lambda encoder, grid: ()
     video_part: Callable[[Any], dict[str, Any]] = lambda config: {}
-    mend: Callable[[nn.Module], None] = lambda model: None
-    unmend: Callable[[nn.Module], None] = lambda model: None
+    fault_hooks: Callable[[nn.Module], Any | None] = lambda model: None
 
     @property
     def class_name(self) -> str:
@@ -165,6 +165,25 @@ class SamFamily:
     @property
     def model_types(self) -> tuple[str, str]:
         return self.model_type, self.encoder_type
+
+    def mend(self, model: nn.Module, for_adapter: bool = False) -> None:
+        """Take transformers' faults off a model, once.
+
+        Args:
+            model: of this family.
+            for_adapter: what `unmend_after_adapter` undoes; else it is for as long as the model lives.
+        """
+        if not hasattr(model, MENDED):
+            hooks = self.fault_hooks(model)
+            if hooks is not None:
+                setattr(model, MENDED, (hooks, for_adapter))
+
+    def unmend_after_adapter(self, model: nn.Module) -> None:
+        """Undo `mend(model, for_adapter=True)`."""
+        hooks, for_adapter = getattr(model, MENDED, (None, False))
+        if for_adapter:
+            hooks.remove()
+            delattr(model, MENDED)
 
     def reached_parameters(self, mask_decoder: nn.Module) -> list[str]:
         """Names of the decoder parameters that are trained: 3,506,304 values in SAM's decoder."""

@@ -1,18 +1,23 @@
-"""SAM 3's model of points, boxes and masks on single images (arXiv 2511.16719): `Sam3TrackerModel`."""
+"""SAM 3's model of points, boxes and masks on single images (arXiv 2511.16719): `Sam3TrackerModel`.
 
+SAM 2's decoder behind another encoder.
+"""
+
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
 from .. import citations
 from ..image_embeddings import ImageEmbeddings
 from . import pyramid
-from .family import EncoderShape, SamFamily
+from .family import EncoderShape
+from .sam2 import SAM2
 
 
-_MENDED = "_hf_sam_adapt_mended"
 LEVELS = 3  # of the neck's maps, those that the decoder takes
 
 
@@ -83,18 +88,14 @@ class UsedLevels:
         return output
 
 
-def _mend(model: nn.Module) -> None:
-    if hasattr(model, "no_memory_embedding") and not hasattr(model, _MENDED):
-        setattr(model, _MENDED, model.vision_encoder.register_forward_hook(UsedLevels()))
+def _fault_hooks(model: nn.Module) -> RemovableHandle | None:
+    if not hasattr(model, "no_memory_embedding"):  # the encoder alone
+        return None
+    return model.vision_encoder.register_forward_hook(UsedLevels())
 
 
-def _unmend(model: nn.Module) -> None:
-    if hasattr(model, _MENDED):
-        getattr(model, _MENDED).remove()
-        delattr(model, _MENDED)
-
-
-SAM3_TRACKER = SamFamily(
+SAM3_TRACKER = replace(
+    SAM2,
     title="SAM 3",
     model_type="sam3_tracker",
     encoder_type="sam3_vision_model",
@@ -102,40 +103,23 @@ SAM3_TRACKER = SamFamily(
     also_prefixed=True,
     model_path="transformers:Sam3TrackerModel",
     video_part=_video_part,
-    encoder="vision_encoder",
-    mask_decoder="mask_decoder",
-    prompt_encoder="prompt_encoder",
     blocks="backbone.layers",
     patch_embedding="backbone.embeddings.patch_embeddings",
-    neck="neck",
-    encoder_config="config.backbone_config",
     attention="attention",
     attention_linears=("q_proj", "k_proj", "v_proj"),
     projection="o_proj",
     patch_embedding_path="transformers.models.sam3.modeling_sam3:Sam3ViTPatchEmbeddings",
-    skips=2,
-    embedding_parts=pyramid.PARTS,
-    not_reached=pyramid.NOT_REACHED,
     # The fourth level of the neck is for SAM 3's detector.
     never_trained=(*pyramid.NEVER_TRAINED, "vision_encoder.neck.fpn_layers.3"),
-    refused_decoders=pyramid.NO_HQ,
-    processor={
-        "resize": "squash",
-        "arithmetic": "torchvision",
-        "image_mean": IMAGENET_STANDARD_MEAN,
-        "image_std": IMAGENET_STANDARD_STD,
-    },
+    processor=SAM2.processor | {"image_mean": IMAGENET_STANDARD_MEAN, "image_std": IMAGENET_STANDARD_STD},
     shape=_shape,
     size_step=_size_step,
     embed=_embed,
-    encode=pyramid.encode,
     encode_from_block=_encode_from_block,
-    decoder_inputs=pyramid.decoder_inputs,
     # Its table is tiled over any grid in the forward.
     position_embedding=lambda encoder: encoder.backbone.embeddings.position_embeddings,
     set_image_size=_set_image_size,
-    mend=_mend,
-    unmend=_unmend,
+    fault_hooks=_fault_hooks,
     license={
         "license": "other",
         "license_name": "sam-license",

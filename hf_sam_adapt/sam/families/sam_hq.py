@@ -13,9 +13,6 @@ from .family import Runs
 from .sam import SAM
 
 
-_MENDED = "_hf_sam_adapt_mended"
-
-
 class _Image(PerThread):
     shape: torch.Size | None = None
     maps: torch.Tensor | None = None
@@ -54,16 +51,9 @@ class AttendedImage:
             handle.remove()
 
 
-def _mend(model: nn.Module) -> None:
+def _fault_hooks(model: nn.Module) -> AttendedImage | None:
     decoder = getattr(model, "mask_decoder", None)
-    if decoder is not None and not hasattr(model, _MENDED):
-        setattr(model, _MENDED, AttendedImage(getattr(decoder, "base_layer", decoder)))
-
-
-def _unmend(model: nn.Module) -> None:
-    if hasattr(model, _MENDED):
-        getattr(model, _MENDED).remove()
-        delattr(model, _MENDED)
+    return None if decoder is None else AttendedImage(getattr(decoder, "base_layer", decoder))
 
 
 def _encode(sam: nn.Module, pixel_values: torch.Tensor) -> ImageEmbeddings:
@@ -93,7 +83,6 @@ SAM_HQ = replace(
     encode=_encode,
     encode_from_block=None,
     decoder_inputs=_decoder_inputs,
-    mend=_mend,
-    unmend=_unmend,
+    fault_hooks=_fault_hooks,
     citation=citations.SAM_HQ,
 )

@@ -23,7 +23,7 @@ from ...sam.families import (
 from ...sam.fingerprint import check_fingerprint, compute_fingerprint
 from ...sam.image_size import original_position_embedding, resize_input, restore_input
 from ...sam.input_channels import inflate_channels, input_channels, original_channels, restore_channels
-from ...sam.mask_choice import stop_choosing
+from ...sam.mask_choice import let_choose, stop_choosing
 from ...sam.windows import remove_windows, restore_windows, windows_removed
 from .adapter_checks import check_adapter_keys, check_adapter_name
 from .config import SamConfigMixin
@@ -64,7 +64,7 @@ class SamTunerMixin(Undoable):
         name_tiny(model, config)
         family = find_family(model)
         if family is not None:
-            family.mend(model)
+            family.mend(model, for_adapter=True)
         resolve_decoder(config, model)
         self._check_decoder_is_free(model, config, adapter_name)
         self._set_image_size(model, config, adapter_name)
@@ -295,7 +295,8 @@ class SamTunerMixin(Undoable):
             restore_windows(model)
             restore_input(model)
             restore_channels(model)
-            family_of(model).unmend(model)
+            family_of(model).unmend_after_adapter(model)
+            let_choose(model)
         return model
 
     @contextmanager

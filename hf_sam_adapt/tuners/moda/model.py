@@ -18,6 +18,7 @@ from torch import nn
 from ...errors import UserError
 from ...sam.families import check_no_unknown_sam, encoder_shape, family_of, find_mask_decoder, find_vision_encoder
 from ...sam.fingerprint import check_fingerprint, compute_fingerprint
+from ...sam.mask_choice import let_choose
 from ...sam.per_thread import CallLock
 from ...upload import upload_folder
 from ..common.adapter_checks import check_adapter_name
@@ -76,6 +77,7 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
         config: ModaConfig = self.peft_config[adapter_name]
         self._check_config(model, config, adapter_name)
         name_tiny(model, config)
+        family_of(model).mend(model, for_adapter=True)
         if self.inner is None:
             model.requires_grad_(False)
         for domain in config.domains:
@@ -247,8 +249,11 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
                 self.model.set_submodule(path, module.original_module)
         if self.inner is None:
             del self.model.peft_config
-            return self.model
-        return self.inner.unload()
+        else:
+            self.inner.unload()
+        family_of(self.model).unmend_after_adapter(self.model)
+        let_choose(self.model)
+        return self.model
 
     def merge_adapter(self, *args, **kwargs) -> None:
         self._refuse_merge()

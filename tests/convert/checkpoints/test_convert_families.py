@@ -23,7 +23,7 @@ SIDE = 128
 
 @pytest.fixture
 def sam2():
-    return random_sam2(blocks_per_stage=[1, 2, 2, 2])
+    return random_sam2()
 
 
 @pytest.fixture

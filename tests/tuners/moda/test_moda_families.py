@@ -18,8 +18,7 @@ MIXED = ["green", "red", "base", "green"]
 
 
 def make(kind: str, seed: int = 0) -> nn.Module:
-    """Hiera's last stage has a block beside the pooling one, as that of all published sizes."""
-    sam = RANDOM_SAMS[kind](seed, **({"blocks_per_stage": [1, 2, 2, 3]} if kind == "sam2" else {}))
+    sam = RANDOM_SAMS[kind](seed)
     family_of(sam).mend(sam)
     return sam
 
@@ -134,8 +133,24 @@ def test_a_pool(kind, inner, tmp_path):
     assert torch.equal(again(pixel_values=x, domain=MIXED).pred_masks, mixed.pred_masks)
     unloaded = pool.unload().requires_grad_(False)
     base = make(kind).requires_grad_(False)
-    family_of(base).unmend(base)
     assert torch.equal(unloaded(pixel_values=x).pred_masks, base(pixel_values=x).pred_masks)
+
+
+@pytest.mark.parametrize("inner", ["default", "sam_adapter"])
+def test_a_domain_trains_and_a_batch_is_its_images_in_bf16(kind, inner):
+    pool = pool_of(kind, INNER[inner]())
+    x = torch.cat([images(pool.model, name, 2, seed=9) for name in DOMAINS])[[2, 0, 3]]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        together = pool(pixel_values=x, domain="auto").pred_masks
+        alone = torch.cat([pool(pixel_values=image[None], domain="auto").pred_masks for image in x])
+    assert pool.route(x).domains == ["green", "red", "green"]
+    assert (together - alone).abs().max() < 3e-2 * alone.abs().max()
+    pool.add_domain("blue")
+    trained = {name: p for name, p in perturb(pool, seed=5).train().named_parameters() if p.requires_grad}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = pool(pixel_values=x).pred_masks.square().mean()
+    loss.backward()
+    assert trained and [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
 
 
 def test_the_joint_router_is_sams():

@@ -83,7 +83,7 @@ def run_epoch(loop: TrainingLoop, epoch: int, batches: Iterator[dict[str, Any]])
 
     steps = IMAGES // loop.schedule.images_per_step
     source, begin = timed(), time.perf_counter()
-    losses = [loop._optimizer_step(epoch * steps + step, source)[0] for step in range(steps)]
+    losses = [loop._optimizer_step(epoch * steps + step, source)[0].item() for step in range(steps)]
     return time.perf_counter() - begin, waited, losses
 
 

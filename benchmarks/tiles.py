@@ -22,11 +22,9 @@ from series import COST, cost, run, series_arguments, spread
 DRAWN = "small_objects"
 DOMAINS = ("magnetic_tile", "road_aerial", DRAWN)
 TILE = 256  # the input of tiny: pixels are kept
-WAYS: dict[str, dict[str, Any]] = {
-    "whole": {},
-    "tiles": {"tile": TILE, "augment": ["flip", "vflip", "rotate", "colour"]},
-}
-WAYS["whole"]["augment"] = WAYS["tiles"]["augment"]  # what is compared is the tiles alone
+# What is compared is the tiles alone; an evaluation after each epoch would take longer than the training.
+COMMON: dict[str, Any] = {"augment": ["flip", "vflip", "rotate", "colour"], "eval_every": 100}
+WAYS: dict[str, dict[str, Any]] = {"whole": COMMON, "tiles": COMMON | {"tile": TILE}}
 SIDE, OBJECTS, COUNTS = 2048, 40, {"train": 12, "val": 3, "test": 8}
 
 

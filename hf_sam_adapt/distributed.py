@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from accelerate.utils import parse_flag_from_env
 from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 from tqdm.auto import tqdm
 
 from .errors import UserError
 
 
+_MOST_WORKERS = 8  # at 20 ms of a core for an image they feed 400 images a second
+
+
 class SampleLoader(DataLoader):
     """A `DataLoader` from whose worker processes a `UserError` arrives as it was raised.
 
     Torch itself would put the text of the worker's traceback in the place of the message.
+
+    Args:
+        num_workers: None = `usual_workers`, but no more than there are batches.
     """
 
     def __init__(
-        self, dataset: Dataset, *, batch_size: int | None = 1, collate_fn: Callable | None = None, **options: Any
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int | None = 1,
+        collate_fn: Callable | None = None,
+        num_workers: int | None = 0,
+        **options: Any,
     ) -> None:
         alone = batch_size is None and options.get("batch_sampler") is None
         collate = collate_fn or (default_convert if alone else default_collate)
         super().__init__(
-            _Caught(dataset), batch_size=batch_size, collate_fn=partial(_collated, collate, alone), **options
+            _Caught(dataset),
+            batch_size=batch_size,
+            collate_fn=partial(_collated, collate, alone),
+            num_workers=usual_workers() if num_workers is None else num_workers,
+            **options,
         )
+        if num_workers is None:
+            self.num_workers = min(self.num_workers, len(self))
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         return map(_raised, super().__iter__())
@@ -59,6 +80,17 @@ def _raised(batch: Any) -> Any:
     return batch
 
 
+def usual_workers() -> int:
+    """Processes that load images where nobody says how many: beside a GPU this process's share of the cores, less the
+    one that launches the kernels, at most 8; none on a CPU, whose cores compute.
+    """
+    if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of torchrun and accelerate launch
+    return min(_MOST_WORKERS, max(1, cores // beside - 1))
+
+
 def rank_and_world() -> tuple[int, int]:
     """This process's number and the number of processes; (0, 1) outside a distributed run."""
     if dist.is_available() and dist.is_initialized():
@@ -67,7 +99,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def own_batches(
-    split: Dataset, batch_size: int, num_workers: int, *, title: str = "evaluate", progress: bool = True
+    split: Dataset, batch_size: int, num_workers: int | None, *, title: str = "evaluate", progress: bool = True
 ) -> Iterator[list[Any]]:
     """Every `world`-th sample of a split, from this process's rank on, in lists, under a bar of all processes."""
     rank, world = rank_and_world()

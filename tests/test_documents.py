@@ -278,7 +278,7 @@ def test_keys_of_the_training_stand_with_their_defaults():
         "class_weights",
     } <= {*shown}
     recipe = Recipe()
-    for key in ("epochs", "warmup", "weight_decay", "num_workers", "points_per_object", "seed"):
+    for key in ("epochs", "warmup", "weight_decay", "points_per_object", "seed"):
         assert float(shown[key]) == getattr(recipe, key), key
     assert shown["max_grad_norm"] == "1" and recipe.max_grad_norm == 1
     assert shown["lr_scheduler"] == f"`{recipe.lr_scheduler}`" and shown["augment"] == f"`{' '.join(recipe.augment)}`"

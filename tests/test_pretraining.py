@@ -1,8 +1,10 @@
 """Pre-training on photographs: how they are packed and drawn, what has a loss, and that a resumed run is the same."""
 
+import dataclasses
 import json
 import sys
 
+import evaluate_tiny
 import numpy as np
 import pretrain_tiny
 import pytest
@@ -17,6 +19,7 @@ from tiny_training.losses import all_masks, embed_prompts, enlarged_box, neighbo
 from tiny_training.model import ARCHITECTURES, encode, new_model
 from tiny_training.prompts import correct, draw_prompts
 from tiny_training.steps import HeldBack, cover
+from transformers import HfArgumentParser
 
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.loading import load_base
@@ -66,6 +69,12 @@ def cache(folder, tmp_path_factory):
 
 def photographs_of(cache, *names: str) -> Photographs:
     return Photographs(cache, list(names), {name: number for number, name in enumerate(names, 1)})
+
+
+@pytest.mark.parametrize("recipe", [pretrain_tiny, evaluate_tiny], ids=lambda recipe: recipe.__name__)
+def test_the_recipes_help_can_be_shown(recipe):
+    shown = HfArgumentParser(recipe.Arguments).format_help()
+    assert all(f"--{field.name}" in shown for field in dataclasses.fields(recipe.Arguments))
 
 
 def test_packed_records_are_the_files(folder, cache):

@@ -50,7 +50,9 @@ class EvaluateArguments(ComputeKeys, MetricKeys, RouteKeys, TileKeys, MaskKeys, 
     instances: Literal["grid", "components"] | None = option(
         None, "Also the average precision of instances: of a grid of points, or the components of the mask."
     )
-    num_workers: int = option(0, "Processes that load images; 0 = the main process itself.")
+    num_workers: int | None = option(
+        None, "Processes that load images; 0 = the main process itself; unset = with a GPU by the number of cores."
+    )
     output_dir: str | None = option(
         None, "Folder for metrics.json, per_image.csv and pictures; unset = the table is printed only.", path=FILE
     )

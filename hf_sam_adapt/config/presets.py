@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-_GPU: dict[str, Any] = {"precision": "bf16", "num_workers": 4}
+_GPU: dict[str, Any] = {"precision": "bf16"}
 
 # Bytes of the step by benchmarks/RESULTS.md, "Memory of a step by shapes", with a tenth of the card to spare, and room
 # for the wider queries and keys of a GPU's folded attention. Checkpointing would cost time where memory is left.

@@ -52,7 +52,9 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
         None, "Model, precision, batch size and checkpointing for a GPU of that memory, where no key says otherwise."
     )
 
-    num_workers: int = option(0, "Processes per GPU that load images; 0 = the training process itself.")
+    num_workers: int | None = option(
+        None, "Processes per GPU that load images; 0 = the training process itself; unset = by its share of the cores."
+    )
 
     prompts: list[str] = option(["none"], f"Prompt kinds to train and measure: {' '.join(PROMPT_KINDS)}.")
     prompt_weights: dict[str, float] | None = option(

@@ -181,7 +181,7 @@ class Examiner:
         """Stored values (of colours, classes) and whether they are stored lossily; None where that is refused."""
         name = self.reader.name(row)
         try:
-            if isinstance(self.reader, FileReader):
+            if isinstance(self.reader, FileReader) and facts.size is not None:
                 check_grid(row["image"], row["mask"])
             stored, lossy, size = read_mask(self.reader, row, facts.step)
             if facts.step > 1 and size != facts.size and facts.size is not None:

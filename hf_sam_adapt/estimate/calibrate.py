@@ -63,7 +63,7 @@ def calibrate(recipe: Recipe) -> dict:
     with loop.cost as cost:
         batches = counted(loop._loader(), objects)
         for step in range(STEPS):
-            loop._optimizer_step(step, batches)
+            loop._optimizer_step(step, batches).tolist()  # waits for a GPU
             cost.step()
         if few.val is not None:
             loop._validate()

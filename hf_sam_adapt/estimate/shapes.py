@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_leaves
 from ..config.recipe import Recipe
 from ..inference.forward import PromptedSam, encode, sam_of
 from ..prompts import Prompt
+from ..sam.constants import forget_constants
 from ..sam.families import encoder_shape, find_mask_decoder
 from ..sam.image_embeddings import ImageEmbeddings
 from ..training.loop import batch_loss
-from ..tuners.conv_lora.sampling import forget_tables
 
 
 class LiveBytes(TorchDispatchMode):
@@ -60,14 +60,14 @@ def step_bytes(model: nn.Module, recipe: Recipe, batch_size: int, objects: int) 
         batch_size: images of a micro-step.
         objects: prompts of an image; ignored for kind "none".
     """
-    forget_tables()
+    forget_constants()
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     peaks = []
     for kind in recipe.prompts:
         # A round of corrections decodes the objects of an image once more.
         rows = objects * (1 + recipe.correction_rounds) if kind != "none" else 1
         peaks.append(_step_of_kind(model, recipe, batch_size, rows, kind))
-        forget_tables()
+        forget_constants()
     return moments + max(peaks)
 
 

@@ -14,14 +14,15 @@ from ..data.dataset import mask_of
 from ..data.tiles import Tiles, Window
 from ..distributed import of_all_ranks, own_batches
 from ..inference.tiled import Route
-from ..inference.variants import inference, label_maps
+from ..inference.variants import domains_of, inference, label_maps
 from ..metrics import ConfusionMatrix
 from ..metrics.constant import grid_box
 from ..metrics.volume import TOLERANCE
 from ..names import IgnoreBackground
+from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
 from .evaluate import no_foreground
-from .tiled import tiled_matrices
+from .tiled import LabelledImage, labelled_scenes
 from .volumes import is_of_volumes, pack, score_volumes, summary
 
 
@@ -41,12 +42,14 @@ class ClassRecord:
         id: its name.
         scores: of its pixels, see `class_scores`.
         labels: its label map by `pack`, of a slice of a volume; None of others.
+        domain: of a pool, the domain that segmented the image, or most of its tiles; None otherwise.
     """
 
     index: int
     id: str
     scores: dict[str, Any]
     labels: bytes | None = None
+    domain: str | None = None
 
     @property
     def miou(self) -> float | None:
@@ -116,7 +119,7 @@ def evaluate_classes(
     constant: ConstantLabels | None = None,
     ignore_background: IgnoreBackground = False,
     precision: str = "no",
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     progress: bool = True,
     tiles: Tiles | None = None,
     route: Route = "image",
@@ -143,7 +146,7 @@ def evaluate_classes(
     matrices = {name: ConfusionMatrix(num_labels) for name in ("adapted", "constant")}
     records: list[ClassRecord] = []
     with inference([model], precision):
-        found: Iterator[tuple[int, str, bytes | None, ConfusionMatrix, ConfusionMatrix]]
+        found: Iterator[LabelledImage]
         keep = is_of_volumes(split)
         if tiles is None:
             batches = own_batches(split, batch_size, num_workers, progress=progress)
@@ -152,11 +155,13 @@ def evaluate_classes(
             )
         else:
             options: Any = {"batch_size": batch_size, "precision": precision, "progress": progress, "route": route}
-            found = tiled_matrices(model, processor, split, tiles, num_labels, constant, **options)
-        for index, name, labels, one, of_constant in found:
-            matrices["adapted"] = matrices["adapted"].merge([one])
-            matrices["constant"] = matrices["constant"].merge([of_constant])
-            records.append(ClassRecord(index, name, class_scores(one, ignore_background), labels))
+            found = labelled_scenes(model, processor, split, tiles, num_labels, constant, keep=keep, **options)
+        for one in found:
+            matrices["adapted"] = matrices["adapted"].merge([one.counts])
+            matrices["constant"] = matrices["constant"].merge([one.of_constant])
+            labels = None if one.labels is None else pack(one.labels)
+            scores = class_scores(one.counts, ignore_background)
+            records.append(ClassRecord(one.index, one.id, scores, labels, one.domain))
     parts = of_all_ranks((matrices, records))
     matrices = {name: parts[0][0][name].merge(part[0][name] for part in parts[1:]) for name in matrices}
     if not matrices["adapted"].counts[1:].any():
@@ -181,14 +186,20 @@ def _whole(
     num_labels: int,
     constant: ConstantLabels | None,
     keep: bool,
-) -> Iterator[tuple[int, str, bytes | None, ConfusionMatrix, ConfusionMatrix]]:
-    """Of each sample its index and name, with `keep` its label map, and the counts of the model and the constant."""
-    for sample, found in zip(samples, label_maps(model, processor, samples), strict=True):
-        one, of_constant = ConfusionMatrix(num_labels), ConfusionMatrix(num_labels)
-        one.update(found, sample.mask)
+) -> Iterator[LabelledImage]:
+    """The samples' label maps, counted; with `keep` they come along."""
+    domains: list[str | None] = [None] * len(samples)
+
+    def note_domains(embeddings: ImageEmbeddings) -> None:
+        domains[:] = domains_of(model, embeddings) or domains
+
+    maps = label_maps(model, processor, samples, note_domains)
+    for sample, found, domain in zip(samples, maps, domains, strict=True):
+        counts, of_constant = ConfusionMatrix(num_labels), ConfusionMatrix(num_labels)
+        counts.update(found, sample.mask)
         if constant is not None:
             of_constant.update(constant.at(*sample.mask.shape), sample.mask)
-        yield sample.index, sample.id, pack(found) if keep else None, one, of_constant
+        yield LabelledImage(sample.index, sample.id, counts, of_constant, found if keep else None, domain)
 
 
 def class_scores(matrix: ConfusionMatrix, ignore_background: IgnoreBackground = False) -> dict[str, Any]:

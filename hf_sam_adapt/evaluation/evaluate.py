@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from torch import nn
 from torch.utils.data import Dataset
+from transformers.image_processing_utils import BatchFeature
 
 from ..data.images import IGNORE
 from ..data.tiles import Tiles, Window
 from ..distributed import of_all_ranks, own_batches
 from ..errors import UserError
-from ..inference.forward import pool_of
-from ..inference.tiled import Route
-from ..inference.variants import Variant, inference, predicted_logits, variants_of
+from ..inference.tiled import Route, most_common
+from ..inference.variants import Variant, domains_of, inference, predicted_logits, variants_of
 from ..metrics import ConstantMask, Overlap, boundary_overlap, gathered, make_metric, mean_overlap, overlap
 from ..metrics.stream import StreamingMetric
 from ..metrics.volume import TOLERANCE
@@ -25,6 +25,7 @@ from ..names import check_metrics
 from ..prompts import Prompt, derive_prompts
 from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
+from .measurement import Measurement
 from .tiled import own_scenes, tiled_maps
 from .volumes import is_of_volumes, pack, score_volumes, summary
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from ..data import Sample, SegmentationSplit
     from ..data.dataset import OpenSample
     from ..inference.embeddings.split import EmbeddedSample, EmbeddedSplit
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class ImageRecord:
         scores: per prompt kind, per variant (the names in `EvalResult.test`), the pixel counts.
         boundaries: the same of the masks' boundaries; empty unless they were asked for.
         labelled: whether the mask holds anything but 255 = ignore.
-        domain: of a pool, the domain that segmented the image; None otherwise.
+        domain: of a pool, the domain that segmented the image, or most of its tiles; None otherwise.
         masks: per prompt kind and variant the mask by `pack`, of slices of volumes; empty for other images.
     """
 
@@ -117,12 +121,13 @@ def evaluate(
     beta2: float | None = None,
     ber_threshold: float | None = None,
     precision: str = "no",
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     seed: int = 0,
     progress: bool = True,
     tiles: Tiles | None = None,
     route: Route = "image",
     surface_tolerance: float = TOLERANCE,
+    also: Sequence[Measurement] = (),
 ) -> EvalResult:
     """Segments every image once per model and prompt kind and scores the masks at original size.
 
@@ -152,10 +157,12 @@ def evaluate(
             which take a whole map. None = images are not cut.
         route: of a pool with `tiles`, whether its router chooses for each image as a whole or for each tile.
         surface_tolerance: of slices of volumes, millimetres within which surfaces agree.
+        also: measurements of whole images that share each variant's encoding; their results are asked of them.
 
     Raises:
         UserError: metrics that are unknown, or without `none` among the prompts; no mask holds any foreground.
-        ValueError: the split is empty, or zero-shot SAM is wanted and not there, or embeddings and two encoders.
+        ValueError: the split is empty, or zero-shot SAM is wanted and not there, or embeddings and two encoders, or
+            `tiles` and `also`.
     """
     settings = {"beta2": beta2, "ber_threshold": ber_threshold}
     check_metrics(metrics, prompts, None, **settings)
@@ -163,6 +170,8 @@ def evaluate(
         raise ValueError("the split holds no image to evaluate on")
     if zero_shot_model is not None and hasattr(split, "store"):
         raise ValueError("zero_shot_model has an encoder of its own: pass a split of images instead of embeddings")
+    if tiles is not None and also:
+        raise ValueError("`also` measures whole images, and `tiles` cuts them")
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
     names = [variant.name for variant in variants] + (["constant"] if constant is not None else [])
     streams = {name: {metric: make_metric(metric, **settings) for metric in metrics} for name in names}
@@ -172,13 +181,12 @@ def evaluate(
         keep = is_of_volumes(split)
         if tiles is None:
             for batch in own_batches(prompted, batch_size, num_workers, progress=progress):
-                records += _score_batch(variants, processor, batch, constant, boundary, streams, keep)
+                records += _score_batch(variants, processor, batch, constant, boundary, streams, keep, also)
         else:
             for scene in own_scenes(split, progress):
                 options: Any = {"seed": seed, "batch_size": batch_size, "precision": precision, "route": route}
-                records.append(
-                    _score_scene(variants, processor, scene, tiles, prompts, constant, boundary, streams, **options)
-                )
+                options |= {"boundary": boundary, "keep": keep}
+                records.append(_score_scene(variants, processor, scene, tiles, prompts, constant, streams, **options))
     records = _gather(records)
     scored = [record for record in records if record.labelled]
     if not any(one.truth for record in scored for kind in record.scores.values() for one in kind.values()):
@@ -212,6 +220,7 @@ def _score_batch(
     boundary: bool,
     streams: dict[str, dict[str, StreamingMetric]],
     keep: bool,
+    also: Sequence[Measurement],
 ) -> list[ImageRecord]:
     samples = [sample for _, sample, _ in batch]
     prompts = {kind: [derived[kind] for _, _, derived in batch] for kind in batch[0][2]}
@@ -235,12 +244,13 @@ def _score_batch(
 
     domains: list[str | None] = [None] * len(samples)
 
-    def note_domains(variant: Variant, embeddings: ImageEmbeddings) -> None:
-        pool = pool_of(variant.model)
-        if pool is not None and not variant.adapter_off and embeddings.domains is not None:
-            domains[:] = pool.names_of(embeddings.domains)
+    def encoded(variant: Variant, inputs: BatchFeature, embeddings: ImageEmbeddings) -> None:
+        if not variant.adapter_off:
+            domains[:] = domains_of(variant.model, embeddings) or domains
+        for measurement in also:
+            measurement.add(variant, inputs, samples, embeddings)
 
-    how: dict[str, Any] = {"best_of_three": True, "encoded": note_domains}
+    how: dict[str, Any] = {"best_of_three": True, "encoded": encoded}
     for kind, name, position, logits in predicted_logits(variants, processor, samples, prompts, **how):
         mask = (logits > 0).cpu().numpy()
         score(kind, name, position, mask)
@@ -268,22 +278,28 @@ def _score_scene(
     tiles: Tiles,
     kinds: Sequence[str],
     constant: ConstantMask | None,
-    boundary: bool,
     streams: dict[str, dict[str, StreamingMetric]],
     *,
+    boundary: bool,
+    keep: bool,
     seed: int,
     **how: Any,
 ) -> ImageRecord:
-    """The record of an image of which windows alone are in memory, but for what takes a whole map."""
+    """The record of an image of which windows alone are in memory, but for what takes a whole map.
+
+    Args:
+        keep: whether the record has the masks.
+    """
 
     def prompts(mask: np.ndarray, window: Window) -> dict[str, Prompt]:
         return prompts_of(mask, kinds, scene.index, seed, window[:2])
 
     sums: dict[tuple[str, str], Overlap] = {}
-    wanted = {(kind, name) for kind in kinds for name in streams if boundary or (kind == "none" and streams[name])}
     whole: dict[tuple[str, str], np.ndarray] = {}
+    chances: dict[tuple[str, str], np.ndarray] = {}
+    domains: Counter[str] = Counter()
     labelled = False
-    for window, mask, maps in tiled_maps(variants, processor, scene, tiles, kinds, prompts, **how):
+    for window, mask, maps in tiled_maps(variants, processor, scene, tiles, kinds, prompts, domains=domains, **how):
         labelled |= bool((mask != IGNORE).any())
         found = {key: (logits > 0).numpy() for key, logits in maps.items()}
         if constant is not None and "none" in kinds:
@@ -291,20 +307,28 @@ def _score_scene(
         for key, prediction in found.items():
             counts = overlap(prediction, mask)
             sums[key] = counts if key not in sums else sums[key] + counts
-            if key in wanted:
-                shown = maps[key].sigmoid().numpy() if key in maps else prediction.astype(np.float32)
-                whole.setdefault(key, np.zeros(scene.size, np.float32))[window.slices] = shown
-    truth = scene.mask(Window(0, 0, *scene.size)) if whole else np.zeros(0)
-    boundaries: dict[str, dict[str, Overlap]] = defaultdict(dict)
-    for (kind, name), map_ in whole.items():
-        if boundary:
-            boundaries[kind][name] = boundary_overlap(map_ > 0.5, truth)
-        for metric in streams[name].values() if kind == "none" and labelled else ():
-            metric.update(map_ if metric.takes_probabilities else map_ > 0.5, truth)
-    scores: dict[str, dict[str, Overlap]] = defaultdict(dict)
-    for (kind, name), counts in sums.items():
-        scores[kind][name] = counts
-    return ImageRecord(scene.index, scene.id, dict(scores), dict(boundaries), labelled)
+            measured = key[0] == "none" and bool(streams[key[1]])
+            if boundary or keep or measured:
+                whole.setdefault(key, np.zeros(scene.size, bool))[window.slices] = prediction
+            if measured:
+                shown = maps[key].sigmoid().numpy() if key in maps else prediction
+                chances.setdefault(key, np.zeros(scene.size, np.float32))[window.slices] = shown
+    truth = scene.mask(Window(0, 0, *scene.size)) if boundary or chances else np.zeros(0)
+    for key, map_ in chances.items() if labelled else ():
+        for metric in streams[key[1]].values():
+            metric.update(map_ if metric.takes_probabilities else whole[key], truth)
+    boundaries = {key: boundary_overlap(mask, truth) for key, mask in whole.items()} if boundary else {}
+    masks = {key: pack(mask) for key, mask in whole.items() if key[1] != "constant"} if keep else {}
+    parts = _by_kind(sums), _by_kind(boundaries), labelled, most_common(domains), _by_kind(masks)
+    return ImageRecord(scene.index, scene.id, *parts)
+
+
+def _by_kind(values: Mapping[tuple[str, str], T]) -> dict[str, dict[str, T]]:
+    """Values by (prompt kind, variant) -> by prompt kind, by variant."""
+    nested: dict[str, dict[str, T]] = defaultdict(dict)
+    for (kind, name), value in values.items():
+        nested[kind][name] = value
+    return dict(nested)
 
 
 def _means(records: Sequence[ImageRecord], kinds: Sequence[str]) -> dict[str, dict[str, dict[str, Any] | None]]:

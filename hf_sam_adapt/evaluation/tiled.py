@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
+from transformers.image_processing_utils import BatchFeature
 
 from ..data.dataset import OpenSample, Sample
 from ..data.scenes import reduced, sample_window
@@ -17,10 +19,11 @@ from ..data.tiles import Tiles, Window
 from ..distributed import rank_and_world
 from ..inference.blending import blended
 from ..inference.forward import pool_of, segment
-from ..inference.tiled import Route, choose_domain, finite, full_maps
-from ..inference.variants import Variant, embeddings_of, predicted_logits, routed
+from ..inference.tiled import Route, choose_domain, finite, full_maps, most_common
+from ..inference.variants import Variant, domains_of, embeddings_of, predicted_logits, routed
 from ..metrics import ConfusionMatrix
 from ..prompts import Prompt
+from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
 
 
@@ -60,12 +63,14 @@ def tiled_maps(
     batch_size: int,
     precision: str,
     route: Route,
+    domains: Counter[str] | None = None,
 ) -> Iterator[tuple[Window, np.ndarray, dict[tuple[str, str], torch.Tensor]]]:
     """Segment a scene by every variant and prompt kind; call it inside `inference`.
 
     Args:
         kinds: of prompts.
         prompts: the true mask of a tile (h, w) and its window -> a prompt of each kind, in pixels of the tile.
+        domains: of a pool, grows by how many tiles went to each domain.
 
     Yields:
         Windows that cover the scene once, each with its true mask uint8 (h, w), and by (kind, variant) its logits
@@ -80,13 +85,18 @@ def tiled_maps(
         drawn = [prompts(mask, window) for mask, window in zip(masks, windows)]
         per_kind = {kind: [one[kind] for one in drawn] for kind in kinds}
         maps: dict[tuple[str, str], list[torch.Tensor]] = defaultdict(list)
+        how: dict[str, Any] = {"best_of_three": True, "encoded": note_domains}
         with routed(pool, domain):
-            for kind, name, _, logits in predicted_logits(variants, processor, samples, per_kind, best_of_three=True):
+            for kind, name, _, logits in predicted_logits(variants, processor, samples, per_kind, **how):
                 maps[kind, name].append(finite(logits)[None])
         return maps
 
+    def note_domains(variant: Variant, inputs: BatchFeature, embeddings: ImageEmbeddings) -> None:
+        if domains is not None and not variant.adapter_off:
+            domains.update(domains_of(variant.model, embeddings) or [])
+
     pool = next((variant.model for variant in variants if pool_of(variant.model) is not None), variants[0].model)
-    domain = choose_domain(pool, processor, scene, precision) if route == "image" else None
+    domain = choose_domain(pool, processor, scene, precision)[0] if route == "image" else None
     names = [(kind, variant.name) for variant in variants for kind in kinds]
     if "point" in kinds and any(variant.name == "zero_shot" for variant in variants):
         names.append(("point", BEST_OF_THREE))
@@ -143,13 +153,21 @@ def label_windows(
     num_labels: int,
     domain: str | None,
     batch_size: int,
+    domains: Counter[str] | None = None,
 ) -> Iterator[tuple[Window, np.ndarray]]:
-    """The label map of a scene by windows, uint8 (h, w); call it inside `inference`."""
+    """The label map of a scene by windows, uint8 (h, w); call it inside `inference`.
+
+    Args:
+        domain: of a pool, where all tiles go; None = where its router sends each.
+        domains: of a pool, grows by how many tiles went to each domain.
+    """
 
     def predict(images: Sequence[np.ndarray], windows: Sequence[Window]) -> dict[str, list[torch.Tensor]]:
         inputs = processor(list(images))
         with routed(model, domain):
             embeddings = embeddings_of(model, inputs)
+            if domains is not None:
+                domains.update(domains_of(model, embeddings) or [])
             low = segment(model, None, [Prompt("none")] * len(images), image_embeddings=embeddings)
         return {_LABELS: full_maps(processor, inputs, low)}
 
@@ -158,7 +176,27 @@ def label_windows(
         yield window, maps[_LABELS].argmax(dim=0).to(torch.uint8).numpy()
 
 
-def tiled_matrices(
+@dataclass(frozen=True)
+class LabelledImage:
+    """The label map of one image, counted.
+
+    Attributes:
+        index, id: of the image in its split.
+        counts: of the model's label map beside the truth.
+        of_constant: the same of the constant label map; empty where none is scored.
+        labels: uint8 (H, W), where it is kept.
+        domain: of a pool, the domain that segmented the image, or most of its tiles.
+    """
+
+    index: int
+    id: str
+    counts: ConfusionMatrix
+    of_constant: ConfusionMatrix
+    labels: np.ndarray | None = None
+    domain: str | None = None
+
+
+def labelled_scenes(
     model: nn.Module,
     processor: SamAdaptProcessor,
     split: Any,
@@ -170,14 +208,19 @@ def tiled_matrices(
     precision: str,
     progress: bool,
     route: Route,
-) -> Iterator[tuple[int, str, None, ConfusionMatrix, ConfusionMatrix]]:
-    """Label maps of scenes: of each its index and name, None, and the counts of the model and of the constant."""
+    keep: bool,
+) -> Iterator[LabelledImage]:
+    """Label maps of scenes, counted window by window; with `keep` they come along."""
     for scene in own_scenes(split, progress):
-        domain = choose_domain(model, processor, scene, precision) if route == "image" else None
-        one, of_constant = ConfusionMatrix(num_labels), ConfusionMatrix(num_labels)
-        for window, labels in label_windows(model, processor, scene, tiles, num_labels, domain, batch_size):
+        domain = choose_domain(model, processor, scene, precision)[0] if route == "image" else None
+        counts, of_constant = ConfusionMatrix(num_labels), ConfusionMatrix(num_labels)
+        kept = np.zeros(scene.size, np.uint8) if keep else None
+        domains: Counter[str] = Counter()
+        for window, labels in label_windows(model, processor, scene, tiles, num_labels, domain, batch_size, domains):
             mask = scene.mask(window)
-            one.update(labels, mask)
+            counts.update(labels, mask)
             if constant is not None:
                 of_constant.update(constant.window(scene.size, window), mask)
-        yield scene.index, scene.id, None, one, of_constant
+            if kept is not None:
+                kept[window.slices] = labels
+        yield LabelledImage(scene.index, scene.id, counts, of_constant, kept, most_common(domains))

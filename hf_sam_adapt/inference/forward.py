@@ -134,7 +134,7 @@ class PromptedSam(nn.Module):
     ) -> tuple[list[torch.Tensor], torch.Tensor | None, list[torch.Tensor] | None]:
         embeddings = encode(self.model, pixel_values) if image_embeddings is None else image_embeddings
         logits, estimates = segment_rounds(self.model, prompts, embeddings)
-        own = [loss for loss in (balance_loss(self.model), key_loss(self.model)) if loss is not None]
+        own = [loss for loss in (balance_loss(self.model, keep=False), key_loss(self.model)) if loss is not None]
         return logits, torch.stack(own).sum() if own else None, estimates if trains_iou_head(self.model) else None
 
 
@@ -177,7 +177,8 @@ def _decode(
     results = [empty] * len(prompts)
     for images in groups.values():
         counts = [max(1, len(prompts[i])) for i in images]
-        owner = torch.tensor([i for i, count in zip(images, counts) for _ in range(count)], device=device)
+        owner = torch.tensor([i for i, count in zip(images, counts) for _ in range(count)])
+        owner = owner.to(device, non_blocking=True)  # made on a GPU, the host would wait for it
         inputs = _prompt_inputs([prompts[i] for i in images], device, sam.dtype)
         runs = tuple(zip(images, counts))
         inputs |= family.decoder_inputs(embeddings, owner, runs)

@@ -20,7 +20,7 @@ from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
 from ..tuners.moda import ModaModel
 from .embeddings.split import EmbeddedSample
-from .forward import encode, segment, segment_multimask
+from .forward import encode, pool_of, segment, segment_multimask
 
 
 if TYPE_CHECKING:
@@ -114,6 +114,20 @@ def routed(model: nn.Module, domain: str | None) -> AbstractContextManager:
     return nullcontext() if domain is None else cast(ModaModel, model).using(domain)
 
 
+def domains_of(model: nn.Module, embeddings: ImageEmbeddings) -> list[str] | None:
+    """The domain of each image by whose adapter a pool encoded it; None for a model that is no pool."""
+    pool = pool_of(model)
+    return None if pool is None or embeddings.domains is None else pool.names_of(embeddings.domains)
+
+
+def router_scores_of(model: nn.Module, embeddings: ImageEmbeddings) -> list[dict[str, float]] | None:
+    """Of each image domain -> the probability that a pool's router gave it; None where no router chose."""
+    pool = pool_of(model)
+    if pool is None or embeddings.router_scores is None:
+        return None
+    return [dict(zip(pool.domains, row)) for row in embeddings.router_scores.tolist()]
+
+
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
@@ -191,7 +205,7 @@ def predicted_logits(
     prompts: Mapping[str, Sequence[Prompt]],
     *,
     best_of_three: bool = False,
-    encoded: Callable[[Variant, ImageEmbeddings], None] | None = None,
+    encoded: Callable[[Variant, BatchFeature, ImageEmbeddings], None] | None = None,
 ) -> Iterator[tuple[str, str, int, torch.Tensor]]:
     """Segments a batch with every variant and prompt kind; call it inside `inference`.
 
@@ -201,7 +215,7 @@ def predicted_logits(
         samples: B images with their masks, or B embeddings, which all variants share.
         prompts: per kind B prompts in image coordinates.
         best_of_three: also yield zero-shot SAM's best of three for `point`, as variant `zero_shot_best_of_3`.
-        encoded: told of each variant's embeddings of the batch.
+        encoded: told of each variant's inputs and embeddings of the batch, while the variant is active.
 
     Yields:
         (kind, variant name, position in the batch, logits (H, W) on the model's device).
@@ -212,7 +226,7 @@ def predicted_logits(
         with variant.active():
             embeddings = embeddings_of(variant.model, inputs)
             if encoded is not None:
-                encoded(variant, embeddings)
+                encoded(variant, inputs, embeddings)
             for kind, items in prompts.items():
                 merged = image_logits(variant.model, processor, inputs, embeddings, items)
                 for position, logits in enumerate(merged):
@@ -256,11 +270,21 @@ def embeddings_of(model: nn.Module, inputs: BatchFeature) -> ImageEmbeddings:
 
 
 def label_maps(
-    model: nn.Module, processor: SamAdaptProcessor, samples: Sequence[Sample | EmbeddedSample]
+    model: nn.Module,
+    processor: SamAdaptProcessor,
+    samples: Sequence[Sample | EmbeddedSample],
+    encoded: Callable[[ImageEmbeddings], None] | None = None,
 ) -> list[np.ndarray]:
-    """The class of every pixel, uint8 (H, W) per image at its original size; call it inside `inference`."""
+    """The class of every pixel, uint8 (H, W) per image at its original size; call it inside `inference`.
+
+    Args:
+        encoded: told of the embeddings of the images.
+    """
     inputs = model_inputs(processor, samples)
-    logits = segment(model, None, [Prompt("none")] * len(samples), image_embeddings=embeddings_of(model, inputs))
+    embeddings = embeddings_of(model, inputs)
+    if encoded is not None:
+        encoded(embeddings)
+    logits = segment(model, None, [Prompt("none")] * len(samples), image_embeddings=embeddings)
     return largest_class(processor, inputs, logits)
 
 

@@ -86,7 +86,8 @@ def _rows(result: EvalResult) -> list[dict[str, Any]]:
 def _class_rows(result: ClassResult, names: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for record in result.records:
-        row: dict[str, Any] = {"index": record.index, "image": record.id, "prompt": "none", "domain": None}
+        row: dict[str, Any] = {"index": record.index, "image": record.id, "prompt": "none"}
+        row["domain"] = record.domain
         row |= {key: record.scores[key] for key in ("iou", "dice")}
         for key in ("iou", "dice"):
             row |= {f"{key}_{names[int(label)]}": one[key] for label, one in record.scores["per_class"].items()}

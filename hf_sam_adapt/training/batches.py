@@ -176,7 +176,9 @@ def prompt_shares(kinds: Sequence[str], weights: Mapping[str, float] | None) -> 
     return [one / sum(wanted) for one in wanted]
 
 
-def training_loader(samples: TrainingSamples, stream: BatchStream, num_workers: int, pin_memory: bool) -> SampleLoader:
+def training_loader(
+    samples: TrainingSamples, stream: BatchStream, num_workers: int | None, pin_memory: bool
+) -> SampleLoader:
     """Loader of the stream's micro-batches, packed: `to_device` makes inputs of them.
 
     With embeddings for images, `image_embeddings`, `ImageEmbeddings` of B, stand for `pixel_values`.

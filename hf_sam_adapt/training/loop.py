@@ -81,6 +81,7 @@ class TrainingLoop:
 
     regularizer: Regularizer | None = None
     _tiles: RandomTiles | None = None
+    _running_iou: float | None = None
 
     def __init__(
         self,
@@ -147,22 +148,22 @@ class TrainingLoop:
         """Train to the end and leave the best validated weights in the model."""
         with self.cost as cost, self._progress() as bar:
             batches, experts = iter(self._loader()), ExpertMeter(self.state.experts, self.schedule.total)
-            running_iou = None
+            unread: list[tuple[int, float, torch.Tensor]] = []
             for step in range(self.state.step, self.schedule.total):
                 if self._is_stopped():
                     break
                 rate = self._set_learning_rate(step)
-                loss, iou = self._optimizer_step(step, batches)
+                unread.append((step + 1, rate, self._optimizer_step(step, batches)))
+                # A step late: while the host waits for a loss, a GPU has the next step to do.
+                ready = len(unread) if self._is_due(step + 1) else len(unread) - 1
+                rows = [(number, rate, *figures.tolist()) for number, rate, figures in unread[:ready]]
+                del unread[:ready]
                 cost.step()
                 self.state.step = step + 1
                 experts.record(step + 1, self.model)
                 self._record_cost(cost)
-                record_step(self.state.history, step + 1, self.schedule.total, loss, iou)
-                running_iou = iou if running_iou is None else (1 - _RUNNING) * running_iou + _RUNNING * iou
-                speed = f"{self.state.images_per_second:.3g}"
-                bar.set_postfix({"loss": f"{loss:.4f}", "iou": f"{running_iou:.3f}", "images/s": speed}, refresh=False)
-                bar.update()
-                self.accelerator.log({"loss": loss, "train_iou": iou, "learning_rate": rate}, step=step + 1)
+                for row in rows:
+                    self._report(bar, *row)
                 if self._after_step():
                     cost.restart()
         self.checkpoints.load_best(self.state)
@@ -194,8 +195,8 @@ class TrainingLoop:
         )
         return training_loader(samples, stream, recipe.num_workers, accelerator.device.type == "cuda")
 
-    def _optimizer_step(self, step: int, batches: Iterator[dict[str, Any]]) -> tuple[float, float]:
-        """One optimizer step; mean loss and IoU over its images in all processes."""
+    def _optimizer_step(self, step: int, batches: Iterator[dict[str, Any]]) -> torch.Tensor:
+        """One optimizer step; (2,) on the device, the mean loss and IoU over its images in all processes."""
         self.wrapped.train()
         figures = []
         for micro_step in range(self.recipe.gradient_accumulation_steps):
@@ -216,14 +217,27 @@ class TrainingLoop:
                     self.allocate_ranks(step + 1)
                 self.optimizer.zero_grad()
             figures.append(torch.stack([loss.detach(), iou]))
-        loss, iou = self.accelerator.reduce(torch.stack(figures).mean(dim=0), "mean").tolist()
+        return self.accelerator.reduce(torch.stack(figures).mean(dim=0), "mean")
+
+    def _report(self, bar: tqdm, step: int, rate: float, loss: float, iou: float) -> None:
+        """Record and show what a step has given.
+
+        Raises:
+            UserError: its loss is not finite.
+        """
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss became {loss} at step {step + 1}",
+                f"the loss became {loss} at step {step}",
                 fix=f"lower learning_rate (now {self.recipe.learning_rate:g}), lengthen "
                 f"warmup{(', or use precision bf16' if self.recipe.precision == 'fp16' else '')}",
             )
-        return loss, iou
+        record_step(self.state.history, step, self.schedule.total, loss, iou)
+        before = iou if self._running_iou is None else self._running_iou
+        self._running_iou = (1 - _RUNNING) * before + _RUNNING * iou
+        shown = {"loss": f"{loss:.4f}", "iou": f"{self._running_iou:.3f}"}
+        bar.set_postfix(shown | {"images/s": f"{self.state.images_per_second:.3g}"}, refresh=False)
+        bar.update()
+        self.accelerator.log({"loss": loss, "train_iou": iou, "learning_rate": rate}, step=step)
 
     def _set_learning_rate(self, step: int) -> float:
         rate = learning_rate_at(
@@ -237,6 +251,11 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a validation or a checkpoint may follow a step."""
+        schedule = self.schedule
+        return step == schedule.total or step % schedule.eval_every == 0 or step % schedule.checkpoint_every == 0
 
     def _after_step(self) -> bool:
         """Validate and save where it is time; whether anything was done."""

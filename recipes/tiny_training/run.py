@@ -27,12 +27,12 @@ DECAY = 0.3  # share of the steps in which the learning rate falls
 
 
 def precision_of(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of the matrix products: bf16 pays on a GPU and on CPUs with AMX; others do it slower than fp32."""
+    """The dtype of the matrix products: bf16 pays on a GPU and on CPUs that multiply it."""
     if name != "auto":
         if name not in DTYPES:
             raise UserError(f"--precision {name}: one of auto, {', '.join(DTYPES)}")
         return DTYPES[name]
-    fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
 
 

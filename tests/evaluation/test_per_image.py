@@ -10,6 +10,7 @@ from PIL import Image
 from sams import perturb, random_sam
 from test_command import run, save_run
 
+from hf_sam_adapt import CwsamConfig
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.inference.loading import load_adapted
 from hf_sam_adapt.tuners.moda import ModaConfig, ModaModel
@@ -67,10 +68,11 @@ def test_classes_have_a_column_each_and_ignored_images_come_last(sam_folder, mak
     assert (output / "worst.png").is_file()
 
 
-def test_images_of_a_pool_have_their_domain(sam_folder, make_dataset, tmp_path, capsys):
+@pytest.mark.parametrize("inner", [None, CwsamConfig(num_labels=3, scale_factor=4)], ids=["one class", "classes"])
+def test_images_of_a_pool_have_their_domain(sam_folder, make_dataset, tmp_path, capsys, inner):
     data, output = make_dataset(train=2, test=3), tmp_path / "out"
     images = sorted((data / "test/images").iterdir())
-    model = ModaModel(random_sam(), ModaConfig(reject=0.0), "default")
+    model = ModaModel(random_sam(), ModaConfig(reject=0.0, inner=inner), "default")
     colours = {"reddish": (150, 30, 30), "bluish": (30, 30, 150)}
     processor = load_adapted(save_run(tmp_path / "run", sam_folder)).processor
     rng = np.random.default_rng(0)
@@ -87,16 +89,20 @@ def test_images_of_a_pool_have_their_domain(sam_folder, make_dataset, tmp_path, 
     processor.save_pretrained(tmp_path / "pool")
     for path, name in zip(images, ("reddish", "bluish", "bluish")):
         Image.fromarray(picture(colours[name])[:48]).save(path)
-    run("--adapter", tmp_path / "pool", "--model", sam_folder, "--dataset", data, "--output_dir", output)
+    argv = ["--adapter", tmp_path / "pool", "--model", sam_folder, "--dataset", data, "--mask_values", "index"]
+    run(*argv, "--output_dir", output)
     domains = {row["file"]: row["domain"] for row in table(output / "per_image.csv")}
+    for route in ("image", "tile"):
+        run(*argv, "--tile", 32, "--overlap", 8, "--route", route, "--output_dir", tmp_path / route)
+        assert {row["file"]: row["domain"] for row in table(tmp_path / route / "per_image.csv")} == domains
     folder, masks = str(data / "test/images"), str(tmp_path / "masks")
-    assert (
-        main(["predict", folder, "--adapter", str(tmp_path / "pool"), "--model", sam_folder, "--output_dir", masks])
-        == 0
-    )
+    argv = ["predict", folder, "--adapter", str(tmp_path / "pool"), "--model", sam_folder]
+    assert main([*argv, "--tile", "32", "--overlap", "8", "--output_dir", str(tmp_path / "tiled")]) == 0
+    tiled = json.loads((tmp_path / "tiled/predictions.json").read_text())["predictions"]
+    assert main([*argv, "--output_dir", masks]) == 0
     records = json.loads((tmp_path / "masks/predictions.json").read_text())["predictions"]
     assert {record["file"]: record["domain"] for record in records} == domains
-    for record in records:
+    for record in records + tiled:
         assert max(record["router"], key=record["router"].get) == record["domain"]
         assert sum(record["router"].values()) == pytest.approx(1)
     counts = torch.tensor([list(domains.values()).count(name) for name in colours])

@@ -10,6 +10,7 @@ from drawn_volumes import draw_volume, save_nifti, save_sliced_run, write_set
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.inference.loading import load_adapted
+from hf_sam_adapt.inference.predictor import SamAdaptPredictor
 from hf_sam_adapt.inference.variants import inference, label_maps, predicted_masks, variants_of
 from hf_sam_adapt.metrics.volume import surface_distances, volume_scores
 from hf_sam_adapt.prompts import Prompt
@@ -114,6 +115,28 @@ def test_an_evaluation_scores_slices_and_volumes(sam_folder, tmp_path, capsys):
     assert "HD95, mm" in capsys.readouterr().out
 
 
+def test_tiles_of_slices_make_volumes(sam_folder, tmp_path):
+    write_set(tmp_path / "data", count=4, shape=(3, 40, 52))
+    adapter = save_sliced_run(
+        tmp_path / "run", sam_folder, "sam_adapter", {}, slice_axis=None, window=None, neighbours=0
+    )
+    argv = ["evaluate", adapter, "--model", sam_folder, "--dataset", str(tmp_path / "data"), "--batch_size", "1"]
+    argv += ["--tile", "32", "--overlap", "8", "--surface_tolerance", "2.6", "--output_dir", str(tmp_path / "out")]
+    assert main(argv) == 0
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["test"]["none"]
+    loaded = load_adapted(adapter, model=sam_folder)
+    predictor = SamAdaptPredictor(loaded.model, loaded.processor)
+    samples = list(load_segmentation_dataset(tmp_path / "data").test)
+    masks = [predictor.predict(sample.image, tile=32, overlap=8, batch_size=1)[0].mask for sample in samples]
+    truth = np.stack([sample.mask for sample in samples]) > 0
+    wanted = dict(
+        zip(("volume_dice", "hd95_mm", "surface_dice"), reference(np.stack(masks), truth, (3.0, 0.8, 0.7), 2.6))
+    )
+    assert found["adapted"]["volumes"] == pytest.approx(wanted | {"volumes": 1, "without_hd95": 0}, rel=1e-6)
+    assert found["zero_shot"]["volumes"]["volumes"] == 1 and "volumes" not in found["constant"]
+    assert (tmp_path / "out/per_volume.csv").is_file()
+
+
 def test_classes_have_scores_of_their_own(sam_folder, tmp_path):
     drawn = write_set(tmp_path / "data", count=4)
     for number, (_, mask) in enumerate(drawn):
@@ -136,3 +159,6 @@ def test_classes_have_scores_of_their_own(sam_folder, tmp_path):
     assert len({sample.id.rpartition("/")[0] for sample in samples}) == found["volumes"] == 1
     dice = [2 * ((labels == k) & (truth == k)).sum() / ((labels == k).sum() + (truth == k).sum()) for k in (1, 2)]
     assert found["volume_dice"] == pytest.approx(np.mean(dice), rel=1e-6)
+    assert main([*argv, "--tile", "64", "--batch_size", "1", "--output_dir", str(tmp_path / "tiled")]) == 0
+    tiled = json.loads((tmp_path / "tiled/metrics.json").read_text())["test"]["none"]["adapted"]["volumes"]
+    assert tiled == pytest.approx(found, rel=1e-6)  # a slice is smaller than the tile

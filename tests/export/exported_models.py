@@ -10,15 +10,17 @@ from peft import LoraConfig, get_peft_model
 
 from hf_sam_adapt import load_tiny_sam
 from hf_sam_adapt.convert.export.check import point_arrays
-from hf_sam_adapt.inference.forward import encode, segment
+from hf_sam_adapt.convert.export.graphs import EMBEDDINGS, as_outputs, embedding_names
+from hf_sam_adapt.inference.forward import encode, sam_of, segment
+from hf_sam_adapt.inference.loading import load_base
 from hf_sam_adapt.prompts import Prompt
 from hf_sam_adapt.sam.attention import use_fast_attention
 from hf_sam_adapt.tuners.moda import ModaModel
 
 
-def save_adapter_of_tiny(folder, config):
-    """A random adapter of `tiny` with its processor, as a run leaves it; returns the folder."""
-    sam, processor = load_tiny_sam()
+def save_adapter_of(base, folder, config):
+    """A random adapter of a model, by its name, with its processor, as a run leaves it; returns the folder."""
+    sam, processor = load_base(base)
     model = get_peft_model(sam, config)
     if isinstance(config, LoraConfig):  # PEFT's own starts without an effect
         for name, parameter in model.named_parameters():
@@ -101,17 +103,15 @@ def compare_with_pytorch(loaded, folder, tmp_path, size=(150, 211), bound=1e-4, 
         return 2
     embeddings = encode(model, images)
     done = run_without_torch(folder, {f"{n}/{encoder}/image": images[:n].numpy() for n in (1, 3)}, tmp_path)
-    maps = {
-        name: done[f"3/{encoder}/{name}"]
-        for name in ("image_embeddings", "interm_embeddings")
-        if f"3/{encoder}/{name}" in done.files
-    }
-    assert relative_error(done[f"1/{encoder}/image_embeddings"], embeddings.maps[:1].numpy()) < bound
-    assert relative_error(maps["image_embeddings"], embeddings.maps.numpy()) < bound
-    assert ("interm_embeddings" in maps) == (embeddings.early is not None)
+    names = embedding_names(sam_of(model), embeddings.early is not None)
+    maps = {name: done[f"3/{encoder}/{name}"] for name in names}
+    assert {file.rpartition("/")[2] for file in done.files} & EMBEDDINGS == set(names)
+    for rows in (1, 3):
+        for name, values in zip(names, as_outputs(embeddings[list(range(rows))])):
+            assert relative_error(done[f"{rows}/{encoder}/{name}"], values.numpy()) < bound
     jobs, expected, mask = {}, {}, processor.mask_size
     for name, (count, prompts) in prompts_of(processor).items():
-        arrays = [point_arrays(prompt) for prompt in prompts]
+        arrays = [point_arrays(prompt, padded="image_embeddings" in maps) for prompt in prompts]
         owner = [row for row, (coords, _) in enumerate(arrays) for _ in coords]
         inputs = {key: value[:, owner] if value.ndim == 5 else value[owner] for key, value in maps.items()}
         inputs["point_coords"] = np.concatenate([coords for coords, _ in arrays])

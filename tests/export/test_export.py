@@ -209,14 +209,3 @@ def test_a_missing_extra_is_named(lora_run, tmp_path, monkeypatch, capsys):
 def test_what_is_not_given(argv, capsys):
     assert main(["export", *argv]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_another_family_is_refused_by_name(tmp_path):
-    from transformers import Sam2Config, Sam2Model
-
-    from hf_sam_adapt.convert.export.parts import check_family
-
-    with torch.device("meta"):
-        model = Sam2Model(Sam2Config())
-    with pytest.raises(UserError, match="format: SAM 2 models cannot be written as onnx, only SAM ones; use X"):
-        check_family(model, "onnx", "use X")

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from exported_models import save_adapter_of_tiny
+from exported_models import save_adapter_of
 
 from hf_sam_adapt import ConvLoraConfig, SamAdapterConfig
 from hf_sam_adapt.convert.export import export
@@ -18,7 +18,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-    return str(save_adapter_of_tiny(tmp_path_factory.mktemp("adapters") / "one", SamAdapterConfig(init_weights=False)))
+    return str(
+        save_adapter_of("tiny", tmp_path_factory.mktemp("adapters") / "one", SamAdapterConfig(init_weights=False))
+    )
 
 
 @pytest.mark.parametrize(("precision", "least", "most"), [("fp16", 0.45, 0.6), ("int8", 0.2, 0.6)])
@@ -45,7 +47,7 @@ def test_an_encoder_that_takes_images(adapter, tmp_path):
 def test_programs_run_without_the_package(aot, tmp_path):
     if aot and shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
-    adapter = save_adapter_of_tiny(tmp_path / "adapter", ConvLoraConfig(init_weights=False))
+    adapter = save_adapter_of("tiny", tmp_path / "adapter", ConvLoraConfig(init_weights=False))
     done = export(str(adapter), tmp_path / "programs", format="torch", aot=aot, progress=False)
     assert set(done.files) == {"config.json", "encoder.pt2", "decoder.pt2", "promptless.pt2"}
     assert all(one.difference < 1e-4 for one in done.comparisons)

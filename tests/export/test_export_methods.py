@@ -1,7 +1,7 @@
 """Every method and decoder: its ONNX files, run without torch, against PyTorch."""
 
 import pytest
-from exported_models import compare_with_pytorch, save_adapter_of_tiny, save_pool_of_tiny
+from exported_models import compare_with_pytorch, save_adapter_of, save_pool_of_tiny
 from peft import LoraConfig
 
 from hf_sam_adapt import ConvLoraConfig, CwsamConfig, ModaConfig, SamAdapterConfig, SamDecoderConfig, load_tiny_sam
@@ -42,7 +42,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_onnx_equals_pytorch(name, tmp_path):
-    adapter = save_adapter_of_tiny(tmp_path / "adapter", CASES[name]())
+    adapter = save_adapter_of("tiny", tmp_path / "adapter", CASES[name]())
     export(str(adapter), tmp_path / "onnx", progress=False)
     assert compare_with_pytorch(load_adapted(str(adapter)), tmp_path / "onnx", tmp_path) >= 2
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import get_peft_model
-from sams import random_sam
+from sams import random_sam, random_sam2
 from transformers import SamConfig, SamModel
 
 from hf_sam_adapt import SamDecoderConfig
@@ -102,3 +102,11 @@ def test_a_small_sam_needs_its_sizes(adapted, tmp_path):
     export(str(adapted[0]), tmp_path / "pth", format="sam-pth", progress=False)
     with pytest.raises(UserError, match="is no SAM of segment-anything's registry; name its sizes by --base"):
         convert_official_checkpoint("sam-pth", tmp_path / "pth/sam_model.pth", tmp_path / "back")
+
+
+def test_another_family_is_refused_by_name(tmp_path):
+    random_sam2().save_pretrained(tmp_path / "sam2")
+    message = "format: SAM 2 models cannot be written as sam-pth, only SAM ones; use --format onnx or torch"
+    with pytest.raises(UserError, match=message):
+        export(str(tmp_path / "sam2"), tmp_path / "out", format="sam-pth", progress=False)
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,8 @@ from hf_sam_adapt.inference.instances import Instance
 from hf_sam_adapt.inference.loading import build_model, load_base
 from hf_sam_adapt.inference.tiled import cropped, joined, placed, within
 from hf_sam_adapt.prompts import Prompt
+from hf_sam_adapt.reporting.results import WriteOptions, make_writers
+from hf_sam_adapt.reporting.results.scene import predict_scene
 
 
 SIDE, OVERLAP = 64, 16  # the tile is the network's input
@@ -209,13 +211,33 @@ def pool(sam_folder):
     return SamAdaptPredictor(model.eval(), processor)
 
 
+def half_bright():
+    parts = [np.random.randint(0, 60, (150, 90, 3)), np.random.randint(190, 256, (150, 60, 3))]
+    return np.concatenate(parts, axis=1).astype(np.uint8)
+
+
+def test_a_scene_of_a_pool_says_where_its_tiles_went(pool, tmp_path):
+    path = write_geotiff(tmp_path / "scene.tif", half_bright())
+    options = WriteOptions(None)
+    writers = make_writers(["geotiff"], tmp_path, options)
+    record = predict_scene(pool, path, "out", writers, options, Tiles(SIDE, 8), 0.0, 1, route="tile")
+    assert set(record["domains"]) == set(record["router"]) == {"dark", "bright"}
+    assert record["domain"] == max(record["domains"], key=record["domains"].get)
+    assert sum(record["router"].values()) == pytest.approx(1)
+
+
 def test_a_pool_routes_an_image_or_each_tile(pool):
-    image = np.concatenate([np.random.randint(0, 60, (150, 90, 3)), np.random.randint(190, 256, (150, 60, 3))], axis=1)
-    image = image.astype(np.uint8)
+    image = half_bright()
     runs = {route: pool.run_tiles(Whole(image), Tiles(SIDE, 8), route=route) for route in ("image", "tile")}
     for run in runs.values():
         assert sum(1 for _ in run) == len(run.grid)
         assert sum(run.domains.values()) == len(run.grid)
     assert len(runs["image"].domains) == 1 and len(runs["tile"].domains) == 2
+    chances = {route: run.router_scores for route, run in runs.items()}
+    assert all(sum(each.values()) == pytest.approx(1) for each in chances.values())
+    assert max(chances["image"], key=chances["image"].get) in runs["image"].domains
+    assert chances["tile"] != pytest.approx(chances["image"], abs=0.01)
+    share = runs["tile"].domains["bright"] / len(runs["tile"].grid)
+    assert chances["tile"]["bright"] == pytest.approx(share, abs=0.25)
     (result,) = pool.predict([image], tile=SIDE, overlap=8, domain="bright")
     assert result.domain == "bright"

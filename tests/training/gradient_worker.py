@@ -33,7 +33,7 @@ def write_gradients(out, flags):
         zero_grad()
 
     loop.optimizer.zero_grad = keep_gradients
-    loss, _ = loop._optimizer_step(0, iter(loop._loader()))
+    loss, _ = loop._optimizer_step(0, iter(loop._loader())).tolist()
     assert gradients.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     if loop.accelerator.is_main_process:
         save_file(gradients, out, metadata={"loss": repr(loss), "world": str(loop.accelerator.num_processes)})

@@ -1,9 +1,12 @@
 """The stream of micro-batches: the same images however the work is divided, and nothing but the step to resume."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
+from hf_sam_adapt.distributed import SampleLoader, usual_workers
 from hf_sam_adapt.training.batches import (
     MAX_OBJECTS,
     BatchStream,
@@ -142,3 +145,25 @@ def test_an_image_without_objects_is_skipped_or_trained_promptless(empty_split, 
     assert skipped["prompts"][0].kind == "none" and skipped["weight"].item() == 0
     promptless = samples(empty_split, processor, ("box", "none"))
     assert {promptless[(epoch, 0)]["weight"].item() for epoch in range(8)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cores", "processes", "asked_for_cpu", "expected"),
+    [
+        (False, 16, 1, False, 0),
+        (True, 16, 1, False, 8),
+        (True, 16, 4, False, 3),
+        (True, 4, 1, False, 3),
+        (True, 2, 2, False, 1),
+        (True, 16, 1, True, 0),
+    ],
+)
+def test_workers_by_device_and_cores(gpu, cores, processes, asked_for_cpu, expected, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", str(asked_for_cpu).lower())
+    assert usual_workers() == expected
+    assert SampleLoader(range(40), batch_size=4, num_workers=None).num_workers == expected
+    assert SampleLoader(range(8), batch_size=4, num_workers=None).num_workers == min(2, expected)
+    assert SampleLoader(range(8), batch_size=4, num_workers=5).num_workers == 5

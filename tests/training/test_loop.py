@@ -1,6 +1,7 @@
 """One optimizer step: what the loss of a batch is made of, and which parameters it reaches."""
 
 import copy
+import math
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from accelerate.utils import set_seed
 
 from hf_sam_adapt import segmentation_loss
 from hf_sam_adapt.config.recipe import parse_recipe
+from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.forward import PromptedSam
 from hf_sam_adapt.prompts import Prompt
 from hf_sam_adapt.training.batches import to_device
@@ -121,3 +123,33 @@ def test_cost_leaves_out_the_first_tenth_and_pauses():
         time.sleep(0.2)
         del ballast
     assert 150e6 < cost.peak_memory_bytes < 400e6
+
+
+class Figures:
+    """Stands for the loss and IoU of a step that a GPU has not finished; reading them would wait for it."""
+
+    def __init__(self, step: int, events: list[str], loss: float) -> None:
+        self.step, self.events, self.loss = step, events, loss
+        events.append(f"start {step}")
+
+    def tolist(self) -> list[float]:
+        self.events.append(f"read {self.step}")
+        return [self.loss, 0.5]
+
+
+@pytest.mark.parametrize("broken", [None, 2])
+def test_losses_are_read_a_step_late_and_before_what_is_due(broken, build_loop, monkeypatch):
+    loop, events = build_loop(max_steps=5, eval_every=3, checkpoint_every=3), []
+    losses = {step: math.nan if step == broken else float(step) for step in range(1, 6)}
+    monkeypatch.setattr(loop, "_optimizer_step", lambda step, _: Figures(step + 1, events, losses[step + 1]))
+    monkeypatch.setattr(loop, "_after_step", lambda: events.append(f"after {loop.state.step}"))
+    monkeypatch.setattr(loop.checkpoints, "load_best", lambda state: None)
+    if broken is not None:
+        with pytest.raises(UserError, match="loss became nan at step 2"):
+            loop.run()
+        assert "after 3" not in events  # nothing is saved of what follows
+        return
+    loop.run()
+    expected = "start 1, after 1, start 2, read 1, after 2, start 3, read 2, read 3, after 3, start 4, after 4, "
+    assert ", ".join(events) == expected + "start 5, read 4, read 5, after 5"
+    assert [(row["step"], row["loss"]) for row in loop.state.history] == [(n, float(n)) for n in range(1, 6)]

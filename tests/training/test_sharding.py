@@ -6,14 +6,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate import accelerator as accelerator_module
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import DistributedType
+from accelerate.utils import DeepSpeedPlugin, DistributedType
+from accelerate.utils import deepspeed as accelerate_deepspeed
 from launching import ROOT
+from peft import get_peft_model
 from safetensors.torch import load_file
+from sams import random_sam
+from torch import nn
 
+from hf_sam_adapt import SamDecoderConfig
 from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.inference.forward import PromptedSam
 from hf_sam_adapt.training import run_folder
 from hf_sam_adapt.training.sharding import check_sharding, tell_deepspeed
 
@@ -106,38 +114,75 @@ def test_a_folder_that_another_machine_does_not_see_is_refused(seen, monkeypatch
     assert not [*tmp_path.iterdir()]  # nothing is left behind
 
 
-class _Engine:
-    """What DeepSpeed's `initialize` returns of a model, as far as `prepare` looks at it."""
+class _Engine(nn.Module):
+    """What DeepSpeed's `initialize` makes of a model, as far as Accelerate looks at it."""
 
-    def __init__(self, model, optimizer) -> None:
-        self.module, self.optimizer = model, optimizer
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
 
 
-def test_deepspeed_is_told_the_batch_size(monkeypatch, tmp_path):
-    """Accelerate's own check, which raises for a batch size "auto" without a loader."""
-    from accelerate.utils import DeepSpeedPlugin
-
-    monkeypatch.setattr("accelerate.utils.dataclasses.is_deepspeed_available", lambda: True, raising=False)
+@pytest.fixture
+def deepspeed(monkeypatch, tmp_path):
+    """A stub in the place of the package; holds what `initialize` was given."""
     given = {}
+    metadata = tmp_path / "deepspeed-0.18.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.18.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
 
     def initialize(**keywords):
-        given.update(keywords["config_params"])
-        return _Engine(keywords["model"], keywords["optimizer"]), keywords["optimizer"], None, None
+        given.update(keywords)
+        return _Engine(keywords["model"]), keywords["optimizer"], None, None
 
     schedules = SimpleNamespace(VALID_LR_SCHEDULES=[])
     stub = SimpleNamespace(initialize=initialize, runtime=SimpleNamespace(lr_schedules=schedules))
     monkeypatch.setitem(sys.modules, "deepspeed", stub)
+    # Would tell transformers for the rest of the process.
+    monkeypatch.setattr(DeepSpeedPlugin, "set_deepspeed_weakref", lambda plugin: None)
+    names = ("DummyOptim", "DummyScheduler", "DeepSpeedEngineWrapper", "DeepSpeedOptimizerWrapper")
+    for name in names:  # imported with the package alone
+        monkeypatch.setattr(accelerator_module, name, getattr(accelerate_deepspeed, name), raising=False)
+    return given
+
+
+def accelerator_with(zero_stage: int, monkeypatch) -> Accelerator:
+    """Accelerate's own, which takes the stub for DeepSpeed; batch size and accumulation are left to it."""
     settings = {
         "train_micro_batch_size_per_gpu": "auto",
         "train_batch_size": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
-        "zero_optimization": {"stage": 2},
+        "zero_optimization": {"stage": zero_stage},
     }
+    accelerator = Accelerator(cpu=True)
+    state = accelerator.state.__dict__
+    monkeypatch.setitem(state, "distributed_type", DistributedType.DEEPSPEED)
     plugin = DeepSpeedPlugin(hf_ds_config=settings)
+    monkeypatch.setitem(state, "deepspeed_plugins", {"default": plugin})
+    plugin.select(_from_accelerator_state=True)
+    monkeypatch.setattr(accelerator, "deepspeed_engine_wrapped", None, raising=False)
+    return accelerator
+
+
+def test_deepspeed_is_told_the_batch_size(deepspeed, monkeypatch):
+    """`prepare`, as the loop calls it without a loader, asks Accelerate for a batch size in vain."""
+    accelerator = accelerator_with(2, monkeypatch)
+    check_sharding(accelerator)
     recipe = Recipe(dataset="synthetic:disc", batch_size=3, gradient_accumulation_steps=2)
-    state = SimpleNamespace(deepspeed_plugin=plugin)
-    tell_deepspeed(accelerator_of(DistributedType.DEEPSPEED, state=state), recipe)
-    assert not plugin.is_auto("train_micro_batch_size_per_gpu")
-    assert plugin.get_value("train_micro_batch_size_per_gpu") == 3
-    assert plugin.get_value("gradient_accumulation_steps") == 2
+    model = PromptedSam(get_peft_model(random_sam(), SamDecoderConfig()))
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad])
+    with pytest.raises(ValueError, match="train_micro_batch_size_per_gpu"):
+        accelerator.prepare(model, optimizer)
+    tell_deepspeed(accelerator, recipe)
+    wrapped, _ = accelerator.prepare(model, optimizer)
+    assert wrapped.module is model and deepspeed["optimizer"] is optimizer
+    settings = deepspeed["config_params"]
+    assert settings["train_micro_batch_size_per_gpu"] == 3
+    assert settings["gradient_accumulation_steps"] == 2
+    assert settings["train_batch_size"] == 6
+
+
+def test_zero_3_is_refused_by_what_accelerate_says_of_it(deepspeed, monkeypatch):
+    with pytest.raises(UserError, match="ZeRO 3"):
+        check_sharding(accelerator_with(3, monkeypatch))

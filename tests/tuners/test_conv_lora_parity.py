@@ -24,7 +24,9 @@ from transformers import (
 
 from hf_sam_adapt import ConvLoraConfig
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.tuners.conv_lora import balance_loss
+from hf_sam_adapt.inference.forward import PromptedSam
+from hf_sam_adapt.prompts import Prompt
+from hf_sam_adapt.tuners.conv_lora import balance_loss, routing
 from hf_sam_adapt.tuners.conv_lora.convolution import expert_convolution
 from hf_sam_adapt.tuners.conv_lora.layer import ConvExperts, active_experts
 
@@ -311,8 +313,7 @@ def test_balance_loss_and_gradients_under_checkpointing(router):
         assert loss.requires_grad and loss > 1e-3
         (masks.square().mean() + loss).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
-        kept = [experts.last_balance_loss for _, experts in active_experts(model)]
-        assert torch.stack(kept).sum() == loss, "the recomputation must not be collected"
+        assert balance_loss(model) == loss, "the recomputation must not be collected"
     assert any("w_gate" in name and g.abs().max() > 0 for name, g in gradients[0].items())
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
@@ -355,6 +356,35 @@ def test_balance_losses_of_two_adapters_add():
         used = active_experts(model)
     assert len(used) == 6
     assert losses["['default', 'second']"] > max(losses["default"], losses["second"]) > 0
+
+
+def test_losses_of_all_layers_at_once_are_those_of_each():
+    """Windowed and global layers have different numbers of samples."""
+    model = sam_with_adapter(top_k=2).train()
+    model(pixel_values=torch.randn(2, 3, 64, 64))
+    choices = [experts.last_routing for _, experts in active_experts(model)]
+    assert len({choice[0].shape for choice in choices}) == 2 and len(choices) == 3
+    each = [0.01 * routing.balance_loss(*choice) for choice in choices]
+    assert len({round(loss.item(), 6) for loss in each}) == 3
+    trained = [p for name, p in model.named_parameters() if "w_gate" in name or "w_noise" in name]
+    expected = torch.autograd.grad(sum(each), trained, retain_graph=True)
+    total = balance_loss(model)
+    torch.testing.assert_close(total, sum(each))
+    for gradient, other in zip(torch.autograd.grad(total, trained), expected, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6 * float(other.abs().max()))
+
+
+def test_the_graph_of_a_training_forward_goes_with_its_output():
+    """`PromptedSam` hands the loss out; nothing of the graph stays in the model."""
+    model = sam_with_adapter().train()
+    _, own, _ = PromptedSam(model)(torch.randn(1, 3, 64, 64), [Prompt("none")])
+    assert own.requires_grad and own > 0
+    for _, experts in active_experts(model):
+        assert experts.last_counts is not None  # these have no graph
+        tensors = [value for value in vars(experts).values() if isinstance(value, (torch.Tensor, tuple))]
+        assert not any(one.requires_grad for value in tensors for one in value if isinstance(one, torch.Tensor))
+    assert balance_loss(model) is None
 
 
 def test_get_image_embeddings_and_compile():

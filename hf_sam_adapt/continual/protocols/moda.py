@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from peft import PeftConfig
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ...config.recipe import Recipe
 from ...data import SegmentationSplit
+from ...distributed import SampleLoader
 from ...errors import UserError
 from ...inference.forward import sam_of
 from ...inference.loading import ADAPTER_CONFIG, load_base, named_base
@@ -164,7 +164,7 @@ class Moda(Naive):
     def _batches(self, split: SegmentationSplit) -> Iterator[torch.Tensor]:
         """Pixels (B, 3, S, S) of all images, without augmentation."""
         recipe, state = self.run.recipe, start_processes()
-        loader = DataLoader(split, batch_size=recipe.batch_size, num_workers=recipe.num_workers, collate_fn=list)
+        loader = SampleLoader(split, batch_size=recipe.batch_size, num_workers=recipe.num_workers, collate_fn=list)
         with tqdm(total=len(split), desc="route", unit="image", disable=not state.is_main_process, leave=False) as bar:
             for samples in loader:
                 yield self._processor([sample.image for sample in samples])["pixel_values"].to(state.device)

@@ -25,7 +25,8 @@ from ...prompts import Prompt
 from ...sam.image_embeddings import ImageEmbeddings
 from ...sam.processing import SamAdaptProcessor
 from ...training.earlier_run import EarlierRun
-from .parts import EMBEDDINGS, Part
+from .graphs import EMBEDDINGS, Decoder
+from .parts import Part
 from .programs import Run
 
 
@@ -249,20 +250,26 @@ class _Scores:
 
 
 class ExportedModel:
-    """A SAM in PyTorch that was written and loaded again."""
+    """A SAM of transformers that was written and loaded again, called as its users do."""
 
     tried: Sequence[str] = ()
 
     def __init__(self, model: nn.Module, processor: SamAdaptProcessor) -> None:
         self.model, self.processor = model, processor
 
-    def encode(self, image: np.ndarray, inputs: Mapping[str, Any], domain: str | None = None) -> ImageEmbeddings:
-        return encode(self.model, inputs["pixel_values"])
+    def encode(self, image: np.ndarray, inputs: Mapping[str, Any], domain: str | None = None) -> torch.Tensor:
+        """The network's input; the model encodes it for each prompt."""
+        return inputs["pixel_values"]
 
-    def segment(self, embeddings: ImageEmbeddings, inputs: Mapping[str, Any], prompt: Prompt) -> Segmented:
-        return reference(self.model, self.processor, embeddings, inputs, prompt, False)
+    def segment(self, embeddings: torch.Tensor, inputs: Mapping[str, Any], prompt: Prompt) -> Segmented:
+        given = {} if prompt.boxes is None else {"input_boxes": prompt.boxes[None]}
+        if prompt.points is not None:
+            given |= {"input_points": prompt.points[None], "input_labels": prompt.point_labels[None]}
+        masks = self.model(pixel_values=embeddings, multimask_output=False, **given).pred_masks
+        logits = masks[0, :, 0]  # (n, h, w) of (1, n, 1, h, w)
+        return Segmented(logits, masked(self.processor, inputs, logits, False))
 
-    def domain(self, embeddings: ImageEmbeddings) -> str | None:
+    def domain(self, embeddings: torch.Tensor) -> str | None:
         return None
 
 
@@ -311,10 +318,12 @@ class ExportedParts:
         if prompt.kind == "none":
             logits = torch.from_numpy(self._run(f"{where}promptless", state)["logits"][0])
             return Segmented(logits, masked(self.processor, inputs, logits, self.classes))
-        coords, labels = point_arrays(prompt)
+        decoder = self.parts[f"{where}decoder"][0].module
+        assert isinstance(decoder, Decoder)
+        coords, labels = point_arrays(prompt, padded=not decoder.pads)
         rows = len(coords)
         state = {
-            name: np.repeat(state[name], rows, int(name == EMBEDDINGS[1])) for name in EMBEDDINGS if name in state
+            name: np.repeat(state[name], rows, int(name == "interm_embeddings")) for name in EMBEDDINGS & state.keys()
         } | {
             "point_coords": coords,
             "point_labels": labels,
@@ -337,15 +346,20 @@ class ExportedParts:
         return dict(zip(part.outputs, self._runs[name]({key: state[key] for key in part.inputs})))
 
 
-def point_arrays(prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates (n, N, 2) and labels (n, N) as segment-anything's decoder takes them, of boxes or points."""
+def point_arrays(prompt: Prompt, padded: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (n, N, 2) and labels (n, N) as an exported decoder takes them, of boxes or points.
+
+    Args:
+        padded: points without a box are followed by one that is none, as in SAM's training.
+    """
     if prompt.boxes is not None:
         boxes = torch.as_tensor(prompt.boxes).float().numpy()
         return boxes.reshape(-1, 2, 2), np.tile(np.array([2, 3], np.float32), (len(boxes), 1))
     points, labels = torch.as_tensor(prompt.points).float(), torch.as_tensor(prompt.point_labels).float()
-    # Points without a box are followed by one that is none, as in SAM's training.
-    coords = torch.cat([points, points.new_zeros(len(points), 1, 2)], 1)
-    return coords.numpy(), torch.cat([labels, -labels.new_ones(len(labels), 1)], 1).numpy()
+    if padded:
+        points = torch.cat([points, points.new_zeros(len(points), 1, 2)], 1)
+        labels = torch.cat([labels, -labels.new_ones(len(labels), 1)], 1)
+    return points.numpy(), labels.numpy()
 
 
 def resized_for_annotators(image: np.ndarray, processor: SamAdaptProcessor) -> np.ndarray:

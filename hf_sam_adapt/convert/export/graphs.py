@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from torch import nn
 
 from ...files import BASE
 from ...sam.families import family_of, vision_encoder
+from ...sam.image_embeddings import ImageEmbeddings
+from ...sam.mask_choice import mask_of_token_0
 from ...sam.processing import SamAdaptProcessor
 from ...tuners.common.encoding import encode_images
 from ...tuners.common.hq import live_early_map
@@ -48,11 +50,36 @@ class Normalise(nn.Module):
         return F.pad(values, (0, self.size - width, 0, self.size - height))
 
 
-class Encoder(nn.Module):
-    """Image (B, C, S, S) -> embeddings (B, 256, g, g), and of an `hq` decoder (1, B, g, g, V), as HQ-SAM has them.
+_OF_SAM = "image_embeddings", "interm_embeddings"
+_OF_PYRAMIDS = "high_res_feats_0", "high_res_feats_1", "image_embed"
+EMBEDDINGS = frozenset((*_OF_SAM, *_OF_PYRAMIDS))
+
+
+def embedding_names(sam: nn.Module, early: bool) -> tuple[str, ...]:
+    """What `as_outputs` gives: of SAM in segment-anything's names, of SAM 2 and 3 in samexporter's.
 
     Args:
-        sam: `SamModel`, with adapters in it or without.
+        early: whether the decoder takes the map of an early block.
+    """
+    return _OF_PYRAMIDS if family_of(sam).skips else _OF_SAM[: 1 + early]
+
+
+def as_outputs(embeddings: ImageEmbeddings) -> tuple[torch.Tensor, ...]:
+    """Finer maps, then the coarsest (B, 256, g, g), then the early map as HQ-SAM has it, (1, B, g, g, V)."""
+    early = () if embeddings.early is None else (embeddings.early[None],)
+    return (*embeddings.skips, embeddings.maps, *early)
+
+
+def takes_early_map(sam: nn.Module) -> bool:
+    """Whether the decoder of a SAM, with the adapters that are active in it, takes the map of an early block."""
+    return family_of(sam).keeps_early or live_early_map(sam) is not None
+
+
+class Encoder(nn.Module):
+    """Image (B, C, S, S) -> embeddings, see `embedding_names`.
+
+    Args:
+        sam: with adapters in it or without.
         normalise: what the image goes through first.
         active: makes the adapters active that are exported; for a pool of domains.
     """
@@ -65,49 +92,58 @@ class Encoder(nn.Module):
         self.vision_encoder = vision_encoder(sam)
         self.__dict__["sam"] = sam  # not a child: its other parts are not the encoder's
         with active():
-            self.gives_early_map = live_early_map(sam) is not None
+            self.outputs = embedding_names(sam, takes_early_map(sam))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with self.active():
-            embeddings = encode_images(self.sam, image if self.normalise is None else self.normalise(image))
-        return (embeddings.maps,) if embeddings.early is None else (embeddings.maps, embeddings.early[None])
+            return as_outputs(encode_images(self.sam, image if self.normalise is None else self.normalise(image)))
 
 
 class _MaskHead(nn.Module):
     """The mask decoder with embedded prompts: masks of token 0, or of all classes."""
 
+    sam: Any
     mask_decoder: Any
     positions: torch.Tensor
     no_mask: torch.Tensor
+    no_prompt: torch.Tensor | None
 
-    def __init__(self, sam: Any, active: Active) -> None:
+    def __init__(self, sam: Any, active: Active = nullcontext) -> None:
         super().__init__()
-        self.active = active
-        self.mask_decoder = getattr(sam, family_of(sam).mask_decoder)
-        prompts = getattr(sam, family_of(sam).prompt_encoder)
+        self.active, self.family = active, family_of(sam)
+        self.__dict__["sam"] = sam
+        self.mask_decoder = getattr(sam, self.family.mask_decoder)
+        points = labels = None
+        if self.family.skips:  # these have tokens for "no prompt", (1, 1, 2, 256), where SAM has none
+            points, labels = torch.zeros(1, 1, 1, 2), -torch.ones(1, 1, 1, dtype=torch.int)
         with torch.no_grad(), active():
-            self.early_map = live_early_map(sam)
+            self.early_map, self.takes_early = live_early_map(sam), takes_early_map(sam)
             self.register_buffer("positions", sam.get_image_wide_positional_embeddings())  # (1, 256, g, g)
-            self.register_buffer("no_mask", prompts(None, None, None, None)[1][..., :1, :1].clone())  # (1, 256, 1, 1)
+            no_prompt, no_mask = getattr(sam, self.family.prompt_encoder)(
+                input_points=points, input_labels=labels, input_boxes=None, input_masks=None
+            )
+            self.register_buffer("no_prompt", no_prompt)
+            self.register_buffer("no_mask", no_mask[..., :1, :1].clone())  # (1, 256, 1, 1)
 
     def decode(
-        self,
-        image_embeddings: torch.Tensor,
-        interm_embeddings: torch.Tensor | None,
-        sparse: torch.Tensor | None,
-        dense: torch.Tensor,
+        self, embeddings: ImageEmbeddings, sparse: torch.Tensor | None, dense: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (R, K, 4g, 4g) and estimates of their IoU (R, K)."""
-        maps = image_embeddings.shape
-        with self.active():
-            if self.early_map is not None and interm_embeddings is not None:
-                self.early_map.receive(self, (), {"early_embeddings": interm_embeddings[0]})
-            masks, scores = self.mask_decoder(
-                image_embeddings=image_embeddings,
-                image_positional_embeddings=self.positions.expand(maps),
+        shape, further = embeddings.maps.shape, {}
+        if embeddings.skips:
+            further["high_resolution_features"] = [*embeddings.skips]
+        if self.family.keeps_early:
+            further |= {"intermediate_embeddings": [embeddings.early], "hq_token_only": False}
+        with self.active(), mask_of_token_0(self.sam):
+            if self.early_map is not None:
+                self.early_map.receive(self, (), {"early_embeddings": embeddings.early})
+            masks, scores, *_ = self.mask_decoder(
+                image_embeddings=embeddings.maps,
+                image_positional_embeddings=self.positions.expand(shape),
                 sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense.expand(maps),
+                dense_prompt_embeddings=dense.expand(shape),
                 multimask_output=False,
+                **further,
             )
         return masks[:, 0], scores[:, 0]
 
@@ -116,7 +152,24 @@ class PromptlessHead(_MaskHead):
     """Embeddings -> logits (B, K, 4g, 4g) without a prompt."""
 
     def forward(self, image_embeddings: torch.Tensor, interm_embeddings: torch.Tensor | None = None) -> torch.Tensor:
-        return self.decode(image_embeddings, interm_embeddings, None, self.no_mask)[0]
+        return self.segment(_embeddings(image_embeddings, interm_embeddings))
+
+    def segment(self, embeddings: ImageEmbeddings) -> torch.Tensor:
+        sparse = None if self.no_prompt is None else self.no_prompt.expand(embeddings.maps.shape[0], -1, -1, -1)
+        return self.decode(embeddings, sparse, self.no_mask)[0]
+
+
+class PyramidPromptlessHead(PromptlessHead):
+    """That of SAM 2 and 3."""
+
+    def forward(  # type: ignore[override]
+        self, high_res_feats_0: torch.Tensor, high_res_feats_1: torch.Tensor, image_embed: torch.Tensor
+    ) -> torch.Tensor:
+        return self.segment(ImageEmbeddings(image_embed, skips=(high_res_feats_0, high_res_feats_1)))
+
+
+def _embeddings(maps: torch.Tensor, interm_embeddings: torch.Tensor | None) -> ImageEmbeddings:
+    return ImageEmbeddings(maps, None if interm_embeddings is None else interm_embeddings[0])
 
 
 class Promptless(nn.Module):
@@ -137,8 +190,12 @@ class Decoder(_MaskHead):
         sam: as for `Encoder`.
         processor: says how images were resized.
         active: as for `Encoder`.
+
+    Attributes:
+        pads: whether it adds the point that is none to every prompt; else that is its caller's.
     """
 
+    pads: ClassVar[bool] = False
     mask_embed: nn.Module
     upscaling: torch.Tensor
 
@@ -171,23 +228,37 @@ class Decoder(_MaskHead):
             mask_input: (R, 1, 4g, 4g) logits of an earlier round.
             has_mask_input: (1,), 0 where there is none.
             orig_im_size: (2,), height and width of the image.
-            interm_embeddings: (1, R, g, g, V), of an `hq` decoder.
+            interm_embeddings: (1, R, g, g, V), where the decoder takes the map of an early block.
 
         Returns:
             Logits (R, 1, H, W) at the image's size, SAM's estimates of their IoU (R, 1), and logits (R, 1, 4g, 4g).
         """
-        mask = has_mask_input * self.mask_embed(mask_input) + (1 - has_mask_input) * self.no_mask
-        sparse = self._embed_points(point_coords, point_labels)[:, None]  # (R, 1, N, 256)
-        low_res, scores = self.decode(image_embeddings, interm_embeddings, sparse, mask)
-        rows, columns = self._resampling(orig_im_size, 0), self._resampling(orig_im_size, 1)
+        embeddings = _embeddings(image_embeddings, interm_embeddings)
+        return self.segment(embeddings, point_coords, point_labels, mask_input, has_mask_input, orig_im_size)
+
+    def segment(
+        self,
+        embeddings: ImageEmbeddings,
+        coords: torch.Tensor,
+        labels: torch.Tensor,
+        mask: torch.Tensor,
+        has_mask: torch.Tensor,
+        size: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`forward` in the names of no one."""
+        dense = has_mask * self.mask_embed(mask) + (1 - has_mask) * self.no_mask
+        sparse = self._embed_points(coords, labels)[:, None]  # (R, 1, N, 256)
+        low_res, scores = self.decode(embeddings, sparse, dense)
+        rows, columns = self._resampling(size, 0), self._resampling(size, 1)
         return rows @ low_res @ columns.T, scores, low_res
 
     def _embed_points(self, coords: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         embedded = self.shared_embedding((coords + 0.5)[:, None] / self.size)[:, 0]  # (R, N, 256)
         labels = labels[..., None]
         embedded = torch.where(labels == -1, self.not_a_point_embed.weight, embedded)
-        for label, each in enumerate(self.point_embed):
-            embedded = embedded + (labels == label) * each.weight
+        own = self.point_embed  # of SAM a module each, of SAM 2 and 3 rows of one
+        for label, weight in enumerate(own.weight if isinstance(own, nn.Embedding) else [each.weight for each in own]):
+            embedded = embedded + (labels == label) * weight
         return embedded
 
     def _resampling(self, size: torch.Tensor, axis: int) -> torch.Tensor:
@@ -207,6 +278,34 @@ class Decoder(_MaskHead):
         return self.upscaling[lower] * (1 - share) + self.upscaling[upper] * share
 
 
+class PyramidDecoder(Decoder):
+    """That of SAM 2 and 3, with samexporter's inputs in their order, and one more for the size of the image."""
+
+    pads = True
+
+    def forward(  # type: ignore[override]
+        self,
+        image_embed: torch.Tensor,
+        high_res_feats_0: torch.Tensor,
+        high_res_feats_1: torch.Tensor,
+        point_coords: torch.Tensor,
+        point_labels: torch.Tensor,
+        mask_input: torch.Tensor,
+        has_mask_input: torch.Tensor,
+        orig_im_size: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `Decoder`, but that the point (0, 0) with label -1 is added to every prompt, as their training had it.
+
+        Args:
+            image_embed: (R, 256, g, g), of each object's image.
+            high_res_feats_0: (R, 32, 4g, 4g).
+            high_res_feats_1: (R, 64, 2g, 2g).
+        """
+        embeddings = ImageEmbeddings(image_embed, skips=(high_res_feats_0, high_res_feats_1))
+        coords, labels = F.pad(point_coords, (0, 0, 0, 1)), F.pad(point_labels, (0, 1), value=-1.0)
+        return self.segment(embeddings, coords, labels, mask_input, has_mask_input, orig_im_size)
+
+
 class Router(nn.Module):
     """A pool's frozen encoder with its router: image -> embeddings of plain SAM, domain and scores.
 
@@ -223,13 +322,16 @@ class Router(nn.Module):
         self.normalise, self.router, self.vision_encoder = normalise, pool.router, vision_encoder(pool.model)
         self.register_buffer("labels", pool.router.kept_labels)
         self.__dict__["pool"] = pool
+        # An adapter in the decoder does not reach the encoder, but one has to be active for the early map.
+        shared = first_adapted_block(self.vision_encoder) is None and len(pool.domains) > 0
+        self.active = pool.domains[0] if shared else BASE
+        with pool.activated(self.active):
+            self.outputs = (*embedding_names(pool.model, takes_early_map(pool.model)), "domain", "scores")
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         pool, encoder = self.pool, self.vision_encoder
         pixel_values = image if self.normalise is None else self.normalise(image)
-        # An adapter in the decoder does not reach the encoder, but one has to be active for the early map.
-        shared = first_adapted_block(encoder) is None and len(pool.domains) > 0
-        with pool.activated(pool.domains[0] if shared else BASE):
+        with pool.activated(self.active):
             if self.router.mode == "probe":
                 with TokenProbe(encoder, self.router.tokens) as probe:
                     embeddings = encode_images(pool.model, pixel_values)
@@ -237,5 +339,4 @@ class Router(nn.Module):
             else:
                 embeddings = encode_images(pool.model, pixel_values)
                 features = pool.router_features(pixel_values)
-        early = () if embeddings.early is None else (embeddings.early[None],)
-        return (embeddings.maps, *early, self.router.route(features, self.labels), self.router.scores(features))
+        return (*as_outputs(embeddings), self.router.route(features, self.labels), self.router.scores(features))

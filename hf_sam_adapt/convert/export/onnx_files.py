@@ -61,11 +61,24 @@ def write_onnx(part: Part, folder: Path, opset: int, precision: str) -> Path:
         ) from error
     size = sum(value.numel() * value.element_size() for value in program.state_dict.values())
     assert graph is not None  # with dynamo
+    _tidy(graph.model, part)
     graph.save(path, external_data=size > _ONE_FILE)
     if precision != "no" and part.kind in REDUCED:
         with _quietly():
             (_to_fp16 if precision == "fp16" else _to_int8)(path)
     return path
+
+
+def _tidy(model: Any, part: Part) -> None:
+    """Drop the exporter's records, which are most of a small file and name folders of this machine; add defaults."""
+    import onnx_ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    ClearMetadataAndDocStringPass()(model)
+    for value in model.graph.inputs:
+        if value.name in part.defaults:
+            value.const_value = onnx_ir.tensor(part.defaults[value.name], name=value.name)
+            model.graph.register_initializer(value)
 
 
 def onnx_runner(part: Part, path: Path) -> Run:

@@ -15,16 +15,26 @@ from torch import nn
 from ...errors import UserError
 from ...files import BASE
 from ...inference.forward import pool_of, sam_of
-from ...sam.families import SAM, encoder_shape, family_of, vision_encoder
+from ...sam.families import encoder_shape, family_of, vision_encoder
 from ...sam.input_channels import input_channels
 from ...sam.processing import SamAdaptProcessor
 from ...tuners.moda import ModaModel
 from ...tuners.moda.encode import first_adapted_block
-from .graphs import Active, Decoder, Encoder, Normalise, Promptless, PromptlessHead, Router
+from .graphs import (
+    Active,
+    Decoder,
+    Encoder,
+    Normalise,
+    Promptless,
+    PromptlessHead,
+    PyramidDecoder,
+    PyramidPromptlessHead,
+    Router,
+    embedding_names,
+)
 
 
 _ROWS, _POINTS = 2, 3  # of the examples; neither 1, which an exporter takes for a constant
-EMBEDDINGS = "image_embeddings", "interm_embeddings"
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class Part:
         dynamic: by input and axis, the name of each size that is free.
         outputs: names of what it returns, in order.
         largest: of free sizes, where they have a limit.
+        defaults: values of inputs that a user of the ONNX file may leave out.
     """
 
     name: str
@@ -46,6 +57,7 @@ class Part:
     dynamic: dict[str, dict[int, str]]
     outputs: tuple[str, ...]
     largest: dict[str, int] = field(default_factory=dict)
+    defaults: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -64,15 +76,6 @@ def merged(model: nn.Module) -> nn.Module:
     if not isinstance(model, PeftModel):
         return model
     return copy.deepcopy(model).merge_and_unload().eval()
-
-
-def check_family(model: nn.Module, format: str, fix: str) -> None:
-    """Raise `UserError` for a SAM of another family than the first."""
-    family = family_of(model)
-    if family is not SAM:
-        raise UserError(
-            f"{family.title} models cannot be written as {format}, only {SAM.title} ones", key="format", fix=fix
-        )
 
 
 def check_encoder_input(processor: SamAdaptProcessor, encoder_input: str) -> None:
@@ -107,11 +110,11 @@ def parts_of(
         encoder = Encoder(sam, normalise)
         parts = [] if classes else [_encoder("encoder", encoder, image), _decoder("decoder", sam, processor)]
         if promptless or classes:
-            whole = Promptless(encoder, PromptlessHead(sam, nullcontext))
+            whole = Promptless(encoder, _promptless(sam))
             parts.append(_part("promptless", whole, {"image": image}, ("logits",)))
         return parts
-    outputs = (*_embeddings(pool), "domain", "scores")
-    parts = [_part("router", Router(pool, normalise), {"image": image}, outputs)]
+    router = Router(pool, normalise)
+    parts = [_part("router", router, {"image": image}, router.outputs)]
     adapted = first_adapted_block(vision_encoder(sam)) is not None
     for domain in [*pool.domains, *([BASE] if pool.router.reject else [])]:
         active = partial(pool.activated, domain)
@@ -120,8 +123,8 @@ def parts_of(
         if not classes:
             parts.append(_decoder(f"{domain}/decoder", sam, processor, active))
         if promptless or classes:
-            head = PromptlessHead(sam, active)
-            parts.append(_part(f"{domain}/promptless", head, _embedded(sam, head.early_map is not None), ("logits",)))
+            head = _promptless(sam, active)
+            parts.append(_part(f"{domain}/promptless", head, _embedded(sam, head.takes_early), ("logits",)))
     return parts
 
 
@@ -132,37 +135,50 @@ def _image(model: nn.Module, encoder_input: str) -> torch.Tensor:
     return torch.randn(_ROWS, input_channels(vision_encoder(model)), size, size)
 
 
-def _embeddings(pool: ModaModel) -> tuple[str, ...]:
-    """Names of what the router's encoder gives: an early map only where it serves the domains' decoders too."""
-    shared = first_adapted_block(vision_encoder(pool.model)) is None
-    return EMBEDDINGS[: 1 + (shared and getattr(pool.moda_config.inner, "decoder", None) == "hq")]
-
-
 def _encoder(name: str, encoder: Encoder, image: torch.Tensor) -> Part:
-    return _part(name, encoder, {"image": image}, EMBEDDINGS[: 1 + encoder.gives_early_map])
+    return _part(name, encoder, {"image": image}, encoder.outputs)
+
+
+def _promptless(sam: nn.Module, active: Active = nullcontext) -> PromptlessHead:
+    return (PyramidPromptlessHead if family_of(sam).skips else PromptlessHead)(sam, active)
 
 
 def _embedded(sam: nn.Module, early: bool) -> dict[str, torch.Tensor]:
+    """Embeddings to try a decoder or promptless head on, by name."""
     shape = encoder_shape(sam)
-    inputs = {"image_embeddings": torch.randn(_ROWS, shape.output_channels, shape.grid, shape.grid)}
-    if early:
-        inputs["interm_embeddings"] = torch.randn(1, _ROWS, shape.grid, shape.grid, shape.hidden_size)
-    return inputs
+    channels, grid = shape.output_channels, shape.grid
+    sizes = {
+        "image_embeddings": (_ROWS, channels, grid, grid),
+        "image_embed": (_ROWS, channels, grid, grid),
+        "high_res_feats_0": (_ROWS, channels // 8, 4 * grid, 4 * grid),
+        "high_res_feats_1": (_ROWS, channels // 4, 2 * grid, 2 * grid),
+        "interm_embeddings": (1, _ROWS, grid, grid, shape.hidden_size),
+    }
+    names = embedding_names(sam, early)
+    return {name: torch.randn(size) for name, size in sizes.items() if name in names}
 
 
 def _decoder(name: str, sam: nn.Module, processor: SamAdaptProcessor, active: Active = nullcontext) -> Part:
-    decoder = Decoder(sam, processor, active)
-    inputs = _embedded(sam, decoder.early_map is not None) | {
+    decoder = (PyramidDecoder if family_of(sam).skips else Decoder)(sam, processor, active)
+    inputs = _embedded(sam, decoder.takes_early) | {
         "point_coords": processor.image_size * torch.rand(_ROWS, _POINTS, 2),
         "point_labels": torch.tensor([[1.0, 0.0, -1.0], [2.0, 3.0, -1.0]]),
         "mask_input": torch.randn(_ROWS, 1, processor.mask_size, processor.mask_size),
         "has_mask_input": torch.ones(1),
         "orig_im_size": torch.tensor([0.8 * processor.image_size, 1.2 * processor.image_size]).round(),
     }
-    return _part(name, decoder, inputs, ("masks", "iou_predictions", "low_res_masks"))
+    # samexporter's decoder has no such input: its users bring the masks to their size themselves.
+    defaults = {"orig_im_size": torch.full((2,), float(processor.image_size))} if decoder.pads else {}
+    return _part(name, decoder, inputs, ("masks", "iou_predictions", "low_res_masks"), defaults)
 
 
-def _part(name: str, module: nn.Module, inputs: dict[str, torch.Tensor], outputs: Sequence[str]) -> Part:
+def _part(
+    name: str,
+    module: nn.Module,
+    inputs: dict[str, torch.Tensor],
+    outputs: Sequence[str],
+    defaults: dict[str, torch.Tensor] | None = None,
+) -> Part:
     dynamic: dict[str, dict[int, str]] = {}
     largest: dict[str, int] = {}
     for key, value in inputs.items():
@@ -173,4 +189,4 @@ def _part(name: str, module: nn.Module, inputs: dict[str, torch.Tensor], outputs
             dynamic[key] = {1: "batch"}
         elif key not in ("has_mask_input", "orig_im_size"):
             dynamic[key] = {0: "batch"} | ({1: "points"} if key.startswith("point_") else {})
-    return Part(name, module.eval().requires_grad_(False), inputs, dynamic, tuple(outputs), largest)
+    return Part(name, module.eval().requires_grad_(False), inputs, dynamic, tuple(outputs), largest, defaults or {})

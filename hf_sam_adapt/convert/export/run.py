@@ -20,7 +20,8 @@ from ...files import follow_umask, write_text
 from ...inference.forward import pool_of
 from ...inference.loading import Loaded, load_named, method_of
 from ...sam.attention import use_fast_attention
-from ...sam.families import family_of
+from ...sam.families import SAM, family_of
+from ...sam.mask_choice import stop_choosing
 from ...training.earlier_run import EarlierRun
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.folder import check_free, write_whole
@@ -36,7 +37,7 @@ from .check import (
     kinds_of,
 )
 from .onnx_files import check_opset, onnx_runner, write_onnx
-from .parts import check_encoder_input, check_family, merged, parts_of
+from .parts import check_encoder_input, merged, parts_of
 from .programs import program_runner, write_program
 
 
@@ -122,7 +123,9 @@ def export(
         else:
             exported, notes = _write_weights(loaded, format, part)
         comparisons, same_domain = compare(loaded, exported, tested, _compared(kinds))
-        _check_bound(comparisons, bound)
+        graphs_fix = "take a finer precision, or allow more"
+        weights_fix = "graphs hold what this package computes: use --format onnx or torch"
+        _check_bound(comparisons, bound, graphs_fix if format in ("onnx", "torch") else weights_fix)
         if format in ("onnx", "torch"):
             graphs.write_config(part, run, comparisons, same_domain)
         follow_umask(part)
@@ -164,7 +167,7 @@ def _check_options(
         check_opset(opset)
 
 
-def _check_bound(comparisons: Sequence[Comparison], bound: float) -> None:
+def _check_bound(comparisons: Sequence[Comparison], bound: float, fix: str) -> None:
     """Raise `UserError` for a difference above the bound."""
     for one in comparisons:
         if not one.difference <= bound:  # of NaN, too
@@ -172,7 +175,7 @@ def _check_bound(comparisons: Sequence[Comparison], bound: float) -> None:
                 f"with prompt {one.kind} a logit differs from PyTorch's by {one.difference:.2g} of the image's "
                 f"largest, allowed are {bound:.2g}",
                 key="max_difference",
-                fix="nothing was left; take a finer precision, or allow more",
+                fix=f"nothing was left; {fix}",
             )
 
 
@@ -190,13 +193,19 @@ def _plain(loaded: Loaded, format: str) -> nn.Module:
 
 def _write_weights(loaded: Loaded, format: str, folder: Path) -> tuple[ExportedModel, list[str]]:
     """Write merged weights, and load them again."""
-    if format == "sam-pth":
-        check_family(loaded.model, format, "use --format transformers where the adapter merges")
+    family = family_of(loaded.model)
+    if format == "sam-pth" and family is not SAM:
+        raise UserError(
+            f"{family.title} models cannot be written as sam-pth, only {SAM.title} ones",
+            key="format",
+            fix="use --format onnx or torch, or transformers where the adapter merges",
+        )
     sam: Any = _plain(loaded, format)
+    stop_choosing(sam)  # the masks are those of token 0, as in graphs
     loaded.processor.save_pretrained(folder)
     if format == "transformers":
         sam.save_pretrained(folder)
-        again = family_of(sam).model_class.from_pretrained(folder, dtype=torch.float32)
+        again = family.model_class.from_pretrained(folder, dtype=torch.float32)
         return ExportedModel(again.eval(), loaded.processor), []
     name = registry_name(sam)
     file = folder / f"sam_{name or 'model'}.pth"
@@ -229,7 +238,6 @@ class _Graphs:
     def write(self, folder: Path) -> tuple[ExportedParts, list[str], list[str]]:
         """Write all parts; what runs them, notes, and the kinds of prompts that they take."""
         loaded, classes = self.loaded, self.loaded.classes is not None
-        check_family(loaded.model, self.format, "use --format transformers where the adapter merges")
         check_encoder_input(loaded.processor, self.encoder_input)
         try:
             model = merged(loaded.model)

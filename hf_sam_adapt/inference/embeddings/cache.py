@@ -18,11 +18,10 @@ from huggingface_hub import constants
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ...data import SegmentationSplit
-from ...distributed import rank_and_world
+from ...distributed import SampleLoader, rank_and_world
 from ...errors import UserError
 from ...sam.attention import attention_kind
 from ...sam.families import family_of, find_vision_encoder
@@ -134,7 +133,7 @@ class EmbeddingCache:
         *,
         precision: str = "no",
         batch_size: int = 4,
-        num_workers: int = 0,
+        num_workers: int | None = 0,
     ) -> None:
         self.model, self.processor, self.precision = model, processor, precision
         self.batch_size, self.num_workers = batch_size, num_workers
@@ -191,7 +190,7 @@ class EmbeddingCache:
 
     def _embed_rows(self, split: EmbeddedSplit, rows: range) -> tuple[list[str], int]:
         """Digests of the images at `rows`, and how many of them had to be encoded."""
-        loader = DataLoader(
+        loader = SampleLoader(
             split.source,
             batch_size=self.batch_size,
             sampler=rows,

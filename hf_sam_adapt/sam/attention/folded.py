@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..constants import kept
 from .positions import relative_scores
 
 
@@ -63,10 +64,16 @@ def fold(q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Te
         rel_h: (B, heads, S, h), what each row of keys adds to q k^T.
         rel_w: (B, heads, S, w), what each column of keys adds.
     """
-    batch, heads, length, width = q.shape
+    batch, heads, _, width = q.shape
     height, columns = rel_h.shape[-1], rel_w.shape[-1]
     fill = -(width + height + columns) % 8
-    place = torch.arange(length, device=k.device)
-    onehot = torch.cat([F.one_hot(place // columns, height), F.one_hot(place % columns, columns + fill)], dim=-1)
+    onehot = kept(_places, height, columns, fill, k.device, k.dtype)
     queries = torch.cat([q, rel_h.to(q.dtype), F.pad(rel_w.to(q.dtype), (0, fill))], dim=-1)
-    return queries, torch.cat([k, onehot.to(k.dtype).expand(batch, heads, -1, -1)], dim=-1)
+    return queries, torch.cat([k, onehot.expand(batch, heads, -1, -1)], dim=-1)
+
+
+def _places(height: int, columns: int, fill: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(height columns, height + columns + fill): each key's row and column as one-hot, and zeros."""
+    row = torch.eye(height, device=device, dtype=dtype).repeat_interleave(columns, dim=0)
+    column = torch.eye(columns, columns + fill, device=device, dtype=dtype).repeat(height, 1)
+    return torch.cat([row, column], dim=1)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..constants import kept
+
 
 def position_tables(attention: Any, height: int, width: int) -> tuple[Tensor, Tensor]:
     """H (height, height, d) and W (width, width, d) of a map of tokens; differentiable in the module's tables."""
@@ -19,8 +21,13 @@ def _table(attention: Any, distances: Tensor, size: int) -> Tensor:
     """(size, size, d): the entry of `distances` (L, d) for each query's and key's place along one axis."""
     if len(distances) != 2 * size - 1:
         return attention.get_rel_pos(size, size, distances)  # interpolated
-    place = torch.arange(size, device=distances.device)
-    return distances[place[:, None] - place[None, :] + size - 1]
+    return distances[kept(_offsets, size, distances.device)]
+
+
+def _offsets(size: int, device: torch.device) -> Tensor:
+    """int64 (size, size): the row of the distances for each query's and key's place."""
+    place = torch.arange(size, device=device)
+    return place[:, None] - place + (size - 1)
 
 
 def relative_scores(q: Tensor, table_h: Tensor, table_w: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,9 +102,14 @@ class HqHead(nn.Module):
                 starts = [0, *accumulate(counts)][:-1]
                 owners = [index for index, count in enumerate(counts) for _ in range(count)]
                 known = [image for image, _ in early.runs], owners, starts
-                images, place, any_row = (torch.tensor(one, device=early.owner.device) for one in known)
+                images, place, any_row = (_indices(one, early.owner.device) for one in known)
             return self._detail(image_embeddings[any_row], early.maps[images])[place]
         return self.embedding_encoder(image_embeddings) + self.compress_vit_feat(early.permute(0, 3, 1, 2))
+
+
+def _indices(rows: list[int], device: torch.device) -> torch.Tensor:
+    """int64 on a device, without a wait for it."""
+    return torch.tensor(rows).to(device, non_blocking=True)
 
 
 def _upscaling(norm: type[nn.Module], channels: int, middle: int, narrow: int) -> nn.Sequential:

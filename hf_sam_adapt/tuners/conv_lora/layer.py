@@ -15,6 +15,7 @@ from .config import ConvLoraConfig
 from .convolution import expert_convolution
 
 
+Routing = tuple[torch.Tensor, ...]  # of a layer, the arguments of `routing.balance_loss`
 PREFIX_TOKENS = (0, 1, 2, 5)  # none; class; class and distillation; class and four registers
 
 
@@ -36,7 +37,7 @@ class ConvExperts(nn.Module):
         if experts > 1:
             self.w_gate = nn.Parameter(torch.empty(rank, experts))
             self.w_noise = nn.Parameter(torch.empty(rank, experts))
-        self.last_balance_loss: torch.Tensor | None = None
+        self.last_routing: Routing | None = None
         self._last_choice: tuple[torch.Tensor, torch.Tensor] | None = None
         self.reset_parameters()
 
@@ -99,7 +100,7 @@ class ConvExperts(nn.Module):
             chosen_by = torch.addcmul(logits, torch.randn_like(logits), scale)
         index, gates, border = routing.top_experts(chosen_by, config.top_k)
         if self.training:
-            self._remember(routing.balance_loss(logits, chosen_by, scale, index, gates, border), index, logits)
+            self._remember((logits, chosen_by, scale, index, gates, border))
         if config.router == "faithful":
             return index, None
         probability = chosen_by.softmax(1).gather(1, index)
@@ -108,12 +109,12 @@ class ConvExperts(nn.Module):
         value = probability.detach()
         return index, torch.where(value > 0, probability / value.where(value > 0, 1), 1.0)  # 1, with p's gradient
 
-    def _remember(self, loss: torch.Tensor, index: torch.Tensor, logits: torch.Tensor) -> None:
-        """Keep the loss and the counts of this forward; not those of a checkpoint's recomputation in backward."""
+    def _remember(self, choice: Routing) -> None:
+        """Keep what the loss and the counts of this forward are made of; not of a checkpoint's recomputation."""
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return
-        self.last_balance_loss = self.config.balance_loss_coef * loss
-        self._last_choice = index, logits.detach()
+        self.last_routing = choice
+        self._last_choice = choice[3], choice[0].detach()
 
     @property
     def last_counts(self) -> torch.Tensor | None:
@@ -125,12 +126,12 @@ class ConvExperts(nn.Module):
         return torch.stack([taken, routing.one_hot(logits.argmax(1), self.config.num_experts).sum(0)])
 
     def train(self, mode: bool = True) -> ConvExperts:
-        self.last_balance_loss = self._last_choice = None
+        self.last_routing = self._last_choice = None
         return super().train(mode)
 
     def __getstate__(self) -> dict:
         # Tensors inside a graph can be neither copied nor pickled.
-        return self.__dict__ | {"last_balance_loss": None, "_last_choice": None}
+        return self.__dict__ | {"last_routing": None, "_last_choice": None}
 
 
 class ConvLoraVariant(LoraVariant):
@@ -210,13 +211,14 @@ def token_grid(z: torch.Tensor, config: ConvLoraConfig) -> tuple[int, int, int]:
     raise UserError(f"{length} tokens are not a square grid", fix="set grid: [rows, columns] (and num_prefix_tokens)")
 
 
-def balance_loss(model: nn.Module) -> torch.Tensor | None:
+def balance_loss(model: nn.Module, *, keep: bool = True) -> torch.Tensor | None:
     """The balance losses of the last forward in training mode, summed over layers and active adapters.
 
     Add it to the task's loss. Works with gradient checkpointing that is not reentrant.
 
     Args:
         model: any model with Conv-LoRA in it, wrapped or not.
+        keep: for a further call; the graph of a forward whose output is dropped then lives until the next forward.
 
     Returns:
         A scalar with gradient; None where no gate was used (no Conv-LoRA, adapter disabled, `eval()`).
@@ -224,15 +226,26 @@ def balance_loss(model: nn.Module) -> torch.Tensor | None:
     Raises:
         RuntimeError: if the forward ran under reentrant gradient checkpointing, which has no graph.
     """
-    losses = []
+    alike: dict[tuple, list[Routing]] = {}
     for _, experts in active_experts(model):
-        if experts.last_balance_loss is not None:
-            losses.append(experts.last_balance_loss)
-            if torch.is_grad_enabled() and experts.w_gate.requires_grad and not losses[-1].requires_grad:
-                raise RuntimeError(
-                    "the balance loss has no gradient: use gradient checkpointing with use_reentrant=False, and call "
-                    "balance_loss after a forward with gradients"
-                )
+        choice = experts.last_routing
+        if choice is None:
+            continue
+        if torch.is_grad_enabled() and experts.w_gate.requires_grad and not choice[0].requires_grad:
+            raise RuntimeError(
+                "the balance loss has no gradient: use gradient checkpointing with use_reentrant=False, and call "
+                "balance_loss after a forward with gradients"
+            )
+        logits, index = choice[0], choice[3]
+        key = experts.config.balance_loss_coef, logits.shape, index.shape, logits.dtype, logits.device
+        alike.setdefault(key, []).append(choice)
+        if not keep:
+            experts.last_routing = None
+    losses = []
+    for (coefficient, *_), choices in alike.items():
+        # Of all layers at once: a layer's own loss would be many small kernels.
+        stacked = [torch.stack(tensors) for tensors in zip(*choices)]
+        losses.append(coefficient * routing.balance_loss(*stacked).sum())
     return torch.stack(losses).sum() if losses else None
 
 

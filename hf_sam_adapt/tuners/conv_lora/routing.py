@@ -36,9 +36,9 @@ def balance_loss(
     gates: torch.Tensor,
     border: torch.Tensor,
 ) -> torch.Tensor:
-    """CV^2 of importance plus CV^2 of load, of one layer, as a scalar.
+    """CV^2 of importance plus CV^2 of load of one layer as a scalar, or of several alike as (L,).
 
-    Args:
+    Args: for several layers each with L before its dimensions.
         logits: of the gate, without noise (N, M).
         noisy: the logits that chose the experts (N, M).
         scale: standard deviation of the noise (N, M).
@@ -46,18 +46,18 @@ def balance_loss(
         gates: their shares (N, k).
         border: noisy logits of the last expert chosen and of the first one not chosen (N, 2), of `top_experts`.
     """
-    importance = _sum_by_expert(index, gates, logits.shape[1])
-    if border.shape[1] == 1:
+    importance = _sum_by_expert(index, gates, logits.shape[-1])
+    if border.shape[-1] == 1:
         return squared_variation(importance)
-    if_out, if_in = border[:, :1], border[:, 1:]
+    if_out, if_in = border[..., :1], border[..., 1:]
     threshold = torch.where(noisy > if_in, if_in, if_out)
-    load = torch.special.ndtr((logits - threshold) / scale).sum(0)
-    return squared_variation(torch.stack([importance, load])).sum()
+    load = torch.special.ndtr((logits - threshold) / scale).sum(-2)
+    return squared_variation(torch.stack([importance, load])).sum(0)
 
 
 def _sum_by_expert(index: torch.Tensor, gates: torch.Tensor, experts: int) -> torch.Tensor:
-    """(N, k), (N, k) -> (M,); a GPU adds in the same order each time, which scatter_add would not."""
-    return torch.where(one_hot(index, experts), gates[..., None], 0).sum((0, 1))
+    """(..., N, k), (..., N, k) -> (..., M); a GPU adds in the same order each time, which scatter_add would not."""
+    return torch.where(one_hot(index, experts), gates[..., None], 0).sum((-3, -2))
 
 
 def squared_variation(values: torch.Tensor) -> torch.Tensor:

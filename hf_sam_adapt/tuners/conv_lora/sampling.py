@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ...errors import UserError
+from ...sam.constants import kept
 
 
 KERNEL = 3  # taps a side of the convolution
@@ -132,17 +133,7 @@ def sampling_tables(
     scales: tuple[float, ...], height: int, width: int, rank: int, device: torch.device, dtype: torch.dtype
 ) -> Tables:
     """The tables of a map, kept for the next call."""
-    key = (scales, height, width, rank, device, dtype)
-    if torch.compiler.is_compiling():
-        # A compiler computes them in its graph: tensors made while it traces must not stay in a cache. An exported
-        # program takes those of an earlier call for constants.
-        return (_kept_tables.get(key) if torch.compiler.is_exporting() else None) or _make_tables(*key)
-    tables = _kept_tables.get(key)
-    if tables is None:
-        if len(_kept_tables) >= _MOST_KEPT:
-            _kept_tables.clear()
-        tables = _kept_tables[key] = _make_tables(*key)
-    return tables
+    return kept(_make_tables, scales, height, width, rank, device, dtype, exported=True)
 
 
 def _make_tables(scales, height, width, rank, device, dtype):
@@ -169,12 +160,3 @@ def _make_tables(scales, height, width, rank, device, dtype):
         fold.to(dtype),
         halo,
     )
-
-
-_kept_tables: dict[tuple, Tables] = {}
-_MOST_KEPT = 32
-
-
-def forget_tables() -> None:
-    """Drop the kept tables: around a forward on fake tensors, whose tables belong to nobody else."""
-    _kept_tables.clear()

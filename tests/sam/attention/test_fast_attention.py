@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from sams import perturb, random_sam, random_vision_sam, randomise, sam_config
 from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SamVisionModel
 
 from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig
@@ -17,7 +18,9 @@ from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.sam.attention import attention_kind, restore_attention, use_fast_attention
 from hf_sam_adapt.sam.attention.fast import attention_modules
 from hf_sam_adapt.sam.attention.folded import flash_takes, folded_attention
+from hf_sam_adapt.sam.attention.positions import position_tables
 from hf_sam_adapt.sam.attention.tiles import tiled_attention
+from hf_sam_adapt.sam.constants import forget_constants
 
 
 def pixels(batch: int = 2, size: int = 64, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -351,3 +354,39 @@ def test_blocks_share_what_is_compiled():
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     assert counts.frame_count <= 2
     torch._dynamo.reset()
+
+
+class _Operations(TorchDispatchMode):
+    """Counts the operations within."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_constants_of_the_folded_attention_are_made_once():
+    """In inference first, and then used by a training; a map of another shape has its own."""
+    (attention,) = attention_modules(random_vision_sam(layers=1, global_attn_indexes=[0]))
+    forget_constants()
+
+    def run(height: int, width: int, counted: _Operations) -> torch.Tensor:
+        attention.rel_pos_h = torch.nn.Parameter(torch.linspace(-1, 1, (2 * height - 1) * 16).view(-1, 16))
+        attention.rel_pos_w = torch.nn.Parameter(torch.linspace(-1, 1, (2 * width - 1) * 16).view(-1, 16))
+        torch.manual_seed(0)
+        qkv = torch.randn(2, height * width, 3, 2, 16)
+        with counted:
+            return folded_attention(qkv, *position_tables(attention, height, width), 0.3)
+
+    counts = [_Operations() for _ in range(4)]
+    with torch.inference_mode():
+        first = run(5, 7, counts[0])
+    again = run(5, 7, counts[1])
+    again.square().sum().backward()
+    assert torch.equal(first, again.detach())
+    other = run(7, 5, counts[2])
+    assert other.shape == first.shape and not torch.equal(other, first)
+    forget_constants()
+    assert torch.equal(run(7, 5, counts[3]), other)
+    assert counts[1].count <= counts[3].count - 16

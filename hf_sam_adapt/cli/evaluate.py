@@ -133,7 +133,8 @@ def _measurements(
     from ..evaluation.instances import Instances
     from ..evaluation.sensitivity import Sensitivity
 
-    variants, found = variants_of(model, **choice), {}
+    variants = variants_of(model, **choice)
+    found: dict[str, Measurement] = {}
     if args.clicks:
         found["clicks"] = Clicks(processor, variants, args.clicks)
     if args.prompt_sensitivity:

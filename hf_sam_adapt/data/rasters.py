@@ -151,11 +151,15 @@ def open_raster(raster: Raster) -> Iterator[Any]:
         opened.close()
 
 
-def gdal_settings() -> Any:
-    """A rasterio environment for windows: few decoded blocks in memory, and no files beside the images."""
+def gdal_settings(needed: int = 0) -> Any:
+    """A rasterio environment for windows: few decoded blocks in memory, and no files beside the images.
+
+    Args:
+        needed: bytes of decoded blocks that have to be kept, however few.
+    """
     import rasterio
 
-    return rasterio.Env(GDAL_CACHEMAX=CACHE_MB * 2**20, GDAL_PAM_ENABLED="NO")  # rasterio hands on bytes
+    return rasterio.Env(GDAL_CACHEMAX=max(CACHE_MB * 2**20, needed), GDAL_PAM_ENABLED="NO")  # rasterio takes bytes
 
 
 @contextmanager

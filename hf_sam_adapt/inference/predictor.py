@@ -343,9 +343,10 @@ class SamAdaptPredictor:
     ) -> Prediction:
         """Of one image: logits (n, h, w) of its objects and their scores (n,); of classes (K, h, w) and None."""
         sizes = encoded.sizes
-        domains = domains_of(self.model, encoded.embeddings) or [None]
-        chances = router_scores_of(self.model, encoded.embeddings) or [None]
-        kept = (domains[0], chances[0], instances, masks, sizes, self.processor)
+        domains = domains_of(self.model, encoded.embeddings)
+        chances = router_scores_of(self.model, encoded.embeddings)
+        domain, routing = None if domains is None else domains[0], None if chances is None else chances[0]
+        kept = (domain, routing, instances, masks, sizes, self.processor)
         if self.classes is None:
             mask = (merge_objects(self.processor, sizes, [masks])[0] > cut).cpu().numpy()
             score = float(scores.max()) if self.has_estimate and scores is not None and len(scores) else None

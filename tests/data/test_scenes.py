@@ -186,3 +186,5 @@ def test_a_compression_that_tifffile_cannot_read_is_left_to_pillow(tmp_path, rea
 def test_megabytes_of_decoded_blocks_are_kept():
     with rasters.gdal_settings():
         assert rasterio.env.get_gdal_config("GDAL_CACHEMAX") == 64 * 2**20  # in bytes
+    with rasters.gdal_settings(10**8):
+        assert rasterio.env.get_gdal_config("GDAL_CACHEMAX") == 10**8

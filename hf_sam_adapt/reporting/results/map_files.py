@@ -140,7 +140,7 @@ def write_polygons(labels: Path, path: Path, driver: str, names: Mapping[int, st
     part = path.with_name(f".part_{path.name}")
     part.unlink(missing_ok=True)
     count, batch = 0, POLYGONS_AT_ONCE if driver == "GPKG" else None
-    with gdal_settings(), rasterio.open(labels) as file:
+    with gdal_settings(), rasterio.open(labels) as file, gdal_settings(_rows_of_blocks(file)):
         check_crs(file.crs, labels)
         crs = file.crs.to_wkt()
         for chunk in _chunks(_shapes(file), batch):
@@ -161,6 +161,11 @@ def write_polygons(labels: Path, path: Path, driver: str, names: Mapping[int, st
             count += len(chunk)
     part.replace(path)
     return count
+
+
+def _rows_of_blocks(file: Any) -> int:
+    """Bytes of two rows of blocks: read line by line, a row that is not kept would be decoded for every line."""
+    return 2 * file.block_shapes[0][0] * file.width * np.dtype(file.dtypes[0]).itemsize
 
 
 def _shapes(file: Any) -> Iterator[tuple[Any, int]]:

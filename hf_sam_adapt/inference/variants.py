@@ -120,6 +120,14 @@ def domains_of(model: nn.Module, embeddings: ImageEmbeddings) -> list[str] | Non
     return None if pool is None or embeddings.domains is None else pool.names_of(embeddings.domains)
 
 
+def router_scores_of(model: nn.Module, embeddings: ImageEmbeddings) -> list[dict[str, float]] | None:
+    """Of each image domain -> the probability that a pool's router gave it; None where no router chose."""
+    pool = pool_of(model)
+    if pool is None or embeddings.router_scores is None:
+        return None
+    return [dict(zip(pool.domains, row)) for row in embeddings.router_scores.tolist()]
+
+
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 

@@ -72,6 +72,8 @@ def test_the_command_says_what_it_wrote_and_how_it_compares(onnx_folder):
     assert [one["kind"] for one in config["compared_with_pytorch"]] == ["none", "box"]
     assert config["method"] == "sam_adapter" and config["files"]["decoder"] == "decoder.onnx"
     assert (config["image_size"], config["mask_size"], config["resize"]) == (64, 32, "pad")
+    for name in config["files"].values():  # the exporter's records of the code that it traced, and of where that lies
+        assert b"hf_sam_adapt" not in (folder / name).read_bytes()
     assert (config["labels"], config["domains"], config["estimates_iou"]) == (None, None, False)
 
 

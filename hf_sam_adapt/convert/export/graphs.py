@@ -5,8 +5,8 @@ Each calls the layers of the adapted model itself, so that a graph computes what
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -75,6 +75,23 @@ def takes_early_map(sam: nn.Module) -> bool:
     return family_of(sam).keeps_early or live_early_map(sam) is not None
 
 
+@contextmanager
+def _without_positions(encoder: nn.Module) -> Iterator[None]:
+    """Without the neck's position encodings, which serve videos.
+
+    transformers keeps them by the size of the batch: a trace would find those of an earlier call, and fix the size.
+    """
+    positions = getattr(family_of(encoder).neck_of(encoder), "position_encoding", None)
+    if positions is None:
+        yield
+        return
+    vars(positions)["forward"] = lambda shape, device, dtype: torch.zeros((), device=device, dtype=dtype)
+    try:
+        yield
+    finally:
+        del vars(positions)["forward"]
+
+
 class Encoder(nn.Module):
     """Image (B, C, S, S) -> embeddings, see `embedding_names`.
 
@@ -95,7 +112,7 @@ class Encoder(nn.Module):
             self.outputs = embedding_names(sam, takes_early_map(sam))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with self.active():
+        with self.active(), _without_positions(self.vision_encoder):
             return as_outputs(encode_images(self.sam, image if self.normalise is None else self.normalise(image)))
 
 
@@ -331,7 +348,7 @@ class Router(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         pool, encoder = self.pool, self.vision_encoder
         pixel_values = image if self.normalise is None else self.normalise(image)
-        with pool.activated(self.active):
+        with pool.activated(self.active), _without_positions(encoder):
             if self.router.mode == "probe":
                 with TokenProbe(encoder, self.router.tokens) as probe:
                     embeddings = encode_images(pool.model, pixel_values)

@@ -51,7 +51,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--eval_every", type=int, default=50, help="steps between two points of a curve (default: 50)")
     args = parser.parse_args()
-    found, missing = defaultdict(list), []
+    found: Runs = defaultdict(list)
+    missing = []
     for seed in args.seeds:
         for domain in args.domains:
             for method in args.methods:
@@ -68,7 +69,8 @@ def main() -> None:
     note = "Promptless. First the test images at original size, mean ± standard deviation over the seeds; then the "
     note += "validation images while the adapter trains, means."
     note += f" Missing: {', '.join(missing)}." if missing else ""
-    body = [table(header, [row(place, found[place]) for place in sorted(found)]), curves(found), note]
+    found = dict(sorted(found.items()))
+    body = [table(header, [row(place, runs) for place, runs in found.items()]), curves(found), note]
     publish("tiny and tiny2, adapted", "\n\n".join(body))
 
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from ..config.recipe import Recipe
 from ..config.shared_keys import MaskKeys
-from ..data.tiles import Tiles, resolve_tiles
+from ..data.tiles import resolve_tiles
 from ..errors import UserError, require_extra
-from ..inference.variants import check_domain, routed
+from ..inference.variants import check_domain, routed, variants_of
 from ..names import check_route, check_tile
 from ..sam.attention import Kind
 from ..sam.processing import SamAdaptProcessor
@@ -23,6 +23,7 @@ from .arguments import EvaluateArguments
 
 if TYPE_CHECKING:
     from ..data import SegmentationSplit
+    from ..evaluation.measurement import Measurement
 
 
 DATA_KEYS = (*(field.name for field in fields(MaskKeys)), "mask_values", "seed")
@@ -44,6 +45,7 @@ def evaluate_command(args: EvaluateArguments) -> Result:
 
     from ..data import load_segmentation_dataset
     from ..data.volumes.folder import is_volume_set
+    from ..evaluation.instances import evaluate_instances
     from ..names import class_names
     from ..reporting.curves import save_threshold_curves
     from ..reporting.prompts import print_prompt_tables, save_sensitivity
@@ -96,8 +98,12 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             fix="leave them unset",
         )
     with routed(model, args.domain):
-        result = task.measure(model, processor, split, route=args.route, **choice)
-        answers = _of_prompts(args, model, processor, split, how | choice, tiles)
+        along = {} if tiles is not None else _measurements(args, model, processor, split, choice)
+        result = task.measure(model, processor, split, route=args.route, also=[*along.values()], **choice)
+        answers = {name: measurement.result() for name, measurement in along.items()}
+        if args.instances and tiles is not None:
+            parts: Any = how | choice | {"tiles": tiles}
+            answers["instances"] = evaluate_instances(model, processor, split, args.instances, **parts)
     if state.is_main_process:
         metrics = {"test": result.test, "measured_on": measured_on, **answers}
         task.print_tables(metrics)
@@ -115,27 +121,27 @@ def evaluate_command(args: EvaluateArguments) -> Result:
     return result
 
 
-def _of_prompts(
+def _measurements(
     args: EvaluateArguments,
     model: nn.Module,
     processor: SamAdaptProcessor,
     split: SegmentationSplit,
-    how: dict,
-    tiles: Tiles | None,
-) -> dict[str, Any]:
-    """The parts of metrics.json that `clicks`, `prompt_sensitivity` and `instances` ask for."""
-    from ..evaluation.clicks import evaluate_clicks
-    from ..evaluation.instances import evaluate_instances
-    from ..evaluation.sensitivity import prompt_sensitivity
+    choice: dict[str, Any],
+) -> dict[str, Measurement]:
+    """What `clicks`, `prompt_sensitivity` and `instances` ask for, by its name in metrics.json."""
+    from ..evaluation.clicks import Clicks
+    from ..evaluation.instances import Instances
+    from ..evaluation.sensitivity import Sensitivity
 
-    parts: dict[str, Any] = {}
+    variants = variants_of(model, **choice)
+    found: dict[str, Measurement] = {}
     if args.clicks:
-        parts["clicks"] = evaluate_clicks(model, processor, split, args.clicks, **how)
+        found["clicks"] = Clicks(processor, variants, args.clicks)
     if args.prompt_sensitivity:
-        parts["prompt_sensitivity"] = prompt_sensitivity(model, processor, split, args.prompt_sensitivity, **how)
+        found["prompt_sensitivity"] = Sensitivity(processor, variants, args.prompt_sensitivity)
     if args.instances:
-        parts["instances"] = evaluate_instances(model, processor, split, args.instances, tiles=tiles, **how)
-    return parts
+        found["instances"] = Instances(processor, variants, split, args.instances)
+    return found
 
 
 def _model_and_variants(

@@ -151,6 +151,17 @@ def open_raster(raster: Raster) -> Iterator[Any]:
         opened.close()
 
 
+def gdal_settings(needed: int = 0) -> Any:
+    """A rasterio environment for windows: few decoded blocks in memory, and no files beside the images.
+
+    Args:
+        needed: bytes of decoded blocks that have to be kept, however few.
+    """
+    import rasterio
+
+    return rasterio.Env(GDAL_CACHEMAX=max(CACHE_MB * 2**20, needed), GDAL_PAM_ENABLED="NO")  # rasterio takes bytes
+
+
 @contextmanager
 def quiet_places() -> Iterator[None]:
     """Without rasterio's warning of files that are nowhere on a map."""
@@ -167,7 +178,7 @@ class _ByRasterio:
 
         self.raster = raster
         self._errors = (rasterio.errors.RasterioError, *BROKEN)
-        self._env = rasterio.Env(GDAL_CACHEMAX=CACHE_MB, GDAL_PAM_ENABLED="NO")
+        self._env = gdal_settings()
         with self._env:
             try:
                 with quiet_places():

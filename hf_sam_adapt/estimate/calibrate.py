@@ -1,6 +1,8 @@
 """A few real steps of a recipe, in a process of its own, whose memory nothing else has touched.
 
 python -m hf_sam_adapt.estimate.calibrate IN.json OUT.json
+
+OUT.json holds what `calibrate` returns, or under "refused" the fields of a `UserError`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from accelerate.utils import set_seed
 from ..config.recipe import Recipe
 from ..data import SegmentationData, SegmentationSplit
 from ..data.random_tiles import RandomTiles
+from ..errors import UserError
 from ..training.loop import TrainingLoop
 from ..training.resolve import load_model
 from ..training.run import build_accelerator, embed, load_data
@@ -108,6 +111,8 @@ def first_images(data: SegmentationData, count: int) -> SegmentationData:
 
 if __name__ == "__main__":
     source, target = map(Path, sys.argv[1:])
-    target.write_text(
-        json.dumps(calibrate(Recipe(**json.loads(source.read_text(encoding="utf-8"))))), encoding="utf-8"
-    )
+    try:
+        found = calibrate(Recipe(**json.loads(source.read_text(encoding="utf-8"))))
+    except UserError as error:
+        found = {"refused": error.fields}
+    target.write_text(json.dumps(found), encoding="utf-8")

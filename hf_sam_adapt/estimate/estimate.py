@@ -98,4 +98,7 @@ def _in_fresh_process(wanted: dict, folder: Path) -> dict:
     if done.returncode:
         *_, last = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
         raise UserError(f"the steps that the estimate rests on failed: {last}")
-    return json.loads(target.read_text(encoding="utf-8"))
+    found = json.loads(target.read_text(encoding="utf-8"))
+    if "refused" in found:
+        raise UserError(**found["refused"])
+    return found

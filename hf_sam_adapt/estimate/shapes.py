@@ -60,14 +60,12 @@ def step_bytes(model: nn.Module, recipe: Recipe, batch_size: int, objects: int) 
         batch_size: images of a micro-step.
         objects: prompts of an image; ignored for kind "none".
     """
-    forget_constants()
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     peaks = []
     for kind in recipe.prompts:
         # A round of corrections decodes the objects of an image once more.
         rows = objects * (1 + recipe.correction_rounds) if kind != "none" else 1
         peaks.append(_step_of_kind(model, recipe, batch_size, rows, kind))
-        forget_constants()
     return moments + max(peaks)
 
 
@@ -86,6 +84,14 @@ def _is_hq(model: nn.Module) -> bool:
 
 
 def _forward_backward(model: nn.Module, recipe: Recipe, batch_size: int, objects: int, kind: str) -> int:
+    forget_constants()
+    try:
+        return _without_computing(model, recipe, batch_size, objects, kind)
+    finally:
+        forget_constants()
+
+
+def _without_computing(model: nn.Module, recipe: Recipe, batch_size: int, objects: int, kind: str) -> int:
     device = next(model.parameters()).device
     fake = FakeTensorMode()
     model = _without_content(model, fake).train()

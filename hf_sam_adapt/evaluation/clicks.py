@@ -11,12 +11,13 @@ from torch import nn
 from transformers.image_processing_utils import BatchFeature
 
 from ..data.images import IGNORE
-from ..distributed import of_all_ranks, own_batches
+from ..distributed import of_all_ranks
 from ..inference.forward import segment
-from ..inference.variants import OBJECTS_AT_ONCE, embeddings_of, inference, model_inputs, variants_of
+from ..inference.variants import OBJECTS_AT_ONCE, Variant, variants_of
 from ..prompts import Prompt, components, inner_point
 from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
+from .measurement import Measurement, measured
 
 
 if TYPE_CHECKING:
@@ -62,21 +63,32 @@ def evaluate_clicks(
         object was found.
     """
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
-    traces: dict[str, list[Trace]] = {variant.name: [] for variant in variants}
-    with inference([variant.model for variant in variants], precision):
-        for samples in own_batches(split, batch_size, num_workers, title="clicks", progress=progress):
-            inputs = model_inputs(processor, samples)
-            for variant in variants:
-                with variant.active():
-                    embeddings = embeddings_of(variant.model, inputs)
-                    session = _Session(processor, inputs, samples, max_objects)
-                    traces[variant.name] += session.run(variant.model, embeddings, clicks)
-    parts = of_all_ranks(traces)
-    traces = {name: [trace for part in parts for trace in part[name]] for name in traces}
-    found = {
-        name: click_scores(traces[name], clicks) if traces.get(name) else None for name in ("zero_shot", "adapted")
-    }
-    return {"cap": clicks, "objects": len(next(iter(traces.values()))), **found}
+    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "num_workers": num_workers}
+    measurement = Clicks(processor, variants, clicks, max_objects)
+    return measured(measurement, variants, processor, split, title="clicks", progress=progress, **how)
+
+
+class Clicks(Measurement):
+    """What `evaluate_clicks` measures."""
+
+    def __init__(
+        self, processor: SamAdaptProcessor, variants: Sequence[Variant], clicks: int, max_objects: int = 32
+    ) -> None:
+        self.processor, self.clicks, self.max_objects = processor, clicks, max_objects
+        self.traces: dict[str, list[Trace]] = {variant.name: [] for variant in variants}
+
+    def add(self, variant: Variant, inputs: BatchFeature, samples: Sequence[Any], embeddings: ImageEmbeddings) -> None:
+        session = _Session(self.processor, inputs, samples, self.max_objects)
+        self.traces[variant.name] += session.run(variant.model, embeddings, self.clicks)
+
+    def result(self) -> dict[str, Any]:
+        parts = of_all_ranks(self.traces)
+        traces = {name: [trace for part in parts for trace in part[name]] for name in self.traces}
+        found = {
+            name: click_scores(traces[name], self.clicks) if traces.get(name) else None
+            for name in ("zero_shot", "adapted")
+        }
+        return {"cap": self.clicks, "objects": len(next(iter(traces.values()))), **found}
 
 
 def click_scores(traces: Sequence[Trace], cap: int) -> dict[str, dict[str, float]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from torch import nn
 from torch.utils.data import Dataset
+from transformers.image_processing_utils import BatchFeature
 
 from ..data.images import IGNORE
 from ..data.tiles import Tiles, Window
@@ -24,6 +25,7 @@ from ..names import check_metrics
 from ..prompts import Prompt, derive_prompts
 from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
+from .measurement import Measurement
 from .tiled import own_scenes, tiled_maps
 from .volumes import is_of_volumes, pack, score_volumes, summary
 
@@ -125,6 +127,7 @@ def evaluate(
     tiles: Tiles | None = None,
     route: Route = "image",
     surface_tolerance: float = TOLERANCE,
+    also: Sequence[Measurement] = (),
 ) -> EvalResult:
     """Segments every image once per model and prompt kind and scores the masks at original size.
 
@@ -154,10 +157,12 @@ def evaluate(
             which take a whole map. None = images are not cut.
         route: of a pool with `tiles`, whether its router chooses for each image as a whole or for each tile.
         surface_tolerance: of slices of volumes, millimetres within which surfaces agree.
+        also: measurements of whole images that share each variant's encoding; their results are asked of them.
 
     Raises:
         UserError: metrics that are unknown, or without `none` among the prompts; no mask holds any foreground.
-        ValueError: the split is empty, or zero-shot SAM is wanted and not there, or embeddings and two encoders.
+        ValueError: the split is empty, or zero-shot SAM is wanted and not there, or embeddings and two encoders, or
+            `tiles` and `also`.
     """
     settings = {"beta2": beta2, "ber_threshold": ber_threshold}
     check_metrics(metrics, prompts, None, **settings)
@@ -165,6 +170,8 @@ def evaluate(
         raise ValueError("the split holds no image to evaluate on")
     if zero_shot_model is not None and hasattr(split, "store"):
         raise ValueError("zero_shot_model has an encoder of its own: pass a split of images instead of embeddings")
+    if tiles is not None and also:
+        raise ValueError("`also` measures whole images, and `tiles` cuts them")
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
     names = [variant.name for variant in variants] + (["constant"] if constant is not None else [])
     streams = {name: {metric: make_metric(metric, **settings) for metric in metrics} for name in names}
@@ -174,7 +181,7 @@ def evaluate(
         keep = is_of_volumes(split)
         if tiles is None:
             for batch in own_batches(prompted, batch_size, num_workers, progress=progress):
-                records += _score_batch(variants, processor, batch, constant, boundary, streams, keep)
+                records += _score_batch(variants, processor, batch, constant, boundary, streams, keep, also)
         else:
             for scene in own_scenes(split, progress):
                 options: Any = {"seed": seed, "batch_size": batch_size, "precision": precision, "route": route}
@@ -213,6 +220,7 @@ def _score_batch(
     boundary: bool,
     streams: dict[str, dict[str, StreamingMetric]],
     keep: bool,
+    also: Sequence[Measurement],
 ) -> list[ImageRecord]:
     samples = [sample for _, sample, _ in batch]
     prompts = {kind: [derived[kind] for _, _, derived in batch] for kind in batch[0][2]}
@@ -236,11 +244,13 @@ def _score_batch(
 
     domains: list[str | None] = [None] * len(samples)
 
-    def note_domains(variant: Variant, embeddings: ImageEmbeddings) -> None:
+    def encoded(variant: Variant, inputs: BatchFeature, embeddings: ImageEmbeddings) -> None:
         if not variant.adapter_off:
             domains[:] = domains_of(variant.model, embeddings) or domains
+        for measurement in also:
+            measurement.add(variant, inputs, samples, embeddings)
 
-    how: dict[str, Any] = {"best_of_three": True, "encoded": note_domains}
+    how: dict[str, Any] = {"best_of_three": True, "encoded": encoded}
     for kind, name, position, logits in predicted_logits(variants, processor, samples, prompts, **how):
         mask = (logits > 0).cpu().numpy()
         score(kind, name, position, mask)

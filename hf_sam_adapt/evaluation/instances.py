@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
+from transformers.image_processing_utils import BatchFeature
 
 from ..data.images import IGNORE
 from ..data.tiles import Tiles, Window
-from ..distributed import of_all_ranks, own_batches
+from ..distributed import of_all_ranks
 from ..errors import UserError, require_extra
 from ..inference.instances import (
     MIN_AREA,
@@ -23,9 +24,11 @@ from ..inference.instances import (
     scene_components,
 )
 from ..inference.tiled import TiledRun, assembled
-from ..inference.variants import embeddings_of, inference, model_inputs, variants_of
+from ..inference.variants import Variant, inference, variants_of
 from ..prompts import Prompt, components, instance_masks
+from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
+from .measurement import Measurement, measured
 from .tiled import own_scenes
 
 
@@ -74,58 +77,73 @@ def evaluate_instances(
     """
     require_extra("instances", "average precision")
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
-    estimate = getattr(getattr(model, "peft_config", {}).get("default"), "train_iou_head", False)
-    truth: list[Described] = []
-    found: dict[str, list[Described]] = {variant.name: [] for variant in variants}
+    found = Instances(processor, variants, split, source, points_per_side)
+    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
+    if tiles is None:
+        how |= {"num_workers": num_workers, "progress": progress}
+        return measured(found, variants, processor, split, title="instances", **how)
     with inference([variant.model for variant in variants], precision):
-        batches = own_batches(split, batch_size, num_workers, title="instances", progress=progress)
-        for scene in () if tiles is None else own_scenes(split, progress, "instances"):
-            assert tiles is not None
+        for scene in own_scenes(split, progress, "instances"):
             sample, true_ones = _true_instances(split, scene, tiles)
-            truth.append(_described(sample, true_ones))
+            found.truth.append(_described(sample, true_ones))
+            grid = tiles.grid(scene.size)
             for variant in variants:
-                options = {
-                    "has_estimate": variant.name == "zero_shot" or bool(estimate),
-                    "points_per_side": points_per_side,
-                }
-                grid = tiles.grid(scene.size)
-                how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "instances": source}
+                options: Any = {"instances": source, "instance_options": found.options(variant)}
                 with variant.active():
-                    run = TiledRun(
-                        variant.model, processor, scene, grid, Prompt("none"), instance_options=options, **how
-                    )
+                    run = TiledRun(variant.model, processor, scene, grid, Prompt("none"), **options, **how)
                     own = assembled(run, None, False).instances or []
-                found[variant.name].append(_described(sample, own))
-        for samples in batches if tiles is None else ():
-            inputs = model_inputs(processor, samples)
-            truth += [_described(sample, [Instance(m, 1.0) for m in _true_masks(split, sample)]) for sample in samples]
-            for variant in variants:
-                with variant.active():
-                    per_image = find_instances(
-                        variant.model,
-                        processor,
-                        inputs,
-                        embeddings_of(variant.model, inputs),
-                        source,
-                        has_estimate=variant.name == "zero_shot" or bool(estimate),
-                        points_per_side=points_per_side,
-                    )
-                found[variant.name] += [_described(*pair) for pair in zip(samples, per_image, strict=True)]
-    parts = of_all_ranks((truth, found))
-    truth = [one for part in parts for one in part[0]]
-    found = {name: [one for part in parts for one in part[1][name]] for name in found}
-    objects = sum(len(annotations) for _, annotations in truth)
-    if not objects:
-        raise UserError(
-            "the masks hold no object, so there is no average precision", key="instances", fix="leave instances out"
-        )
-    scores = {name: average_precision(truth, own) for name, own in found.items()}
-    return {
-        "source": source,
-        "objects": objects,
-        "zero_shot": scores.get("zero_shot"),
-        "adapted": scores.get("adapted"),
-    }
+                found.found[variant.name].append(_described(sample, own))
+    return found.result()
+
+
+class Instances(Measurement):
+    """What `evaluate_instances` measures."""
+
+    def __init__(
+        self,
+        processor: SamAdaptProcessor,
+        variants: Sequence[Variant],
+        split: SegmentationSplit | EmbeddedSplit,
+        source: InstanceSource,
+        points_per_side: int = 16,
+    ) -> None:
+        self.processor, self.split, self.source, self.points_per_side = processor, split, source, points_per_side
+        self.truth: list[Described] = []
+        self.found: dict[str, list[Described]] = {variant.name: [] for variant in variants}
+
+    def options(self, variant: Variant) -> dict[str, Any]:
+        """Of `find_instances`, for a variant."""
+        config = getattr(variant.model, "peft_config", {}).get("default")
+        rated = variant.name == "zero_shot" or bool(getattr(config, "train_iou_head", False))
+        return {"has_estimate": rated, "points_per_side": self.points_per_side}
+
+    def add(self, variant: Variant, inputs: BatchFeature, samples: Sequence[Any], embeddings: ImageEmbeddings) -> None:
+        if variant.name == next(iter(self.found)):
+            for sample in samples:
+                true_ones = [Instance(mask, 1.0) for mask in _true_masks(self.split, sample)]
+                self.truth.append(_described(sample, true_ones))
+        options = self.options(variant)
+        per_image = find_instances(variant.model, self.processor, inputs, embeddings, self.source, **options)
+        self.found[variant.name] += [_described(*pair) for pair in zip(samples, per_image, strict=True)]
+
+    def result(self) -> dict[str, Any]:
+        parts = of_all_ranks((self.truth, self.found))
+        truth = [one for part in parts for one in part[0]]
+        found = {name: [one for part in parts for one in part[1][name]] for name in self.found}
+        objects = sum(len(annotations) for _, annotations in truth)
+        if not objects:
+            raise UserError(
+                "the masks hold no object, so there is no average precision",
+                key="instances",
+                fix="leave instances out",
+            )
+        scores = {name: average_precision(truth, own) for name, own in found.items()}
+        return {
+            "source": self.source,
+            "objects": objects,
+            "zero_shot": scores.get("zero_shot"),
+            "adapted": scores.get("adapted"),
+        }
 
 
 def average_precision(truth: Sequence[Described], found: Sequence[Described]) -> dict[str, float]:

@@ -11,12 +11,13 @@ from torch import nn
 from transformers.image_processing_utils import BatchFeature
 
 from ..data.images import IGNORE
-from ..distributed import of_all_ranks, own_batches
+from ..distributed import of_all_ranks
 from ..inference.forward import segment
-from ..inference.variants import embeddings_of, inference, model_inputs, variants_of
+from ..inference.variants import Variant, variants_of
 from ..prompts import Prompt, derive_prompts
 from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
+from .measurement import Measurement, measured
 
 
 if TYPE_CHECKING:
@@ -73,25 +74,33 @@ def prompt_sensitivity(
         None where there is none to average, and for a model that was not run.
     """
     variants = variants_of(model, adapted=adapted, zero_shot=zero_shot, zero_shot_model=zero_shot_model)
-    answers: dict[str, list[Answer]] = {variant.name: [] for variant in variants}
-    with inference([variant.model for variant in variants], precision):
-        for samples in own_batches(split, batch_size, num_workers, title="sensitivity", progress=progress):
-            prompts = [
-                derive_prompts(sample.mask, kind, max_objects=MAX_OBJECTS, mask_values="index") for sample in samples
-            ]
-            inputs = model_inputs(processor, samples)
-            for variant in variants:
-                with variant.active():
-                    embeddings = embeddings_of(variant.model, inputs)
-                    masks = own_and_removed(variant.model, processor, inputs, embeddings, prompts)
-                for sample, prompt, (own, removed) in zip(samples, prompts, masks):
-                    answers[variant.name] += _answers(sample, np.asarray(prompt.targets), own, removed)
-    parts = of_all_ranks(answers)
-    answers = {name: [one for part in parts for one in part[name]] for name in answers}
-    first = next(iter(answers.values()))
-    found = {name: _means(answers[name]) if answers.get(name) else None for name in ("zero_shot", "adapted")}
-    pairs = sum("moved" in answer.iou for answer in first)
-    return {"prompt": kind, "objects": len(first), "pairs": pairs, **found}
+    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "num_workers": num_workers}
+    measurement = Sensitivity(processor, variants, kind)
+    return measured(measurement, variants, processor, split, title="sensitivity", progress=progress, **how)
+
+
+class Sensitivity(Measurement):
+    """What `prompt_sensitivity` measures."""
+
+    def __init__(self, processor: SamAdaptProcessor, variants: Sequence[Variant], kind: str) -> None:
+        self.processor, self.kind = processor, kind
+        self.answers: dict[str, list[Answer]] = {variant.name: [] for variant in variants}
+
+    def add(self, variant: Variant, inputs: BatchFeature, samples: Sequence[Any], embeddings: ImageEmbeddings) -> None:
+        prompts = [
+            derive_prompts(sample.mask, self.kind, max_objects=MAX_OBJECTS, mask_values="index") for sample in samples
+        ]
+        masks = own_and_removed(variant.model, self.processor, inputs, embeddings, prompts)
+        for sample, prompt, (own, removed) in zip(samples, prompts, masks):
+            self.answers[variant.name] += _answers(sample, np.asarray(prompt.targets), own, removed)
+
+    def result(self) -> dict[str, Any]:
+        parts = of_all_ranks(self.answers)
+        answers = {name: [one for part in parts for one in part[name]] for name in self.answers}
+        first = next(iter(answers.values()))
+        found = {name: _means(answers[name]) if answers.get(name) else None for name in ("zero_shot", "adapted")}
+        pairs = sum("moved" in answer.iou for answer in first)
+        return {"prompt": self.kind, "objects": len(first), "pairs": pairs, **found}
 
 
 def own_and_removed(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
+from transformers.image_processing_utils import BatchFeature
 
 from ..data.dataset import OpenSample, Sample
 from ..data.scenes import reduced, sample_window
@@ -90,12 +91,12 @@ def tiled_maps(
                 maps[kind, name].append(finite(logits)[None])
         return maps
 
-    def note_domains(variant: Variant, embeddings: ImageEmbeddings) -> None:
+    def note_domains(variant: Variant, inputs: BatchFeature, embeddings: ImageEmbeddings) -> None:
         if domains is not None and not variant.adapter_off:
             domains.update(domains_of(variant.model, embeddings) or [])
 
     pool = next((variant.model for variant in variants if pool_of(variant.model) is not None), variants[0].model)
-    domain = choose_domain(pool, processor, scene, precision) if route == "image" else None
+    domain = choose_domain(pool, processor, scene, precision)[0] if route == "image" else None
     names = [(kind, variant.name) for variant in variants for kind in kinds]
     if "point" in kinds and any(variant.name == "zero_shot" for variant in variants):
         names.append(("point", BEST_OF_THREE))
@@ -211,7 +212,7 @@ def labelled_scenes(
 ) -> Iterator[LabelledImage]:
     """Label maps of scenes, counted window by window; with `keep` they come along."""
     for scene in own_scenes(split, progress):
-        domain = choose_domain(model, processor, scene, precision) if route == "image" else None
+        domain = choose_domain(model, processor, scene, precision)[0] if route == "image" else None
         counts, of_constant = ConfusionMatrix(num_labels), ConfusionMatrix(num_labels)
         kept = np.zeros(scene.size, np.uint8) if keep else None
         domains: Counter[str] = Counter()

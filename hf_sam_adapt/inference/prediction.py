@@ -60,7 +60,7 @@ class Prediction:
 class TiledPrediction(Prediction):
     """What the model finds in an image that was cut into tiles; its logits are kept.
 
-    Its `domain` is that of most tiles.
+    Its `domain` is that of most tiles, and its `router_scores` are means over them where the router chose for each.
     """
 
     @cached_property

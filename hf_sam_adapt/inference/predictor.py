@@ -21,7 +21,7 @@ from ..prompts import Prompt
 from ..sam.attention import Kind
 from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
-from .forward import pool_of, segment, segment_scored
+from .forward import segment, segment_scored
 from .instances import Instance, InstanceSource, find_instances
 from .loading import Loaded, load_named
 from .prediction import Prediction, logit_of
@@ -29,12 +29,14 @@ from .tiled import Route, TiledRun, assembled, choose_domain, opened_any
 from .variants import (
     AUTOCAST_DTYPES,
     check_domain,
+    domains_of,
     embeddings_of,
     inference,
     largest_class,
     merge_objects,
     place_prompts,
     routed,
+    router_scores_of,
     sizes_of,
 )
 
@@ -237,9 +239,10 @@ class SamAdaptPredictor:
         self.check([prompt], domain, instances)
         check_prompt(prompt, image.size)
         grid = tiles.grid(image.size)
+        chances: list[dict[str, float]] = []
         if domain is None and route == "image" and len(grid) > 1:
             with self.lock:
-                domain = choose_domain(self.model, self.processor, image, self.precision)
+                domain, chances = choose_domain(self.model, self.processor, image, self.precision)
         return TiledRun(
             self.model,
             self.processor,
@@ -253,6 +256,7 @@ class SamAdaptPredictor:
             instances=instances,
             instance_options={"has_estimate": self.has_estimate, "points_per_side": points_per_side},
             lock=self.lock,
+            routed=chances,
         )
 
     def set_image(self, image: ImageInput, domain: str | None = None) -> None:
@@ -338,10 +342,10 @@ class SamAdaptPredictor:
         cut: float,
     ) -> Prediction:
         """Of one image: logits (n, h, w) of its objects and their scores (n,); of classes (K, h, w) and None."""
-        pool, domains, sizes = pool_of(self.model), encoded.embeddings.domains, encoded.sizes
-        domain = None if pool is None or domains is None else pool.names_of(domains)[0]
-        chances = encoded.embeddings.router_scores
-        routing = None if pool is None or chances is None else dict(zip(pool.domains, chances[0].tolist()))
+        sizes = encoded.sizes
+        domains = domains_of(self.model, encoded.embeddings)
+        chances = router_scores_of(self.model, encoded.embeddings)
+        domain, routing = None if domains is None else domains[0], None if chances is None else chances[0]
         kept = (domain, routing, instances, masks, sizes, self.processor)
         if self.classes is None:
             mask = (merge_objects(self.processor, sizes, [masks])[0] > cut).cpu().numpy()

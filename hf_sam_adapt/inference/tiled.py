@@ -22,7 +22,16 @@ from .blending import NOTHING, blended
 from .forward import pool_of, segment, segment_scored
 from .instances import MIN_AREA, Instance, InstanceSource, find_instances, scene_components
 from .prediction import TiledPrediction
-from .variants import domains_of, embeddings_of, inference, merge_objects, place_prompts, routed, sizes_of
+from .variants import (
+    domains_of,
+    embeddings_of,
+    inference,
+    merge_objects,
+    place_prompts,
+    routed,
+    router_scores_of,
+    sizes_of,
+)
 
 
 Route = Literal["image", "tile"]
@@ -45,6 +54,8 @@ class TiledRun:
         instance_options: arguments of `find_instances`.
         lock: held during each forward.
         domains: of a pool, how many tiles went to each domain.
+        routed: of a pool whose router chose, what it made of the whole image, or of each tile so far: domain ->
+            probability.
         score: the highest estimate of a mask's IoU so far.
         shown, found: windows of the tiles and, with "grid", their instances.
     """
@@ -62,6 +73,7 @@ class TiledRun:
     instance_options: Mapping[str, Any] = field(default_factory=dict)
     lock: AbstractContextManager = field(default_factory=nullcontext)
     domains: Counter[str] = field(default_factory=Counter)
+    routed: list[dict[str, float]] = field(default_factory=list)
     score: float | None = None
     shown: list[Window] = field(default_factory=list)
     found: list[list[Instance]] = field(default_factory=list)
@@ -74,11 +86,19 @@ class TiledRun:
         ):
             yield window, maps[MAP]
 
+    @property
+    def router_scores(self) -> dict[str, float] | None:
+        """The mean of `routed`; None without."""
+        if not self.routed:
+            return None
+        return {name: float(np.mean([one[name] for one in self.routed])) for name in self.routed[0]}
+
     def _predict(self, images: Sequence[np.ndarray], windows: Sequence[Window]) -> dict[str, list[torch.Tensor]]:
         inputs = self.processor(list(images))
         with self.lock, inference([self.model], self.precision), routed(self.model, self.domain):
             embeddings = embeddings_of(self.model, inputs)
             self.domains.update(domains_of(self.model, embeddings) or [])
+            self.routed += router_scores_of(self.model, embeddings) or []
             prompts = place_prompts(self.processor, inputs, [within(self.prompt, window) for window in windows])
             if self.labels is not None:
                 low = segment(self.model, None, prompts, image_embeddings=embeddings)
@@ -117,7 +137,7 @@ def assembled(
         labels = logits.argmax(dim=0).to(torch.uint8).numpy()
         shares = np.bincount(labels.ravel(), minlength=len(classes)) / labels.size
         named = dict(zip(classes, shares.tolist()))
-        return TiledPrediction(labels, None, named, domain, None, None, logits, {}, run.processor)
+        return TiledPrediction(labels, None, named, domain, run.router_scores, None, logits, {}, run.processor)
     mask = (logits[0] > cut).numpy()
     found = None
     if run.instances == "grid":
@@ -127,7 +147,7 @@ def assembled(
         found = scene_components(mask, logits[0].sigmoid().numpy(), smallest)
     found = None if found is None else [instance for instance in found if instance.score >= min_score]
     score = run.score if has_estimate else None
-    return TiledPrediction(mask, score, None, domain, None, found, logits[0], {}, run.processor)
+    return TiledPrediction(mask, score, None, domain, run.router_scores, found, logits[0], {}, run.processor)
 
 
 def most_common(domains: Counter[str]) -> str | None:
@@ -155,14 +175,18 @@ def finite(logits: torch.Tensor) -> torch.Tensor:
     return logits.where(logits != -torch.inf, NOTHING)
 
 
-def choose_domain(model: nn.Module, processor: SamAdaptProcessor, image: ImageWindows, precision: str) -> str | None:
-    """The domain that a pool's router chooses for the whole image, made small; None for a model that is no pool."""
+def choose_domain(
+    model: nn.Module, processor: SamAdaptProcessor, image: ImageWindows, precision: str
+) -> tuple[str | None, list[dict[str, float]]]:
+    """The domain that a pool's router chooses for the whole image, made small, and its probabilities for `TiledRun`;
+    None and none for a model that is no pool."""
     if pool_of(model) is None:
-        return None
+        return None, []
     pixels, _ = reduced(image, 2 * processor.image_size)
     with inference([model], precision):
-        domains = domains_of(model, embeddings_of(model, processor([pixels])))
-    return None if domains is None else domains[0]
+        embeddings = embeddings_of(model, processor([pixels]))
+    domains = domains_of(model, embeddings)
+    return None if domains is None else domains[0], router_scores_of(model, embeddings) or []
 
 
 def within(prompt: Prompt, window: Window) -> Prompt:

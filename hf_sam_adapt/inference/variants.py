@@ -120,6 +120,14 @@ def domains_of(model: nn.Module, embeddings: ImageEmbeddings) -> list[str] | Non
     return None if pool is None or embeddings.domains is None else pool.names_of(embeddings.domains)
 
 
+def router_scores_of(model: nn.Module, embeddings: ImageEmbeddings) -> list[dict[str, float]] | None:
+    """Of each image domain -> the probability that a pool's router gave it; None where no router chose."""
+    pool = pool_of(model)
+    if pool is None or embeddings.router_scores is None:
+        return None
+    return [dict(zip(pool.domains, row)) for row in embeddings.router_scores.tolist()]
+
+
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
@@ -197,7 +205,7 @@ def predicted_logits(
     prompts: Mapping[str, Sequence[Prompt]],
     *,
     best_of_three: bool = False,
-    encoded: Callable[[Variant, ImageEmbeddings], None] | None = None,
+    encoded: Callable[[Variant, BatchFeature, ImageEmbeddings], None] | None = None,
 ) -> Iterator[tuple[str, str, int, torch.Tensor]]:
     """Segments a batch with every variant and prompt kind; call it inside `inference`.
 
@@ -207,7 +215,7 @@ def predicted_logits(
         samples: B images with their masks, or B embeddings, which all variants share.
         prompts: per kind B prompts in image coordinates.
         best_of_three: also yield zero-shot SAM's best of three for `point`, as variant `zero_shot_best_of_3`.
-        encoded: told of each variant's embeddings of the batch.
+        encoded: told of each variant's inputs and embeddings of the batch, while the variant is active.
 
     Yields:
         (kind, variant name, position in the batch, logits (H, W) on the model's device).
@@ -218,7 +226,7 @@ def predicted_logits(
         with variant.active():
             embeddings = embeddings_of(variant.model, inputs)
             if encoded is not None:
-                encoded(variant, embeddings)
+                encoded(variant, inputs, embeddings)
             for kind, items in prompts.items():
                 merged = image_logits(variant.model, processor, inputs, embeddings, items)
                 for position, logits in enumerate(merged):

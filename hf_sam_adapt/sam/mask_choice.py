@@ -41,7 +41,8 @@ def mask_choices(sam: nn.Module) -> list[MaskChoice]:
 
 def _decoders(sam: nn.Module) -> list[nn.Module]:
     """transformers' mask decoder, inside what tuners wrap around it, and the copies of it that PEFT has made."""
-    decoder = find_mask_decoder(sam)
+    config = getattr(getattr(sam, "config", None), "mask_decoder_config", None)
+    decoder = find_mask_decoder(sam) if hasattr(config, FLAG) else None
     return [] if decoder is None else [module for module in decoder.modules() if FLAG in vars(module)]
 
 

@@ -46,7 +46,7 @@ def draw_scene(folder: Path, size: tuple[int, int], rows: int = 1000) -> None:
     (folder / "masks").mkdir()
     rng = np.random.default_rng(0)
     with (
-        rasterio.Env(GDAL_CACHEMAX=64),
+        rasterio.Env(GDAL_CACHEMAX=64 * 2**20),
         rasterio.open(folder / "images/0.tif", "w", count=3, nodata=NODATA, **profile) as image,
         rasterio.open(folder / "masks/0.tif", "w", count=1, **profile) as mask,
     ):

@@ -1,6 +1,6 @@
 """What PEFT's tests run with. A new method adds its lines here and nothing else."""
 
-from hf_sam_adapt import ConvLoraConfig, CwsamConfig, ModaConfig, SamAdapterConfig, SamDecoderConfig
+from hf_sam_adapt import ConvLoraConfig, CwsamConfig, L2pConfig, ModaConfig, SamAdapterConfig, SamDecoderConfig
 
 
 # (name of the test, model of models.py, config class, config arguments)
@@ -82,7 +82,13 @@ CASES = [
     ("CWSAM, SAM 2", "TinySam2", CwsamConfig, {"decoder": "full"}),
     ("CWSAM, SAM 3, classes", "TinySam3Tracker", CwsamConfig, {"num_labels": 3}),
     ("CWSAM, SAM-HQ", "TinySamHQ", CwsamConfig, {"decoder": "full"}),
+    ("L2P", "TinySam", L2pConfig, {}),
+    ("L2P, SAM 2", "TinySam2", L2pConfig, {}),
+    ("L2P, SAM 3", "TinySam3Tracker", L2pConfig, {}),
+    ("L2P, SAM-HQ", "TinySamHQ", L2pConfig, {}),
+    ("MoDA, SAM 2", "TinySam2", ModaConfig, {"domains": ["first"]}),
     ("MoDA, SAM 3", "TinySam3Tracker", ModaConfig, {"domains": ["first"]}),
+    ("MoDA, SAM-HQ", "TinySamHQ", ModaConfig, {"domains": ["first"]}),
     ("MoDA", "TinySam", ModaConfig, {"domains": ["first"], "inner": {"peft_type": "SAM_ADAPTER", "scale_factor": 8}}),
     ("MoDA, decoder", "TinySam", ModaConfig, {"domains": ["first"], "inner": {"peft_type": "SAM_DECODER"}}),
 ]
@@ -130,6 +136,7 @@ PAIRS = [
 UNMERGEABLE = {
     SamAdapterConfig: "the prompts depend on the image, so no base weight can hold them",
     CwsamConfig: "the prompts depend on the image and the adapters are not linear",
+    L2pConfig: "which prompts act depends on the image",
     ModaConfig: "which domain's adapter acts depends on the image",
     ConvLoraConfig: "the update is not linear, mixes tokens and picks experts by the input",
     "hq": "the branch sees an early block of the encoder",
@@ -147,6 +154,12 @@ NOT_APPLICABLE = {
 }
 CLASS_WISE = {
     "test_parameters_after_loading_model": "trains at a rate of 0.5, at which the class head diverges to NaN",
+}
+KEYS = "the loss of PEFT's test reaches no key of a prompt, which has a loss of its own"
+PROMPTS = {
+    "test_training_custom_models": KEYS,
+    "test_only_params_are_updated": KEYS,
+    "test_disable_adapters": "the prompts act from the start, as published",
 }
 POOL = {"test_active_adapter": "one pool of domains is active at a time"}
 PRUNED = {"test_disable_adapters": "a pruned, class-wise or HQ decoder is another one from the start, by design"}

@@ -155,7 +155,7 @@ def tuner_layers(model: torch.nn.Module) -> list[BaseTunerLayer]:
 
 
 def adapter_parameters(model: torch.nn.Module, adapter_name: str) -> list[torch.nn.Parameter]:
-    found = [parameter for name, parameter in model.named_parameters() if f".{adapter_name}." in name]
+    found = [parameter for name, parameter in model.named_parameters() if f".{adapter_name}." in f"{name}."]
     assert found
     return found
 
@@ -194,7 +194,7 @@ def test_loading_model_requires_grad_set_correctly(
 ):
     def assert_trainable(*adapter_names):
         for name, parameter in model.named_parameters():
-            assert parameter.requires_grad == any(f".{adapter}." in name for adapter in adapter_names)
+            assert parameter.requires_grad == any(f".{adapter}." in f"{name}." for adapter in adapter_names)
 
     config = config_cls(**config_kwargs)
     get_peft_model(Factory.from_pretrained(model_id), config).save_pretrained(tmp_path)

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from cases import CLASS_WISE, NOT_APPLICABLE, POOL, PRUNED, RESIZED
+from cases import CLASS_WISE, NOT_APPLICABLE, POOL, PROMPTS, PRUNED, RESIZED
+
+from hf_sam_adapt import L2pConfig
 
 
 PACKAGE = "peft_upstream_tests"
@@ -83,6 +85,8 @@ def _replace_parameters(function: Callable, old: list | tuple, new: list[tuple])
 
 def _with_reason(test_name: str, row: tuple) -> tuple:
     reason = NOT_APPLICABLE.get(test_name)
+    if row[-2] is L2pConfig:
+        reason = PROMPTS.get(test_name, reason)
     if "domains" in row[-1]:
         reason = POOL.get(test_name, reason)
     if "image_size" in row[-1]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_sam_adapt.data.augment import AUGMENTATIONS, augment, check_options
+from hf_sam_adapt.data.augment import AUGMENTATIONS, _mean_colour, augment, check_options
 from hf_sam_adapt.errors import UserError
 
 
@@ -170,3 +170,10 @@ def test_colour_of_floats_stays_in_each_channels_range():
         changes.append(relative.mean())
         assert np.array_equal(changed, augment(image, mask, np.random.default_rng(seed), ["colour"])[0])
     assert max(changes) > 0.05
+
+
+@pytest.mark.parametrize("shape", [(37, 53, 3), (1, 7, 3), (640, 3, 3)])
+def test_the_mean_colour_is_numpys(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    for one in (image, image[:, ::-1], np.full(shape, 255, np.uint8)):
+        assert np.array_equal(_mean_colour(one), one.mean(axis=(0, 1), dtype=np.float64))

@@ -181,3 +181,10 @@ def test_a_compression_that_tifffile_cannot_read_is_left_to_pillow(tmp_path, rea
     with open_image(path, None) as image:
         assert np.array_equal(image.image(Window(0, 0, 70, 90)), pixels)
     assert (raster_of(path) is None) == (reader == "tifffile")
+
+
+def test_megabytes_of_decoded_blocks_are_kept():
+    with rasters.gdal_settings():
+        assert rasterio.env.get_gdal_config("GDAL_CACHEMAX") == 64 * 2**20  # in bytes
+    with rasters.gdal_settings(10**8):
+        assert rasterio.env.get_gdal_config("GDAL_CACHEMAX") == 10**8

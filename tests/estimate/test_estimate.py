@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from sams import random_sam
+from transformers import AutoConfig
 
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.cli.estimate import CARDS, rows_of
@@ -133,3 +134,10 @@ def test_an_epoch_of_tiles_is_counted(sam_folder, make_dataset, tmp_path):
     rows = dict(rows_of(Estimate("cpu", 10, 100, 40, 10**9, 10**9, 10**9, 0.5, 90, tiles=found["images"])))
     assert rows["tiles of an epoch"] == "18"
     assert "tiles of an epoch" not in dict(rows_of(Estimate("cpu", 10, 100, 40, 10**9, 10**9, 10**9, 0.5, 90)))
+
+
+def test_what_a_training_refuses_is_said_as_the_training_says_it(make_dataset, tmp_path, capsys):
+    AutoConfig.for_model("edgetam").save_pretrained(tmp_path / "model")
+    assert main(["estimate", "--model", str(tmp_path / "model"), "--dataset", str(make_dataset())]) == 2
+    refused = f"error: model: {tmp_path / 'model'} is of type 'edgetam'; this package adapts"
+    assert [line for line in capsys.readouterr().err.splitlines() if line][-1].startswith(refused)

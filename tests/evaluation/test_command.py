@@ -15,6 +15,8 @@ from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.evaluation import evaluate
 from hf_sam_adapt.evaluation.clicks import evaluate_clicks
 from hf_sam_adapt.evaluation.sensitivity import prompt_sensitivity
+from hf_sam_adapt.inference import variants
+from hf_sam_adapt.inference.forward import encode
 from hf_sam_adapt.inference.loading import build_model, load_adapted, load_base, save_adapter
 from hf_sam_adapt.metrics import constant_mask
 from hf_sam_adapt.sam.processing import SamAdaptProcessor
@@ -160,11 +162,17 @@ def test_bad_input(sam_folder, make_dataset, tmp_path):
     assert (tmp_path / "run" / "metrics.json").read_text() == "{}"
 
 
-def test_clicks_sensitivity_and_instances(sam_folder, make_dataset, tmp_path, capsys):
+def test_clicks_sensitivity_and_instances(sam_folder, make_dataset, tmp_path, monkeypatch, capsys):
     pytest.importorskip("pycocotools")
     data, adapter, output = make_dataset(train=4, test=3), save_run(tmp_path / "run", sam_folder), tmp_path / "eval"
-    flags = ["--clicks", 5, "--prompt_sensitivity", "point", "--instances", "components", "--output_dir", output]
-    run("--adapter", adapter, "--dataset", data, *flags)
+    flags = ["--clicks", 5, "--prompt_sensitivity", "point", "--instances", "components"]
+    encoded = []
+    monkeypatch.setattr(variants, "encode", lambda model, images: encoded.append(len(images)) or encode(model, images))
+    run("--adapter", adapter, "--dataset", data, *flags, "--batch_size", 2)
+    assert encoded == [2, 2, 1, 1]  # three images, with and without the adapter
+    monkeypatch.undo()
+    capsys.readouterr()
+    run("--adapter", adapter, "--dataset", data, *flags, "--output_dir", output)
     metrics = json.loads((output / "metrics.json").read_text())
     assert set(metrics) == {"test", "measured_on", "clicks", "prompt_sensitivity", "instances"}
     loaded, splits = load_adapted(adapter), load_segmentation_dataset(str(data))

@@ -96,13 +96,13 @@ def test_images_of_a_pool_have_their_domain(sam_folder, make_dataset, tmp_path, 
         run(*argv, "--tile", 32, "--overlap", 8, "--route", route, "--output_dir", tmp_path / route)
         assert {row["file"]: row["domain"] for row in table(tmp_path / route / "per_image.csv")} == domains
     folder, masks = str(data / "test/images"), str(tmp_path / "masks")
-    assert (
-        main(["predict", folder, "--adapter", str(tmp_path / "pool"), "--model", sam_folder, "--output_dir", masks])
-        == 0
-    )
+    argv = ["predict", folder, "--adapter", str(tmp_path / "pool"), "--model", sam_folder]
+    assert main([*argv, "--tile", "32", "--overlap", "8", "--output_dir", str(tmp_path / "tiled")]) == 0
+    tiled = json.loads((tmp_path / "tiled/predictions.json").read_text())["predictions"]
+    assert main([*argv, "--output_dir", masks]) == 0
     records = json.loads((tmp_path / "masks/predictions.json").read_text())["predictions"]
     assert {record["file"]: record["domain"] for record in records} == domains
-    for record in records:
+    for record in records + tiled:
         assert max(record["router"], key=record["router"].get) == record["domain"]
         assert sum(record["router"].values()) == pytest.approx(1)
     counts = torch.tensor([list(domains.values()).count(name) for name in colours])

@@ -7,6 +7,7 @@ from geotiffs import write_geotiff
 from sams import perturb
 
 from hf_sam_adapt import ModaConfig, ModaModel, SamAdaptPredictor
+from hf_sam_adapt.data.scenes import WholeImage, reduced
 from hf_sam_adapt.data.synthetic import draw_sample
 from hf_sam_adapt.data.tiles import Tiles, Window
 from hf_sam_adapt.errors import UserError
@@ -14,6 +15,8 @@ from hf_sam_adapt.inference.instances import Instance
 from hf_sam_adapt.inference.loading import build_model, load_base
 from hf_sam_adapt.inference.tiled import cropped, joined, placed, within
 from hf_sam_adapt.prompts import Prompt
+from hf_sam_adapt.reporting.results import WriteOptions, make_writers
+from hf_sam_adapt.reporting.results.scene import predict_scene
 
 
 SIDE, OVERLAP = 64, 16  # the tile is the network's input
@@ -209,13 +212,32 @@ def pool(sam_folder):
     return SamAdaptPredictor(model.eval(), processor)
 
 
+def half_bright():
+    parts = [np.random.randint(0, 60, (150, 90, 3)), np.random.randint(190, 256, (150, 60, 3))]
+    return np.concatenate(parts, axis=1).astype(np.uint8)
+
+
+def test_a_scene_of_a_pool_says_where_its_tiles_went(pool, tmp_path):
+    path = write_geotiff(tmp_path / "scene.tif", half_bright())
+    options = WriteOptions(None)
+    writers = make_writers(["geotiff"], tmp_path, options)
+    record = predict_scene(pool, path, "out", writers, options, Tiles(SIDE, 8), 0.0, 1, route="tile")
+    assert list(record["router"]) == ["dark", "bright"] and len(record["domains"]) == 2
+    assert record["domain"] == max(record["domains"], key=record["domains"].get)
+    assert sum(record["router"].values()) == pytest.approx(1)
+
+
 def test_a_pool_routes_an_image_or_each_tile(pool):
-    image = np.concatenate([np.random.randint(0, 60, (150, 90, 3)), np.random.randint(190, 256, (150, 60, 3))], axis=1)
-    image = image.astype(np.uint8)
+    image = half_bright()
     runs = {route: pool.run_tiles(Whole(image), Tiles(SIDE, 8), route=route) for route in ("image", "tile")}
     for run in runs.values():
         assert sum(1 for _ in run) == len(run.grid)
         assert sum(run.domains.values()) == len(run.grid)
     assert len(runs["image"].domains) == 1 and len(runs["tile"].domains) == 2
+    of_tiles = [pool.predict([image[part.slices]])[0].router_scores for part in runs["tile"].grid.windows]
+    expected = {name: np.mean([one[name] for one in of_tiles]) for name in pool.model.domains}
+    assert runs["tile"].router_scores == pytest.approx(expected, abs=1e-4)
+    (of_image,) = pool.predict([reduced(WholeImage(image), 2 * SIDE)[0]])
+    assert runs["image"].router_scores == pytest.approx(of_image.router_scores, abs=1e-4)
     (result,) = pool.predict([image], tile=SIDE, overlap=8, domain="bright")
     assert result.domain == "bright"

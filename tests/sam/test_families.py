@@ -137,11 +137,17 @@ def test_a_hand_written_sam_is_refused():
         get_peft_model(model, ConvLoraConfig(target_modules=["image_encoder"]))
 
 
-def test_conv_lora_on_a_plain_vit_stays_allowed():
+def test_conv_lora_alone_goes_on_a_plain_vit():
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     vit = ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes))
     check_no_unknown_sam(vit)
     assert find_family(vit) is None
+    for config in (SamAdapterConfig(), CwsamConfig(num_labels=3)):
+        with pytest.raises(UserError, match=refusal("vit", "ViTModel")):
+            get_peft_model(vit, config)
+    for config in (SamDecoderConfig(), L2pConfig(), ModaConfig()):
+        with pytest.raises(UserError, match="ViTModel has no mask decoder"):
+            get_peft_model(vit, config)
     model = get_peft_model(vit, ConvLoraConfig(num_experts=2))
     assert any(".lora_" in name and p.requires_grad for name, p in model.named_parameters())
 

@@ -17,12 +17,12 @@ pytestmark = pytest.mark.xdist_group("torchrun")
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-# Of several experts one is drawn for the batch of a process.
+# Where the images of a process choose together they choose between nothing: one expert, all prompts of the pool.
 METHODS = [
     {"method": "decoder"},
     {"method": "lora"},
     {"method": "full"},
-    {"method": "l2p"},
+    {"method": "l2p", "method_args.pool_size": 5, "method_args.top_k": 5},
     {"method": "sam_adapter", "method_args.scale_factor": 4},
     {"method": "conv_lora", "method_args.num_experts": 1},
     {"method": "cwsam", "method_args.decoder": "full"},

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from sams import perturb, random_sam, random_vision_sam
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     Dinov2Config,
     Dinov2Model,
@@ -358,8 +359,24 @@ def test_balance_losses_of_two_adapters_add():
     assert losses["['default', 'second']"] > max(losses["default"], losses["second"]) > 0
 
 
+class CountedOperations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
 def test_losses_of_all_layers_at_once_are_those_of_each():
-    """Windowed and global layers have different numbers of samples."""
+    """Windowed and global layers have different numbers of samples; twice as many layers are no more operations."""
+    counts = []
+    for layers in (3, 6):
+        model = perturb(get_peft_model(random_sam(layers=layers), ConvLoraConfig(top_k=2))).train()
+        model(pixel_values=torch.randn(2, 3, 64, 64))
+        with CountedOperations() as operations:
+            balance_loss(model)
+        counts.append(operations.count)
+    assert 0 < counts[0] == counts[1]
     model = sam_with_adapter(top_k=2).train()
     model(pixel_values=torch.randn(2, 3, 64, 64))
     choices = [experts.last_routing for _, experts in active_experts(model)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...data.images import IGNORE
-from ...data.rasters import CACHE_MB, quiet_places, raster_of
+from ...data.rasters import gdal_settings, quiet_places, raster_of
 from ...data.tiles import Window
 from ...errors import UserError, first_line, require_extra
 
@@ -47,7 +47,7 @@ class MapFile:
 
         self.path, self.cog, self.size = path, cog, size
         self._part = path.with_name(f".part_{path.name}")
-        self._env = rasterio.Env(GDAL_CACHEMAX=CACHE_MB, GDAL_PAM_ENABLED="NO")
+        self._env = gdal_settings()
         self._first, self._rows = 0, np.zeros((0, size[1]), dtype)
         place: dict[str, Any] = {}
         with self._env, quiet_places():
@@ -140,7 +140,7 @@ def write_polygons(labels: Path, path: Path, driver: str, names: Mapping[int, st
     part = path.with_name(f".part_{path.name}")
     part.unlink(missing_ok=True)
     count, batch = 0, POLYGONS_AT_ONCE if driver == "GPKG" else None
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB), rasterio.open(labels) as file:
+    with gdal_settings(), rasterio.open(labels) as file, gdal_settings(_rows_of_blocks(file)):
         check_crs(file.crs, labels)
         crs = file.crs.to_wkt()
         for chunk in _chunks(_shapes(file), batch):
@@ -161,6 +161,11 @@ def write_polygons(labels: Path, path: Path, driver: str, names: Mapping[int, st
             count += len(chunk)
     part.replace(path)
     return count
+
+
+def _rows_of_blocks(file: Any) -> int:
+    """Bytes of two rows of blocks: read line by line, a row that is not kept would be decoded for every line."""
+    return 2 * file.block_shapes[0][0] * file.width * np.dtype(file.dtypes[0]).itemsize
 
 
 def _shapes(file: Any) -> Iterator[tuple[Any, int]]:

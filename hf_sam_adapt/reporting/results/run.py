@@ -103,10 +103,11 @@ def predict(
         What `predictions.json` lists, an entry per image: `file`, what each writer says of its files (`mask` and
         `overlay`, names in `output_dir`), `height`, `width`, `foreground` (fraction of the pixels), `prompt`, `logits`
         (`min`, `mean`, `max`), and `iou_estimate`, SAM's own estimate (None for an adapter that did not train it); of
-        a pool also `domain`, and where its router chose `router` (domain -> probability). Of a model with classes
-        `classes` (name -> fraction of the pixels) stands for foreground, logits and estimate. With `instances` also
-        `instances`, their number, with `rank` `uncertainty`, and `skipped` where an earlier result was kept. An image
-        that cannot be read has only `file` and `error`; the others are segmented.
+        a pool also `domain`, and where its router chose `router` (domain -> probability; with `route` "tile" the mean
+        over the tiles). Of a model with classes `classes` (name -> fraction of the pixels) stands for foreground,
+        logits and estimate. With `instances` also `instances`, their number, with `rank` `uncertainty`, and `skipped`
+        where an earlier result was kept. An image that cannot be read has only `file` and `error`; the others are
+        segmented.
 
     Raises:
         UserError: no image found, none that can be read, a prompt outside an image, an output that would replace an

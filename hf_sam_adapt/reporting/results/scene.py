@@ -18,7 +18,7 @@ from ...data.stored import is_beyond_limit
 from ...data.tiles import Tiles
 from ...errors import UserError
 from ...inference.predictor import SamAdaptPredictor
-from ...inference.tiled import TiledRun
+from ...inference.tiled import TiledRun, most_common
 from .maps import MAP_WRITERS, PREVIEW, MapWriter, save_preview
 from .result import WriteOptions, Writer
 
@@ -155,7 +155,9 @@ def write_scene(
     record |= {"height": size[0], "width": size[1], "tiles": len(run.grid), **sums.record(classes)}
     record |= {"preview": save_preview(writers[0].folder, name, displayable(picture), small, classes)}
     if run.domains:
-        record |= {"domain": run.domains.most_common(1)[0][0], "domains": dict(run.domains.most_common())}
+        record |= {"domain": most_common(run.domains), "domains": dict(run.domains.most_common())}
+    if run.router_scores is not None:
+        record["router"] = run.router_scores
     return record
 
 

@@ -58,7 +58,7 @@ def _bare_copy(module: nn.Module) -> Any:
     own["_parameters"], own["_modules"] = module._parameters.copy(), module._modules.copy()
     for name in ("forward", "_old_forward") if "_hf_hook" in own else ():
         own[name] = _rebound(own[name], module, copied)
-    copied.__dict__ = own
+    object.__setattr__(copied, "__dict__", own)  # a module's own would look whether it is a part
     return copied
 
 
@@ -77,14 +77,20 @@ def current_parameters(module: nn.Module) -> dict[str, torch.Tensor]:
     Within a forward, FSDP1 keeps the gathered tensors as plain attributes that hide the registered parameters, and a
     replica of `nn.DataParallel` has plain attributes alone.
     """
-    found = {}
-    for path, inner in module.named_modules():
-        prefix = f"{path}." if path else ""
-        for name in parameter_names(inner):
-            value = getattr(inner, name)
-            if value is not None:
-                found[prefix + name] = value
+    found: dict[str, torch.Tensor] = {}
+    _collect(module, "", found)
     return found
+
+
+def _collect(module: nn.Module, prefix: str, found: dict[str, torch.Tensor]) -> None:
+    own = vars(module)
+    for name in parameter_names(module):
+        value = own[name] if name in own else own["_parameters"][name]
+        if value is not None:
+            found[prefix + name] = value
+    for name, inner in own["_modules"].items():
+        if inner is not None:
+            _collect(inner, f"{prefix}{name}.", found)
 
 
 def parameter_names(module: nn.Module) -> Iterable[str]:

@@ -32,7 +32,8 @@ class SamAdapterModel(SamTunerMixin, BaseTuner):
 
     def check_family(self, config: SamAdapterConfig, family: SamFamily | None) -> None:
         super().check_family(config, family)
-        if family is None or family.model_type in SCRAMBLED:
+        family = family_of(self.model)
+        if family.model_type in SCRAMBLED:
             return
         if config.embedding_layout == "legacy" and not config.faithful:
             raise UserError(

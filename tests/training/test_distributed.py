@@ -17,12 +17,11 @@ pytestmark = pytest.mark.xdist_group("torchrun")
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-# Where the images of a process choose together they choose between nothing: one expert, all prompts of the pool.
+# Not l2p, whose images choose their prompts together; of Conv-LoRA's experts, which are drawn for a batch, one.
 METHODS = [
     {"method": "decoder"},
     {"method": "lora"},
     {"method": "full"},
-    {"method": "l2p", "method_args.pool_size": 5, "method_args.top_k": 5},
     {"method": "sam_adapter", "method_args.scale_factor": 4},
     {"method": "conv_lora", "method_args.num_experts": 1},
     {"method": "cwsam", "method_args.decoder": "full"},

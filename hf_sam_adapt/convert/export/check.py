@@ -262,9 +262,8 @@ class ExportedModel:
         return inputs["pixel_values"]
 
     def segment(self, embeddings: torch.Tensor, inputs: Mapping[str, Any], prompt: Prompt) -> Segmented:
-        given = {} if prompt.boxes is None else {"input_boxes": prompt.boxes[None]}
-        if prompt.points is not None:
-            given |= {"input_points": prompt.points[None], "input_labels": prompt.point_labels[None]}
+        fields = {"input_boxes": prompt.boxes, "input_points": prompt.points, "input_labels": prompt.point_labels}
+        given = {key: torch.as_tensor(value)[None] for key, value in fields.items() if value is not None}
         masks = self.model(pixel_values=embeddings, multimask_output=False, **given).pred_masks
         logits = masks[0, :, 0]  # (n, h, w) of (1, n, 1, h, w)
         return Segmented(logits, masked(self.processor, inputs, logits, False))

@@ -146,7 +146,8 @@ class _MaskHead(nn.Module):
         self, embeddings: ImageEmbeddings, sparse: torch.Tensor | None, dense: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (R, K, 4g, 4g) and estimates of their IoU (R, K)."""
-        shape, further = embeddings.maps.shape, {}
+        shape = embeddings.maps.shape
+        further: dict[str, Any] = {}
         if embeddings.skips:
             further["high_resolution_features"] = [*embeddings.skips]
         if self.family.keeps_early:

@@ -79,4 +79,5 @@ def _plus(rows: torch.Tensor, images: torch.Tensor | SharedMaps | None) -> torch
         return rows
     if isinstance(images, SharedMaps):
         return rows + images.repeat_interleave(len(rows) // len(images))
-    return (rows.unflatten(0, (len(images), -1)) + images[:, None]).flatten(0, 1)
+    batch = images.shape[0]  # not len(), which an exporter would write down
+    return (rows.unflatten(0, (batch, -1)) + images[:, None]).flatten(0, 1)

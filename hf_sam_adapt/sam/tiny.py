@@ -15,7 +15,7 @@ from .processing import SamAdaptProcessor
 
 
 def load_tiny_sam() -> tuple[SamModel, SamAdaptProcessor]:
-    """Load the embedded SAM: 256x256 input, patch 16, pre-trained on drawn images.
+    """Load the embedded SAM: 256x256 input, patch 16, pre-trained on drawn images and photographs.
 
     Returns:
         The model in fp32, in `eval()` mode, named `"tiny"` (which adapters then store as their base model), and its

@@ -54,7 +54,7 @@ def test_size_and_kind(tiny):
 
 def test_encoder_is_not_blind(tiny, scenes):
     """Trained on prompts alone, the embedding stops depending on the image: deviation 0.0035 over images."""
-    assert embedding_deviation(*tiny, scenes) > 0.45
+    assert embedding_deviation(*tiny, scenes) > 0.35
 
 
 def test_masks_of_scenes_it_has_not_seen(tiny, scenes):

@@ -25,7 +25,7 @@ def on_hub(model: str) -> HubName | None:
 def base_link(model: str) -> str:
     """The base model in Markdown, linked where it is on the Hub."""
     if model == TINY:
-        return "`tiny` (a small one that comes with hf_sam_adapt, trained on drawn images; not Meta's)"
+        return "`tiny` (a small one that comes with hf_sam_adapt, trained on drawn images and photographs; not Meta's)"
     hub = on_hub(model)
     if hub is None:
         return f"`{Path(model).name}`"

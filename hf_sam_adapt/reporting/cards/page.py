@@ -23,7 +23,7 @@ HOW = {
     "point": "given one point in each object",
     "mask": "given a rough mask of each object",
 }
-TINY_LIMIT = "`tiny` is small and was itself trained on drawn images; real work wants a real SAM."
+TINY_LIMIT = "`tiny` is small and was itself trained on a few thousand images; real work wants a real SAM."
 _PROMPT_FLAGS = {"box": " --box 40 60 200 180", "point": " --point 120 130"}
 _PICTURES = ("samples", "curve", "confusion", "experts", "f_measure", "matrix", "curves")
 _NOT_SHOWN = ("output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id")

@@ -28,8 +28,7 @@ from results import RESULTS, publish, sections, tiny_weights
 
 
 ROOT = Path(__file__).parents[1]
-PYTHON = shlex.quote(sys.executable)
-COMMAND = f"{PYTHON} -m hf_sam_adapt.cli"
+COMMAND = "python -m hf_sam_adapt.cli"
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Measurement:
 
     Attributes:
         title: of its section in RESULTS.md.
-        commands: in order; `{data}`, `{runs}` and `{extra}` stand for the folders and for the flags of trainings.
+        commands: of this Python, in order and from the root of the project; `{data}`, `{runs}` and `{extra}` stand for
+            the folders and for the flags of trainings.
         published: whether the last command writes the section; else it is what that command prints.
         after: called with the folder of the runs when all commands are done.
     """
@@ -56,12 +56,12 @@ def copy_quickstart_picture(runs: Path) -> None:
 
 def series(script: str, folder: str, flags: str = "") -> str:
     """Command of a series of trainings on the real domains."""
-    return f"{PYTHON} benchmarks/{script}.py --data {{data}} --out {{runs}}/{folder} {flags} --extra {{extra}}"
+    return f"python benchmarks/{script}.py --data {{data}} --out {{runs}}/{folder} {flags} --extra {{extra}}"
 
 
 MEASUREMENTS = {
     "tiny": Measurement(
-        "The embedded SAM `tiny`", (f"{PYTHON} recipes/evaluate_tiny.py --data {{data}}",), published=False
+        "The embedded SAM `tiny`", ("python recipes/evaluate_tiny.py --data {data}",), published=False
     ),
     "demo": Measurement(
         "Adapters of the demo",
@@ -69,7 +69,7 @@ MEASUREMENTS = {
             f"{COMMAND} train --config recipes/demo_radar_fields.yaml --output_dir {{runs}}/demo/radar-fields",
             f"{COMMAND} train --config recipes/demo_land_cover.yaml --output_dir {{runs}}/demo/land-cover",
             f"{COMMAND} continual --config recipes/demo_three_domains.yaml --output_dir {{runs}}/demo/three-domains",
-            f"{PYTHON} recipes/demo_adapters.py {{runs}}/demo",
+            "python recipes/demo_adapters.py {runs}/demo",
         ),
         published=False,
     ),
@@ -88,21 +88,21 @@ MEASUREMENTS = {
     "placement": Measurement("Placement of SAM-Adapter's prompts", (series("placement", "placement"),)),
     "continual": Measurement("Continual learning on real domains", (series("continual_domains", "continual"),)),
     "router": Measurement(
-        "Router: heads, features and threshold", (f"{PYTHON} benchmarks/router_heads.py --data {{data}}",)
+        "Router: heads, features and threshold", ("python benchmarks/router_heads.py --data {data}",)
     ),
     "soft": Measurement(
         "Soft mixing of domains, moda-sam_adapter-0",
-        (f"{PYTHON} benchmarks/soft_mixing.py --run {{runs}}/continual/moda-sam_adapter-0 --names camouflage shadow",),
+        ("python benchmarks/soft_mixing.py --run {runs}/continual/moda-sam_adapter-0 --names camouflage shadow",),
     ),
     "speckle": Measurement(
         "Frequencies against speckle",
-        (f"{PYTHON} benchmarks/speckle_sweep.py --out {{runs}}/speckle --extra {{extra}}",),
+        ("python benchmarks/speckle_sweep.py --out {runs}/speckle --extra {extra}",),
     ),
     "train_and_test": Measurement(
         "Training and test images of camouflage",
         (
-            f"{PYTHON} benchmarks/train_and_test.py --data {{data}} --out {{runs}}/train_and_test "
-            "--domain camouflage --extra {extra}",
+            "python benchmarks/train_and_test.py --data {data} --out {runs}/train_and_test --domain camouflage "
+            " --extra {extra}",
         ),
     ),
 }
@@ -135,7 +135,8 @@ def measure(name: str, places: dict[str, str]) -> str | None:
         # The shell's line has quoted folders; RESULTS.md shows them as they were given.
         line = command.format(**{place: shlex.quote(text) for place, text in places.items()})
         print(line, flush=True)
-        done = subprocess.run(shlex.split(line), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        words = [sys.executable, *shlex.split(line)[1:]]
+        done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         printed = done.stdout
         print(printed, flush=True)
         if done.returncode:
@@ -143,7 +144,7 @@ def measure(name: str, places: dict[str, str]) -> str | None:
     if not what.published:
         publish(what.title, f"```\n{printed.strip()}\n```", command="; ".join(what.commands).format(**places))
     if what.after is not None:
-        what.after(Path(places["runs"]))
+        what.after(ROOT / places["runs"])
     return None
 
 
@@ -164,8 +165,8 @@ def main() -> None:
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.parallel)))
     places = {
-        "data": str(args.data.resolve()),
-        "runs": str((args.runs / tiny_weights()).resolve()),
+        "data": os.path.relpath(args.data, ROOT),
+        "runs": os.path.relpath(args.runs / tiny_weights(), ROOT),
         "extra": f"--max_steps {args.steps} {args.extra}",
     }
     with ThreadPoolExecutor(args.parallel) as executor:

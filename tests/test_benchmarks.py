@@ -70,12 +70,12 @@ def test_each_measurement_names_the_section_that_its_script_writes(domains):
 
 
 def test_a_failing_command_is_named_and_publishes_nothing(domains, results, monkeypatch, tmp_path):
-    broken = domains.Measurement("Broken", (f"{domains.PYTHON} -c 'raise SystemExit(3)'",), published=False)
+    broken = domains.Measurement("Broken", ("python -c 'raise SystemExit(3)'",), published=False)
     monkeypatch.setitem(domains.MEASUREMENTS, "broken", broken)
     places = {"data": str(tmp_path), "runs": str(tmp_path), "extra": ""}
     assert "SystemExit" in domains.measure("broken", places)
     assert not results.RESULTS.exists()
-    printing = domains.Measurement("Prints", (f"{domains.PYTHON} -c 'print(1234)'",), published=False)
+    printing = domains.Measurement("Prints", ("python -c 'print(1234)'",), published=False)
     monkeypatch.setitem(domains.MEASUREMENTS, "printing", printing)
     assert domains.measure("printing", places) is None
     assert "```\n1234\n```" in results.sections(results.RESULTS)["Prints"]

@@ -81,7 +81,7 @@ def test_bad_calls_end_in_one_line(client, drawn, tmp_path):
 def test_route(client, drawn):
     domains = {"speckle": "radar", "polyp": "polyp", "shadow": "shadow"}
     files = [gradio_client.handle_file(drawn(domain, 11)) for domain in domains]
-    files.append(gradio_client.handle_file(drawn("camouflage", 2)))
+    files.append(gradio_client.handle_file(drawn("camouflage", 5)))
     *found, unknown = client.predict(files, "", api_name="/route")
     assert unknown["domain"] == "base" and unknown["distance"] > unknown["threshold"]
     assert [one["domain"] for one in found] == list(domains.values())

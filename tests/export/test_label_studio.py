@@ -62,7 +62,7 @@ def model():
 
 @pytest.fixture
 def task(tmp_path):
-    Image.fromarray(draw_sample("polyp", "test", 0)[0]).resize((200, 120)).save(tmp_path / "image.png")
+    Image.fromarray(draw_sample("polyp", "test", 5)[0]).resize((200, 120)).save(tmp_path / "image.png")
     return {"id": 1, "data": {"image": str(tmp_path / "image.png")}}
 
 

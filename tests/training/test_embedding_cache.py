@@ -385,7 +385,7 @@ def test_ten_thousand_embeddings_take_constant_memory(tmp_path):
     assert in_a_child(build_and_read_many, tmp_path / "store", report) == 0
     stored, grown = map(int, report.read_text().split())
     assert stored == 10_000 * stored_bytes(torch.zeros(64, 8, 8))  # 164 MB
-    assert grown < 20e6
+    assert grown < 30e6
 
 
 @pytest.mark.slow

@@ -227,5 +227,5 @@ def test_a_narrow_stage_keeps_enough_channels_for_their_norm():
     sam = get_peft_model(random_sam2(), SamAdapterConfig(decoder="frozen")).get_base_model()
     patch = sam.vision_encoder.backbone.patch_embed
     chain = patch.sam_adapter_feature["default"]["high"]
-    assert [embed.proj.out_channels for embed in chain] == [3] * 3  # of widths 8 to 32, by 32
+    assert [embed.proj.out_channels for embed in chain] == [3] * 4  # of widths 8 to 64, by 32
     assert sam.vision_encoder.backbone.blocks[0].sam_adapter_tune["default"].in_features == 3

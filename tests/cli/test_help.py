@@ -214,6 +214,7 @@ def test_after_a_continual_run_its_pool_or_its_last_task(tmp_path):
     assert next_command.after_continual(recipe)[-1] == str(tmp_path / "pool")
 
 
+@pytest.mark.slow
 def test_commands_print_no_chatter_and_end_with_the_next_one(tmp_path):
     recipe = [
         "--dataset",

@@ -76,6 +76,7 @@ def test_the_quickstart_needs_more_than_the_mean_colour():
     assert max(accuracies.values()) < 0.8, accuracies
 
 
+@pytest.mark.slow
 def test_two_steps_a_domain_through_the_command_line(tmp_path, make_dataset, monkeypatch):
     """The quickstart's recipe with everything but its length and its data."""
     folders = {

@@ -124,6 +124,7 @@ def test_two_processes_train_and_resume_as_one(short_recipe, command_line, tmp_p
     assert resumed.returncode == 0, resumed.stderr
 
 
+@pytest.mark.slow
 def test_bad_input_ends_every_process_with_one_line(short_recipe, command_line, tmp_path):
     script = ROOT / "recipes" / "train.py"
     done = command_line(*short_recipe(dataset=tmp_path / "nowhere"), launcher=(*LAUNCH, script))

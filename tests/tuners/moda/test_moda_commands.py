@@ -57,6 +57,7 @@ def test_predict_names_the_domain_of_each_image(folder, images, tmp_path):
         assert named[index]["logits"] == pytest.approx(routed[index]["logits"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_evaluate(folder, tmp_path, capsys):
     args = ["evaluate", "--adapter", str(folder), "--dataset", "synthetic:polyp", "--batch_size", "8"]
     scores = {}

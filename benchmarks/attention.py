@@ -1,6 +1,7 @@
 """One attention layer of SAM's encoder, each kind: forward, forward and backward, peak memory, and error.
 
-Layers of ViT-B and on a GPU of ViT-H too (heads of 80), global and windowed. The error is that of the output against
+Layers of ViT-B and on a GPU of ViT-H too (heads of 80), global and windowed. On a CPU `folded` has two kernels, `tiles`
+and `longer` (queries and keys), of which `kernel_for` takes one by dtype and processor; both are measured. The error is that of the output against
 a literal computation in fp64 (tests/reference_sam.py), relative, on a map of 24 x 24 tokens. Within a layer the kinds
 alternate in both orders.
 
@@ -21,9 +22,9 @@ from results import publish, table
 from step_cost import memory_peak
 from torch import nn
 from transformers import SamVisionConfig
-from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
+from transformers.models.sam.modeling_sam import SamVisionEncoder
 
-from hf_sam_adapt.sam.attention import use_fast_attention
+from hf_sam_adapt.sam.attention import fast
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -31,7 +32,8 @@ from reference_sam import attention_with_relative_positions
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-KINDS = ("eager", "sdpa", "folded")
+KERNELS = {"tiles": fast.tiled_attention, "longer": fast.folded_attention}
+KINDS = ("eager", "sdpa", *(["longer"] if DEVICE.type == "cuda" else KERNELS))
 # Width, heads, side of the map, maps.
 LAYERS = {
     "ViT-B, global 64²": (768, 12, 64, 1),
@@ -47,14 +49,29 @@ GPU_LAYERS = {
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def build(width: int, heads: int, side: int) -> SamVisionSdpaAttention:
-    """The attention of a block with random weights; relative positions of the projections' size."""
-    config = SamVisionConfig(hidden_size=width, num_attention_heads=heads, image_size=16 * side, patch_size=16)
-    attention = SamVisionSdpaAttention(config, 0)
+def build(width: int, heads: int, side: int) -> SamVisionEncoder:
+    """An encoder of one block, whose attention over all of the map has random weights, relative positions among them."""
+    config = SamVisionConfig(
+        hidden_size=width,
+        num_attention_heads=heads,
+        image_size=16 * side,
+        patch_size=16,
+        num_hidden_layers=1,
+        global_attn_indexes=[0],
+        attn_implementation="sdpa",
+    )
+    encoder = SamVisionEncoder(config)
     generator = torch.Generator().manual_seed(0)
-    for parameter in attention.parameters():
+    for parameter in encoder.layers[0].attn.parameters():
         nn.init.normal_(parameter, std=0.05, generator=generator)
-    return attention.to(DEVICE)
+    return encoder.to(DEVICE).requires_grad_(False)
+
+
+def choose(encoder: nn.Module, kind: str) -> None:
+    """Let the encoder compute its attention in a way of `KINDS`."""
+    if kind in KERNELS:
+        fast.kernel_for = lambda device, dtype: KERNELS[kind]
+    fast.use_fast_attention(encoder, "folded" if kind in KERNELS else kind)
 
 
 def measure(attention: nn.Module, maps: torch.Tensor, backward: bool) -> tuple[float, int]:
@@ -79,14 +96,14 @@ def measure(attention: nn.Module, maps: torch.Tensor, backward: bool) -> tuple[f
 def compare(name: str, precision: str, rounds: int) -> list[list[str]]:
     """Rows of a layer."""
     width, heads, side, count = (LAYERS | GPU_LAYERS)[name]
-    attention = build(width, heads, side).to(DTYPES[precision])
-    attention.requires_grad_(False)
+    encoder = build(width, heads, side).to(DTYPES[precision])
+    attention = encoder.layers[0].attn
     maps = torch.randn(count, side, side, width, device=DEVICE, dtype=DTYPES[precision])
     times: dict[tuple[str, bool], list[float]] = {(kind, back): [] for kind in KINDS for back in (False, True)}
     peaks: dict[tuple[str, bool], int] = dict.fromkeys(times, 0)
     for number in range(rounds + 1):
         for kind in KINDS if number % 2 else KINDS[::-1]:
-            use_fast_attention(attention, kind)
+            choose(encoder, kind)
             for backward in (False, True):
                 seconds, peak = measure(attention, maps, backward)
                 if number:
@@ -105,10 +122,10 @@ def compare(name: str, precision: str, rounds: int) -> list[list[str]]:
 @torch.no_grad()
 def error(width: int, heads: int, kind: str, precision: str) -> float:
     """Norm of the output's error divided by the output's norm."""
-    attention, tokens = build(width, heads, 24), torch.randn(24, 24, width, device=DEVICE)
-    attention = attention.to(DTYPES[precision])
+    encoder, tokens = build(width, heads, 24), torch.randn(24, 24, width, device=DEVICE)
+    attention = encoder.to(DTYPES[precision]).layers[0].attn
     rounded = tokens.to(DTYPES[precision])
-    use_fast_attention(attention, kind)
+    choose(encoder, kind)
     found = attention(rounded[None])[0][0].double().cpu()
     exact = attention_with_relative_positions(attention.double().cpu(), rounded.double().cpu())
     return ((found - exact).norm() / exact.norm()).item()
@@ -126,7 +143,7 @@ def main() -> None:
     for precision in args.precisions:
         for name in names:
             rows += compare(name, precision, args.rounds or (20 if cuda else 3))
-            print(*rows[-3:], sep="\n", file=sys.stderr, flush=True)
+            print(*rows[-len(KINDS) :], sep="\n", file=sys.stderr, flush=True)
     header = [
         "layer",
         "kind",

@@ -81,7 +81,11 @@ class Arguments:
     prompts_per_image: int = field(default=4, metadata={"help": "Objects of an image that are prompted."})
     dense_per_image: int = field(default=8, metadata={"help": "Objects of an image in the dense loss."})
     learning_rate: float = field(
-        default=1.2e-3, metadata={"help": "Highest learning rate: 200 steps up, constant, the last 30 %% down."}
+        default=1.2e-3, metadata={"help": "Highest learning rate: 200 steps up, constant, then down to 0."}
+    )
+    decay: float = field(default=0.3, metadata={"help": "Share of the steps in which the learning rate falls."})
+    whole_weight: float = field(
+        default=1.0, metadata={"help": "Of the loss without a prompt, beside 2 of the prompted one and 1 of the dense one."}
     )
     precision: str = field(
         default="auto", metadata={"help": "bf16, fp32, or auto: bf16 where the processor multiplies it faster."}

@@ -20,10 +20,8 @@ from .steps import HeldBack
 
 
 PROMPT_WEIGHT = 2.0  # of the prompted loss beside the dense one
-WHOLE_WEIGHT = 1.0  # of the loss without a prompt
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 WARM_UP = 200  # steps
-DECAY = 0.3  # share of the steps in which the learning rate falls
 
 
 def precision_of(name: str, device: torch.device) -> torch.dtype:
@@ -111,7 +109,7 @@ class Pretraining:
     def learning_rate(self) -> float:
         """Linear warm-up, constant, then linearly down to 0: so a run may be made longer until its decay begins."""
         warm = min(1.0, (self.step - self.arguments.schedule_start + 1) / WARM_UP)
-        return self.arguments.learning_rate * warm * min(1.0, (1 - self.done()) / DECAY)
+        return self.arguments.learning_rate * warm * min(1.0, (1 - self.done()) / self.arguments.decay)
 
     def train_step(self, item: dict) -> None:
         """One step on an item of `Steps`."""
@@ -126,7 +124,7 @@ class Pretraining:
         if self.step >= arguments.dense_steps:
             loss = loss + PROMPT_WEIGHT * self._prompted(item, embedding, cover)
             if len(item["with_whole"]):
-                loss = loss + WHOLE_WEIGHT * self._whole(item, embedding)
+                loss = loss + arguments.whole_weight * self._whole(item, embedding)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained, 1.0)

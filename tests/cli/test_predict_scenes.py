@@ -1,6 +1,7 @@
 """`predict --tile`: GeoTIFFs in, maps out; what is lost is said, and bad input is refused before anything exists."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyogrio
@@ -60,6 +61,25 @@ def test_what_is_lost_is_said(folder, sam_folder, tmp_path, capsys, monkeypatch)
         monkeypatch.setattr(module, "has_rasterio", lambda: False)
     _, records = run(folder, sam_folder, tmp_path / "without")
     assert "mask" in records[0] and "pip install 'hf-sam-adapt[geo]'" in records[0]["note"]
+
+
+@pytest.mark.parametrize("formats", [("geotiff",), ("cog", "png")])
+def test_an_image_that_lies_nowhere_gives_a_map_without_a_place_and_says_so(
+    folder, sam_folder, tmp_path, capsys, formats
+):
+    pixels = np.random.randint(0, 256, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "c.png")
+    Image.fromarray(pixels).save(folder / "d.tif")
+    status, records = run(folder, sam_folder, tmp_path / "out", "--format", *formats)
+    assert status == 0
+    notes = {Path(record["file"]).name: record.get("note") for record in records}
+    assert notes["a.tif"] is None and notes["b.tif"] is None
+    ending = "tif" if formats[0] == "geotiff" else "cog.tif"
+    printed = capsys.readouterr().out
+    for name in ("c", "d"):
+        note = next(notes[file] for file in notes if file.startswith(name))
+        assert note.endswith(f"it lies nowhere on a map, so {name}_mask.{ending} has no coordinates")
+        assert note in printed
 
 
 @pytest.mark.parametrize(

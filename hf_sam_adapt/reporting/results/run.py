@@ -27,7 +27,7 @@ from .index import Index
 from .nifti import predict_volume, slice_header, slice_keys, volumes_among
 from .polygons import LabelmeWriter, checked_annotations
 from .result import ImageResult, WriteOptions, Writer, described
-from .scene import check_scenes, lost_place, predict_scene, scenes_among, usual_formats
+from .scene import check_scenes, place_note, predict_scene, scenes_among, usual_formats
 
 
 T = TypeVar("T")
@@ -168,6 +168,10 @@ def predict(
     def segmented(images: list[np.ndarray]) -> list[Prediction]:
         return predictor.predict(images, prompt, domain, instances, batch_size=batch_size, **how, **cut_up)
 
+    def noted(path: Path) -> dict[str, str]:
+        note = place_note(path, names[path], writers)
+        return {} if note is None else {"note": note}
+
     try:
         with tqdm(total=len(sizes), desc="predict", unit="image", disable=not progress, leave=False) as bar:
             for path in by_windows:
@@ -176,7 +180,7 @@ def predict(
                     record = predict_scene(
                         predictor, path, names[path], writers, options, tiles, cut, batch_size, **where
                     )
-                    index.records[path] = {"file": str(path), **record, **_describe(prompt)}
+                    index.records[path] = {"file": str(path), **record, **_describe(prompt), **noted(path)}
                 except UserError as error:
                     index.failed[path] = error
                 bar.update()
@@ -195,9 +199,7 @@ def predict(
                 index.failed |= unread
                 for (path, image), prediction in zip(images.items(), segmented(list(images.values()))):
                     result = ImageResult(path, names[path], displayable(image), prediction)
-                    record = described(prediction) | _describe(prompt)
-                    if (lost := lost_place(path, writers)) is not None:
-                        record["note"] = lost
+                    record = described(prediction) | _describe(prompt) | noted(path)
                     if rank is not None:
                         record["uncertainty"] = uncertainty(prediction, threshold)
                     index.add(path, result, record)

@@ -19,7 +19,7 @@ from ...data.tiles import Tiles
 from ...errors import UserError
 from ...inference.predictor import SamAdaptPredictor
 from ...inference.tiled import TiledRun, most_common
-from .maps import MAP_WRITERS, PREVIEW, MapWriter, save_preview
+from .maps import MAP_WRITERS, PREVIEW, GeoTiffWriter, MapWriter, save_preview
 from .result import WriteOptions, Writer
 
 
@@ -85,10 +85,14 @@ def check_scenes(paths: Sequence[Path], writers: Sequence[Writer], scenes: Seque
             )
 
 
-def lost_place(path: Path, writers: Sequence[Writer]) -> str | None:
-    """What to say of an image whose place on the map no writer keeps; None where one does, or it has none."""
+def place_note(path: Path, name: str, writers: Sequence[Writer]) -> str | None:
+    """What to say of an image whose place on the map no writer keeps, or of a map that has no place to keep."""
     raster = raster_of(path)
-    if raster is None or not raster.placed or any(isinstance(writer, MapWriter) for writer in writers):
+    placed = raster is not None and raster.placed
+    if not placed:
+        files = [writer.files(name)[0] for writer in writers if isinstance(writer, GeoTiffWriter)]
+        return f"{path}: it lies nowhere on a map, so {' and '.join(files)} has no coordinates" if files else None
+    if any(isinstance(writer, MapWriter) for writer in writers):
         return None
     keeps = "format geotiff keeps" if has_rasterio() else "pip install 'hf-sam-adapt[geo]' and format geotiff keep"
     return f"{path}: its coordinates are lost; {keeps} them"

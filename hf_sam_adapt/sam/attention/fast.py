@@ -17,6 +17,7 @@ from .tiles import tiled_attention
 Kind = Literal["auto", "folded", "sdpa", "eager"]
 KINDS: tuple[str, ...] = get_args(Kind)
 OWN = ("sdpa", "eager")  # transformers'
+AMX: bool = torch.cpu._is_amx_tile_supported()
 _BEFORE = "_hf_sam_adapt_attention_before"
 
 logger = logging.get_logger(__name__)
@@ -54,14 +55,17 @@ class FastAttention:
         # (B, h, w, 3 C) -> (B, S, 3, heads, d)
         qkv = qkv.reshape(batch, height * width, 3, attention.num_attention_heads, -1)
         tables = position_tables(attention, height, width)
-        attended = self._function(kind, qkv.device.type)(qkv, *tables, attention.scale)
+        attended = kernel_for(qkv.device.type, qkv.dtype)(qkv, *tables, attention.scale)
         return attention.proj(attended.reshape(batch, height, width, -1)), None
 
-    @staticmethod
-    def _function(kind: str, device: str) -> Callable[..., torch.Tensor]:
-        # What is exported has to run without this package, whose operation the tiles are.
-        tiled = device == "cpu" and not torch.compiler.is_exporting()
-        return tiled_attention if tiled else folded_attention
+
+def kernel_for(device: str, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+    """What computes `folded`: tiles on CPUs, longer queries and keys on GPUs and for bf16 on a CPU with AMX.
+
+    What is exported has to run without this package, whose operation the tiles are.
+    """
+    longer = device != "cpu" or torch.compiler.is_exporting() or (AMX and dtype == torch.bfloat16)
+    return folded_attention if longer else tiled_attention
 
 
 def name_caller(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

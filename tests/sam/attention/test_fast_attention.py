@@ -15,7 +15,7 @@ from transformers import SamVisionModel
 
 from hf_sam_adapt import ConvLoraConfig, CwsamConfig, SamAdapterConfig
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.sam.attention import attention_kind, restore_attention, use_fast_attention
+from hf_sam_adapt.sam.attention import attention_kind, fast, restore_attention, use_fast_attention
 from hf_sam_adapt.sam.attention.fast import attention_modules
 from hf_sam_adapt.sam.attention.folded import flash_takes, folded_attention
 from hf_sam_adapt.sam.attention.positions import position_tables
@@ -390,3 +390,27 @@ def test_constants_of_the_folded_attention_are_made_once():
     forget_constants()
     assert torch.equal(run(7, 5, counts[3]), other)
     assert counts[1].count <= counts[3].count - 16
+
+
+def test_the_kernel_goes_by_device_dtype_and_processor(monkeypatch):
+    wanted = {False: tiled_attention, True: folded_attention}
+    for amx in (False, True):
+        monkeypatch.setattr(fast, "AMX", amx)
+        assert fast.kernel_for("cpu", torch.float32) is tiled_attention
+        assert fast.kernel_for("cpu", torch.bfloat16) is wanted[amx]
+        assert fast.kernel_for("cuda", torch.float32) is folded_attention
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_on_a_cpu_with_amx_equal_those_without(monkeypatch, dtype):
+    plain = random_vision_sam().to(dtype)
+    use_fast_attention(plain, "folded")
+    images = pixels(batch=3, dtype=dtype)
+    monkeypatch.setattr(fast, "AMX", False)
+    output, grads = step(plain, images)
+    monkeypatch.setattr(fast, "AMX", True)
+    other, other_grads = step(plain, images)
+    assert torch.equal(other, output) == (dtype == torch.float32)
+    assert difference(other, output) <= (0 if dtype == torch.float32 else 0.03)
+    for name, value in other_grads.items():
+        assert difference(value, grads[name]) <= (0 if dtype == torch.float32 else 0.1), name

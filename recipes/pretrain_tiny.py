@@ -85,7 +85,8 @@ class Arguments:
     )
     decay: float = field(default=0.3, metadata={"help": "Share of the steps in which the learning rate falls."})
     whole_weight: float = field(
-        default=1.0, metadata={"help": "Of the loss without a prompt, beside 2 of the prompted one and 1 of the dense one."}
+        default=1.0,
+        metadata={"help": "Of the loss without a prompt, beside 2 of the prompted one and 1 of the dense one."},
     )
     precision: str = field(
         default="auto", metadata={"help": "bf16, fp32, or auto: bf16 where the processor multiplies it faster."}

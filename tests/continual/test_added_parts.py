@@ -33,6 +33,7 @@ def test_l2p_takes_no_adapter_and_its_own_arguments(continual_recipe):
         continual(continual_recipe(protocol="l2p", adapter="x"))
 
 
+@pytest.mark.slow
 def test_olora_adds_a_lora_and_keeps_the_earlier_ones(continual_recipe, weights):
     run = continual(continual_recipe(domains=("first", "second", "third"), max_steps=3, weight_decay=0.1, **LORA))
     tasks = [weights(run, task) for task in range(3)]

@@ -56,6 +56,7 @@ def mean_colours(domains, split, count):
     return np.array(colours), np.array(numbers)
 
 
+@pytest.mark.slow
 def test_the_quickstart_needs_more_than_the_mean_colour():
     """Neither a Gaussian a domain nor the nearest neighbours name the domain of 80 % of the images."""
     domains = parse_arguments(ContinualRecipe, ["--config", str(QUICKSTART)]).read_domains()

@@ -64,6 +64,7 @@ def test_a_run_holds_what_it_should(continual_recipe, domain_folders, capsys):
     assert "Over all test sets" in shown and f"{results['last_iou']:.3f}" in shown
 
 
+@pytest.mark.slow
 def test_nothing_is_repeated_and_a_domain_can_be_added(continual_recipe, counted, weights):
     folder = continual(continual_recipe())
     assert counted["train"] == ["1-first", "2-second"] and counted["evaluate"] == 4 + 2

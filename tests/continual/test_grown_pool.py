@@ -22,7 +22,7 @@ INNER = {
 }
 
 
-@pytest.fixture(params=INNER)
+@pytest.fixture(params=["decoder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "sam_adapter"))])
 def pool(request, continual_recipe, domain_folders, tmp_path):
     """A pool of two domains, whose data and run are gone."""
     keys = {"protocol": "moda", "method": request.param, "protocol_args": {"head": "ncm", "reject": 0.1}}

@@ -123,6 +123,7 @@ def test_one_training_image_is_too_few_for_a_threshold(moda_recipe, domain_folde
     assert len(ModaModel.from_pretrained(random_sam(), continual(moda_recipe()) / "pool").domains) == 2
 
 
+@pytest.mark.slow
 def test_the_routers_tokens_can_be_learned(moda_recipe):
     frozen, learned = (
         continual(moda_recipe(str(learn), protocol_args={"reject": 0, "learn_tokens": learn}))
@@ -149,6 +150,7 @@ def test_an_encoder_side_method_in_the_pool(moda_recipe):
     assert set(scores) == {"box", "none", "oracle", "routing"} and set(scores["oracle"]) == {"box", "none"}
 
 
+@pytest.mark.slow
 def test_cached_embeddings_give_the_same_run(moda_recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_SAM_ADAPT_CACHE", str(tmp_path / "cache"))
     keys = {"method_args": {"decoder": "hq"}, "augment": ["none"]}

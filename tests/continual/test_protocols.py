@@ -35,7 +35,9 @@ def test_weight_zero_is_naive(protocol, continual_recipe, weights):
     assert not equal(weights(naive, 1), weights(strong, 1))
 
 
-@pytest.mark.parametrize("protocol", ["ewc", "lwf", "er", "joint"])
+@pytest.mark.parametrize(
+    "protocol", ["ewc", "er", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lwf", "joint"))]
+)
 def test_one_task_is_naive(protocol, continual_recipe):
     runs = [continual(continual_recipe(name, domains=("first",), protocol=name)) for name in ("naive", protocol)]
     one, other = (json.loads((run / "continual.json").read_text()) for run in runs)

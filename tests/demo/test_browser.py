@@ -393,7 +393,7 @@ def test_no_component_shows_the_click_before(alternating, component):
     assert first != second
 
 
-@pytest.mark.parametrize("width", [1400, 800, 390])
+@pytest.mark.parametrize("width", [390, *(pytest.param(width, marks=pytest.mark.slow) for width in (800, 1400))])
 def test_nothing_jumps_at_the_first_click(open_page, width):
     page = open_page()
     page.set_viewport_size({"width": width, "height": 844})

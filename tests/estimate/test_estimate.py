@@ -41,6 +41,7 @@ def test_live_bytes_are_those_of_storages_that_are_referred_to():
     assert count.peak == 1200
 
 
+@pytest.mark.slow
 def test_bytes_grow_with_batch_objects_and_size_and_shrink_with_checkpointing():
     model = adapted()
     one, two, three = (step_bytes(model, recipe(), size, 1) for size in (1, 2, 3))
@@ -69,6 +70,7 @@ def test_every_method_and_prompt_is_counted_and_the_model_stays(method, kind):
         assert model(pixel_values=torch.zeros(1, 3, side, side), multimask_output=False).pred_masks.isfinite().all()
 
 
+@pytest.mark.slow
 def test_rows_of_an_hq_head_are_counted():
     torch.manual_seed(0)
     model = build_model("decoder", {"decoder": "hq"}, random_sam(), image_size=None)

@@ -258,7 +258,7 @@ def _evaluate_on_rank(rank: int, rendezvous: str, count: int, adapted, results) 
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("count", [5, 1])
+@pytest.mark.parametrize("count", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_two_processes_equal_one(models, tmp_path, count):
     """Neither an uneven number of images nor a rank without any counts an image twice."""
     _, adapted = models

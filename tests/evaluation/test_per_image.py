@@ -68,7 +68,11 @@ def test_classes_have_a_column_each_and_ignored_images_come_last(sam_folder, mak
     assert (output / "worst.png").is_file()
 
 
-@pytest.mark.parametrize("inner", [None, CwsamConfig(num_labels=3, scale_factor=4)], ids=["one class", "classes"])
+@pytest.mark.parametrize(
+    "inner",
+    [pytest.param(None, marks=pytest.mark.slow), CwsamConfig(num_labels=3, scale_factor=4)],
+    ids=["one class", "classes"],
+)
 def test_images_of_a_pool_have_their_domain(sam_folder, make_dataset, tmp_path, capsys, inner):
     data, output = make_dataset(train=2, test=3), tmp_path / "out"
     images = sorted((data / "test/images").iterdir())

@@ -231,6 +231,7 @@ def test_revisions(connected, tmp_path, sam_folder, monkeypatch):
     assert ModaModel.from_pretrained(load_base("me/base@shifted")[0], "me/pool").domains == ["red", "green"]
 
 
+@pytest.mark.slow
 def test_a_pool_keeps_the_revision_of_its_base(connected, tmp_path, sam_folder, make_dataset, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = SamModel.from_pretrained(sam_folder)

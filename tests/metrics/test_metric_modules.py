@@ -161,6 +161,7 @@ state.destroy_process_group()
 
 
 @pytest.mark.xdist_group("torchrun")
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     import os
 

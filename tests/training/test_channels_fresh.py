@@ -57,7 +57,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["six floats", pytest.param("one of 16 bits", marks=pytest.mark.slow)])
 def test_trains_evaluates_predicts_and_comes_back_in_a_fresh_process(kind, sam_folder, tmp_path):
     write, channels, keys = KINDS[kind]
     rng, data, images = np.random.default_rng(0), tmp_path / "data", []

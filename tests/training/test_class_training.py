@@ -91,6 +91,7 @@ def test_learns_and_evaluates_alike_after_reloading(sam_folder, class_folder, tm
     assert shares == pytest.approx(list(records[0]["classes"].values()))
 
 
+@pytest.mark.slow
 def test_given_class_weights_change_the_training(sam_folder, class_folder, tmp_path):
     files = []
     for name, weights in (("equal", None), ("given", [1, 0.2, 3])):

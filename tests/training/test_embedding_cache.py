@@ -84,7 +84,13 @@ def metrics_of(folder):
 
 @pytest.mark.parametrize(
     "keys",
-    [DECODER, {**DECODER, "precision": "bf16"}, DECODER_LORA, HQ, {**HQ, "precision": "bf16"}],
+    [
+        DECODER,
+        pytest.param({**DECODER, "precision": "bf16"}, marks=pytest.mark.slow),
+        DECODER_LORA,
+        pytest.param(HQ, marks=pytest.mark.slow),
+        {**HQ, "precision": "bf16"},
+    ],
     ids=["fp32", "bf16", "lora", "hq", "hq-bf16"],
 )
 def test_losses_and_scores_equal_those_without_cache(keys, short_recipe, losses):

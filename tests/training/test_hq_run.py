@@ -12,7 +12,7 @@ from hf_sam_adapt.cli import main
 from hf_sam_adapt.inference.loading import load_adapted
 
 
-@pytest.mark.parametrize("cached", ["false", "true"])
+@pytest.mark.parametrize("cached", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_train_evaluate_and_predict_with_tiny(cached, disc_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_SAM_ADAPT_CACHE", str(tmp_path / "cache"))
     run, out = tmp_path / "run", tmp_path / "out"

@@ -33,7 +33,9 @@ def weights(folder):
     return {name: tensor.tolist() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
 
 
-@pytest.mark.parametrize("place", ["runs/one", ".", "runs", ".."])
+@pytest.mark.parametrize(
+    "place", ["runs/one", "..", *(pytest.param(place, marks=pytest.mark.slow) for place in (".", "runs"))]
+)
 def test_a_run_is_repeated_from_its_folder_and_from_others(project, monkeypatch, place):
     (command,) = re.findall(r"`(hf-sam-adapt train [^`]*)`", (project / "runs/one/README.md").read_text())
     _, *argv = shlex.split(command)

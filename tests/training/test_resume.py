@@ -119,7 +119,7 @@ def newest(checkpoints: Path) -> int:
     return max((int(path.name[5:]) for path in checkpoints.glob("step_*")), default=0)
 
 
-@pytest.mark.parametrize("stop", [0, 2, 3, 4, 8, 11])
+@pytest.mark.parametrize("stop", [0, 4, 11, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 3, 8))])
 def test_resumed_anywhere_equals_the_straight_run(stop, straight, short_recipe, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, stop)
@@ -138,6 +138,7 @@ def test_without_a_checkpoint_latest_starts_from_the_beginning(short_recipe, cap
     assert "No checkpoint yet" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_older_checkpoint_can_be_named(short_recipe, tmp_path):
     keys = {**RANDOM, "checkpoint_every": 1}
     folder = run(short_recipe(**keys))
@@ -183,7 +184,10 @@ def leave_temporary(folder):
     folder.rename(folder.with_name(f".tmp_{folder.name}"))
 
 
-@pytest.mark.parametrize("damage", [damage_state, damage_weights, leave_temporary])
+@pytest.mark.parametrize(
+    "damage",
+    [damage_weights, *(pytest.param(done, marks=pytest.mark.slow) for done in (damage_state, leave_temporary))],
+)
 def test_a_torn_checkpoint_is_passed_over_and_removed(damage, straight, short_recipe, monkeypatch, tmp_path, capsys):
     with monkeypatch.context() as patch:
         stop_after(patch, 10)

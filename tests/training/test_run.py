@@ -173,6 +173,7 @@ def test_gradient_checkpointing_and_bf16(short_recipe):
     assert any(not torch.equal(one[name], three[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_batch_is_accumulated_from_smaller_ones(short_recipe):
     whole = run(short_recipe("whole", batch_size=4, max_steps=3, max_grad_norm=0))
     parts = run(short_recipe("parts", batch_size=1, gradient_accumulation_steps=4, max_steps=3, max_grad_norm=0))

@@ -45,10 +45,11 @@ def found(folder):
     [
         (1, [0.1, 0.2, 0.1, 0.9, 0.9, 0.9], 3, 2),
         (2, [0.1, 0.2, 0.1, 0.9, 0.8, 0.7], 6, 4),
-        (2, [0.5, 0.4, 0.3, 0.9, 0.9, 0.9], 3, 1),
-        (2, [0.0, 0.0, 0.0, 0.9, 0.9, 0.9], 3, 3),  # no better is not better, though the later of equals is kept
-        (9, [0.5, 0.4, 0.3, 0.2, 0.1, 0.0], 6, 1),
-        (None, [0.5, 0.4, 0.3, 0.2, 0.1, 0.0], 6, 1),
+        pytest.param(2, [0.5, 0.4, 0.3, 0.9, 0.9, 0.9], 3, 1, marks=pytest.mark.slow),
+        # No better is not better, though the later of equals is kept.
+        (2, [0.0, 0.0, 0.0, 0.9, 0.9, 0.9], 3, 3),
+        pytest.param(9, [0.5, 0.4, 0.3, 0.2, 0.1, 0.0], 6, 1, marks=pytest.mark.slow),
+        pytest.param(None, [0.5, 0.4, 0.3, 0.2, 0.1, 0.0], 6, 1, marks=pytest.mark.slow),
     ],
 )
 def test_early_stopping(short_recipe, monkeypatch, patience, values, last, best):

@@ -138,6 +138,7 @@ def test_a_compiled_run_equals_one_that_is_not(method, short_recipe, command_lin
     assert_close_runs(tmp_path / "True", tmp_path / "False", 1e-3)
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_take_the_attention(sam_folder, disc_folder, command_line, tmp_path):
     image = next((disc_folder / "test" / "images").iterdir())
     for kind in ("auto", "eager"):

@@ -66,6 +66,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_bits(tmp_path):
     names = ["sam_adapter", "sam_adapter-bias", "conv_lora", "cwsam"]
     for model_type in FAMILIES:

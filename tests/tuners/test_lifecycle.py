@@ -47,6 +47,11 @@ def method(request) -> str:
     return request.param
 
 
+def later(*names: str) -> list:
+    """Parameters that run with the slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def images(count: int = 2, size: int = 64, seed: int = 3) -> torch.Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
@@ -135,7 +140,7 @@ print("equal")
 """
 
 
-@pytest.mark.parametrize("name", ["sam_adapter", "conv_lora", "cwsam-class_wise", "decoder", "decoder-hq"])
+@pytest.mark.parametrize("name", ["sam_adapter", "decoder-hq", *later("conv_lora", "cwsam-class_wise", "decoder")])
 def test_load_in_a_fresh_process(name, tmp_path):
     random_sam().save_pretrained(tmp_path / "base")
     model = perturb(get_peft_model(SamModel.from_pretrained(tmp_path / "base"), CONFIGS[name]()))
@@ -293,7 +298,7 @@ def test_autocast(method):
     assert rounding(output, expected) < 0.05
 
 
-@pytest.mark.parametrize("name", ["sam_adapter", "conv_lora", "cwsam-class_wise", "decoder"])
+@pytest.mark.parametrize("name", ["conv_lora", *later("sam_adapter", "cwsam-class_wise", "decoder")])
 def test_compiles_to_one_graph(name):
     model = adapted(name)
     expected = model(pixel_values=images()).pred_masks

@@ -41,6 +41,7 @@ def test_every_kind_of_card_is_valid(name, request, validator):
     assert card.data.eval_results and all(0 <= result.metric_value <= 1 for result in card.data.eval_results)
 
 
+@pytest.mark.slow
 def test_the_card_of_a_base_with_a_revision(validator, class_run):
     metrics = json.loads((class_run / "metrics.json").read_text())
     dataset = {"name": "owner/set", "revision": "0123abc"}

@@ -1,9 +1,9 @@
 """One attention layer of SAM's encoder, each kind: forward, forward and backward, peak memory, and error.
 
-Layers of ViT-B and on a GPU of ViT-H too (heads of 80), global and windowed. On a CPU `folded` has two kernels, `tiles`
-and `longer` queries and keys, of which `kernel_for` takes one by dtype and processor; both are measured. The error is
-that of the output against a literal computation in fp64 (tests/reference_sam.py), relative, on a map of 24 x 24 tokens.
-Within a layer the kinds alternate in both orders.
+Layers of ViT-B and on a GPU of ViT-H too (heads of 80), global and windowed. On a CPU `folded` has two kernels,
+`tiles` and `longer` queries and keys, of which `kernel_for` takes one by dtype and processor; both are measured. The
+error is that of the output against a literal computation in fp64 (tests/reference_sam.py), relative, on a map of
+24 x 24 tokens. Within a layer the kinds alternate in both orders.
 
     python benchmarks/attention.py
 """

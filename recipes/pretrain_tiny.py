@@ -60,7 +60,8 @@ class Arguments:
         metadata={"help": "Sources that are not trained on; default: every tenth in alphabetical order."},
     )
     init: str | None = field(
-        default=None, metadata={"help": "Model folder to start from; take dense_steps and balanced_steps 0 then."}
+        default=None,
+        metadata={"help": "Model folder to start from, with dense_steps and balanced_steps 0; tiny2 takes a decoder."},
     )
     pool: str = field(default="runs/tiny_pool", metadata={"help": "Folder of the drawn scenes, drawn if absent."})
     shards: int = field(default=51, metadata={"help": "Files of 250 scenes."})

@@ -23,6 +23,7 @@ from transformers import HfArgumentParser
 
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.loading import load_base
+from hf_sam_adapt.sam.base_names import tiny_folder
 from hf_sam_adapt.sam.families import SAM2, family_of
 
 
@@ -289,6 +290,22 @@ def test_the_variant_on_hiera_trains_and_loads(monkeypatch, folder, cache, tmp_p
     assert (tmp_path / "run" / "model" / "model.safetensors").stat().st_size < 12e6
     first, last = (tmp_path / "run" / name / "model.safetensors" for name in ("best", "model"))
     assert load_file(first).keys() == load_file(last).keys()
+
+
+@torch.no_grad()
+def test_tiny2_takes_the_decoder_of_tiny():
+    sam, taken, fresh = (new_model(*how) for how in (("tiny", tiny_folder()), ("tiny2", tiny_folder()), ("tiny2",)))
+    embedding = encode(sam, torch.randn(2, 3, 256, 256))
+    prompts = {"input_boxes": torch.tensor([[[20.0, 30, 90, 120]], [[10, 10, 200, 100]]])}
+    wanted, _ = all_masks(sam, embedding, *embed_prompts(sam, prompts, 2))
+    errors = []
+    for model in (taken, fresh):
+        own = encode(model, torch.randn(2, 3, 256, 256))
+        own.maps.copy_(embedding.maps)
+        masks, _ = all_masks(model, own, *embed_prompts(model, prompts, 2))
+        errors.append(((masks - wanted).norm() / wanted.norm()).item())
+    assert errors[0] < 0.2  # all that differs is the token of the object's score, to which the others attend
+    assert errors[1] > 0.8
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

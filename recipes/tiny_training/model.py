@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
+from transformers import AutoConfig, Sam2Config, Sam2Model, SamConfig, SamModel
 
 from hf_sam_adapt.sam.families import family_of
 from hf_sam_adapt.sam.image_embeddings import ImageEmbeddings
@@ -105,17 +105,36 @@ def initialise(model: nn.Module) -> None:
             module.k_proj.bias.zero_()
 
 
+def decoder_for_sam2(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Prompt encoder and decoder of a `SamModel` by the names of `Sam2Model`; the finer maps add nothing at first."""
+    renamed = {}
+    for name, value in state.items():
+        for theirs, ours in (("out_proj", "o_proj"), ("mlp.lin1", "mlp.proj_in"), ("mlp.lin2", "mlp.proj_out")):
+            name = name.replace(theirs, ours)
+        renamed[name] = value
+    points = [renamed.pop(f"prompt_encoder.point_embed.{number}.weight") for number in range(4)]
+    found = {name: value for name, value in renamed.items() if not name.startswith("vision_encoder.")}
+    found["prompt_encoder.point_embed.weight"] = torch.cat(points)
+    for number, channels in enumerate((WIDTH // 8, WIDTH // 4)):
+        found[f"mask_decoder.conv_s{number}.weight"] = torch.zeros(channels, WIDTH, 1, 1)
+        found[f"mask_decoder.conv_s{number}.bias"] = torch.zeros(channels)
+    return found
+
+
 def new_model(architecture: str = "tiny", init: str | None = None) -> nn.Module:
-    """The net with first weights, or with those of the model folder `init`, in fp32."""
+    """The net in fp32 with first weights, or those of the folder `init`; `tiny2` takes the decoder of a `tiny`."""
     model_class, config_of = ARCHITECTURES[architecture]
     config = config_of()
     if architecture == "tiny":  # SDPA with a bias is slow here
         config._attn_implementation = config.vision_config._attn_implementation = "eager"
     model = model_class(config)
     initialise(model)
-    if init is not None:
-        found = model_class.from_pretrained(Path(init), dtype=torch.float32).state_dict()
-        model.load_state_dict(found)
+    if init is not None and architecture == "tiny2" and AutoConfig.from_pretrained(init).model_type == "sam":
+        found = SamModel.from_pretrained(Path(init), dtype=torch.float32).state_dict()
+        unknown = model.load_state_dict(decoder_for_sam2(found), strict=False).unexpected_keys
+        assert not unknown, unknown
+    elif init is not None:
+        model.load_state_dict(model_class.from_pretrained(Path(init), dtype=torch.float32).state_dict())
     fixed = model.shared_image_embedding.positional_embedding
     if architecture == "tiny2":  # SAM 2 has the matrix twice; its memory is not for single images
         model.prompt_encoder.shared_embedding.positional_embedding.copy_(fixed)

@@ -52,6 +52,7 @@ def test_olora_adds_a_lora_and_keeps_the_earlier_ones(continual_recipe, weights)
     assert {config.lora_alpha / config.r for config in configs} == {2}
 
 
+@pytest.mark.slow
 def test_olora_starts_from_the_sum_of_the_earlier_loras(continual_recipe):
     """Without a step the new LoRA adds nothing: the model of the task before, and its scores."""
     run = continual(continual_recipe(learning_rate=0, **LORA))

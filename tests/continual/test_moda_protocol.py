@@ -64,6 +64,7 @@ def test_isolated_domains_are_pooled_and_never_forgotten(moda_recipe, continual_
         assert found.test["none"]["adapted"]["iou"] == expected
 
 
+@pytest.mark.slow
 def test_a_further_domain_changes_no_earlier_file(moda_recipe):
     run = continual(moda_recipe())
     before = {name: hashes(run / "pool" / name) for name in ("first", "second")}

@@ -222,6 +222,7 @@ def test_broken_and_large_files_leave_a_message(open_page, tmp_path):
     assert page.locator("#slider img").count() == 2
 
 
+@pytest.mark.slow
 def test_two_visitors_stay_apart(open_page):
     mine, other = open_page(), open_page()
     after(mine, lambda: choose_example(mine, POLYP), shown)

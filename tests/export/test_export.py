@@ -23,6 +23,9 @@ from hf_sam_adapt.inference.predictor import SamAdaptPredictor
 from hf_sam_adapt.prompts import Prompt
 
 
+pytestmark = pytest.mark.xdist_group("export")  # one worker writes what all of them read
+
+
 @pytest.fixture(scope="session")
 def make_run(sam_folder, tmp_path_factory):
     """Returns `make(method, fields, **recipe) -> folder`: a run on drawn images, with random weights."""

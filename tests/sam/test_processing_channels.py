@@ -70,6 +70,7 @@ def test_from_files_to_pixel_values_and_back_from_disk(tmp_path, kind, channels,
     assert content["normalization"] == fitted and content["image_processor_type"] == "SamAdaptProcessor"
 
 
+@pytest.mark.slow
 def test_a_fresh_process_reads_the_same_values(tmp_path):
     data = load_segmentation_dataset(write_folder(tmp_path / "data", "npy"), channels=6)
     processor = SamAdaptProcessor(64, channels=6, normalization=fit_normalization(data.train, "db", 0))

@@ -102,6 +102,7 @@ def test_one_line_before_anything_is_written(damage, channels, message, sam_fold
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
+@pytest.mark.slow
 def test_an_unlabelled_image_has_no_influence(sam_folder, tmp_path, capsys):
     """Neither on the weights nor on the scores; the log names it."""
     folder, rng, void = tmp_path / "data", np.random.default_rng(2), np.full((40, 48), 255, np.uint8)

@@ -126,6 +126,7 @@ def test_each_image_is_encoded_once_and_a_second_run_reuses_it(
     assert sum(encoded) == 19 and "14 images: 0 computed, 14 reused" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_early_maps_are_kept_beside_the_embeddings_that_all_decoders_share(
     short_recipe, encoded, cache_folder, capsys
 ):

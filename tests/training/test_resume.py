@@ -23,6 +23,7 @@ from hf_sam_adapt.training.task import BinaryTask
 
 
 ADAPTER = "adapter_model.safetensors"
+pytestmark = pytest.mark.xdist_group("resume")  # one worker makes the straight run
 # Everything random at once: dropout, augmentation, prompt kinds, objects; and more than one micro-step.
 RANDOM = {
     "method": "lora",

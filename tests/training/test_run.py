@@ -71,6 +71,7 @@ def test_the_adapter_is_the_best_validated_checkpoint(finished):
     assert checkpoint and all(torch.equal(parameters[name], tensor) for name, tensor in checkpoint.items())
 
 
+@pytest.mark.slow
 def test_the_written_recipe_gives_the_same_run(finished, short_recipe, tmp_path):
     recipe = yaml.safe_load((finished / "recipe.yaml").read_text())
     assert recipe["learning_rate"] == 2e-4 and recipe["mask_values"] == "binary" and recipe["image_size"] == 64

@@ -453,6 +453,7 @@ print((found - expected).abs().max().item())
 """
 
 
+@pytest.mark.slow
 def test_exported_encoder_in_a_second_process(tmp_path):
     model = perturb(get_peft_model(random_vision_sam(), ConvLoraConfig()), 2).eval().requires_grad_(False)
 

@@ -111,6 +111,7 @@ def test_what_is_pushed_is_read_back(workplace):
     run(f"{sys.executable} read_back.py", folder, hub)
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_says_how_to_try_again(workplace):
     folder, hub = workplace
     annotate(folder / "two_photos", 2)

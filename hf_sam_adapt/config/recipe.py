@@ -80,7 +80,7 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
     epochs: int = option(20, "Passes over the training images; with tile, over as many tiles as cover them.")
     max_steps: int = option(0, "Optimizer steps; above 0 it wins over epochs.")
     gradient_accumulation_steps: int = option(1, "Micro-steps per optimizer step.")
-    learning_rate: float | None = option(None, "Highest learning rate; unset = 2e-4, tiny 1e-3.")
+    learning_rate: float | None = option(None, "Highest learning rate; unset = 2e-4, tiny 3e-4.")
     lr_scheduler: Literal["cosine", "linear", "step"] = option(
         "cosine", "How the learning rate falls after the warm-up; step: to a tenth after 10/24 of it, and after 20/24."
     )
@@ -132,7 +132,7 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
         if self.model is None and self.adapter is None:
             self.model = "tiny"
         if self.learning_rate is None and self.model is not None:
-            self.learning_rate = 1e-3 if self.model == "tiny" else 2e-4
+            self.learning_rate = 3e-4 if self.model == "tiny" else 2e-4
         for name in ("max_steps", "num_workers", "seed", "weight_decay", "max_grad_norm", "warmup", "box_jitter"):
             _at_least(self, name, 0)
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every", "checkpoint_every"):

@@ -24,6 +24,7 @@ import yaml
 from PIL import Image
 
 from ..errors import UserError
+from ..sam.base_names import TINY
 from ..upload import pushed_files
 from .training_images import Pair, check_pairs, write_pairs
 
@@ -131,6 +132,8 @@ class AdaptJob:
             "checkpoint_every": self.steps,
             **METHODS[method],
         }
+        if model == TINY:  # its usual rate is for more than a few steps
+            recipe["learning_rate"] = 1e-3
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
         self._start, self._cancelled = time.monotonic(), False
         self._end: float | None = None

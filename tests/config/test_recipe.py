@@ -57,7 +57,7 @@ def test_yaml_of_a_file(config):
 
 
 def test_learning_rate_defaults_by_model():
-    assert parse_recipe([]).learning_rate == 1e-3
+    assert parse_recipe([]).learning_rate == 3e-4
     assert parse_recipe(["--model", "facebook/sam-vit-base"]).learning_rate == 2e-4
     assert parse_recipe(["--adapter", "some/adapter"]).model is None
 
@@ -89,7 +89,7 @@ def test_written_recipe_reads_back_equal(config, tmp_path):
         ("--max_steps -1", "max_steps: -1 is below 0"),
         ("--prompts boxes", "prompts: unknown 'boxes'"),
         ("--metrics roc", "metrics: unknown 'roc'; choose from s_measure, e_measure"),
-        ("--lr_min 1", "lr_min: 1.0 is not between 0 and the learning_rate 0.001"),
+        ("--lr_min 1", "lr_min: 1.0 is not between 0 and the learning_rate 0.0003"),
         ("--lr_min -1", "lr_min: -1.0 is not between"),
         ("--early_stopping 0", "early_stopping: 0 is below 1"),
         ("--points_per_object 0 --prompts point", "points_per_object: 0 is below 1"),

@@ -38,7 +38,7 @@ EXAMPLES = (
     Example("speckle", 9, "radar-fields"),
     Example("camouflage", 2, "three-domains"),
 )
-ROUTED = (("speckle", 3), ("polyp", 5), ("shadow", 9), ("speckle", 13), ("polyp", 8), ("camouflage", 2))
+ROUTED = (("speckle", 3), ("polyp", 5), ("shadow", 9), ("speckle", 13), ("polyp", 8), ("camouflage", 5))
 TAUGHT = ("speckle", 5)  # the domain of the Adapt tab's example, and how many of its images
 
 

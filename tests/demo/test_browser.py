@@ -374,7 +374,7 @@ def alternating(browser, served):
     page.get_by_role("tab", name="Route").click()
     page.click("#mixed")
     page.wait_for_selector("#override input")
-    for number, text in ((4, "polyp_8.png"), (5, "camouflage_2.png")) * 2:
+    for number, text in ((4, "polyp_8.png"), (5, "camouflage_5.png")) * 2:
         page.locator("#routed img").nth(number).click()
         page.wait_for_selector(f"#route_message:has-text('{text}')")
         look("route")

@@ -60,7 +60,8 @@ class QueryHead(nn.Module):
         """Log scores (R, K, h, w) from tokens (R, N, C) and mask logits (R, N, h, w)."""
         classes = self.classifier(tokens).float().softmax(-1)[..., :-1]
         # Not `sigmoid`: onnxruntime's is off by 1e-7, which the logarithm of a score near 1e-6 would show.
-        scores = torch.einsum("rnk,rnhw->rkhw", classes, F.logsigmoid(masks.float()).exp())
+        covered = F.softplus(-masks.float()).neg().exp()
+        scores = torch.einsum("rnk,rnhw->rkhw", classes, covered)
         return scores.clamp(min=1e-6).log().to(masks.dtype)
 
 

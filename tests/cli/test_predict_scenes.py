@@ -78,7 +78,7 @@ def test_an_image_that_lies_nowhere_gives_a_map_without_a_place_and_says_so(
     printed = capsys.readouterr().out
     for name in ("c", "d"):
         note = next(notes[file] for file in notes if file.startswith(name))
-        assert note.endswith(f"it lies nowhere on a map, so {name}_mask.{ending} has no coordinates")
+        assert note.endswith(f"no place on a map is read from it; without one: {name}_mask.{ending}")
         assert note in printed
 
 

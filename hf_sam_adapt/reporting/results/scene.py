@@ -91,7 +91,7 @@ def place_note(path: Path, name: str, writers: Sequence[Writer]) -> str | None:
     placed = raster is not None and raster.placed
     if not placed:
         files = [writer.files(name)[0] for writer in writers if isinstance(writer, GeoTiffWriter)]
-        return f"{path}: it lies nowhere on a map, so {' and '.join(files)} has no coordinates" if files else None
+        return f"{path}: no place on a map is read from it; without one: {', '.join(files)}" if files else None
     if any(isinstance(writer, MapWriter) for writer in writers):
         return None
     keeps = "format geotiff keeps" if has_rasterio() else "pip install 'hf-sam-adapt[geo]' and format geotiff keep"

@@ -15,12 +15,15 @@ from hf_sam_adapt.inference.forward import encode, sam_of, segment
 from hf_sam_adapt.inference.loading import load_base
 from hf_sam_adapt.prompts import Prompt
 from hf_sam_adapt.sam.attention import use_fast_attention
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 from hf_sam_adapt.tuners.moda import ModaModel
 
 
 def save_adapter_of(base, folder, config):
     """A random adapter of a model, by its name, with its processor, as a run leaves it; returns the folder."""
     sam, processor = load_base(base)
+    if (side := getattr(config, "image_size", None)) is not None:
+        processor = SamAdaptProcessor.from_dict(processor.to_dict(), image_size=side)
     model = get_peft_model(sam, config)
     if isinstance(config, LoraConfig):  # PEFT's own starts without an effect
         for name, parameter in model.named_parameters():

@@ -61,7 +61,10 @@ class Arguments:
     )
     init: str | None = field(
         default=None,
-        metadata={"help": "Model folder to start from, with dense_steps and balanced_steps 0; tiny2 takes a decoder."},
+        metadata={
+            "help": "Model folder to start from, with dense_steps and balanced_steps 0. A tiny2 takes the decoder of "
+            "a tiny, and learns its image embedding in the dense steps alone; balanced_steps 0 then, too."
+        },
     )
     pool: str = field(default="runs/tiny_pool", metadata={"help": "Folder of the drawn scenes, drawn if absent."})
     shards: int = field(default=51, metadata={"help": "Files of 250 scenes."})

@@ -308,6 +308,15 @@ def test_tiny2_takes_the_decoder_of_tiny():
     assert errors[1] > 0.8
 
 
+@pytest.mark.slow
+def test_tiny2_learns_the_embedding_of_tiny(monkeypatch, folder, cache, tmp_path):
+    how = {"architecture": "tiny2", "init": tiny_folder(), "dense_steps": 200, "max_steps": 200, "check_every": 200}
+    pretrain(monkeypatch, folder, cache, tmp_path / "run", **how)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.5 * losses[0] and losses[-1] < 1  # 1 for the teacher's mean
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_masks_are_those_of_the_models_forward(architecture):
     model, images = new_model(architecture).train(), torch.randn(2, 3, 256, 256)

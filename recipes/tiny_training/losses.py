@@ -45,6 +45,13 @@ class DenseHead(nn.Module):
         return (bce + _dice(logits.sigmoid() * region, positive)).mean()
 
 
+def imitation_loss(embedding: ImageEmbeddings, taught: ImageEmbeddings) -> torch.Tensor:
+    """Squared error of an embedding (B, C, 16, 16) as a share of the teacher's variance; 1 for a constant one."""
+    truth = taught.maps.float()
+    mean = truth.mean((0, 2, 3), keepdim=True)
+    return (embedding.maps.float() - truth).square().mean() / (truth - mean).square().mean()
+
+
 def enlarged_box(truth: torch.Tensor, margin: int = 4) -> torch.Tensor:
     """The filled bounding boxes of masks bool (B, P, h, w), enlarged by `margin` pixels: float (B, P, h, w)."""
     rows, columns = truth.any(3).float(), truth.any(2).float()

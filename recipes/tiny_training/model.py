@@ -121,17 +121,24 @@ def decoder_for_sam2(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
+def teacher_of(architecture: str, init: str | None) -> nn.Module | None:
+    """The frozen `tiny` of the folder `init`, where a `tiny2` is to take its decoder and learn its embedding."""
+    if init is None or architecture == "tiny" or AutoConfig.from_pretrained(init).model_type != "sam":
+        return None
+    return SamModel.from_pretrained(Path(init), dtype=torch.float32).requires_grad_(False)
+
+
 def new_model(architecture: str = "tiny", init: str | None = None) -> nn.Module:
-    """The net in fp32 with first weights, or those of the folder `init`; `tiny2` takes the decoder of a `tiny`."""
+    """The net in fp32 with first weights, or those of the folder `init`: of a `tiny`, a `tiny2` takes the decoder."""
     model_class, config_of = ARCHITECTURES[architecture]
     config = config_of()
     if architecture == "tiny":  # SDPA with a bias is slow here
         config._attn_implementation = config.vision_config._attn_implementation = "eager"
     model = model_class(config)
     initialise(model)
-    if init is not None and architecture == "tiny2" and AutoConfig.from_pretrained(init).model_type == "sam":
-        found = SamModel.from_pretrained(Path(init), dtype=torch.float32).state_dict()
-        unknown = model.load_state_dict(decoder_for_sam2(found), strict=False).unexpected_keys
+    teacher = teacher_of(architecture, init)
+    if teacher is not None:
+        unknown = model.load_state_dict(decoder_for_sam2(teacher.state_dict()), strict=False).unexpected_keys
         assert not unknown, unknown
     elif init is not None:
         model.load_state_dict(model_class.from_pretrained(Path(init), dtype=torch.float32).state_dict())

@@ -13,8 +13,8 @@ from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.sam.image_embeddings import ImageEmbeddings
 from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
-from .losses import DenseHead, all_masks, embed_prompts, neighbourhood, prompt_loss
-from .model import ARCHITECTURES, GRID, SIDE, WIDTH, encode, new_model
+from .losses import DenseHead, all_masks, embed_prompts, imitation_loss, neighbourhood, prompt_loss
+from .model import ARCHITECTURES, GRID, SIDE, WIDTH, encode, new_model, teacher_of
 from .prompts import correct
 from .steps import HeldBack
 
@@ -54,6 +54,7 @@ class Pretraining:
             new_model(arguments.architecture, arguments.init).to(self.device),
             DenseHead(WIDTH).to(self.device),
         )
+        self.teacher = teacher_of(arguments.architecture, arguments.init)
         self.tasks = nn.Embedding(len(sources) + 1, WIDTH).to(self.device)
         nn.init.normal_(self.tasks.weight, std=0.1)
         self.modules = {"sam": self.sam, "dense": self.dense, "tasks": self.tasks}
@@ -119,8 +120,12 @@ class Pretraining:
         images, cover = item["images"].to(self.device), item["cover"].to(self.device)
         with self.autocast():
             embedding = encode(self.sam, images)
-            dense = self.dense(self.sam.mask_decoder, embedding, cover)
-        loss = DenseHead.loss(dense.float(), (cover > 0.5).float())
+        if self.teacher is not None and self.step < arguments.dense_steps:
+            loss = imitation_loss(embedding, self._taught(images))
+        else:
+            with self.autocast():
+                dense = self.dense(self.sam.mask_decoder, embedding, cover)
+            loss = DenseHead.loss(dense.float(), (cover > 0.5).float())
         if self.step >= arguments.dense_steps:
             loss = loss + PROMPT_WEIGHT * self._prompted(item, embedding, cover)
             if len(item["with_whole"]):
@@ -135,6 +140,13 @@ class Pretraining:
         decay = min(0.998, (1 + self.step) / (20 + self.step))
         parameters = [parameter.detach() for parameter in self.sam.parameters()]
         torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
+
+    @torch.no_grad()
+    def _taught(self, images: torch.Tensor) -> ImageEmbeddings:
+        """The teacher's embedding of images (B, 3, 256, 256)."""
+        assert self.teacher is not None
+        with self.autocast():
+            return encode(self.teacher.to(self.device), images)
 
     def _balance(self) -> float:
         after = self.step - self.arguments.dense_steps

@@ -41,6 +41,8 @@ def test_an_encoder_that_takes_images(adapter, tmp_path):
 
     (given,) = onnxruntime.InferenceSession(tmp_path / "onnx/encoder.onnx").get_inputs()
     assert given.shape == ["image_height", "image_width", 3]
+    inputs = {one.name: one for one in onnxruntime.InferenceSession(tmp_path / "onnx/decoder.onnx").get_inputs()}
+    assert inputs["point_coords"].shape == ["batch", "points", 2]
 
 
 @pytest.mark.parametrize("aot", [False, True])

@@ -49,6 +49,7 @@ def write_onnx(part: Part, folder: Path, opset: int, precision: str) -> Path:
         with _quietly():
             graph = torch.onnx.export(
                 program,
+                dynamic_shapes={key: part.dynamic.get(key) for key in part.inputs},  # the names of the free axes
                 dynamo=True,
                 opset_version=opset,
                 verbose=False,

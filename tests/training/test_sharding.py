@@ -65,10 +65,21 @@ def test_there_is_a_file_for_each_way_to_launch():
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("torchrun")
-@pytest.mark.parametrize("method", ["full", "sam_adapter"])
-def test_a_whole_sharded_run_is_that_of_one_process(method, short_recipe, command_line, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("full", {}),
+        ("sam_adapter", {}),
+        ("lora", {}),
+        ("conv_lora", {"num_experts": 1}),  # several are drawn for a batch, which two processes have halves of
+        ("decoder", {"decoder": "hq"}),
+        ("cwsam", {"decoder": "full"}),
+    ],
+)
+def test_a_whole_sharded_run_is_that_of_one_process(method, arguments, short_recipe, command_line, tmp_path):
     """Trained, validated, stopped, resumed and saved by two processes; loaded by one."""
     keys = {"method": method, "max_steps": 4, "prompts": ["none", "box"]}
+    keys |= {f"method_args.{name}": value for name, value in arguments.items()}
     worker = (*LAUNCH, ROOT / "tests" / "training" / "fsdp_worker.py")
     one = command_line("train", *short_recipe("one", **keys, batch_size=4))
     assert one.returncode == 0, one.stderr
@@ -79,7 +90,9 @@ def test_a_whole_sharded_run_is_that_of_one_process(method, short_recipe, comman
     weights = [load_file(tmp_path / folder / name) for folder in ("one", "two")]
     assert weights[0].keys() == weights[1].keys()
     for key, value in weights[0].items():
-        assert torch.allclose(weights[1][key], value, rtol=1e-5, atol=1e-5 * float(value.abs().max())), key
+        # A matrix that starts at 0 is made of Adam's steps alone, which are as large where a gradient is mere rounding.
+        bound = 1e-4 if "lora_B" in key else 1e-5
+        assert (weights[1][key] - value).norm() <= bound * value.norm(), key
     scores = [json.loads((tmp_path / folder / "metrics.json").read_text())["test"] for folder in ("one", "two")]
     assert scores[1]["box"]["adapted"]["iou"] == pytest.approx(scores[0]["box"]["adapted"]["iou"], abs=1e-5)
     loaded = command_line("evaluate", tmp_path / "two", "--dataset", tmp_path / "nowhere")

@@ -90,7 +90,7 @@ def test_a_whole_sharded_run_is_that_of_one_process(method, arguments, short_rec
     weights = [load_file(tmp_path / folder / name) for folder in ("one", "two")]
     assert weights[0].keys() == weights[1].keys()
     for key, value in weights[0].items():
-        # A matrix that starts at 0 is made of Adam's steps alone, which are as large where a gradient is mere rounding.
+        # A matrix that starts at 0 is Adam's steps alone, which are as large where a gradient is mere rounding.
         bound = 1e-4 if "lora_B" in key else 1e-5
         assert (weights[1][key] - value).norm() <= bound * value.norm(), key
     scores = [json.loads((tmp_path / folder / "metrics.json").read_text())["test"] for folder in ("one", "two")]

@@ -7,7 +7,7 @@ case is a process of its own; on a GPU, cases begin until the time is over.
 
     python benchmarks/step_table.py
     python benchmarks/step_table.py --models vit_b --sizes 1024 --batches 1 --precisions bf16
-    python benchmarks/step_table.py --models hiera_t hiera_s hiera_b+ hiera_l vit_b --precisions bf16 --repeats 2
+    python benchmarks/step_table.py --models hiera_t hiera_s hiera_b+ hiera_l vit_b --title "Training step of SAM 2"
 
 With `--add_to FILE` a table is filled over several calls.
 """
@@ -66,6 +66,7 @@ BACKBONES = {
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TITLE = "Training step beside transformers and peft"
 
 
 @dataclass(frozen=True)
@@ -359,6 +360,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1, help="measurements of each case, in alternating order")
     parser.add_argument("--minutes", type=float, default=60, help="no measurement begins later (default: 60)")
     parser.add_argument("--add_to", type=Path, help="file that keeps measurements; those in it are in the table, too")
+    parser.add_argument("--title", default=TITLE, help=f"of the section in RESULTS.md (default: {TITLE})")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.runs = args.runs or (10 if DEVICE.type == "cuda" else 2)
@@ -366,7 +368,8 @@ def main() -> None:
         print(json.dumps(measure(Case(**json.loads(args.measure)), args.runs)))
         return
     found = compare(settings_of(args), args.variants, args)
-    plot(found, Path(__file__).with_name("step_table.png"))
+    if args.title == TITLE:
+        plot(found, Path(__file__).with_name("step_table.png"))
     header = ["setting", "variant", "forward, s", "step, s", "images/s", "peak, MiB"]
     header += ["forward /", "step /", "forward memory /", "step memory /", "step / lora"]
     note = f"{torch.get_num_threads()} threads. Medians. Forward: the encoder without gradients. `/`: divided by "
@@ -384,7 +387,7 @@ def main() -> None:
         ],
         list(floors(found)),
     )
-    publish("Training step beside transformers and peft", f"{table(header, list(rows(found)))}\n\n{note}\n\n{floor}")
+    publish(args.title, f"{table(header, list(rows(found)))}\n\n{note}\n\n{floor}")
 
 
 if __name__ == "__main__":

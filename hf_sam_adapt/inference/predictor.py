@@ -24,10 +24,10 @@ from ..sam.processing import SamAdaptProcessor
 from .forward import segment, segment_scored
 from .instances import Instance, InstanceSource, find_instances
 from .loading import Loaded, load_named
+from .precision import check_precision
 from .prediction import Prediction, logit_of
 from .tiled import Route, TiledRun, assembled, choose_domain, opened_any
 from .variants import (
-    AUTOCAST_DTYPES,
     check_domain,
     domains_of,
     embeddings_of,
@@ -99,8 +99,7 @@ class SamAdaptPredictor:
         classes: Sequence[str] | None = None,
         precision: str = "no",
     ) -> None:
-        if precision not in ("no", *AUTOCAST_DTYPES):
-            raise UserError(f"{precision!r} is unknown", key="precision", fix=f"use no, {', '.join(AUTOCAST_DTYPES)}")
+        check_precision(precision)
         self.model, self.processor, self.precision = model, processor, precision
         self.has_estimate, self.classes = has_estimate, None if classes is None else list(classes)
         self.lock = threading.RLock()

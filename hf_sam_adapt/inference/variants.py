@@ -21,12 +21,12 @@ from ..sam.processing import SamAdaptProcessor
 from ..tuners.moda import ModaModel
 from .embeddings.split import EmbeddedSample
 from .forward import encode, pool_of, segment, segment_multimask
+from .precision import autocast
 
 
 if TYPE_CHECKING:
     from ..data import Sample
 
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 OBJECTS_AT_ONCE = 8
 
 
@@ -84,13 +84,11 @@ def inference(models: Sequence[nn.Module], precision: str = "no") -> Iterator[No
     """
     modes = {module: module.training for model in models for module in model.modules()}
     grads = {parameter: parameter.requires_grad for model in models for parameter in model.parameters()}
-    dtype = AUTOCAST_DTYPES.get(precision)
-    autocast = torch.autocast(device_of(models[0]).type, dtype) if dtype else nullcontext()
     try:
         for model in models:
             model.eval()
         # Not inference_mode: buffers that a module caches lazily in there could not be used in a training step later.
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), autocast(precision, device_of(models[0])):
             yield
     finally:
         for module, mode in modes.items():

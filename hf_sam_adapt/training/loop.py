@@ -20,7 +20,7 @@ from ..data.images import IGNORE
 from ..data.random_tiles import RandomTiles
 from ..errors import UserError
 from ..inference.forward import PromptedSam
-from ..inference.variants import AUTOCAST_DTYPES
+from ..inference.precision import AUTOCAST_DTYPES
 from ..losses.segmentation import loss_of_labels
 from ..prompts import at_centres
 from ..sam.families import vision_encoder

@@ -26,6 +26,7 @@ from ..errors import UserError, require_extra
 from ..hub.push import push_folder
 from ..inference.embeddings.cache import EmbeddingCache, check_cacheable
 from ..inference.loading import load_plain, save_adapter
+from ..inference.precision import warn_if_emulated
 from ..reporting.cards import write_card
 from ..reporting.curves import save_threshold_curves
 from ..reporting.report import write_json
@@ -172,6 +173,7 @@ def build_accelerator(recipe: ResolvedRecipe, model: nn.Module, folder: RunFolde
         project_config=ProjectConfiguration(project_dir=str(folder.path), logging_dir=str(folder.logs)),
         kwargs_handlers=[unused],
     )
+    warn_if_emulated(recipe.precision, accelerator.device)
     check_sharding(accelerator)
     tell_deepspeed(accelerator, recipe)
     return accelerator

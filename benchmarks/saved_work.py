@@ -2,8 +2,11 @@
 
 - An evaluation by every kind of prompt, with clicks and sensitivity, encodes each image once; the counterpart is a
   call for each kind and measurement, whose results are compared.
+- A training sample of a photograph of 1.5 megapixels (JPEG) is opened once and leaves the loader as bytes; in the
+  counterpart the image is opened a second time, and pixels and labels leave as transformers' processors return them.
 - Constants of the encoder (places of relative positions, frequency bands, one-hots) are kept between the steps of a
-  training; the counterpart makes them in each. Operations are counted, too.
+  training; the counterpart makes them in each. The attention is the one of GPUs on every device. Operations are
+  counted, too.
 
     python benchmarks/saved_work.py
     python benchmarks/saved_work.py --model vit_b --images 2 --clicks 5 --rounds 1
@@ -13,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,16 +28,21 @@ from results import publish, table
 from step_cost import build_sam
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from training_overhead import draw_folder
 
 from hf_sam_adapt import SamAdapterConfig, SamAdaptProcessor, load_tiny_sam
+from hf_sam_adapt.data.images import read_image
 from hf_sam_adapt.data.sources import load_segmentation_dataset
 from hf_sam_adapt.evaluation.clicks import Clicks, evaluate_clicks
 from hf_sam_adapt.evaluation.evaluate import evaluate
 from hf_sam_adapt.evaluation.sensitivity import Sensitivity, prompt_sensitivity
 from hf_sam_adapt.inference.forward import encode
 from hf_sam_adapt.inference.variants import variants_of
-from hf_sam_adapt.sam.attention import use_fast_attention
+from hf_sam_adapt.prompts import Prompt
+from hf_sam_adapt.sam.attention import fast, use_fast_attention
+from hf_sam_adapt.sam.attention.folded import folded_attention
 from hf_sam_adapt.sam.constants import forget_constants
+from hf_sam_adapt.training.batches import TrainingSamples
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,6 +111,26 @@ def evaluations(model: nn.Module, processor: SamAdaptProcessor, images: int, cli
     return once, again
 
 
+def training_samples(processor: SamAdaptProcessor, folder: Path) -> Pair:
+    split = load_segmentation_dataset(str(draw_folder(folder))).train
+    samples = TrainingSamples(split, processor, ["none"], [], seed=0)
+
+    def once() -> list[int]:
+        return [int(samples[0, index]["labels"].sum()) for index in range(len(split))]
+
+    def again() -> list[int]:
+        sums = []
+        for index in range(len(split)):
+            sample = split[index]
+            assert sample.path is not None
+            image = read_image(sample.path)
+            inputs = processor([image], masks=[sample.mask], prompts=[Prompt("none")], mask_values="index")
+            sums.append(int(inputs["labels"].sum()))
+        return sums
+
+    return once, again
+
+
 def training_steps(model: nn.Module, processor: SamAdaptProcessor, batch: int) -> Pair:
     side = processor.image_size
     images = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).to(DEVICE)
@@ -139,13 +169,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4, help="measurements of each (default: 4)")
     args = parser.parse_args()
     model, processor = build(args.model)
+    with tempfile.TemporaryDirectory() as folder:
+        sampled = in_turn(*training_samples(processor, Path(folder)), args.rounds)
     model.eval()
     evaluated = in_turn(*evaluations(model, processor, args.images, args.clicks), args.rounds)
     model.train()
+    fast.kernel_for = lambda *_: folded_attention
     step, forgetful = training_steps(model, processor, args.batch)
     trained = in_turn(step, forgetful, 5 * args.rounds)
     counts = operations(step), operations(forgetful)
     rows = [
+        row("training samples, 8 photographs: opened once, as bytes", sampled),
         row(f"evaluation, {args.images} images, {args.clicks} clicks: one encoding of an image", evaluated),
         row(f"encoder's training step, batch {args.batch}: constants kept", trained, counts),
     ]

@@ -76,9 +76,9 @@ class OpenSample:
         return self._image.valid(window)
 
     def mask(self, window: Window) -> np.ndarray:
-        """uint8 (h, w), classes and 255 = ignore, also where the image holds no data."""
+        """uint8 (h, w), classes and 255 = ignore, also where image or mask hold no data."""
         mask = self._encoding.decode(self._mask.read(window), self._mask.lossy, self._mask_name)
-        return ignored(mask, self._image.valid(window))
+        return ignored(ignored(mask, self._mask.valid(window)), self._image.valid(window))
 
     def sample(self, window: Window) -> Sample:
         """What a window shows."""
@@ -141,7 +141,7 @@ class SegmentationSplit(Dataset):
             raise size_mismatch(name, stored.shape[:2], image.shape[:2])
         path = self.reader.path(row)
         valid = None if path is None else valid_of(path)
-        mask = ignored(self.encoding.decode(stored, lossy, name), valid)
+        mask = ignored(ignored(self.encoding.decode(stored, lossy, name), mask_valid(self.reader, row)), valid)
         return Sample(image, mask, row["id"], index, path, valid)
 
     @contextmanager
@@ -171,7 +171,7 @@ class SegmentationSplit(Dataset):
         row = self.table[index]
         stored, lossy = self.reader.read_mask(row)
         path = self.reader.path(row)
-        mask = self.encoding.decode(stored, lossy, self.reader.name(row))
+        mask = ignored(self.encoding.decode(stored, lossy, self.reader.name(row)), mask_valid(self.reader, row))
         return ignored(mask, None if path is None else valid_of(path))
 
     def instances(self, index: int) -> np.ndarray | None:
@@ -247,6 +247,12 @@ class SegmentationData:
 def image_keys(table: datasets.Dataset) -> list[str]:
     """Column "key" of a table, which stands in for ids that are mere numbers; else its ids."""
     return list(table["key" if "key" in table.column_names else "id"])
+
+
+def mask_valid(reader: Reader, row: dict[str, Any]) -> np.ndarray | None:
+    """Where the mask of a row has data, bool (H, W); None = everywhere, or its files cannot say."""
+    find = getattr(reader, "mask_valid", None)
+    return None if find is None else find(row)
 
 
 def ignored(mask: np.ndarray, valid: np.ndarray | None) -> np.ndarray:

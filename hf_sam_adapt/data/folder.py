@@ -13,7 +13,15 @@ import numpy as np
 from ..errors import UserError
 from .channels import ARRAY_SUFFIX, load_header, load_image
 from .images import Header, MaskContent, array_header, load_array, read_mask_file, read_mask_header
-from .scenes import StoredMask, by_windows, check_grid, open_mask, raster_header
+from .scenes import (
+    StoredMask,
+    by_windows,
+    check_grid,
+    mask_by_windows,
+    mask_valid_of,
+    open_mask,
+    raster_header,
+)
 from .tiles import Window
 from .walk import files_below, one_form
 
@@ -54,7 +62,7 @@ class FileReader:
         if mask.endswith(ARRAY_SUFFIX):
             return image, array_header(load_array(mask))
         check_grid(row["image"], mask)
-        if (raster := by_windows(mask)) is not None:
+        if (raster := mask_by_windows(mask)) is not None:
             return image, Header(*raster.size, raster.lossy, coloured=raster.shape[2] >= 3)
         return image, read_mask_header(mask, content=self.content)
 
@@ -63,11 +71,15 @@ class FileReader:
 
     def read_mask(self, row: dict[str, Any]) -> tuple[np.ndarray, bool]:
         mask = row["mask"]
-        if by_windows(mask) is not None:
+        if mask_by_windows(mask) is not None:
             with open_mask(mask, self.content) as opened:
                 if opened is not None:
                     return opened.read(Window(0, 0, *opened.size)), opened.lossy
         return read_mask_file(load_array(mask) if mask.endswith(ARRAY_SUFFIX) else mask, mask, content=self.content)
+
+    def mask_valid(self, row: dict[str, Any]) -> np.ndarray | None:
+        """Where the mask has data, bool (H, W); None = everywhere."""
+        return mask_valid_of(row["mask"])
 
     def open_mask(self, row: dict[str, Any]) -> AbstractContextManager[StoredMask | None]:
         return open_mask(row["mask"], self.content)
@@ -108,24 +120,30 @@ def find_pairs(
         UserError: images without masks or the reverse, two files of one stem, or an empty folder.
     """
     if (root / "images").is_dir() and ((root / "masks").is_dir() or not (root / "train" / "images").is_dir()):
-        table = _pair_folder(root, mask_suffix, arrays, problem)
-        tops = [name.partition("/")[0].lower() if "/" in name else "" for name in table["id"]]
-        splits = {top: split for split, names in SPLIT_NAMES.items() for top in names if top in tops}
-        if not splits:
-            return {"all": table}
-        other = next((name for name, top in zip(table["id"], tops) if top not in splits), None)
-        if other is not None:
-            raise UserError(
-                f"{other} lies beside the folder {min(splits)}", where=root / "images", fix="move it into a split"
-            )
-        places = {split: [i for i, top in enumerate(tops) if splits[top] == split] for split in splits.values()}
-        return {split: table.select(found) for split, found in places.items()}
+        return split_by_top_folders(_pair_folder(root, mask_suffix, arrays, problem), root / "images")
     tables = {}
     for split, names in SPLIT_NAMES.items():
         folder = next((root / name for name in names if (root / name).is_dir()), None)
         if folder is not None:
             tables[split] = _pair_folder(folder, mask_suffix, arrays, problem)
     return tables
+
+
+def split_by_top_folders(table: datasets.Dataset, where: Path) -> dict[str, datasets.Dataset]:
+    """A table by split where the ids begin with the folder of one, such as `test/x`; "all" where none does.
+
+    Raises:
+        UserError: what lies beside such folders.
+    """
+    tops = [name.partition("/")[0].lower() if "/" in name else "" for name in table["id"]]
+    splits = {top: split for split, names in SPLIT_NAMES.items() for top in names if top in tops}
+    if not splits:
+        return {"all": table}
+    other = next((name for name, top in zip(table["id"], tops) if top not in splits), None)
+    if other is not None:
+        raise UserError(f"{other} lies beside the folder {min(splits)}", where=where, fix="move it into a split")
+    places = {split: [i for i, top in enumerate(tops) if splits[top] == split] for split in splits.values()}
+    return {split: table.select(found) for split, found in places.items()}
 
 
 def unread_files(root: Path, tables: Mapping[str, datasets.Dataset]) -> list[Path]:

@@ -172,11 +172,18 @@ class StoredMask:
     def __init__(self, raster: Raster, opened: Any, content: MaskContent) -> None:
         self.size, self.lossy = raster.size, raster.lossy
         self._raster, self._opened, self._content = raster, opened, content
+        self._nodata = class_free_nodata(raster)
 
     def read(self, window: Window) -> np.ndarray:
-        """uint8 (h, w), or (h, w, 3) of colours, as `read_mask` returns it."""
-        values = without_nodata(self._opened.read(window), self._raster.nodata)
+        """uint8 (h, w), or (h, w, 3) of colours, as `read_mask` returns it; 0 where the file holds no data."""
+        values = self._opened.read(window)
+        valid = valid_pixels(values, self._nodata)
+        values = values if valid is None else np.where(valid[..., None], values, values.dtype.type(0))
         return read_mask_file(values, self._raster.path, content=self._content)[0]
+
+    def valid(self, window: Window) -> np.ndarray | None:
+        """bool (h, w), False where the file says that it holds no data; None = data everywhere."""
+        return None if self._nodata is None else valid_pixels(self._opened.read(window), self._nodata)
 
 
 class WholeMask:
@@ -188,6 +195,9 @@ class WholeMask:
 
     def read(self, window: Window) -> np.ndarray:
         return self.values[window.slices]
+
+    def valid(self, window: Window) -> np.ndarray | None:
+        return None
 
 
 @contextmanager
@@ -201,14 +211,24 @@ def open_mask(path: str, content: MaskContent) -> Iterator[StoredMask | None]:
         yield StoredMask(raster, opened, content)
 
 
-def without_nodata(values: np.ndarray, nodata: float | None) -> np.ndarray:
-    """A mask with 255 = ignore where it holds a nodata value that cannot be a class: a negative one, or above 254."""
-    if nodata is None or 0 <= nodata < MASK_IGNORE:
-        return values
-    absent = values == nodata
-    if values.dtype.kind == "f":
-        absent |= np.isnan(values)
-    return np.where(absent, MASK_IGNORE, values) if absent.any() else values
+def class_free_nodata(raster: Raster) -> float | None:
+    """The nodata value of a mask that cannot be a class: negative, above 254 or NaN; None where it may be one."""
+    return None if raster.nodata is None or 0 <= raster.nodata < MASK_IGNORE else raster.nodata
+
+
+def mask_by_windows(path: str) -> Raster | None:
+    """The raster that a mask's file has to be read as: as `by_windows`, or one with pixels without data."""
+    raster = raster_of(path)
+    return raster if raster is not None and class_free_nodata(raster) is not None else by_windows(path)
+
+
+def mask_valid_of(path: str) -> np.ndarray | None:
+    """Where the mask in a file has data, bool (H, W); None = everywhere."""
+    raster = raster_of(path)
+    if raster is None or class_free_nodata(raster) is None:
+        return None
+    with open_mask(path, "values") as opened:
+        return None if opened is None else opened.valid(Window(0, 0, *opened.size))
 
 
 def check_grid(image: str, mask: str) -> None:

@@ -22,7 +22,7 @@ from .palettes import Palette, resolve_palette
 from .reading import Reading
 from .scan import ScannedMask, in_threads, palette_notes, sample_rows, scan_masks, soft_notes
 from .splits import draw_splits, no_test_note
-from .volumes.folder import VolumeReader, find_volumes, has_volumes, slice_tables
+from .volumes.folder import VolumeReader, find_volumes, has_volumes, slice_tables, unread_in_volume_set
 from .volumes.slices import SliceKeys
 
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 _HINT = "the masks, mask_values and label_map"
+_UNREAD = "files of the folder are not read"
 
 
 def load_segmentation_dataset(
@@ -274,7 +275,8 @@ def _open(
     files = coco.find_annotations(root)
     if files and not folder.has_masks(root):
         source = coco.read_coco_source(root, files, channels=channels)
-        left_out = source.lines() + _unread(root, source.tables, "images that no annotation file lists")
+        unread = folder.unread_files(root, source.tables)
+        left_out = source.lines() + _left_out(root, unread, "images that no annotation file lists")
         return source.tables, coco.CocoReader(channels), source.id2label, left_out
     if folder.has_images(root) and has_volumes(root):
         if content != "values":
@@ -282,10 +284,10 @@ def _open(
             raise UserError("masks of volumes hold one value a voxel", key=key, fix="leave it out")
         keys = SliceKeys.of(slices, channels)
         tables, notes = find_volumes(root, keys, mask_suffix, problem)
-        return tables, VolumeReader(keys), None, notes
+        return tables, VolumeReader(keys), None, notes + _left_out(root, unread_in_volume_set(root), _UNREAD)
     if folder.has_images(root):
         tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)
-        left_out = _unread(root, tables, "files of the folder are not read")
+        left_out = _left_out(root, folder.unread_files(root, tables), _UNREAD)
         return tables, folder.FileReader(channels, content), None, left_out
     raise UserError(
         "the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO annotations.json",
@@ -294,8 +296,7 @@ def _open(
     )
 
 
-def _unread(root: Path, tables: Mapping[str, datasets.Dataset], what: str) -> list[str]:
-    unread = folder.unread_files(root, tables)
+def _left_out(root: Path, unread: list[Path], what: str) -> list[str]:
     count = f"{len(unread)} {what}"
     return [Note(f"{count}, such as {unread[0].relative_to(root)}", count)] if unread else []
 

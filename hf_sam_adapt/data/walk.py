@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ..errors import UserError
@@ -34,13 +34,12 @@ def is_leftover(name: str) -> bool:
     return name.startswith((".", "~$")) or name.lower() in _LEFTOVERS
 
 
-def files_below(root: Path, suffixes: Collection[str] | None = None, *, deep: bool = True) -> list[Path]:
-    """The files of a folder and its sub-folders without leftovers, each folder's in the order of their names.
+def walk(root: Path, *, deep: bool = True) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Each folder below `root` with the names of its sub-folders and files, sorted and without leftovers.
 
     Args:
         root: its own name may be anything; links are followed, but not back up.
-        suffixes: wanted, in lower case; None = all.
-        deep: also in sub-folders.
+        deep: also sub-folders. As with `os.walk`, a name that is taken out of their list is not walked.
 
     Raises:
         UserError: a folder that cannot be listed.
@@ -51,17 +50,31 @@ def files_below(root: Path, suffixes: Collection[str] | None = None, *, deep: bo
             f"cannot be listed ({error.strerror})", where=error.filename, fix="check its permissions"
         ) from error
 
-    files: list[Path] = []
     above: dict[str, frozenset[str]] = {}  # the real paths of the folders that a folder lies in
     for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
         real, parents = os.path.realpath(folder), above.pop(folder, frozenset())
         kept = sorted(name for name in folders if not is_leftover(name))
         folders[:] = kept if deep and real not in parents else []
-        above |= {os.path.join(folder, name): parents | {real} for name in folders}
         if real not in parents:
-            chosen = (name for name in sorted(names) if not is_leftover(name))
-            files += [Path(folder, name) for name in chosen if suffixes is None or suffix_of(name) in suffixes]
-    return files
+            yield Path(folder), folders, [name for name in sorted(names) if not is_leftover(name)]
+        above |= {os.path.join(folder, name): parents | {real} for name in folders}
+
+
+def files_below(root: Path, suffixes: Collection[str] | None = None, *, deep: bool = True) -> list[Path]:
+    """The files of a folder and its sub-folders as `walk` finds them, each folder's in the order of their names.
+
+    Args:
+        suffixes: wanted, in lower case; None = all.
+
+    Raises:
+        UserError: a folder that cannot be listed.
+    """
+    return [
+        folder / name
+        for folder, _, names in walk(root, deep=deep)
+        for name in names
+        if suffixes is None or suffix_of(name) in suffixes
+    ]
 
 
 def suffix_of(name: str) -> str:

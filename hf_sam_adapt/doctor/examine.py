@@ -25,7 +25,7 @@ from ..data.scan import SCANNED, in_threads, sample_rows
 from ..data.sources import Source, open_source
 from ..data.splits import group_keys
 from ..data.tiles import Tiles
-from ..data.volumes.folder import VolumeReader
+from ..data.volumes.folder import VolumeReader, unread_in_volume_set
 from ..data.walk import is_leftover
 from ..distributed import SampleLoader
 from ..errors import UserError, require_extra
@@ -124,7 +124,7 @@ def examine_dataset(
     if source is None:
         return Diagnosis(findings, None, None, {}, {}, time.perf_counter() - start)
     name = os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__
-    if isinstance(source.reader, FileReader):
+    if isinstance(source.reader, (FileReader, VolumeReader)):
         findings.add(_odd_files(Path(dataset).expanduser(), source, told))
     if isinstance(source.reader, CocoReader):
         fix = "correct the annotations, unless that is meant"
@@ -196,7 +196,9 @@ def _open(dataset: Any, reading: Reading, findings: Findings, told: set[str]) ->
 
 def _odd_files(root: Path, source: Source, told: set[str]) -> Iterator[Finding]:
     """Files beside those of the data set that nothing reads, and with them what systems and tools have left."""
-    for path in (path for path in unread_files(root, source.tables) if str(path) not in told):
+    volumes = isinstance(source.reader, VolumeReader)
+    unread = unread_in_volume_set(root) if volumes else unread_files(root, source.tables)
+    for path in (path for path in unread if str(path) not in told):
         value, fix = f"a file of type {path.suffix.lower() or 'none'}, which nothing reads", "remove it, or convert it"
         yield Finding(WARNING, "odd-file", str(path), value, fix)
     for folder in sorted(path for part in ("images", "masks") for path in (root / part, *root.glob(f"*/{part}"))):

@@ -107,7 +107,7 @@ class Examiner:
     def __call__(self, row: dict[str, Any]) -> SampleFacts:
         facts = SampleFacts()
         image, valid = self._image(row, facts)
-        stored, lossy = self._mask(row, facts)
+        stored, known, lossy = self._mask(row, facts)
         if image is None or stored is None:
             return facts
         name = self.reader.name(row)
@@ -116,7 +116,7 @@ class Examiner:
             return facts
         mask = self._decoded(stored, lossy, name, facts)
         if mask is not None:
-            self._classes(ignored(mask, valid), name, facts)
+            self._classes(ignored(ignored(mask, known), valid), name, facts)
             facts.record["read"] = True
         return facts
 
@@ -177,18 +177,18 @@ class Examiner:
                 fix = "store image and mask upright, without orientation"
                 facts.warn("orientation", path, value, fix)
 
-    def _mask(self, row: dict[str, Any], facts: SampleFacts) -> tuple[np.ndarray | None, bool]:
-        """Stored values (of colours, classes) and whether they are stored lossily; None where that is refused."""
+    def _mask(self, row: dict[str, Any], facts: SampleFacts) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
+        """Stored values (of colours, classes), None where refused; where there are data; whether they are lossy."""
         name = self.reader.name(row)
         try:
             if isinstance(self.reader, FileReader) and facts.size is not None:
                 check_grid(row["image"], row["mask"])
-            stored, lossy, size = read_mask(self.reader, row, facts.step)
+            stored, known, lossy, size = read_mask(self.reader, row, facts.step)
             if facts.step > 1 and size != facts.size and facts.size is not None:
                 raise size_mismatch(name, size, facts.size)
         except Exception as error:  # decoders raise types of many libraries
             facts.refuse(_as_user_error(error, name), name)
-            return None, False
+            return None, None, False
         if stored.ndim == 3 and self.encoding.palette is not None and not lossy:
             unknown = unknown_colours(stored, self.encoding.palette)
             if unknown:
@@ -198,7 +198,7 @@ class Examiner:
                 facts.findings.append(Finding(severity, "palette", name, value, "add the colour to palette"))
             stored = to_labels(stored, self.encoding.palette)
             facts.record["coloured"] = True
-        return stored, lossy
+        return stored, known, lossy
 
     def _decoded(self, stored: np.ndarray, lossy: bool, name: str, facts: SampleFacts) -> np.ndarray | None:
         """Classes, or None where a training refuses the mask."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.dataset import Reader
+from ..data.dataset import Reader, mask_valid
 from ..data.rasters import Raster, raster_of
 from ..data.scan import stored_mask
 from ..data.scenes import bands, open_image, reduced, sample_window, valid_of
@@ -48,16 +48,23 @@ def read_image(
     return image, None if valid.all() else valid, step
 
 
-def read_mask(reader: Reader, row: dict[str, Any], step: int) -> tuple[np.ndarray, bool, tuple[int, int]]:
-    """A mask as it is stored, every `step`-th pixel of it; whether it is lossy; and its (height, width)."""
+def read_mask(
+    reader: Reader, row: dict[str, Any], step: int
+) -> tuple[np.ndarray, np.ndarray | None, bool, tuple[int, int]]:
+    """A mask as it is stored, every `step`-th pixel of it; where it has data (None = everywhere); whether it is lossy;
+    and its (height, width)."""
     if step == 1:
         stored, lossy = reader.read_mask(row)
-        return stored, lossy, stored.shape[:2]
+        return stored, mask_valid(reader, row), lossy, stored.shape[:2]
     with stored_mask(reader, row) as mask:
         small = np.zeros([-(-length // step) for length in mask.size], np.uint8)
+        valid = np.ones(small.shape, bool)
         for band in bands(mask.size):
             sample_window(small, mask.read(band), band, step)
-        return small, mask.lossy, mask.size
+            known = mask.valid(band)
+            if known is not None:
+                sample_window(valid, known, band, step)
+        return small, None if valid.all() else valid, mask.lossy, mask.size
 
 
 def check_places(name: str, facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:

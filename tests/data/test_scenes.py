@@ -8,11 +8,12 @@ from geotiffs import PLACE, UTM, write_geotiff
 from PIL import Image
 from rasterio.transform import from_origin
 
-from hf_sam_adapt.data import rasters
+from hf_sam_adapt.data import load_segmentation_dataset, rasters
 from hf_sam_adapt.data.channels import load_image
 from hf_sam_adapt.data.rasters import raster_of
 from hf_sam_adapt.data.scenes import block_means, check_grid, open_image, open_mask, reduced, valid_of
 from hf_sam_adapt.data.tiles import Tiles, Window
+from hf_sam_adapt.doctor.examine import examine_dataset
 from hf_sam_adapt.errors import UserError
 
 
@@ -136,8 +137,35 @@ def test_masks_by_windows(tmp_path, reader):
     values[:5] = -1
     path = write_geotiff(tmp_path / "a.tif", values, nodata=-1)
     with open_mask(str(path), "values") as mask:
-        part = mask.read(Window(3, 40, 20, 30))
-    assert part.dtype == np.uint8 and np.array_equal(part, np.where(values == -1, 255, values)[3:23, 40:70])
+        part, known = mask.read(Window(3, 40, 20, 30)), mask.valid(Window(3, 40, 20, 30))
+    assert part.dtype == np.uint8 and np.array_equal(part, np.where(values == -1, 0, values)[3:23, 40:70])
+    assert np.array_equal(known, values[3:23, 40:70] != -1)
+
+
+@pytest.mark.parametrize("placed", [True, False])
+@pytest.mark.parametrize("foreground", [1, 255])
+@pytest.mark.parametrize("mask_values", ["auto", "binary"])
+def test_masks_pixels_without_data_are_ignored(tmp_path, placed, foreground, mask_values):
+    stored = np.zeros((40, 40), np.int16)
+    stored[10:20, 10:20] = foreground
+    stored[:, 30:] = -9999
+    for number in range(3):
+        for part in ("images", "masks"):
+            (tmp_path / part).mkdir(exist_ok=True)
+        write_geotiff(tmp_path / "images" / f"{number}.tif", random((40, 40, 3), "uint8", number))
+        path = tmp_path / "masks" / f"{number}.tif"
+        if placed:
+            write_geotiff(path, stored, nodata=-9999)
+        else:
+            tifffile.imwrite(path, stored, extratags=[(42113, "s", 0, "-9999", True)])
+    data = load_segmentation_dataset(tmp_path, mask_values=mask_values)
+    wanted = np.where(stored == -9999, 255, stored > 0)
+    assert np.array_equal(data.train[0].mask, wanted) and np.array_equal(data.train.mask(0), wanted)
+    with data.train.open(0) as opened:
+        assert np.array_equal(opened.mask(Window(5, 10, 30, 30)), wanted[5:35, 10:40])
+    found = examine_dataset(tmp_path, mask_values=mask_values, processes=0)
+    counts = sum(facts.classes for facts in found.facts.values())
+    assert counts.tolist() == [3 * 1100, 3 * 100]
 
 
 @pytest.mark.parametrize(

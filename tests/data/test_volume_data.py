@@ -10,6 +10,7 @@ from drawn_volumes import affine_of, draw_volume, save_nifti, save_series, write
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.volumes.slices import SliceKeys
 from hf_sam_adapt.data.volumes.stack import open_grid, open_stack, write_volume
+from hf_sam_adapt.doctor.examine import examine_dataset
 from hf_sam_adapt.errors import UserError
 
 
@@ -102,6 +103,34 @@ def test_a_folder_of_volumes_is_a_data_set_split_by_volume(series, tmp_path):
     known = {name: sorted(keys) for name, keys in data.splits.items()}
     again = load_segmentation_dataset(tmp_path, known=known, seed=5, neighbours=1)
     assert {name: set(keys) for name, keys in again.keys.items()} == {n: set(k) for n, k in data.keys.items()}
+
+
+def test_volumes_in_folders_of_their_splits_stay_there(tmp_path):
+    write_set(tmp_path / "drawn")
+    for number in range(7):
+        split = "test" if number > 4 else "train"
+        for part in ("images", "masks"):
+            target = tmp_path / "data" / part / split / f"case_{number}.nii.gz"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "drawn" / part / f"case_{number}.nii.gz").rename(target)
+    data = load_segmentation_dataset(tmp_path / "data")
+    assert set(data.keys["test"]) == {"test/case_5", "test/case_6"}
+    assert all(key.startswith("train/") for name in ("train", "val") for key in data.keys[name])
+
+
+def test_linked_folders_are_read_and_other_files_counted(tmp_path):
+    write_set(tmp_path / "elsewhere", count=4)
+    write_set(tmp_path / "data", count=5, series=(0,))
+    for part in ("images", "masks"):
+        (tmp_path / "data" / part / "linked").symlink_to(tmp_path / "elsewhere" / part)
+        (tmp_path / "data" / part / "other.nrrd").write_bytes(b"NRRD0004")
+    data = load_segmentation_dataset(tmp_path / "data")
+    assert len([key for name in ("train", "val", "test") for key in data.keys[name]]) == 9
+    assert any("2 files of the folder are not read, such as images/other.nrrd" in note for note in data.notes)
+    found = examine_dataset(tmp_path / "data", processes=0).findings.kept
+    assert {finding.file for finding in found if finding.code == "odd-file"} == {
+        str(tmp_path / "data" / part / "other.nrrd") for part in ("images", "masks")
+    }
 
 
 def test_bad_keys(tmp_path):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import UserError
-from ..folder import IMAGE_SUFFIXES, SPLIT_NAMES, Problem, check_alone, refuse
+from ..folder import IMAGE_SUFFIXES, SPLIT_NAMES, Problem, check_alone, refuse, split_by_top_folders
 from ..images import Header, read_mask
-from ..walk import files_below, is_leftover, one_form
+from ..walk import files_below, one_form, walk
 from . import dicom
 from .slices import SliceKeys
 from .stack import KEPT_BYTES, Grid, open_grid, open_stack, volume_stem, volume_suffix
@@ -96,6 +96,8 @@ def find_volumes(
             unpacked += size
         columns = {key: [row[key] for row in rows] for key in _COLUMNS}
         tables[split] = datasets.Dataset.from_dict(columns)
+    if "all" in tables:
+        tables = split_by_top_folders(tables["all"], root / "images")
     notes = []
     if unpacked > KEPT_BYTES:
         notes.append(
@@ -157,18 +159,29 @@ def _image_folders(root: Path) -> list[Path]:
     return [folder / "images" for folder in _splits(root).values() if (folder / "images").is_dir()]
 
 
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str], list[str]]]:
+    """Folders with the names of their series, which are not looked into, of their volumes and of their other files."""
+    for place, folders, names in walk(folder):
+        series = [name for name in folders if dicom.is_series(place / name)]
+        folders[:] = [name for name in folders if name not in series]
+        files = [name for name in names if volume_suffix(name)]
+        yield place, series, files, [name for name in names if name not in files]
+
+
 def _volumes(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Name and path of each volume below a folder; what lies in a series is not looked at."""
-    for place, folders, names in os.walk(folder):
-        kept = sorted(name for name in folders if not is_leftover(name))
-        series = [name for name in kept if dicom.is_series(Path(place, name))]
-        folders[:] = [name for name in kept if name not in series]
-        files = [name for name in sorted(names) if not is_leftover(name) and volume_suffix(name)]
+    """Name and path of each volume below a folder."""
+    for place, series, files, _ in _walk(folder):
         for name in sorted([*series, *files]):
-            path = Path(place, name)
+            path = place / name
             stem = volume_stem(path) if name in files else name
             relative = path.parent.relative_to(folder) / stem
             yield one_form(relative.as_posix()), path
+
+
+def unread_in_volume_set(root: Path) -> list[Path]:
+    """The files among images and masks that are no volumes: of another format, or in the folder of no series."""
+    parts = [folder / part for folder in _splits(root).values() for part in ("images", "masks")]
+    return [place / name for part in parts if part.is_dir() for place, *_, others in _walk(part) for name in others]
 
 
 def volumes_in(folder: Path) -> list[Path]:

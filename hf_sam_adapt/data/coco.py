@@ -210,6 +210,12 @@ def _classes(
     ordered = [name for name in sorted(places, key=places.__getitem__) if name not in _SPECIAL]
     if not ordered:
         raise UserError(f"nothing is annotated but {', '.join(places)}", where=root, fix="check the categories")
+    if len(ordered) >= IGNORE:
+        raise UserError(
+            f"{len(ordered)} categories are annotated, a mask has room for {IGNORE - 1} beside the background",
+            where=root,
+            fix="keep those that you need in the annotations' file",
+        )
     return {name: index for index, name in enumerate(ordered, start=1)}
 
 

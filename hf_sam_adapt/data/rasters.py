@@ -52,6 +52,7 @@ class Raster:
         placed: whether the file says where its pixels are.
         grid: what it says of that, to be compared with another file's; None = nothing.
         lossy: whether its compression may have changed the values.
+        inverted: whether it is a grey picture of 8 bits in which 0 is white.
     """
 
     path: str
@@ -62,6 +63,7 @@ class Raster:
     placed: bool
     grid: tuple | None
     lossy: bool
+    inverted: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -128,6 +130,7 @@ def raster_of(path: str | os.PathLike) -> Raster | None:
                 placed=placed,
                 grid=tuple(sorted((tag, _plain(value)) for tag, value in tags.items())) if placed else None,
                 lossy=is_lossy_compression(page.compression),
+                inverted=page.photometric == 0 and page.bitspersample == 8,  # 0 = white is 0
             )
     except BROKEN as error:
         if isinstance(error, UserError):

@@ -75,6 +75,8 @@ class RasterImage:
         values = filled(values, valid, self._alpha)
         if self.channels is None and values.dtype == np.uint16:
             values = (values // self._levels).astype(np.uint8)
+        if self.channels is None and self.raster.inverted:
+            values = 255 - values
         return load_image(values, self.channels, self.raster.path)
 
     def valid(self, window: Window) -> np.ndarray | None:

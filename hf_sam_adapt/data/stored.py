@@ -114,13 +114,20 @@ def _values_of(image: Opened, source: Any, name: str, channels: int | None) -> I
     if tiff and (pages > 1 or _hides_samples(image)):
         if pages == 1 and rawmodes == {"RGBX"} and len(image.tag_v2.get(_BITS)) == 4:
             read = partial(_decoded, source, lambda rawmode: "RGBA", frame, "RGBA")
-            return Values((*size, 4), np.dtype(np.uint8), False, is_lossy(image), "TIFF", read)
+            return Values((*size, 4), np.dtype(np.uint8), False, is_lossy(image), "TIFF", read, *_place_of(image))
         return _tiff_values(source, name, channels)
     if len(image.getbands()) > 1 and any(";16" in rawmode for rawmode in rawmodes):
         bands = 2 if "LA;16B" in rawmodes else len(image.getbands())
         read = partial(_both_bytes, source, bands, frame)
-        return Values((*size, bands), np.dtype(np.uint16), bands in (2, 4), False, str(image.format), read)
+        told = np.dtype(np.uint16), bands in (2, 4), False, str(image.format), read
+        return Values((*size, bands), *told, *_place_of(image))
     return image
+
+
+def _place_of(image: Opened) -> tuple[float | None, bool]:
+    """The value that stands for no data in an opened file, and whether it says where on a map its pixels are."""
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    return nodata_of(tags.get(NODATA_TAG)), any(tag in tags for tag in PLACE_TAGS)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -138,11 +145,14 @@ def is_lossy(image: Image.Image | Values) -> bool:
 def stored_grey(image: Opened) -> Callable[[np.ndarray], np.ndarray]:
     """What takes the values of an opened image (not yet loaded) back to those that its file stores.
 
-    Pillow stretches grey values of 2 and 4 bits, and those of PGM files, to its own range.
+    Pillow stretches grey values of 2 and 4 bits, and those of PGM files, to its own range, and turns those of TIFFs
+    around in which 0 is white.
     """
     rawmode = next(iter(_rawmodes(image)), "")
-    if rawmode.startswith(("L;2", "L;4")):
-        return lambda array: array // (255 // (2 ** int(rawmode[2]) - 1))
+    if rawmode.startswith("L;") and not rawmode.startswith("L;16"):
+        step = 255 // (2 ** int(rawmode[2]) - 1) if rawmode[2] in "24" else 1
+        inverted = "I" in rawmode
+        return lambda array: (255 - array if inverted else array) // step
     if image.format == "PPM" and rawmode and isinstance(image.tile[0][3], tuple) and len(image.getbands()) == 1:
         largest = image.tile[0][3][1]
         own = 255 if image.mode == "L" else 65535
@@ -175,9 +185,8 @@ def no_data(stored: Opened | Values) -> tuple[float | None, bool]:
     """
     if isinstance(stored, Values):
         return stored.nodata, stored.alpha and stored.placed
-    tags = stored.tag_v2 if stored.format == "TIFF" else {}
-    placed = any(tag in tags for tag in PLACE_TAGS)
-    return nodata_of(tags.get(NODATA_TAG)), placed and stored.mode in ALPHA_MODES
+    nodata, placed = _place_of(stored)
+    return nodata, placed and stored.mode in ALPHA_MODES
 
 
 def source_name(source: Any) -> str:

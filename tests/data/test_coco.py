@@ -134,6 +134,16 @@ def test_one_category_is_binary(tmp_path):
             assert np.array_equal(sample.mask, expected) and (sample.image == number).all()
 
 
+@pytest.mark.parametrize("count", [254, 255])
+def test_more_categories_than_a_mask_has_room_for_are_refused(tmp_path, count):
+    write_coco(tmp_path / "annotations.json", tmp_path, 4, {number: f"c{number}" for number in range(count)})
+    if count == 254:
+        assert load_segmentation_dataset(tmp_path).num_labels == 255
+        return
+    with pytest.raises(UserError, match="255 categories are annotated, a mask has room for 254"):
+        load_segmentation_dataset(tmp_path)
+
+
 def test_several_categories_as_one_leave_crowds_ignored(tmp_path):
     write_coco(tmp_path / "annotations.json", tmp_path, 10, {3: "car", 1: "bus"})
     data = load_segmentation_dataset(tmp_path, mask_values="binary")

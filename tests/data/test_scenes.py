@@ -10,6 +10,7 @@ from rasterio.transform import from_origin
 
 from hf_sam_adapt.data import load_segmentation_dataset, rasters
 from hf_sam_adapt.data.channels import load_image
+from hf_sam_adapt.data.images import read_mask
 from hf_sam_adapt.data.rasters import raster_of
 from hf_sam_adapt.data.scenes import block_means, check_grid, open_image, open_mask, reduced, valid_of
 from hf_sam_adapt.data.tiles import Tiles, Window
@@ -82,6 +83,31 @@ def test_pixels_without_data_get_the_mean_of_the_others(tmp_path, reader, dtype,
     assert np.array_equal(whole[valid], values[valid].astype(whole.dtype))
     found, by_parts = stitched(path, channels)
     assert np.array_equal(by_parts, valid) and np.array_equal(found[valid], whole[valid])
+
+
+def test_colours_of_16_bits_without_data_are_the_same_whole_and_by_windows(tmp_path, reader):
+    values = np.random.randint(500, 3000, (64, 80, 3)).astype(np.uint16)
+    values[:, 60:] = 65535
+    path = write_geotiff(tmp_path / "a.tif", values, nodata=65535, photometric="RGB")
+    whole = load_image(path, None)
+    found, valid = stitched(path, None)
+    assert np.array_equal(whole[valid], found[valid]) and np.array_equal(whole[:, :60], values[:, :60] // 16)
+    assert not valid[:, 60:].any() and valid[:, :60].all()
+    mean = values[:, :60].mean((0, 1))
+    assert np.abs(whole[:, 60:] - mean // 16).max() <= 1
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_pictures_in_which_0_is_white(tmp_path, reader, compression):
+    values = random((40, 50), "uint8")
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values, photometric="miniswhite", compression=compression)
+    found, _ = stitched(path, None)
+    assert np.array_equal(load_image(path, None), found)
+    assert np.array_equal(found[..., 0], 255 - values)
+    assert np.array_equal(load_image(path, 1), values[..., None]) and np.array_equal(read_mask(path), values)
+    with open_mask(str(path), "values") as mask:
+        assert np.array_equal(mask.read(Window(0, 0, 40, 50)), values)
 
 
 def test_transparent_pixels_of_an_orthophoto_have_no_data(tmp_path, reader):

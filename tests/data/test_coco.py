@@ -136,7 +136,12 @@ def test_one_category_is_binary(tmp_path):
 
 @pytest.mark.parametrize("count", [254, 255])
 def test_more_categories_than_a_mask_has_room_for_are_refused(tmp_path, count):
-    write_coco(tmp_path / "annotations.json", tmp_path, 4, {number: f"c{number}" for number in range(count)})
+    names = {number: f"c{number}" for number in range(count)}
+    annotations = [
+        {"image_id": 100 + number % 4, "category_id": number, "segmentation": square(number % 10, 0, 5)}
+        for number in names
+    ]
+    write_coco(tmp_path / "annotations.json", tmp_path, 4, names, annotations=annotations)
     if count == 254:
         assert load_segmentation_dataset(tmp_path).num_labels == 255
         return

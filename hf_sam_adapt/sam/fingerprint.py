@@ -1,5 +1,7 @@
 """The fingerprint of a base model: what tells one SAM from another without trusting its name."""
 
+import hashlib
+
 import torch
 from torch import nn
 
@@ -76,3 +78,13 @@ def check_fingerprint(stored: dict, model: nn.Module, adapter: str) -> None:
                 f"model has {found}",
                 fix="load the base model that base_model_name_or_path in its adapter_config.json names",
             )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A digest of all parameters and buffers of a model by name, dtype, shape and bytes, 32 hexadecimal digits."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        values = tensor.detach().cpu().contiguous()
+        found.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

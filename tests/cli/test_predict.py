@@ -12,6 +12,7 @@ from sams import perturb
 from hf_sam_adapt.cli.predict import PredictArguments, find_images, output_names, predict, predict_command
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.loading import build_model, load_adapted, save_adapter
+from hf_sam_adapt.sam.fingerprint import weights_digest
 
 
 def save_method(sam_folder, folder, method, arguments):
@@ -63,6 +64,8 @@ def test_masks_overlays_and_json(adapter, images, tmp_path):
     ]
     saved = json.loads((output / "predictions.json").read_text())
     settings = saved.pop("settings")
+    weights = saved.pop("weights")
+    assert len(weights) == 32 and weights == weights_digest(load_adapted(str(adapter)).model)
     assert saved == {"adapter": str(adapter), "model": None, "predictions": records}
     assert settings["threshold"] == 0.5 and settings["prompt"] == {"kind": "none"}
     for record, name in zip(records, ("a.png", "b.jpg"), strict=True):

@@ -1,10 +1,12 @@
 """Results in the formats of other tools: what is written, and that `convert` takes the same masks back."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sams import perturb
 from scipy import ndimage
 
@@ -172,6 +174,29 @@ def test_skipping_what_is_there(adapter, images, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="3 annotations in it are checked"):
         predict([str(images)], adapter, **choice)
     assert all("skipped" in record for record in predict([str(images)], adapter, skip_existing=True, **choice))
+
+
+def test_results_of_other_weights_are_not_kept(sam_folder, images, tmp_path):
+    adapter = save_method(sam_folder, tmp_path / "adapter", "sam_adapter", {})
+    choice = {"output_dir": tmp_path / "out", "progress": False, "skip_existing": True}
+    predict([str(images / "a.png")], adapter, **choice)
+    assert predict([str(images / "a.png")], adapter, **choice)[0]["skipped"]
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({key: value + 0.01 for key, value in load_file(path).items()}, path, {"format": "pt"})
+    with pytest.raises(UserError, match="have other weights"):
+        predict([str(images)], adapter, **choice)
+
+
+def test_masks_beside_their_images_are_not_replaced(adapter, images, tmp_path):
+    for name in ("a.png", "b.jpg"):
+        shutil.copy(images / name, tmp_path / name)
+    Image.fromarray(np.full((40, 70), 255, np.uint8)).save(tmp_path / "a_mask.png")
+    with pytest.raises(UserError, match=r"a_mask\.png is there already, and no prediction has written it"):
+        predict([str(tmp_path / "a.png")], adapter, output_dir=tmp_path, progress=False)
+    assert np.asarray(Image.open(tmp_path / "a_mask.png")).min() == 255
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a_mask.png", "b.jpg"]
+    for _ in range(2):  # its own results may be made anew
+        predict([str(tmp_path / "b.jpg")], adapter, output_dir=tmp_path, progress=False)
 
 
 def test_what_is_interrupted_is_listed(adapter, images, tmp_path, monkeypatch):

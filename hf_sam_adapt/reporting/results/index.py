@@ -23,7 +23,7 @@ class Index:
 
     Attributes:
         folder: of the results.
-        head: adapter, model and settings, which a later call compares.
+        head: adapter, model, digest of the weights, and settings, which a later call compares.
         paths: of the inputs, in their order.
         writers: of the formats.
         rank: whether the least sure come first.
@@ -48,13 +48,16 @@ class Index:
         file = self.folder / INDEX
         if not file.is_file():
             return []
+        fix = "leave skip_existing out"
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
             earlier = {record["file"]: record for record in before["predictions"] if "error" not in record}
-            head = {key: before[key] for key in self.head}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            fix = "leave skip_existing out"
+            unsaid = [key for key in self.head if key not in before]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"not the list of an earlier prediction ({error!r})", where=file, fix=fix) from error
+        if unsaid:
+            raise UserError(f"it does not say {', '.join(unsaid)}, as an older version wrote it", where=file, fix=fix)
+        head = {key: before[key] for key in self.head}
         if head != json.loads(json.dumps(self.head)):
             changed = _differences(head, self.head)
             fix = "leave it out, or name another output_dir"
@@ -70,6 +73,14 @@ class Index:
         for writer in self.writers if self.records else ():
             writer.keep(list(self.records.values()))
         return list(self.records)
+
+    def earlier_inputs(self) -> set[str]:
+        """The files that the list of an earlier call names; none where there is no such list."""
+        file = self.folder / INDEX
+        try:
+            return {record["file"] for record in json.loads(file.read_text(encoding="utf-8"))["predictions"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()
 
     def add(self, path: Path, result: ImageResult, record: dict[str, Any]) -> None:
         """Write an image's results, and keep what is to be said of it."""

@@ -22,6 +22,7 @@ from ...inference.uncertainty import uncertainty
 from ...names import check_route
 from ...prompts import Prompt
 from ...sam.attention import Kind
+from ...sam.fingerprint import weights_digest
 from .formats import make_writers
 from .index import Index
 from .nifti import predict_volume, slice_header, slice_keys, volumes_among
@@ -124,6 +125,7 @@ def predict(
     make_writers(format or ["png"], folder, WriteOptions(), instances is not None)
     find_images(inputs, arrays=True)  # what is missing is said before a model is loaded
     loaded = load_for_inference(adapter, model, attention)
+    weights = weights_digest(loaded.model)
     predictor = SamAdaptPredictor.from_loaded(loaded, device=PartialState().device, precision=precision)
     predictor.check([prompt], domain, instances, threshold)
     options = WriteOptions(predictor.classes, probability, simplify, rank is not None)
@@ -144,9 +146,13 @@ def predict(
     _check_outputs(folder, names, writers)
     how: dict[str, Any] = {"points_per_side": points_per_side, "min_score": min_score, "threshold": threshold}
     cut_up: dict[str, Any] = {"tile": tile, "overlap": overlap, "route": route}
-    settings = {"domain": domain, "instances": instances, "simplify": simplify, **how, **cut_up, **_describe(prompt)}
+    settings: dict[str, Any] = {"domain": domain, "instances": instances}
+    settings |= {"simplify": simplify, "precision": precision}
+    settings |= {**how, **cut_up, **_describe(prompt)}
     settings |= {"slices": cutting.plain()} if volumes else {}
-    index = Index(folder, {"adapter": adapter, "model": model, "settings": settings}, paths, writers, rank)
+    head = {"adapter": adapter, "model": model, "weights": weights, "settings": settings}
+    index = Index(folder, head, paths, writers, rank)
+    _check_replaced(index, names)
     kept = index.take_over(names) if skip_existing else []
     _check_checked(folder, writers, index)
     sizes, index.failed = _readable(
@@ -244,6 +250,19 @@ def _check_outputs(folder: Path, names: Mapping[Path, str], writers: Sequence[Wr
             if output.resolve() in inputs or beside:
                 raise UserError(
                     f"{output} is an input or lies beside one, and would be overwritten",
+                    key="output_dir",
+                    fix="name another folder",
+                )
+
+
+def _check_replaced(index: Index, names: Mapping[Path, str]) -> None:
+    """Refuse to replace files beside the inputs that no earlier prediction has written, such as true masks."""
+    places, earlier = {path.parent.resolve() for path in names}, index.earlier_inputs()
+    for path, name in names.items():
+        for output in (index.folder / file for writer in index.writers for file in writer.files(name)):
+            if output.parent.resolve() in places and output.exists() and str(path) not in earlier:
+                raise UserError(
+                    f"{output} is there already, and no prediction has written it",
                     key="output_dir",
                     fix="name another folder",
                 )

@@ -23,7 +23,12 @@ from .tiles import Window
 CACHE_MB = 64  # of decoded blocks; GDAL itself would take a twentieth of the machine's memory
 _GEO_KEYS = (34735, 34736, 34737)
 _PROJECTED, _GEOGRAPHIC, _OWN_SYSTEM = 3072, 2048, 32767
+_RASTER_TYPE, _PIXEL_IS_POINT = 1025, 2
+NEAR = 0.01  # of a pixel: so far apart two grids are the same
 _REDUCED_OR_MASK = 5  # bits of a page's kind
+
+
+UNNAMED = "a system without a code"
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,48 @@ class Raster:
         """A name for its coordinate system, such as EPSG:32633; None for a file that is nowhere on a map."""
         if self.grid is None:
             return None
-        keys = dict(self.grid).get(_GEO_KEYS[0], ())
-        codes = {int(keys[place]): int(keys[place + 3]) for place in range(4, len(keys) - 3, 4)}  # key -> value
-        code = codes.get(_PROJECTED) or codes.get(_GEOGRAPHIC)
-        return f"EPSG:{code}" if code and code != _OWN_SYSTEM else "a system without a code"
+        keys = self._geo_keys()
+        code = keys.get(_PROJECTED) or keys.get(_GEOGRAPHIC)
+        return f"EPSG:{code}" if code and code != _OWN_SYSTEM else UNNAMED
+
+    def transform(self) -> tuple[float, ...] | None:
+        """(a, b, c, d, e, f) as in `Place`; None for a file that has none, such as one of ground-control points."""
+        tags = dict(self.grid or ())
+        scale, ties, matrix = (tags.get(tag) for tag in PLACE_TAGS)
+        if matrix is not None:
+            a, b, c, d, e, f = (matrix[place] for place in (0, 1, 3, 4, 5, 7))
+        elif scale is not None and ties is not None and len(ties) == 6:
+            a, b, d, e = scale[0], 0.0, 0.0, -scale[1]
+            c, f = ties[3] - ties[0] * a, ties[4] - ties[1] * e
+        else:
+            return None
+        if self._geo_keys().get(_RASTER_TYPE) == _PIXEL_IS_POINT:  # the place is that of the pixel's middle
+            c, f = c - (a + b) / 2, f - (d + e) / 2
+        return a, b, c, d, e, f
+
+    def _geo_keys(self) -> dict[int, int]:
+        keys = dict(self.grid or ()).get(_GEO_KEYS[0], ())
+        return {int(keys[place]): int(keys[place + 3]) for place in range(4, len(keys) - 3, 4)}  # key -> value
+
+
+def same_grid(first: Raster, second: Raster) -> bool:
+    """Whether the pixels of two rasters that lie on a map have the same places, however their files say it.
+
+    Systems without a code are compared by rasterio; where that is missing, they count as the same.
+    """
+    grids = first.transform(), second.transform()
+    if None in grids:
+        return first.grid == second.grid
+    one, other = (np.array(grid).reshape(2, 3) for grid in grids)
+    height, width = (max(sides) for sides in zip(first.size, second.size))
+    corners = np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+    away = np.abs((one - other) @ corners).max(axis=1)  # (2,)
+    if (away > NEAR * np.abs(one[:, :2]).sum(axis=1)).any():
+        return False
+    if first.system == second.system != UNNAMED or not has_rasterio():
+        return first.system == second.system or UNNAMED in (first.system, second.system)
+    with open_raster(first) as left, open_raster(second) as right:
+        return bool(left.system() == right.system())
 
 
 def has_rasterio() -> bool:
@@ -205,6 +248,9 @@ class _ByRasterio:
             return None
         crs = None if self._file.crs is None else self._file.crs.to_wkt()
         return Place(crs, tuple(self._file.transform)[:6])
+
+    def system(self) -> Any:
+        return self._file.crs
 
     def close(self) -> None:
         self._file.close()

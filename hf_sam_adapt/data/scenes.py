@@ -14,7 +14,7 @@ from ..errors import UserError
 from .channels import check_channels, load_header, load_image
 from .images import Header, MaskContent, check_photograph, read_mask_file
 from .nodata import filled, valid_pixels
-from .rasters import Place, Raster, open_raster, raster_of
+from .rasters import Place, Raster, open_raster, raster_of, same_grid
 from .stored import Values, is_beyond_limit, placeholder
 from .tiles import Window
 
@@ -235,8 +235,8 @@ def mask_valid_of(path: str) -> np.ndarray | None:
 
 def check_grid(image: str, mask: str) -> None:
     """Raise `UserError` unless an image and its mask, where both lie on a map, have their pixels in one place."""
-    grids = [raster.grid for raster in (raster_of(image), raster_of(mask)) if raster is not None]
-    if len(grids) == 2 and None not in grids and grids[0] != grids[1]:
+    rasters = [raster for raster in (raster_of(image), raster_of(mask)) if raster is not None and raster.placed]
+    if len(rasters) == 2 and not same_grid(*rasters):
         raise UserError(
             "the mask has another grid than its image: other coordinates, pixel size or coordinate system",
             where=mask,

@@ -195,6 +195,34 @@ def test_masks_pixels_without_data_are_ignored(tmp_path, placed, foreground, mas
 
 
 @pytest.mark.parametrize(
+    "how",
+    [
+        {"GEOTIFF_KEYS_FLAVOR": "ESRI_PE"},
+        {"GEOTIFF_VERSION": "1.1"},
+        {"crs": "+proj=utm +zone=33 +datum=WGS84 +units=m"},
+        {"point": True},
+    ],
+)
+@pytest.mark.parametrize("shift", [0, 0.5])
+def test_grids_are_compared_however_they_are_written(tmp_path, how, shift):
+    how = dict(how)
+    image = write_geotiff(tmp_path / "a.tif", random((40, 50), "uint8"))
+    point, transform = how.pop("point", False), from_origin(500_000 + shift, 5_600_000, 0.5, 0.5)
+    mask = write_geotiff(tmp_path / "m.tif", random((40, 50), "uint8", 1), transform=transform, **how)
+    if point:
+        with rasterio.open(mask, "r+") as file:
+            file.update_tags(AREA_OR_POINT="Point")
+            file.transform = transform
+    with rasterio.open(mask) as file:
+        assert file.transform == transform
+    if shift == 0:
+        check_grid(str(image), str(mask))
+        return
+    with pytest.raises(UserError, match="another grid"):
+        check_grid(str(image), str(mask))
+
+
+@pytest.mark.parametrize(
     ("crs", "transform", "same"),
     [
         (UTM, PLACE, True),

@@ -23,6 +23,15 @@ from .paths import change_paths, found_from
 T = TypeVar("T")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, for which 1e-3 is a number, as in YAML 1.2; YAML 1.1 takes it for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def option(default: Any, help: str, path: str | None = None, flag: str | None = None) -> Any:
     """A field of such a dataclass with its help; a list or dictionary is copied for each object.
 
@@ -112,7 +121,7 @@ def from_file(cls: type[T], path: str | Path) -> T:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; a `UserError` where there is none."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{error.strerror or error}", where=f"--config {path}", code="config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -172,6 +181,8 @@ def _split(
             values = ["true"]
         if not values:
             raise UserError(f"--{key} needs a value", code="no-value")
+        if key == "config" and key in given:
+            raise UserError("--config is given twice", fix="put the keys into one file, flags come after it")
         given[key] = values
     return given
 
@@ -191,13 +202,10 @@ def _with_nested(name: str, value: Any, dotted_key: str, entry: Any) -> dict:
 
 
 def _nested_value(strings: list[str]) -> Any:
-    """One string as YAML reads it, several as a list of such; 1e-3, which YAML 1.1 takes for text, is a number."""
+    """One string as YAML reads it, several as a list of such."""
     if len(strings) > 1:
         return [_nested_value([string]) for string in strings]
-    value = yaml.safe_load(strings[0])
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
-        return float(value)
-    return value
+    return yaml.load(strings[0], _Loader)
 
 
 def _check_keys(values: dict[str, Any], hints: dict[str, Any], source: str | Path) -> None:

@@ -138,6 +138,8 @@ class Recipe(ComputeKeys, MetricKeys, DataKeys):
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every", "checkpoint_every"):
             _at_least(self, name, 1)
         _at_least(self, "early_stopping", 1)
+        if self.seed >= 2**32:
+            raise UserError(f"{self.seed} is above 2**32 - 1, the largest that numpy takes", key="seed")
         _at_least(self, "points_per_object", 1)
         if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
             raise UserError(f"{self.learning_rate} is not a finite number of at least 0", key="learning_rate")
@@ -239,6 +241,8 @@ def _at_least(recipe: Recipe, name: str, smallest: int) -> None:
     value = getattr(recipe, name)
     if value is not None and not value >= smallest:
         raise UserError(f"{value} is below {smallest}", key=name)
+    if value == math.inf:
+        raise UserError("inf is not finite", key=name)
 
 
 def _known_names(recipe: Recipe, name: str, known: tuple[str, ...]) -> None:

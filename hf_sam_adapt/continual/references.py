@@ -48,6 +48,11 @@ class ReferenceSplit(Dataset):
         number, place = self.references[index]
         return self.splits[number].mask(place)
 
+    def instances(self, index: int) -> np.ndarray | None:
+        """The image's instance map, as its own split returns it."""
+        number, place = self.references[index]
+        return self.splits[number].instances(place)
+
 
 def concatenated(splits: Sequence[SegmentationSplit | None], names: Sequence[str]) -> ReferenceSplit | None:
     """All images of the splits, in their order; None where there are none."""

@@ -13,7 +13,9 @@ from ..data import SegmentationData, SegmentationSplit
 from ..evaluation import evaluate
 from ..inference.embeddings.split import EmbeddedSplit
 from ..reporting.report import write_json
+from ..sam.families import vision_encoder
 from ..sam.processing import SamAdaptProcessor
+from ..sam.windows import windows_removed
 from ..training.run import embedding_cache, start_processes
 
 
@@ -79,7 +81,7 @@ class TestImages:
 
     def __init__(self, data: dict[str, SegmentationData], recipe: Recipe) -> None:
         self.data, self.recipe = data, recipe
-        self._embedded: dict[str, EmbeddedSplit] = {}
+        self._embedded: dict[tuple[str, bool], EmbeddedSplit] = {}
 
     def images(self, name: str) -> SegmentationSplit:
         return self.data[name].measured[1]
@@ -90,7 +92,9 @@ class TestImages:
         """The test images of data set `name`, or their embeddings by `model`."""
         if not self.recipe.cache_embeddings:
             return self.images(name)
-        if name not in self._embedded:
+        # Plain SAM has its windows, which `global_attention` takes from the models that are trained.
+        place = name, windows_removed(vision_encoder(model))
+        if place not in self._embedded:
             cache = embedding_cache(self.recipe, model, processor)
-            (self._embedded[name],) = cache.embed(self.images(name))
-        return self._embedded[name]
+            (self._embedded[place],) = cache.embed(self.images(name))
+        return self._embedded[place]

@@ -20,6 +20,7 @@ from ..inference.forward import pool_of, sam_of
 from ..inference.loading import load_adapted, load_for_inference, method_of
 from ..inference.predictor import SamAdaptPredictor
 from ..sam.families import vision_encoder
+from ..sam.windows import windows_removed
 from ..tuners.common.hq import live_early_map
 from ..tuners.moda import ModaModel
 from .catalog import PLAIN
@@ -84,7 +85,7 @@ class Entry:
         """A name for what an image embedding depends on: the base's where the adapter leaves the encoder as it is."""
         encoder = vision_encoder(self.model)
         adapted = any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in encoder.modules())
-        same = self.config is not None and not adapted and self.reads_as_base
+        same = self.config is not None and not adapted and not windows_removed(encoder) and self.reads_as_base
         return self.base.encoder if same else self.name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -208,6 +209,9 @@ class ClassTask(Task):
         if isinstance(wanted, list):
             if len(wanted) != self.channels:
                 raise UserError(f"{len(wanted)} numbers for {self.channels} classes", key="class_weights")
+            if not all(0 <= weight < math.inf for weight in wanted) or not any(wanted):
+                shown = " ".join(f"{weight:g}" for weight in wanted)
+                raise UserError(f"{shown}: expected finite numbers of at least 0, not all 0", key="class_weights")
             return torch.tensor(wanted, dtype=torch.float32)
         return None if wanted in (None, "none") else weights
 

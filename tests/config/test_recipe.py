@@ -56,6 +56,16 @@ def test_yaml_of_a_file(config):
     assert recipe.prompts == ["box"] and recipe.augment == [] and recipe.max_steps == 5
 
 
+def test_numbers_with_an_exponent_and_no_point(config):
+    recipe = parse_recipe(config("method_args: {balance_loss_coef: 1e-2, r: 4}\nlearning_rate: 3e-4\n"))
+    assert recipe.method_args == {"balance_loss_coef": 0.01, "r": 4} and recipe.learning_rate == 3e-4
+
+
+def test_two_files_are_refused(config):
+    with pytest.raises(UserError, match="--config is given twice"):
+        parse_recipe([*config("epochs: 1"), *config("epochs: 2")])
+
+
 def test_learning_rate_defaults_by_model():
     assert parse_recipe([]).learning_rate == 3e-4
     assert parse_recipe(["--model", "facebook/sam-vit-base"]).learning_rate == 2e-4
@@ -87,6 +97,8 @@ def test_written_recipe_reads_back_equal(config, tmp_path):
         ("--epochs 1 2", "unexpected argument '2'"),
         ("--epochs 0", "epochs: 0 is below 1"),
         ("--max_steps -1", "max_steps: -1 is below 0"),
+        ("--warmup inf", "warmup: inf is not finite"),
+        ("--seed 4294967296", r"seed: 4294967296 is above 2\*\*32 - 1"),
         ("--prompts boxes", "prompts: unknown 'boxes'"),
         ("--metrics roc", "metrics: unknown 'roc'; choose from s_measure, e_measure"),
         ("--lr_min 1", "lr_min: 1.0 is not between 0 and the learning_rate 0.0003"),

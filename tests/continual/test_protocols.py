@@ -130,6 +130,17 @@ def test_references_stand_for_their_images(domain_folders):
     assert sample.index == 2 and sample.id == f"b/{source.id}" == joined.ids[0] and len(joined) == 3
 
 
+def test_references_keep_the_objects_of_their_images():
+    class Split:
+        ids = ["x"]
+
+        def instances(self, index):
+            return np.full((2, 2), 7 + index, np.uint8)
+
+    split = ReferenceSplit([Split(), Split()], ["a", "b"], [(1, 0)])
+    assert np.array_equal(split.instances(0), np.full((2, 2), 7))
+
+
 def test_joint_has_all_images_and_all_steps(continual_recipe, trainings):
     run = continual(continual_recipe(protocol="joint"))
     ((recipe, data),) = trainings

@@ -583,6 +583,8 @@ def test_layers_to_transform_and_rank_pattern():
     assert ranks == {"0": 3, "2": 5}
     with pytest.raises(UserError, match="layers_to_transform"):
         get_peft_model(random_vision_sam(), ConvLoraConfig(layers_to_transform=[3]))
+    with pytest.raises(UserError, match=r"layers_to_transform=\[-1\]"):
+        get_peft_model(random_vision_sam(), ConvLoraConfig(layers_to_transform=[0, -1]))
 
 
 def test_vision_model_alone():

@@ -35,6 +35,11 @@ class L2p(Naive):
         super().__init__(run, args)
         if run.recipe.adapter is not None:
             raise UserError("the prompts of l2p belong to a plain SAM", key="adapter", fix="leave adapter out")
+        if run.recipe.method_args:
+            given = next(iter(run.recipe.method_args))
+            raise UserError(
+                "protocol l2p takes no method", key=f"method_args.{given}", fix="set the prompts by protocol_args"
+            )
 
     def recipe(self, task: int) -> Recipe:
         return dataclasses.replace(super().recipe(task), method="l2p", method_args={} if task else vars(self.args))

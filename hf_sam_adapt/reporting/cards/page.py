@@ -61,11 +61,12 @@ def render(template: str, data: ModelCardData, folder: Path, recipe: Recipe, nam
 def use_lines(classes: bool) -> list[str]:
     """Python that segments an image without a prompt."""
     end = ".argmax(0)  # (height, width)" if classes else "[0] > 0  # (height, width)"
+    one = "" if classes else ", multimask_output=False"  # a plain SAM would give its three masks
     return [
         "from PIL import Image",
         "",
         'inputs = processor(Image.open("image.jpg"))',
-        'logits = model(pixel_values=inputs.pop("pixel_values")).pred_masks[:, 0]',
+        f'logits = model(pixel_values=inputs.pop("pixel_values"){one}).pred_masks[:, 0]',
         f"mask = processor.post_process_masks(logits, **inputs)[0]{end}",
     ]
 

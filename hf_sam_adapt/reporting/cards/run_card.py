@@ -58,6 +58,7 @@ def run_card(
         result=result_sentence(metrics, data),
         load=load_lines(recipe, name),
         method=recipe.method,
+        class_name=base_family(base_of(recipe)).class_name,
         measured=measured_sentence(metrics, data),
         scores=score_table(test),
         classes=class_table(test[first], classes) if classes else None,

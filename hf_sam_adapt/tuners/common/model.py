@@ -125,9 +125,11 @@ class SamTunerMixin(Undoable):
         """Raise `UserError` if `layers_to_transform` names a layer that the encoder does not have."""
         known = find_family(self.model) is not None
         depth = encoder_shape(self.model).num_hidden_layers if known else model_config.get("num_hidden_layers")
-        outside = [index for index in layer_indices(config) or [] if depth is not None and index >= depth]
+        named = layer_indices(config) or []
+        outside = [index for index in named if index < 0 or (depth is not None and index >= depth)]
         if outside:
-            raise UserError(f"layers_to_transform={outside}: this encoder has {depth} layers, 0 to {depth - 1}")
+            has = "they are counted from 0" if depth is None else f"this encoder has {depth} layers, 0 to {depth - 1}"
+            raise UserError(f"layers_to_transform={outside}: {has}")
 
     def _set_image_size(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> None:
         """Bring the base model to the adapter's input size."""

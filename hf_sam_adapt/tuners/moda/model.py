@@ -219,11 +219,13 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
     @contextmanager
     def disable_adapter(self):
         """The base model within, as `PeftModel.disable_adapter`."""
+        was_disabled = self.disabled
         self.disable_adapter_layers()
         try:
             yield
         finally:
-            self.enable_adapter_layers()
+            if not was_disabled:
+                self.enable_adapter_layers()
 
     def delete_adapter(self, adapter_name: str) -> None:
         if adapter_name not in self.peft_config:

@@ -159,6 +159,18 @@ def test_disable_adapter_is_plain_sam_and_leaves_gradients_alone():
     assert not any(parameter.requires_grad for parameter in pool.parameters())
 
 
+@torch.no_grad()
+def test_what_was_disabled_stays_so_after_a_context_within():
+    pool, pixels = build_pool(INNER["sam_adapter"]), mixed_images()
+    adapted = pool(pixel_values=pixels, domain=MIXED).pred_masks
+    with pool.disable_adapter():
+        before = pool(pixel_values=pixels, multimask_output=True).pred_masks
+        with pool.disable_adapter():
+            pass
+        assert torch.equal(pool(pixel_values=pixels, multimask_output=True).pred_masks, before)
+    assert torch.equal(pool(pixel_values=pixels, domain=MIXED).pred_masks, adapted)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 @torch.no_grad()
 def test_copies_stand_alone(pool, copied):

@@ -17,7 +17,7 @@ from .coco import read_coco
 from .cvat import read_cvat
 from .geojson import read_geojson
 from .labelme import read_labelme
-from .push import push_dataset, save_dataset
+from .push import push_command, push_dataset, save_dataset
 from .regions import Annotations
 from .volumes import GROUP, read_volumes
 from .writing import describe, write_folder, write_recipe
@@ -86,7 +86,7 @@ def convert_annotations(
         if format == "folder":
             if push is None or out is not None:
                 raise UserError("--from folder only pushes", fix="give --push owner/name, and no --out")
-            push_dataset(root, push, group_by, f"hf-sam-adapt convert --from folder {place} --push {push}")
+            push_dataset(root, push, group_by, push_command(place, push, group_by))
             return []
         pictures = None if images is None else Path(images).expanduser()
         if format == VOLUMES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ...config.arguments import read_yaml
+from ...data import SegmentationData, load_segmentation_dataset
+from ...data.encoding import parse_label_map
 from ...data.folder import FileReader
-from ...data.reading import Reading
+from ...data.images import IGNORE
+from ...data.reading import READ_KEYS, Reading
 from ...data.sources import open_source
 from ...errors import UserError
+from ...names import read_id2label
 from ...upload import check_can_push, push_again, upload
-from .writing import RECIPE, write_recipe
+from .writing import RECIPE
 
 
 if TYPE_CHECKING:
@@ -44,15 +50,18 @@ def push_dataset(folder: Path, repo: str, group_by: str | None = None, again: st
         UserError: no such folder, or the Hub refused it or could not be reached.
     """
     check_can_push(repo)
-    id2label = _recipe_of(folder).get("id2label") or {}
-    names = [name for label, name in sorted(id2label.items()) if label]
+    reading = reading_of(folder, group_by)
     with tempfile.TemporaryDirectory() as stage:
-        counts = write_parquet(folder, Path(stage), group_by)
+        counts = write_parquet(folder, Path(stage), reading)
+        data = load_segmentation_dataset(folder, **vars(reading))
 
         def files(name: str) -> dict[str, Path]:
-            (Path(stage) / "README.md").write_text(_card(name, counts, names), encoding="utf-8")
-            if names:
-                write_recipe(Path(stage), name, names)
+            keys = _recipe_keys(reading)
+            if keys:
+                recipe = yaml.safe_dump({"dataset": name, **keys}, sort_keys=False, allow_unicode=True)
+                (Path(stage) / RECIPE).write_text(recipe, encoding="utf-8")
+            card = _card(name, counts, _mask_sentence(data, reading), bool(keys))
+            (Path(stage) / "README.md").write_text(card, encoding="utf-8")
             return {
                 path.relative_to(stage).as_posix(): path for path in sorted(Path(stage).rglob("*")) if path.is_file()
             }
@@ -60,7 +69,13 @@ def push_dataset(folder: Path, repo: str, group_by: str | None = None, again: st
         try:
             return upload(files, repo, repo_type="dataset")
         except UserError as error:
-            raise push_again(error, again or f"hf-sam-adapt convert --from folder {folder} --push {repo}") from error
+            raise push_again(error, again or push_command(folder, repo, group_by)) from error
+
+
+def push_command(folder: Path, repo: str, group_by: str | None = None) -> str:
+    """The command that publishes a folder, for a shell."""
+    grouped = [] if group_by is None else ["--group_by", group_by]
+    return shlex.join(["hf-sam-adapt", "convert", "--from", "folder", str(folder), "--push", repo, *grouped])
 
 
 def save_dataset(folder: Path, out: Path, group_by: str | None = None) -> None:
@@ -68,14 +83,22 @@ def save_dataset(folder: Path, out: Path, group_by: str | None = None) -> None:
     import datasets
 
     with tempfile.TemporaryDirectory() as stage:
-        counts = write_parquet(folder, Path(stage), group_by)
+        counts = write_parquet(folder, Path(stage), reading_of(folder, group_by))
         files = {split: sorted(map(str, Path(stage).glob(f"data/{split}-*"))) for split in counts}
         datasets.load_dataset("parquet", data_files=files, cache_dir=f"{stage}/cache").save_to_disk(out)
 
 
-def write_parquet(folder: Path, stage: Path, group_by: str | None = None) -> dict[str, int]:
+def reading_of(folder: Path, group_by: str | None = None) -> Reading:
+    """How the `recipe.yaml` in a folder says that its images and masks are read; `group_by` goes before its own."""
+    file = folder / RECIPE
+    keys = {key: value for key, value in (read_yaml(file) if file.is_file() else {}).items() if key in READ_KEYS}
+    keys["id2label"] = read_id2label(keys.get("id2label"))
+    return Reading(**keys | ({} if group_by is None else {"group_by": group_by}))
+
+
+def write_parquet(folder: Path, stage: Path, reading: Reading) -> dict[str, int]:
     """Write `data/<split>-<number>.parquet` under `stage`; images per split. At most 32 MB are in memory."""
-    source = open_source(folder, Reading(group_by=group_by))
+    source = open_source(folder, reading)
     if not isinstance(source.reader, FileReader):
         raise UserError(
             "no folder of images and masks", where=folder, fix="convert it with --from coco or another format"
@@ -126,24 +149,49 @@ def _groups(table: datasets.Dataset, schema: pyarrow.Schema) -> Iterator[tuple[p
             rows, size = [], 0
 
 
-def _recipe_of(folder: Path) -> dict[str, Any]:
-    file = folder / RECIPE
-    return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
+def _recipe_keys(reading: Reading) -> dict[str, Any]:
+    """The keys by which the published masks are read; their splits and names are settled."""
+    settled = {"mask_suffix", "group_by", "seed"}
+    defaults = vars(Reading())
+    return {key: one for key, one in vars(reading).items() if key not in settled and one != defaults[key]}
 
 
-def _card(name: str, counts: dict[str, int], classes: list[str]) -> str:
+def _mask_sentence(data: SegmentationData, reading: Reading) -> str:
+    """What the values of the published masks mean."""
+    if data.palette is not None:
+        colours = ", ".join(f"{name} = {tuple(colour)}" for name, colour in data.palette.plain().items())
+        return f"Mask colours: {colours}; others are ignored."
+    if reading.label_map:
+        mapped = ", ".join(
+            f"{old} = {_class_name(data, new)}" for old, new in (parse_label_map(reading.label_map) or {}).items()
+        )
+        return f"Mask values: {mapped}; others as they are, 255 = ignore."
+    if data.mask_values == "binary":
+        if data.train.encoding.exact:
+            return "Mask values: 0 = background, 255 = foreground."
+        above = f"{reading.mask_threshold or 0:g}"
+        opacity = "opacity" if reading.mask_values == "alpha" else "value"
+        return f"Masks: pixels of {'an' if opacity == 'opacity' else 'a'} {opacity} above {above} are foreground."
+    listed = ", ".join(f"{value} = {label}" for value, label in sorted(data.id2label.items()))
+    return f"Mask values: {listed}, 255 = ignore."
+
+
+def _class_name(data: SegmentationData, label: int) -> str:
+    return "ignore" if label == IGNORE else data.id2label.get(label, f"class {label}")
+
+
+def _card(name: str, counts: dict[str, int], masks: str, has_recipe: bool) -> str:
     data_files = [{"split": split, "path": f"data/{split}-*"} for split in counts]
     metadata = {
         "task_categories": ["image-segmentation"],
         "tags": ["hf-sam-adapt"],
         "configs": [{"config_name": "default", "data_files": data_files}],
     }
-    listed = ", ".join(f"{value} = {label}" for value, label in enumerate(classes, start=1)) or "1 = foreground"
     images = ", ".join(f"{count} {split}" for split, count in counts.items())
-    config = f" --config {RECIPE}" if classes else ""
+    config = f" --config {RECIPE}" if has_recipe else ""
     lines = [
         f"# {name.split('/')[-1]}",
-        f"Images with masks ({images}). Mask values: 0 = background, {listed}, 255 = ignore.",
+        f"Images with masks ({images}). {masks}",
         f"```bash\nhf-sam-adapt train --dataset {name}{config}\n```",
     ]
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n" + "\n\n".join(lines) + "\n"

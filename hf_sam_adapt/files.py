@@ -25,6 +25,11 @@ def plain_name(name: str) -> str:
     return "_".join(_PLAIN.findall(name)).lstrip(".") or "_"
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, an adapter or a model, which other results do not belong into."""
+    return any((folder / name).exists() for name in ("recipe.yaml", "adapter_config.json", "config.json"))
+
+
 def follow_umask(folder: Path) -> None:
     """Give the safetensors files of a folder the mode of any new file; safetensors itself writes them as 0600."""
     umask = os.umask(0)

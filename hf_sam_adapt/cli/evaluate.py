@@ -12,6 +12,7 @@ from ..config.recipe import Recipe
 from ..config.shared_keys import MaskKeys
 from ..data.tiles import resolve_tiles
 from ..errors import UserError, require_extra
+from ..files import holds_run
 from ..inference.variants import check_domain, routed, variants_of
 from ..names import check_route, check_tile
 from ..sam.attention import Kind
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
 
 
 DATA_KEYS = (*(field.name for field in fields(MaskKeys)), "mask_values", "seed")
+WRITTEN = (
+    "metrics.json",
+    "per_image.csv",
+    "per_volume.csv",
+    "worst.png",
+    "samples.png",
+    "confusion.png",
+    "f_measure.png",
+    "prompt_sensitivity.png",
+)
 _SCORE_KEYS = ("prompts", "metrics", "beta2", "ber_threshold", "ignore_background")
 
 
@@ -110,6 +121,8 @@ def evaluate_command(args: EvaluateArguments) -> Result:
         print_prompt_tables(metrics)
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
+            for name in WRITTEN:
+                (output_dir / name).unlink(missing_ok=True)
             write_json(output_dir / "metrics.json", metrics)
             save_threshold_curves(output_dir / "f_measure.png", result.test.get("none") or {})
             with routed(model, args.domain):
@@ -229,7 +242,7 @@ def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
     if args.output_dir is None:
         return None
     folder = Path(args.output_dir)
-    if any((folder / name).exists() for name in ("recipe.yaml", "adapter_config.json", "config.json")):
+    if holds_run(folder):
         raise UserError(
             f"{folder} holds a run, whose metrics.json would be lost", key="output_dir", fix="name another folder"
         )

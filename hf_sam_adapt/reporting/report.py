@@ -116,7 +116,7 @@ def wide_console(width: int = 100) -> Console:
     """Where tables are printed; in a file rich assumes 80 columns and would fold cells, so there it has `width`."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False)  # names may hold brackets
     if not console.is_terminal:
         console.width = width
     return console

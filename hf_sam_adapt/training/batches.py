@@ -14,11 +14,14 @@ from accelerate.utils import send_to_device
 from torch.utils.data import Dataset
 
 from ..data.augment import augment
+from ..data.dataset import mask_of
+from ..data.images import IGNORE
 from ..data.random_tiles import RandomTiles
 from ..distributed import SampleLoader
 from ..inference.embeddings.split import EmbeddedSample
 from ..inference.forward import collate
 from ..prompts import Prompt, training_prompt
+from ..prompts.derive import MIN_AREA
 from ..prompts.training import BOX_JITTER
 from ..sam.processing import SamAdaptProcessor
 
@@ -127,6 +130,37 @@ class TrainingSamples(Dataset):
         inputs = self.processor.pack([image], masks=[mask], prompts=[prompt], mask_values="index")
         wanted = ("pixel_values", "reshaped_input_sizes", "labels", "prompts")
         return {**{name: inputs[name] for name in wanted}, "weight": torch.tensor([weight])}
+
+    def lack_objects(self, tried: int = 64) -> str | None:
+        """What to say where none of the images has an object that is large enough to be prompted; else None.
+
+        Args:
+            tried: images with foreground that are looked at, drawn by the seed, until one has such an object.
+        """
+        if set(self.kinds) == {"none"}:
+            return None
+        seen = 0
+        for index in np.random.default_rng(self.seed).permutation(len(self.split)).tolist():
+            if isinstance(self.split, RandomTiles):
+                tile, instances = self.split.draw(0, index, True)
+                mask = tile.mask
+            else:
+                mask, instances = mask_of(self.split, index), self._instances(index)
+            foreground = (mask > 0) & (mask != IGNORE)
+            if not foreground.any():
+                continue
+            if len(training_prompt(mask, "point", np.random.default_rng(0), instances=instances)):
+                return None
+            seen += 1
+            if seen == tried:
+                break
+        what = "tile" if isinstance(self.split, RandomTiles) else "image"
+        return (
+            f"none of {seen} training {what}s with foreground has an object of {MIN_AREA:.2%} of the {what}, "
+            "the smallest that is prompted"
+            if seen
+            else None
+        )
 
     def _instances(self, index: int) -> np.ndarray | None:
         """The image's instance map where prompts may need it and the data has one."""

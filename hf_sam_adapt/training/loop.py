@@ -170,9 +170,17 @@ class TrainingLoop:
         if self.state.best_step not in (None, self.state.step):
             keep_every_rank(self.model)
 
-    def _loader(self) -> torch.utils.data.DataLoader:
-        recipe, accelerator = self.recipe, self.accelerator
-        samples = TrainingSamples(
+    def check_objects(self) -> None:
+        """Raise `UserError` where the training images hold nothing to prompt; a note where "none" trains on them."""
+        said = self._samples().lack_objects()
+        if said is not None and "none" not in self.recipe.prompts:
+            raise UserError(said, key="prompts", fix="set a smaller tile, which shows objects larger, or prompts none")
+        if said is not None:
+            self.data.notes.append(f"{said}: those images train without a prompt.")
+
+    def _samples(self) -> TrainingSamples:
+        recipe = self.recipe
+        return TrainingSamples(
             self.images,
             self.processor,
             recipe.prompts,
@@ -183,6 +191,9 @@ class TrainingLoop:
             points=recipe.points_per_object,
             rounds=recipe.correction_rounds,
         )
+
+    def _loader(self) -> torch.utils.data.DataLoader:
+        recipe, accelerator = self.recipe, self.accelerator
         stream = BatchStream(
             num_images=len(self.images),
             seed=recipe.seed,
@@ -193,7 +204,7 @@ class TrainingLoop:
             first_step=self.state.step,
             last_step=self.schedule.total,
         )
-        return training_loader(samples, stream, recipe.num_workers, accelerator.device.type == "cuda")
+        return training_loader(self._samples(), stream, recipe.num_workers, accelerator.device.type == "cuda")
 
     def _optimizer_step(self, step: int, batches: Iterator[dict[str, Any]]) -> torch.Tensor:
         """One optimizer step; (2,) on the device, the mean loss and IoU over its images in all processes."""

@@ -99,6 +99,7 @@ def train(
     loop = TrainingLoop(
         resolved, accelerator, model, processor, data, folder.checkpoints, task_of(resolved, data).loss_weights()
     )
+    loop.check_objects()
     if prepare is not None:
         prepare(loop)
     if resolved.resume_from_checkpoint is not None:

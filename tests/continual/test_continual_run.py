@@ -1,11 +1,13 @@
 """Continual runs in this process: what they write, repeat, refuse."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from sams import random_sam
 
 import hf_sam_adapt.continual.protocols.naive as naive_module
 import hf_sam_adapt.continual.scoring as scoring
@@ -13,6 +15,7 @@ from hf_sam_adapt.config.continual_recipe import ContinualRecipe
 from hf_sam_adapt.continual.metrics import summary
 from hf_sam_adapt.continual.run import continual
 from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.sam.windows import remove_windows
 
 
 @pytest.fixture
@@ -178,3 +181,20 @@ def test_bad_data_and_arguments_are_refused_before_anything_is_written(continual
     with pytest.raises(UserError, match=r"and replay 1\.5 in"):
         continual(continual_recipe(protocol="er", protocol_args={"replay": 1.5}))
     assert not (tmp_path / "run").exists()
+
+
+def test_embeddings_of_plain_sam_are_not_those_without_windows(monkeypatch):
+    class Cache:
+        def __init__(self, recipe, model, processor):
+            self.model = model
+
+        def embed(self, images):
+            return (self.model,)
+
+    monkeypatch.setattr(scoring, "embedding_cache", Cache)
+    tests = scoring.TestImages({}, SimpleNamespace(cache_embeddings=True))
+    monkeypatch.setattr(tests, "images", lambda name: name)
+    plain, changed = random_sam(), random_sam()
+    remove_windows(changed)
+    assert tests.for_model("a", changed, None) is changed and tests.for_model("a", plain, None) is plain
+    assert tests.for_model("a", random_sam(), None) is plain

@@ -14,6 +14,7 @@ from hf_sam_adapt.demo.loaded_adapters import LoadedAdapters
 from hf_sam_adapt.demo.session import Clicks, ImageState
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.forward import sam_of
+from hf_sam_adapt.inference.loading import build_model, load_base, save_adapter
 from hf_sam_adapt.sam.families import find_vision_encoder
 
 
@@ -94,6 +95,17 @@ def test_encoder_runs_once_an_image_and_encoder(adapters, drawn):
     assert segment(image, "pool_encoder") == 2  # its router, and the adapter it chose
     assert segment(image, "zero-shot", *adapters) == 1  # lora, the one adapter that is left
     assert segment(state(drawn("speckle")), "zero-shot", "decoder", "hq") == 2
+
+
+def test_an_adapter_without_windows_encodes_for_itself(loaded, drawn, tmp_path):
+    base, processor = load_base("tiny")
+    save_adapter(build_model("decoder", {"global_attention": True}, base), tmp_path / "adapter")
+    processor.save_pretrained(tmp_path / "adapter")
+    shared, entry, prompt = state(drawn("polyp")), loaded.get(str(tmp_path / "adapter")), PROMPTS["point"][0].prompt()
+    segment_image(shared, loaded.get(""), prompt)
+    found = segment_image(shared, entry, prompt)
+    assert np.array_equal(found.mask, segment_image(state(drawn("polyp")), entry, prompt).mask)
+    assert entry.encoder != loaded.get("").encoder
 
 
 @pytest.mark.parametrize("name", ["pool_hq", "pool_encoder"])

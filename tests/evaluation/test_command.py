@@ -36,6 +36,16 @@ def run(*argv) -> EvaluateArguments:
     return evaluate_command(arguments)
 
 
+def test_an_earlier_evaluation_is_replaced_as_a_whole(sam_folder, make_dataset, tmp_path):
+    data, output = make_dataset(train=5, test=3), tmp_path / "eval"
+    adapter = save_run(tmp_path / "run", sam_folder)
+    run("--adapter", adapter, "--dataset", data, "--metrics", "f_measure", "--output_dir", output)
+    assert (output / "f_measure.png").is_file()
+    (output / "notes.txt").write_text("mine")
+    run("--adapter", adapter, "--dataset", data, "--prompts", "box", "--output_dir", output)
+    assert not (output / "f_measure.png").exists() and (output / "notes.txt").is_file()
+
+
 def test_adapter_beside_zero_shot(sam_folder, make_dataset, tmp_path, capsys):
     data = make_dataset(train=5, test=4)
     adapter = save_run(tmp_path / "run", sam_folder)

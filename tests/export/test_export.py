@@ -69,6 +69,7 @@ def test_the_command_says_what_it_wrote_and_how_it_compares(onnx_folder):
     }
     assert "Beside PyTorch on 2 of 60 test images of synthetic:polyp:" in printed
     config = json.loads((folder / "config.json").read_text())
+    assert config["slices"] is None and config["tiling"] is None
     for one in config["compared_with_pytorch"]:
         assert 0 <= one["difference"] < 1e-4 and one["pixels"] <= 1e-4 and 0 <= one["iou"] <= 1
         assert re.search(rf"^  {one['kind']} +IoU {one['iou']:.4f} in PyTorch, ", printed, re.MULTILINE)

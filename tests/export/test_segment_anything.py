@@ -68,6 +68,8 @@ def test_there_and_back_bit_for_bit(adapted, sam_folder, tmp_path, capsys):
     export(str(adapter), tmp_path / "pth", format="sam-pth", progress=False)
     state = torch.load(tmp_path / "pth/sam_model.pth", weights_only=True)
     argv = ["convert", "--from", "sam-pth", str(tmp_path / "pth/sam_model.pth"), "--base", sam_folder]
+    assert main([*argv, "--out", str(tmp_path / "back"), "--image_size", "512"]) == 2
+    assert "not at 512" in capsys.readouterr().err and not (tmp_path / "back").exists()
     assert main([*argv, "--out", str(tmp_path / "back")]) == 0
     assert "Next: hf-sam-adapt train --model" in capsys.readouterr().out
     back, merged = load_base(str(tmp_path / "back"))[0], model.merge_and_unload()

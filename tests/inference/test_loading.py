@@ -4,10 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sams import perturb, random_sam
+from torch import nn
 from transformers import SamModel
 
+from hf_sam_adapt import CwsamConfig, ModaConfig, SamDecoderConfig
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.inference.loading import build_model, load_adapted, load_base, save_adapter
+from hf_sam_adapt.inference.loading import Loaded, build_model, load_adapted, load_base, save_adapter
+from hf_sam_adapt.names import class_names
 from hf_sam_adapt.sam.families import SAM
 from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
@@ -52,6 +55,15 @@ def test_all_methods_train_the_same_decoder_parts(method, sam_folder):
     loss = model(pixel_values=torch.randn(2, 3, 64, 64), multimask_output=False).pred_masks.square().mean()
     loss.backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_pools_classes_are_those_of_its_domains():
+    config = ModaConfig(inner=CwsamConfig(num_labels=3, id2label={1: "crop"}), reject=0)
+    loaded = Loaded(nn.Identity(), SamAdaptProcessor(64, 8), config, "tiny")
+    assert loaded.classes == class_names(3, {1: "crop"}) and loaded.classes[1] == "crop"
+    assert (
+        Loaded(nn.Identity(), SamAdaptProcessor(64, 8), ModaConfig(inner=SamDecoderConfig()), "tiny").classes is None
+    )
 
 
 def test_lora_loads_without_this_package(sam_folder, tmp_path):

@@ -8,7 +8,13 @@ from PIL import Image
 
 from hf_sam_adapt.doctor.contact_sheet import save_contact_sheet
 from hf_sam_adapt.names import class_names
-from hf_sam_adapt.reporting.class_maps import class_colours, class_legend, class_overlay, with_legend
+from hf_sam_adapt.reporting.class_maps import (
+    class_colours,
+    class_legend,
+    class_overlay,
+    print_class_table,
+    with_legend,
+)
 from hf_sam_adapt.reporting.report import IGNORED_COLOUR
 
 
@@ -71,6 +77,14 @@ def test_contact_sheets_have_a_legend(labelled, tmp_path):
         assert sheet.shape[1] == 3 * 256 and sheet.shape[0] > 270
         for colour in colours:
             assert holds(sheet[:270], colour) > 100 and holds(sheet[270:], colour) > 100
+
+
+def test_brackets_in_names_are_no_markup(capsys):
+    one = {"iou": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5, "pixels": 3}
+    names = ["background", "tissue [red]", "[/b]"]
+    print_class_table({"per_class": {str(label): one for label in range(3)}, "miou": 0, "oa": 0, "fwiou": 0}, names)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
 
 
 def test_class_names_without_names():

@@ -199,6 +199,20 @@ def test_masks_beside_their_images_are_not_replaced(adapter, images, tmp_path):
         predict([str(tmp_path / "b.jpg")], adapter, output_dir=tmp_path, progress=False)
 
 
+def test_a_run_folder_takes_no_predictions(adapter, images):
+    with pytest.raises(UserError, match="holds a run"):
+        predict([str(images / "a.png")], adapter, output_dir=adapter, progress=False)
+
+
+def test_annotations_of_other_images_stay(adapter, images, tmp_path):
+    choice = {"output_dir": tmp_path, "format": ["labelme"], "progress": False}
+    predict([str(images / "a.png"), str(images / "b.jpg")], adapter, **choice)
+    kept = {path: path.read_bytes() for path in (tmp_path / "labelme").iterdir()}
+    predict([str(images / "c.tif")], adapter, **choice)
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    assert sorted(path.stem for path in (tmp_path / "labelme").glob("*.json")) == ["a", "b", "c"]
+
+
 def test_what_is_interrupted_is_listed(adapter, images, tmp_path, monkeypatch):
     original = run_module.described
 

@@ -5,8 +5,11 @@ import os
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from hf_sam_adapt.config.recipe import parse_recipe
 from hf_sam_adapt.distributed import SampleLoader, usual_workers
+from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.training.batches import (
     MAX_OBJECTS,
     BatchStream,
@@ -15,6 +18,7 @@ from hf_sam_adapt.training.batches import (
     to_device,
     training_loader,
 )
+from hf_sam_adapt.training.run import load_data, train
 
 
 def stream(num_images, batch_size=1, accumulation=1, rank=0, world=1, first_step=0, last_step=6, seed=3):
@@ -145,6 +149,29 @@ def test_an_image_without_objects_is_skipped_or_trained_promptless(empty_split, 
     assert skipped["prompts"][0].kind == "none" and skipped["weight"].item() == 0
     promptless = samples(empty_split, processor, ("box", "none"))
     assert {promptless[(epoch, 0)]["weight"].item() for epoch in range(8)} == {1.0}
+
+
+@pytest.mark.parametrize("prompts", ["box", "none box", "none"])
+def test_objects_too_small_to_be_prompted_are_said_before_the_first_step(short_recipe, tmp_path, prompts):
+    mask = np.zeros((60, 60), np.uint8)
+    mask[5::10, 5::10] = 255  # single pixels, 0.03 % each
+    for split in ("train", "val", "test"):
+        for part in ("images", "masks"):
+            (tmp_path / "small" / split / part).mkdir(parents=True)
+        for number in range(4):
+            image = np.random.default_rng(number).integers(0, 255, (60, 60, 3), np.uint8)
+            Image.fromarray(image).save(tmp_path / "small" / split / "images" / f"{number}.png")
+            Image.fromarray(mask).save(tmp_path / "small" / split / "masks" / f"{number}.png")
+    keys = {"dataset": tmp_path / "small", "prompts": prompts.split(), "max_steps": 1}
+    recipe = parse_recipe(list(map(str, short_recipe("small_run", **keys))))
+    if prompts == "box":
+        with pytest.raises(UserError, match=r"none of 4 training images with foreground has an object of 0\.05%"):
+            train(recipe)
+        assert not (tmp_path / "small_run").exists()
+        return
+    data = load_data(recipe)
+    train(recipe, data=data)
+    assert any("those images train without a prompt" in note for note in data.notes) == (prompts != "none")
 
 
 @pytest.mark.parametrize(

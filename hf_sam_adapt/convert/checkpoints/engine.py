@@ -257,8 +257,14 @@ def _input_side(frozen: Tensors, patch_size: int, wanted: int | None, base: Base
     known = None if base is None else base.processor.image_size
     if table is not None:
         known = table.shape[1] * patch_size  # (1, h, w, C)
-    if known is not None and wanted not in (None, known):
+    if known is not None:
+        check_image_size(known, wanted)
+    return known or wanted or IMAGE_SIZE, bool(known or wanted)
+
+
+def check_image_size(known: int, wanted: int | None) -> None:
+    """Raise `UserError` for an `image_size` that is not the checkpoint's."""
+    if wanted not in (None, known):
         raise UserError(
             f"the checkpoint was trained at {known}, not at {wanted}", key="image_size", fix="leave it unset"
         )
-    return known or wanted or IMAGE_SIZE, bool(known or wanted)

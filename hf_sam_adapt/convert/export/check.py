@@ -14,6 +14,7 @@ from torch import nn
 from ...config.shared_keys import MaskKeys
 from ...data import SegmentationSplit, load_segmentation_dataset
 from ...data.dataset import Sample
+from ...data.volumes.folder import is_volume_set
 from ...errors import UserError
 from ...evaluation.evaluate import prompts_of
 from ...files import BASE
@@ -112,6 +113,8 @@ class TestImages:
             chosen = {"dataset": dataset}
         if chosen.get("dataset") is None:
             return cls("drawn noise", _noise(loaded.processor), 2, False)
+        if loaded.processor.slices is not None and is_volume_set(chosen["dataset"]):
+            chosen = loaded.processor.slices | {key: value for key, value in chosen.items() if value is not None}
         config, classes = loaded.config, loaded.classes
         known = None if earlier is None else earlier.known(chosen["dataset"])
         data = load_segmentation_dataset(

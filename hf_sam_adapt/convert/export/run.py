@@ -288,6 +288,8 @@ class _Graphs:
             "image_mean": None if processor.normalization else processor.image_mean,
             "image_std": None if processor.normalization else processor.image_std,
             "normalization": processor.normalization,
+            "slices": processor.slices,
+            "tiling": processor.tiling,
             "compared_with_pytorch": [dataclasses.asdict(one) for one in comparisons],
             "same_domain": same_domain,
         }

@@ -69,7 +69,7 @@ class LabelmeWriter(Writer):
         return self.key in record and (self.folder / record[self.key]).is_file()
 
     def finish(self, order: Sequence[dict[str, Any]]) -> None:
-        self._remove_others({self.folder / record[self.key] for record in order})
+        self._remove_others({self.folder / record[self.key]: record["file"] for record in order})
         if not self.options.ranked:
             return
         digits = max(4, len(str(len(order))))
@@ -90,11 +90,14 @@ class LabelmeWriter(Writer):
             path.unlink()
             record[self.key] = target.relative_to(self.folder).as_posix()
 
-    def _remove_others(self, kept: set[Path]) -> None:
-        """Predictions of an earlier call that nobody has checked: under another name they would be there twice."""
+    def _remove_others(self, kept: Mapping[Path, str]) -> None:
+        """Earlier predictions of the same images under other names, which nobody has checked."""
+        predicted = {Path(file).as_posix() for file in kept.values()}
         for path in sorted((self.folder / "labelme").glob("*.json")):
             content = read_annotation(path)
-            if path not in kept and SOURCE in content and not is_checked(content):
+            source = content.get(SOURCE)
+            same = isinstance(source, dict) and source.get("file") in predicted
+            if path not in kept and same and not is_checked(content):
                 path.unlink()
                 if (image := _image_beside(path, content)) is not None:
                     image.unlink()

@@ -14,6 +14,7 @@ from ...data.channels import displayable, load_image
 from ...data.inputs import find_images, output_names
 from ...data.scenes import scene_header
 from ...errors import UserError
+from ...files import holds_run
 from ...inference.instances import InstanceSource
 from ...inference.loading import load_for_inference
 from ...inference.predictor import Prediction, SamAdaptPredictor, check_options, check_prompt, logit_of
@@ -242,6 +243,12 @@ def _check_outputs(folder: Path, names: Mapping[Path, str], writers: Sequence[Wr
     """Refuse results that would replace an input."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file", key="output_dir", fix="name a folder")
+    if holds_run(folder):
+        raise UserError(
+            f"{folder} holds a run, with which your images would be published",
+            key="output_dir",
+            fix="name another folder",
+        )
     inputs = {path.resolve() for path in names}
     places = {path.parent for path in inputs}
     for writer in writers:

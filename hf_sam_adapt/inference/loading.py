@@ -64,9 +64,8 @@ class Loaded:
     @property
     def classes(self) -> list[str] | None:
         """Names of the classes in the order of their labels; None for a model of one class."""
-        config = getattr(self.config, "inner", self.config)  # the domains of a pool share theirs
-        num_labels = getattr(config, "num_labels", None)
-        return None if num_labels is None else class_names(num_labels, getattr(config, "id2label", None))
+        num_labels = getattr(self.config, "num_labels", None)
+        return None if num_labels is None else class_names(num_labels, getattr(self.config, "id2label", None))
 
     @property
     def has_estimate(self) -> bool:

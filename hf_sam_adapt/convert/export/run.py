@@ -206,7 +206,8 @@ def _write_weights(loaded: Loaded, format: str, folder: Path) -> tuple[ExportedM
     if format == "transformers":
         sam.save_pretrained(folder)
         again = family.model_class.from_pretrained(folder, dtype=torch.float32)
-        return ExportedModel(again.eval(), loaded.processor), []
+        note = "What was adapted is the mask that the model returns with multimask_output=False, not its three others."
+        return ExportedModel(again.eval(), loaded.processor), [note]
     name = registry_name(sam)
     file = folder / f"sam_{name or 'model'}.pth"
     torch.save({key: value.contiguous() for key, value in meta_state(sam).items()}, file)

@@ -1,6 +1,8 @@
 """Configuration of MoDA, a pool of domain adapters with a router (arXiv 2412.06418)."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from peft import LoraConfig
 from peft.config import PeftConfig
@@ -102,6 +104,33 @@ class ModaConfig(PeftConfig):
             raise UserError(f"reject={self.reject!r}: plain SAM has no classes for unknown images", fix="set reject=0")
         for index, name in enumerate(self.domains):
             check_domain_name(name, self.domains[:index])
+
+    @property
+    def num_labels(self) -> int | None:
+        """Classes of every domain, None = one."""
+        return self._shared("num_labels", self.domains)
+
+    @property
+    def id2label(self) -> dict[int, str] | None:
+        """Names of the classes of every domain."""
+        return self._shared("id2label", self.domains)
+
+    def _shared(self, name: str, domains: Sequence[str]) -> Any:
+        """A field of the domains' configs: `inner`'s, or where that leaves it open the first domain's."""
+        own = getattr(self.inner, name, None)
+        return self.domain_fields.get(domains[0], {}).get(name) if own is None and domains else own
+
+    def check_classes(self, domain: str, num_labels: int | None) -> None:
+        """Raise `UserError` for a domain of other classes than the pool's, or of classes in a pool that rejects."""
+        others = [name for name in self.domains if name != domain]
+        known = self._shared("num_labels", others) if others else num_labels
+        if known != num_labels:
+            raise UserError(
+                f"domain {domain!r} has {num_labels or 'no'} classes, the pool's others have {known or 'none'}",
+                fix="give the domains of a pool the same classes",
+            )
+        if self.reject and num_labels is not None:
+            raise UserError(f"reject={self.reject!r}: plain SAM has no classes for unknown images", fix="set reject=0")
 
     def to_dict(self) -> dict:
         """The config as plain JSON, the inner one included."""

@@ -128,6 +128,7 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
         config, name = copy.deepcopy(moda.inner), self.inner_name(domain, adapter_name)
         for field, value in moda.domain_fields.get(domain, {}).items():
             setattr(config, field, copy.deepcopy(value))
+        moda.check_classes(domain, getattr(config, "num_labels", None))
         config.inference_mode = moda.inference_mode
         config.base_model_name_or_path = moda.base_model_name_or_path
         if moda.init_weights is not True:

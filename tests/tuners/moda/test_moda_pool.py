@@ -353,6 +353,25 @@ def test_an_adapter_that_does_not_fit_is_refused(base, fields, message, tmp_path
     assert pool.domains == ["red"] and pool.open_domain is None and not pool.moda_config.domain_fields
 
 
+@pytest.mark.parametrize("reject", [0.0, 0.01])
+def test_the_domains_of_a_pool_have_the_same_classes(tmp_path, reject):
+    for count in (3, 4):
+        config = CwsamConfig(num_labels=count, scale_factor=8, id2label=dict(enumerate("abcd"[:count])))
+        get_peft_model(random_sam(), config).save_pretrained(tmp_path / str(count))
+    pool = ModaModel(random_sam(), ModaConfig(inner=CwsamConfig(scale_factor=8), reject=reject))
+    if reject:
+        with pytest.raises(UserError, match="plain SAM has no classes for unknown images"):
+            pool.add_domain("red", adapter=tmp_path / "3")
+        return
+    pool.add_domain("red", adapter=tmp_path / "3")
+    pool.observe(images("red", 4))
+    pool.finish_domain()
+    assert pool.moda_config.num_labels == 3 and pool.moda_config.id2label[1] == "b"
+    with pytest.raises(UserError, match="domain 'green' has 4 classes, the pool's others have 3"):
+        pool.add_domain("green", adapter=tmp_path / "4")
+    assert pool.domains == ["red"]
+
+
 @pytest.mark.parametrize("inner", [CwsamConfig(num_labels=3, scale_factor=8), SamDecoderConfig(decoder="hq")])
 def test_masks_of_a_batch_have_equally_many_channels(inner):
     pool, pixels = build_pool(inner, domains=("red", "green")), images("red", 2)

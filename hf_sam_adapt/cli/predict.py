@@ -41,7 +41,8 @@ def predict_command(args: PredictArguments) -> int:
     if domains := Counter(record["domain"] for record in records if "domain" in record):
         print(f"domains: {', '.join(f'{count} {name}' for name, count in domains.most_common())}")
     if args.instances:
-        count = sum(record.get("instances", 0) for record in records)
+        parts = [part for record in records for part in record.get("slices", [record])]
+        count = sum(part.get("instances", 0) for part in parts)
         print(f"{count} instances are in {Path(args.output_dir) / 'instances.json'} (COCO, run lengths)")
     if failed:
         print(f"{len(failed)} of {len(records)} images could not be read and have no mask", file=sys.stderr)

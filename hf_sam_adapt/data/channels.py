@@ -10,6 +10,7 @@ from PIL import Image
 
 from ..errors import UserError, first_line
 from .images import Header, array_header, header_of, is_cut_short, load_array, read_header, read_image
+from .mask_pages import mask_page
 from .nodata import filled, valid_pixels
 from .stored import (
     BROKEN,
@@ -119,7 +120,7 @@ def _open_array(source: Source, channels: int, name: str, pixels: bool) -> np.nd
             if not pixels:
                 return placeholder(stored.shape, stored.dtype)
             values = stored.read()
-            return filled(values, valid_pixels(values, nodata, alpha), alpha)
+            return filled(values, valid_pixels(values, nodata, alpha, mask_page(source)), alpha)
         if stored.mode not in _MODES:
             raise UserError(
                 f"an image of mode {stored.mode}",
@@ -140,7 +141,7 @@ def _open_array(source: Source, channels: int, name: str, pixels: bool) -> np.nd
         try:
             as_stored = stored_grey(stored)
             values = _with_channels(as_stored(np.asarray(upright(stored))), name)
-            return filled(values, valid_pixels(values, nodata, alpha), alpha)
+            return filled(values, valid_pixels(values, nodata, alpha, mask_page(source)), alpha)
         except (*BROKEN, Image.DecompressionBombError) as error:
             raise UserError(
                 f"corrupt image ({first_line(error)})", where=name, fix="remove or replace the file"

@@ -115,6 +115,15 @@ def column_tables(data: Any) -> dict[str, datasets.Dataset]:
     return tables
 
 
+def unread_splits(data: datasets.Dataset | datasets.DatasetDict) -> list[str]:
+    """Sentences on the splits that `column_tables` leaves out."""
+    if not hasattr(data, "keys"):
+        return []
+    read = {next((name for name in names if name in data), None) for names in SPLIT_NAMES.values()}
+    left = [name for name in data if name not in read]
+    return [f"split {name} is not read ({len(data[name])} images): rename it to train, val or test" for name in left]
+
+
 def _prepare(table: datasets.Dataset) -> datasets.Dataset:
     import datasets
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from .mask_pages import mask_page
 from .nodata import filled, valid_pixels
 from .stored import (
     ALPHA_MODES,
@@ -101,13 +102,13 @@ def read_image(source: Encoded | Image.Image | np.ndarray, name: str | None = No
     with open_stored(source, name) as stored:
         check_photograph(stored, name)
         try:
-            nodata, alpha = no_data(stored)
+            (nodata, alpha), shown = no_data(stored), mask_page(source)
             if isinstance(stored, Values):
                 values = stored.read()
-                return array_to_rgb(filled(values, valid_pixels(values, nodata, alpha), alpha), name)
+                return array_to_rgb(filled(values, valid_pixels(values, nodata, alpha, shown), alpha), name)
             image = upright(stored)
-            if nodata is not None or alpha:
-                image = _with_data(image, nodata, alpha)
+            if nodata is not None or alpha or shown is not None:
+                image = _with_data(image, nodata, alpha, shown)
             if image.mode in WIDE_MODES:
                 return array_to_rgb(_wide_to_uint16(np.asarray(image), name), name)
             if has_alpha(image):
@@ -122,12 +123,12 @@ def read_image(source: Encoded | Image.Image | np.ndarray, name: str | None = No
             ) from error
 
 
-def _with_data(image: Image.Image, nodata: float | None, alpha: bool) -> Image.Image:
+def _with_data(image: Image.Image, nodata: float | None, alpha: bool, shown: np.ndarray | None) -> Image.Image:
     """A picture whose pixels without data have the mean colour of the others."""
     if image.mode == "P":
         return image
     values = np.asarray(image)
-    valid = valid_pixels(values, nodata, alpha)
+    valid = valid_pixels(values, nodata, alpha, shown)
     return image if valid is None else Image.fromarray(filled(values, valid, alpha), image.mode)
 
 

@@ -19,16 +19,19 @@ def nodata_of(text: Any) -> float | None:
         return None
 
 
-def valid_pixels(values: np.ndarray, nodata: float | None, alpha: bool = False) -> np.ndarray | None:
+def valid_pixels(
+    values: np.ndarray, nodata: float | None, alpha: bool = False, mask: np.ndarray | None = None
+) -> np.ndarray | None:
     """Where there are data, bool (H, W); None = everywhere.
 
     A pixel without data has the nodata value in every band, or NaN in one where that value is given, or is wholly
-    transparent.
+    transparent, or the file's mask leaves it out.
 
     Args:
         values: (H, W) or (H, W, C), as they are stored.
         nodata: the value that stands for no data; None = none does.
         alpha: the last band is opacity.
+        mask: the file's own, bool (H, W), False where there are none; None = it has no mask.
     """
     bands = values if values.ndim == 3 else values[..., None]
     without = np.zeros(bands.shape[:2], bool)
@@ -40,6 +43,8 @@ def valid_pixels(values: np.ndarray, nodata: float | None, alpha: bool = False) 
             without |= np.isnan(shown).any(axis=2)
     if alpha:
         without |= bands[..., -1] == 0
+    if mask is not None:
+        without |= ~mask
     return ~without if without.any() else None
 
 

@@ -25,7 +25,7 @@ _GEO_KEYS = (34735, 34736, 34737)
 _PROJECTED, _GEOGRAPHIC, _OWN_SYSTEM = 3072, 2048, 32767
 _RASTER_TYPE, _PIXEL_IS_POINT = 1025, 2
 NEAR = 0.01  # of a pixel: so far apart two grids are the same
-_REDUCED_OR_MASK = 5  # bits of a page's kind
+_MASK, _REDUCED_OR_MASK = 4, 5  # bits of a page's kind
 
 
 UNNAMED = "a system without a code"
@@ -58,6 +58,7 @@ class Raster:
         grid: what it says of that, to be compared with another file's; None = nothing.
         lossy: whether its compression may have changed the values.
         inverted: whether it is a grey picture of 8 bits in which 0 is white.
+        mask_page: the page that shows where there are data; None = the file has none.
     """
 
     path: str
@@ -69,6 +70,12 @@ class Raster:
     grid: tuple | None
     lossy: bool
     inverted: bool = False
+    mask_page: int | None = None
+
+    @property
+    def hides(self) -> bool:
+        """Whether the file says of pixels that they hold no data."""
+        return self.nodata is not None or (self.alpha and self.placed) or self.mask_page is not None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -162,6 +169,7 @@ def raster_of(path: str | os.PathLike) -> Raster | None:
             if not has_rasterio() and page.compression not in tifffile.TIFF.DECOMPRESSORS:
                 return None
             shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
+            kinds = [getattr(one, "subfiletype", 0) & _REDUCED_OR_MASK for one in file.pages]
             tags = {tag: page.tags.valueof(tag) for tag in (*PLACE_TAGS, *_GEO_KEYS) if tag in page.tags}
             placed = any(tag in tags for tag in PLACE_TAGS)
             return Raster(
@@ -174,6 +182,7 @@ def raster_of(path: str | os.PathLike) -> Raster | None:
                 grid=tuple(sorted((tag, _plain(value)) for tag, value in tags.items())) if placed else None,
                 lossy=is_lossy_compression(page.compression),
                 inverted=page.photometric == 0 and page.bitspersample == 8,  # 0 = white is 0
+                mask_page=kinds.index(_MASK) if _MASK in kinds else None,
             )
     except BROKEN as error:
         if isinstance(error, UserError):
@@ -243,6 +252,19 @@ class _ByRasterio:
                 raise _corrupt(self.raster, error) from error
         return np.moveaxis(values, 0, 2)
 
+    def shown(self, window: Window) -> np.ndarray | None:
+        """What the file's mask shows, bool (h, w); None where it has none."""
+        from rasterio.windows import Window as Part
+
+        if self.raster.mask_page is None:
+            return None
+        with self._env:
+            try:
+                part = Part(window.left, window.top, window.width, window.height)
+                return self._file.read_masks(1, window=part) > 0
+            except self._errors as error:
+                raise _corrupt(self.raster, error) from error
+
     def place(self) -> Place | None:
         if not self.raster.placed:
             return None
@@ -264,6 +286,7 @@ class _ByTifffile:
         self._file = tifffile.TiffFile(raster.path)
         self._page = self._file.pages.first
         self._blocks: OrderedDict[int, np.ndarray | None] = OrderedDict()
+        self._mask: np.ndarray | None = None
         height, width, bands = raster.shape
         page = self._page
         tiled = page.is_tiled
@@ -291,6 +314,17 @@ class _ByTifffile:
                     if block is not None:
                         _paste(target, block, window, row * self._side[0], column * self._side[1])
         return values
+
+    def shown(self, window: Window) -> np.ndarray | None:
+        """What the file's mask shows, bool (h, w); None where it has none. The mask is read as a whole."""
+        if self.raster.mask_page is None:
+            return None
+        if self._mask is None:
+            try:
+                self._mask = self._file.pages[self.raster.mask_page].asarray() > 0
+            except BROKEN as error:
+                raise _corrupt(self.raster, error) from error
+        return self._mask[window.slices]
 
     def _block(self, index: int) -> np.ndarray | None:
         """(h, w, C) of a tile or strip; None for one that the file leaves out."""

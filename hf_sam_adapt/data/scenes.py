@@ -85,7 +85,8 @@ class RasterImage:
     def _read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
         if self._last is None or self._last[0] != window:
             values = self._opened.read(window)
-            self._last = window, values, valid_pixels(values, self.nodata, self._alpha)
+            shown = self._opened.shown(window)
+            self._last = window, values, valid_pixels(values, self.nodata, self._alpha, shown)
         return self._last[1:]
 
     @cached_property
@@ -153,11 +154,13 @@ def as_values(raster: Raster) -> Values:
 def valid_of(path: str) -> np.ndarray | None:
     """Where the image in a file has data, bool (H, W); None = everywhere."""
     raster = raster_of(path)
-    if raster is None or (raster.nodata is None and not (raster.alpha and raster.placed)):
+    if raster is None or not raster.hides:
         return None
-    alpha = raster.alpha and raster.placed
+    told = raster.nodata, raster.alpha and raster.placed
     with open_raster(raster) as opened:
-        parts = [(window, valid_pixels(opened.read(window), raster.nodata, alpha)) for window in bands(raster.size)]
+        parts = [
+            (window, valid_pixels(opened.read(window), *told, opened.shown(window))) for window in bands(raster.size)
+        ]
     if all(part is None for _, part in parts):
         return None
     return np.concatenate([np.ones(window.size, bool) if part is None else part for window, part in parts])

@@ -257,7 +257,7 @@ def _open(
 ) -> tuple[dict[str, datasets.Dataset], Reader, dict[int, str] | None, list[str]]:
     """Tables per split (or "all"), their reader, class names where the source says them, and what is left out."""
     if not isinstance(dataset, (str, os.PathLike)):
-        return columns.column_tables(dataset), columns.ColumnReader(channels, content), None, []
+        return _column_source(dataset, channels, content)
     name = os.fspath(dataset)
     if name.startswith(DRAWN):
         return *generated.generated_tables(name, channels), []
@@ -269,9 +269,9 @@ def _open(
             raise UserError(
                 kind, key="dataset", where=name, fix="give a folder, a Hub id owner/name, or synthetic:<domain>"
             )
-        return columns.column_tables(columns.load_hub(name)), columns.ColumnReader(channels, content), None, []
+        return _column_source(columns.load_hub(name), channels, content)
     if columns.is_saved_dataset(root):
-        return columns.column_tables(columns.load_saved(root)), columns.ColumnReader(channels, content), None, []
+        return _column_source(columns.load_saved(root), channels, content)
     files = coco.find_annotations(root)
     if files and not folder.has_masks(root):
         source = coco.read_coco_source(root, files, channels=channels)
@@ -294,6 +294,12 @@ def _open(
         key="dataset",
         where=name,
     )
+
+
+def _column_source(data: Any, channels: int | None, content: MaskContent) -> Any:
+    """What `_open` returns of a data set of the library `datasets`."""
+    tables = columns.column_tables(data)
+    return tables, columns.ColumnReader(channels, content), None, columns.unread_splits(data)
 
 
 def _left_out(root: Path, unread: list[Path], what: str) -> list[str]:

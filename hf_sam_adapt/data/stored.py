@@ -87,7 +87,9 @@ def open_stored(
     name = name or source_name(source)
     if isinstance(source, Image.Image):
         file = getattr(source, "filename", None) or getattr(source, "fp", None)
-        yield source if file is None else _values_of(source, file, name, channels)
+        found = source if file is None else _values_of(source, file, name, channels)
+        changed = isinstance(found, Values) and sorted(found.shape[:2]) != sorted(source.size)  # by its owner
+        yield source if changed else found
         return
     rewind(source)
     try:
@@ -111,7 +113,7 @@ def _values_of(image: Opened, source: Any, name: str, channels: int | None) -> I
     if pages > 1 and (channels is None or not tiff):
         raise _several(name, pages, tiff)
     size, rawmodes = (image.height, image.width), set(_rawmodes(image))
-    if tiff and (pages > 1 or _hides_samples(image)):
+    if tiff and (pages > 1 or _hides_samples(image) or (channels is not None and _is_unsigned_32(image))):
         if pages == 1 and rawmodes == {"RGBX"} and len(image.tag_v2.get(_BITS)) == 4:
             read = partial(_decoded, source, lambda rawmode: "RGBA", frame, "RGBA")
             return Values((*size, 4), np.dtype(np.uint8), False, is_lossy(image), "TIFF", read, *_place_of(image))
@@ -263,6 +265,12 @@ def _hides_samples(image: Opened) -> bool:
         return kinds[:1] == (2,) and bits == (8,)  # signed bytes, which Pillow takes for unsigned ones
     # The bytes of 16 bits are read one after the other; not where each band lies on its own.
     return max(bits) > 8 and not (image.tile and all(";16" in rawmode for rawmode in _rawmodes(image)))
+
+
+def _is_unsigned_32(image: Opened) -> bool:
+    """Whether a TIFF has unsigned numbers of 32 bits, which Pillow takes for signed ones."""
+    bits, kind = (image.tag_v2.get(tag) for tag in (_BITS, _SAMPLE_FORMAT))
+    return bits in (32, (32,)) and kind in (None, 1, (1,))
 
 
 def _both_bytes(source: Any, bands: int, frame: int) -> np.ndarray:

@@ -174,6 +174,12 @@ def test_files_that_are_no_images_are_named(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_unsigned_numbers_of_32_bits(tmp_path):
+    values = np.array([[3_000_000_000, 7]], np.uint32)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    assert np.array_equal(read_channels(tmp_path / "a.tif", 1)[..., 0], values.astype(np.float32))
+
+
 def write_pairs(root, kind: str, count: int = 20) -> dict[str, np.ndarray]:
     """A flat folder of six-channel float or one-channel 16-bit images with masks, the first as an array file."""
     rng = np.random.default_rng(3)

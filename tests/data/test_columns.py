@@ -27,6 +27,10 @@ def table(images, masks, **more) -> datasets.Dataset:
 def test_in_memory_splits():
     images, masks = arrays(8)
     data = datasets.DatasetDict({"train": table(images[:5], masks[:5]), "validation": table(images[5:], masks[5:])})
+    more = datasets.DatasetDict({**data, "dev": table(images[:2], masks[:2])})
+    notes = load_segmentation_dataset(more).notes
+    assert "split dev is not read (2 images): rename it to train, val or test" in notes
+    assert not any("is not read" in note for note in load_segmentation_dataset(data).notes)
     loaded = load_segmentation_dataset(data)
     assert len(loaded.train) == 5 and len(loaded.val) == 3 and loaded.test is None and loaded.name == "DatasetDict"
     assert loaded.train.ids == [f"{i:06d}" for i in range(5)]

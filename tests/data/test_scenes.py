@@ -110,6 +110,27 @@ def test_pictures_in_which_0_is_white(tmp_path, reader, compression):
         assert np.array_equal(mask.read(Window(0, 0, 40, 50)), values)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "channels"), [((3,), "uint8", None), ((4,), "uint16", 4), ((), "uint8", 1)]
+)
+def test_pixels_outside_the_files_own_mask_have_no_data(tmp_path, reader, shape, dtype, channels):
+    values = random((64, 80, *shape), dtype)
+    shown = np.ones((64, 80), bool)
+    shown[:, 50:] = False
+    path = tmp_path / "a.tif"
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        write_geotiff(path, values)
+        with rasterio.open(path, "r+") as file:
+            file.write_mask(shown)
+    assert np.array_equal(valid_of(str(path)), shown)
+    whole = load_image(path, channels)
+    found, valid = stitched(path, channels)
+    assert np.array_equal(valid, shown) and np.array_equal(found[valid], whole[valid])
+    assert np.array_equal(whole[shown], values.reshape(64, 80, -1)[shown])
+    mean = values[shown].mean(axis=0, dtype=np.float64)
+    assert np.abs(whole[~shown] - mean).max() <= 0.5
+
+
 def test_transparent_pixels_of_an_orthophoto_have_no_data(tmp_path, reader):
     values = np.concatenate([random((40, 50, 3), "uint8"), np.full((40, 50, 1), 255, np.uint8)], axis=2)
     values[:10, :, 3] = 0

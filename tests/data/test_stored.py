@@ -160,6 +160,13 @@ def test_previews_overviews_and_depth_maps_are_no_pictures_of_their_own(tmp_path
     assert np.array_equal(read_image(str(tmp_path / "opaque.png")), RGB)
 
 
+def test_a_picture_that_its_owner_made_smaller_is_not_read_again(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", WIDE, photometric="rgb")
+    with Image.open(tmp_path / "a.tif") as image:
+        image.thumbnail((12, 12))
+        assert read_image(image).shape == (image.height, image.width, 3)
+
+
 def test_a_frame_that_a_caller_chose_is_read(tmp_path):
     frames(tmp_path / "x.tif")
     with Image.open(tmp_path / "x.tif") as image:

@@ -4,6 +4,7 @@ import gzip
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from drawn_volumes import affine_of, draw_volume, save_nifti, save_series, write_set
 
@@ -174,6 +175,32 @@ def test_truncated_files_name_themselves(place, tmp_path):
     path.write_bytes(gzip.compress(content[:100]) if place == "head" else path.read_bytes()[:-4000])
     with pytest.raises(UserError, match=r"a.nii.gz: not a readable NIfTI file"):
         open_stack(path).read(0)
+
+
+def test_slices_without_a_scale_keep_their_values(tmp_path):
+    values = 2 * np.random.default_rng(0).integers(0, 500, (4, 20, 30)).astype(np.int16)
+    save_series(tmp_path / "series", values, slope=2.0, intercept=-1000)
+    for path in (tmp_path / "series").iterdir():
+        data = pydicom.dcmread(path)
+        if data.InstanceNumber == 3:
+            del data.RescaleSlope, data.RescaleIntercept
+            data.save_as(path)
+            stored = data.pixel_array
+    stack = open_stack(tmp_path / "series")
+    found = np.stack([stack.read(number) for number in range(4)])
+    assert np.array_equal(found[[0, 1, 3]], values[[0, 1, 3]]) and np.array_equal(found[2], stored)
+
+
+def test_colours_are_no_voxels(tmp_path):
+    save_series(tmp_path / "series", np.zeros((3, 20, 30), np.int16))
+    for path in (tmp_path / "series").iterdir():
+        data = pydicom.dcmread(path)
+        data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
+        data.BitsAllocated = data.BitsStored = 8
+        data.HighBit, data.PixelRepresentation, data.PixelData = 7, 0, bytes(20 * 30 * 3)
+        data.save_as(path)
+    with pytest.raises(UserError, match="colours, a volume has one value a voxel"):
+        open_stack(tmp_path / "series").read(0)
 
 
 def test_series_that_are_no_volume(tmp_path):

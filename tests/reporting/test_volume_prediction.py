@@ -101,6 +101,19 @@ def test_another_cut_and_what_is_there(adapter, sam_folder, volumes, tmp_path):
         predict(paths, adapter, skip_existing=True, **choice)
 
 
+def test_a_volume_with_a_bad_slice_leaves_nothing(adapter, sam_folder, volumes, tmp_path):
+    good = nibabel.load(volumes / "a.nii.gz")
+    values = np.asarray(good.dataobj, np.float32)
+    values[3, 3, -1] = np.nan
+    nibabel.save(nibabel.Nifti1Image(values, good.affine), tmp_path / "bad.nii.gz")
+    choice = {"model": sam_folder, "output_dir": tmp_path / "out", "progress": False, "format": ["png", "coco"]}
+    found = predict([str(tmp_path / "bad.nii.gz"), str(volumes / "a.nii.gz")], adapter, **choice)
+    assert [("error" in record) for record in found] == [True, False]
+    assert not list((tmp_path / "out").glob("bad*"))
+    coco = json.loads((tmp_path / "out/coco.json").read_text())
+    assert not [image for image in coco["images"] if image["file_name"].startswith("bad")]
+
+
 def test_bad_input(adapter, sam_folder, volumes, tmp_path, capsys):
     Image.new("RGB", (30, 20)).save(tmp_path / "photo.png")
     volume, photo = str(volumes / "a.nii.gz"), str(tmp_path / "photo.png")

@@ -78,7 +78,7 @@ def read_values(headers: list[Any], folder: Path) -> tuple[np.ndarray, float, fl
     """The stored values of a series, (columns, rows, slices), and the slope and intercept that give its units."""
     import pydicom
 
-    scales = {(float(getattr(h, "RescaleSlope", 1)), float(getattr(h, "RescaleIntercept", 0))) for h in headers}
+    scales = {_scale(header) for header in headers}
     slices = []
     for header in headers:
         try:
@@ -86,12 +86,20 @@ def read_values(headers: list[Any], folder: Path) -> tuple[np.ndarray, float, fl
             values = data.pixel_array
         except (OSError, EOFError, ValueError, AttributeError, KeyError, RuntimeError, NotImplementedError) as error:
             raise _damaged(Path(header.filename), error) from error
+        if values.ndim != 2:
+            raise UserError("colours, a volume has one value a voxel", where=header.filename, fix="export it as grey")
         if len(scales) > 1:  # PET scales each slice on its own
-            slope, intercept = (float(getattr(header, f"Rescale{name}", 0)) for name in ("Slope", "Intercept"))
+            slope, intercept = _scale(header)
             values = values.astype(np.float32) * slope + intercept
         slices.append(values)
     slope, intercept = scales.pop() if len(scales) == 1 else (1.0, 0.0)
     return np.stack(slices).transpose(2, 1, 0), slope, intercept  # (n, H, W) -> (W, H, n)
+
+
+def _scale(header: Any) -> tuple[float, float]:
+    """Slope and intercept of a slice, which leave its values as they are where it names none."""
+    slope, intercept = (getattr(header, f"Rescale{name}", None) for name in ("Slope", "Intercept"))
+    return float(1 if slope is None else slope), float(0 if intercept is None else intercept)
 
 
 def _check_alike(headers: list[Any], folder: Path) -> None:

@@ -110,6 +110,8 @@ def predict_volume(
     single = [writer for writer in writers if not isinstance(writer, NiftiWriter)]
     domains: Counter[str] = Counter()
     classes = None
+    for number in range(len(labels)) if single else ():
+        keys.image(stack, number)  # raises before the files of any slice are written
     for start in range(0, len(labels), batch_size):
         numbers = range(start, min(start + batch_size, len(labels)))
         images = [keys.image(stack, number) for number in numbers]

@@ -264,10 +264,11 @@ def _check_outputs(folder: Path, names: Mapping[Path, str], writers: Sequence[Wr
 
 def _check_replaced(index: Index, names: Mapping[Path, str]) -> None:
     """Refuse to replace files beside the inputs that no earlier prediction has written, such as true masks."""
-    places, earlier = {path.parent.resolve() for path in names}, index.earlier_inputs()
+    places = {path.parent.resolve() for path in names}
+    earlier = {Path(file).resolve() for file in index.earlier_inputs()}
     for path, name in names.items():
         for output in (index.folder / file for writer in index.writers for file in writer.files(name)):
-            if output.parent.resolve() in places and output.exists() and str(path) not in earlier:
+            if output.parent.resolve() in places and output.exists() and path.resolve() not in earlier:
                 raise UserError(
                     f"{output} is there already, and no prediction has written it",
                     key="output_dir",

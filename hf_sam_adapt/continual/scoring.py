@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..config.recipe import Recipe
 
 Scores = dict[str, Any]
+_IMAGES = "test_images"  # beside the kinds of prompts: a digest of the images' ids
 
 
 def score(
@@ -54,18 +56,24 @@ def score(
     return {kind: scores[name] for kind, scores in result.test.items()}
 
 
-def remembered(path: Path, compute: Callable[[], Scores]) -> Scores:
-    """The scores in `path`, computed and written there if it does not exist; all processes call it."""
+def remembered(path: Path, ids: Sequence[str], compute: Callable[[], Scores]) -> Scores:
+    """The scores in `path`, computed and written there if there are none of these images; all processes call it.
+
+    Args:
+        ids: of the test images, which may have become others since the scores were written.
+    """
     state = start_processes()
-    known = path.exists()
+    digest = hashlib.blake2b("\n".join(ids).encode(), digest_size=16).hexdigest()
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {_IMAGES: None}
+    known = stored.pop(_IMAGES, digest) == digest
     # Every process has looked before one of them writes.
     state.wait_for_everyone()
     if known:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return stored
     scores = compute()
     if state.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, scores)
+        write_json(path, {**scores, _IMAGES: digest})
     state.wait_for_everyone()
     return scores
 

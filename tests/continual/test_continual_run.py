@@ -198,3 +198,17 @@ def test_embeddings_of_plain_sam_are_not_those_without_windows(monkeypatch):
     remove_windows(changed)
     assert tests.for_model("a", changed, None) is changed and tests.for_model("a", plain, None) is plain
     assert tests.for_model("a", random_sam(), None) is plain
+
+
+def test_scores_of_other_test_images_are_computed_anew(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"none": {"iou": 0.5}}
+
+    path = tmp_path / "scores" / "a.json"
+    for ids, count in ((["x", "y"], 1), (["x", "y"], 1), (["x", "y", "z"], 2), (["x", "y", "z"], 2)):
+        assert scoring.remembered(path, ids, compute) == {"none": {"iou": 0.5}} and len(calls) == count
+    path.write_text(json.dumps({"none": {"iou": 0.25}}))  # by an earlier version
+    assert scoring.remembered(path, ["x"], compute) == {"none": {"iou": 0.25}} and len(calls) == 2

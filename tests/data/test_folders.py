@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from hf_sam_adapt.cli.predict import PredictArguments, find_images, output_names, predict_command
 from hf_sam_adapt.convert.annotations import convert_annotations
-from hf_sam_adapt.convert.annotations.push import write_parquet
+from hf_sam_adapt.convert.annotations.push import reading_of, write_parquet
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.annotations import find_image
 from hf_sam_adapt.data.notes import public
@@ -106,7 +106,7 @@ def taken_by_doctor(root):
 
 
 def taken_by_push(root, scratch):
-    counts = write_parquet(root, scratch)
+    counts = write_parquet(root, scratch, reading_of(root))
     return counts, sorted(path.name for path in scratch.rglob("*") if path.is_file())
 
 

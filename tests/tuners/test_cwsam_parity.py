@@ -185,7 +185,7 @@ def test_official_totals_with_faithful():
 
 
 def test_two_adapters_and_unload_leave_no_hook():
-    base = random_sam()
+    base = random_sam().requires_grad_(False)  # as unloaded: torch rounds the products of trainable weights otherwise
     model = get_peft_model(random_sam(), CwsamConfig(decoder="frozen", scale_factor=4, init_weights=False))
     model.add_adapter(
         "second", CwsamConfig(decoder="frozen", use_prompts=False, adapter_act="relu", init_weights=False)
@@ -202,7 +202,7 @@ def test_two_adapters_and_unload_leave_no_hook():
         assert torch.equal(model(pixel_values=x).pred_masks, outputs["default"])
         sam = model.unload()
         assert not any(module._forward_hooks for module in sam.modules())
-        assert relative_error(sam(pixel_values=x, multimask_output=False).pred_masks, plain) < 1e-6
+        assert torch.equal(sam(pixel_values=x, multimask_output=False).pred_masks, plain)
 
 
 def test_two_active_class_decoders_are_refused():

@@ -134,7 +134,11 @@ def scene_header(path: str, channels: int | None) -> Header:
 def by_windows(path: str | os.PathLike) -> Raster | None:
     """The raster that a file has to be read as: on a map, or too large for Pillow; None for all others."""
     raster = raster_of(path)
-    return raster if raster is not None and (raster.placed or is_beyond_limit(*raster.size)) else None
+    return raster if raster is not None and _needs_windows(raster) else None
+
+
+def _needs_windows(raster: Raster) -> bool:
+    return raster.placed or is_beyond_limit(*raster.size)
 
 
 def as_values(raster: Raster) -> Values:
@@ -224,7 +228,8 @@ def class_free_nodata(raster: Raster) -> float | None:
 def mask_by_windows(path: str) -> Raster | None:
     """The raster that a mask's file has to be read as: as `by_windows`, or one with pixels without data."""
     raster = raster_of(path)
-    return raster if raster is not None and class_free_nodata(raster) is not None else by_windows(path)
+    wanted = raster is not None and (_needs_windows(raster) or class_free_nodata(raster) is not None)
+    return raster if wanted else None
 
 
 def mask_valid_of(path: str) -> np.ndarray | None:

@@ -1,6 +1,7 @@
 """The fingerprint of a base model: what tells one SAM from another without trusting its name."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -83,8 +84,12 @@ def check_fingerprint(stored: dict, model: nn.Module, adapter: str) -> None:
 def weights_digest(model: nn.Module) -> str:
     """A digest of all parameters and buffers of a model by name, dtype, shape and bytes, 32 hexadecimal digits."""
     found = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        values = tensor.detach().cpu().contiguous()
-        found.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    hash_tensors(found, dict(sorted(model.state_dict().items())))
     return found.hexdigest()
+
+
+def hash_tensors(digest: "hashlib.blake2b", tensors: Mapping[str, torch.Tensor]) -> None:
+    """Add name, dtype, shape and bytes of each tensor to a digest."""
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -25,6 +25,7 @@ from ...distributed import SampleLoader, rank_and_world
 from ...errors import UserError
 from ...sam.attention import attention_kind
 from ...sam.families import family_of, find_vision_encoder
+from ...sam.fingerprint import hash_tensors
 from ...sam.processing import SamAdaptProcessor
 from ...tuners.common.hq import live_early_map
 from ..forward import encode, sam_of
@@ -88,10 +89,7 @@ def cache_key(model: nn.Module, processor: SamAdaptProcessor, precision: str) ->
         "transformers": transformers.__version__,
     }
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
-    weights = encoder.state_dict() | _embedding_parameters(model)
-    for name, tensor in weights.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    hash_tensors(digest, encoder.state_dict() | _embedding_parameters(model))
     return digest.hexdigest()
 
 

@@ -67,7 +67,7 @@ def main() -> None:
     parser = series_arguments(__doc__, "runs/mixed", ("nuclei", "polyp"))
     parser.add_argument("--method", default="sam_adapter")
     parser.add_argument("--clicks", type=int, default=20, help="most clicks on an object")
-    parser.add_argument("--test_precision", default="bf16", help="of the tests: no or bf16")
+    parser.add_argument("--test_precision", default="no", help="of the tests: no or bf16")
     args = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)

@@ -38,7 +38,7 @@ class Measurement:
     Attributes:
         title: of its section in RESULTS.md.
         commands: of this Python, in order and from the root of the project; `{data}`, `{runs}` and `{extra}` stand for
-            the folders and for the flags of trainings.
+            the folders and for the flags of trainings, and `{seeds}` for their seeds.
         published: whether the last command writes the section; else it is what that command prints.
         after: called with the folder of the runs when all commands are done.
     """
@@ -56,7 +56,8 @@ def copy_quickstart_picture(runs: Path) -> None:
 
 def series(script: str, folder: str, flags: str = "") -> str:
     """Command of a series of trainings on the real domains."""
-    return f"python benchmarks/{script}.py --data {{data}} --out {{runs}}/{folder} {flags} --extra {{extra}}"
+    places = f"--data {{data}} --out {{runs}}/{folder}"
+    return f"python benchmarks/{script}.py {places} {flags} --seeds {{seeds}} --extra {{extra}}"
 
 
 MEASUREMENTS = {
@@ -96,7 +97,7 @@ MEASUREMENTS = {
     ),
     "speckle": Measurement(
         "Frequencies against speckle",
-        ("python benchmarks/speckle_sweep.py --out {runs}/speckle --extra {extra}",),
+        ("python benchmarks/speckle_sweep.py --out {runs}/speckle --seeds {seeds} --extra {extra}",),
     ),
     "train_and_test": Measurement(
         "Training and test images of camouflage",
@@ -133,7 +134,8 @@ def measure(name: str, places: dict[str, str]) -> str | None:
     printed = ""
     for command in what.commands:
         # The shell's line has quoted folders; RESULTS.md shows them as they were given.
-        line = command.format(**{place: shlex.quote(text) for place, text in places.items()})
+        quoted = {place: text if place == "seeds" else shlex.quote(text) for place, text in places.items()}
+        line = command.format(**quoted)
         print(line, flush=True)
         words = [sys.executable, *shlex.split(line)[1:]]
         done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -154,6 +156,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="parent of the folder of these weights' runs")
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), help="default: all")
     parser.add_argument("--steps", type=int, default=300, help="of every training of a series (default: 300)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of a series (default: 0 1 2)")
     parser.add_argument("--extra", default="--num_workers 0", help="other flags for every training of a series")
     parser.add_argument("--parallel", type=int, default=1, help="measurements at the same time (default: 1)")
     parser.add_argument("--list", action="store_true", help="say what is stale, and do nothing")
@@ -167,6 +170,7 @@ def main() -> None:
     places = {
         "data": os.path.relpath(args.data, ROOT),
         "runs": os.path.relpath(args.runs / tiny_weights(), ROOT),
+        "seeds": " ".join(map(str, args.seeds)),
         "extra": f"--max_steps {args.steps} {args.extra}",
     }
     with ThreadPoolExecutor(args.parallel) as executor:

@@ -78,7 +78,7 @@ def rows_of(found: dict[tuple[str, str], list[Scores]], domain: str, zero_shot: 
 def main() -> None:
     parser = series_arguments(__doc__, "runs/mixed", DOMAINS)
     parser.add_argument("--method", default="sam_adapter")
-    parser.add_argument("--test_precision", default="bf16", help="of the tests: no or bf16")
+    parser.add_argument("--test_precision", default="no", help="of the tests: no or bf16")
     args = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[tuple[str, str], list[Scores]] = defaultdict(list)

@@ -1,13 +1,21 @@
-"""`recipes/train.py` with FSDP2 on CPUs, which Accelerate knows on GPUs alone; started by torchrun."""
+"""`recipes/train.py` with FSDP2 on CPUs, which Accelerate knows on GPUs alone; started by torchrun, or as one process.
+
+Adam divides by a gradient's size, so where that is mere rounding, as it is for most of a matrix that starts at 0, its
+step is as large as any and of either sign. A larger epsilon makes steps proportional to gradients, which are what the
+processes must agree on.
+"""
 
 import os
 import sys
+from functools import partial
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 
-os.environ |= {
+torch.optim.AdamW = partial(torch.optim.AdamW, eps=1e-3)
+sharded = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
@@ -16,7 +24,8 @@ os.environ |= {
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
 }
-if int(os.environ["WORLD_SIZE"]) > 1:
+if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    os.environ |= sharded
     PartialState(cpu=True)
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 

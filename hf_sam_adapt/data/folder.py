@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 # Told what is wrong in a folder, and the files that it is about: raises it, or takes note of it.
 Problem = Callable[[UserError, list[str]], None]
-IMAGE_SUFFIXES = {".bmp", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 class FileReader:

@@ -137,6 +137,8 @@ def read_mask(
 ) -> np.ndarray:
     """Read a mask as stored: palette indices, grey values, or the common value of three equal channels.
 
+    Of a GIF, in which everything is an index, the colours count.
+
     Args:
         source: path, PIL image, or real array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
         name: what error messages call it; the file's path by default.
@@ -228,7 +230,7 @@ def header_of(stored: Image.Image | Values) -> Header:
     # TIFF after rotation.
     if stored.format in ("JPEG", "MPO", "WEBP") and stored.getexif().get(EXIF_ORIENTATION, 1) >= 5:
         width, height = height, width
-    return Header(height, width, is_lossy(stored), stored.mode in _COLOUR_MODES)
+    return Header(height, width, is_lossy(stored), stored.mode in _COLOUR_MODES or _is_indexed_gif(stored))
 
 
 def is_cut_short(stored: Image.Image | Values) -> bool:
@@ -300,9 +302,14 @@ def _mask_of_picture(stored: Image.Image, name: str, content: MaskContent) -> np
         return np.asarray(image.convert("RGBA").getchannel("A"))
     if image.mode == "PA":
         return np.stack([np.asarray(image.getchannel(band)) for band in (0, 0, 0, 1)], axis=2)
-    if image.mode in ("CMYK", "YCbCr"):
-        image = image.convert("RGB")
+    if image.mode in ("CMYK", "YCbCr") or _is_indexed_gif(stored):
+        image = image.convert("RGBA" if has_alpha(image) else "RGB")
     return as_stored(np.asarray(image))
+
+
+def _is_indexed_gif(stored: Image.Image) -> bool:
+    """Whether it is the format, not the annotator, that made indices of values: 1 may be black in it."""
+    return stored.format == "GIF" and stored.mode == "P"
 
 
 def _array_to_mask(array: np.ndarray, name: str, content: MaskContent) -> np.ndarray:

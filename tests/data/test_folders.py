@@ -214,7 +214,7 @@ def test_splits_as_folders_of_images(tmp_path):
         load_segmentation_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("place", ["extra/a.jpg", "a.jpg", "Test/images/a.png", "images/x.txt", "train/images/a.gif"])
+@pytest.mark.parametrize("place", ["extra/a.jpg", "a.jpg", "Test/images/a.png", "images/x.txt", "train/images/a.psd"])
 def test_what_is_not_read_is_said(place, tmp_path):
     for split in ("train", "test"):
         for index in range(4):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_sam_adapt.data.images import read_header, read_image, read_mask
+from hf_sam_adapt.data.images import read_header, read_image, read_mask, read_mask_header
 from hf_sam_adapt.errors import UserError
 
 
@@ -124,6 +124,25 @@ def test_masks_as_stored(tmp_path):
     assert np.array_equal(read_mask(save(palette, tmp_path / "p.png")), mask)
     assert np.array_equal(read_mask(save(Image.fromarray(mask > 9), tmp_path / "one.png")), mask > 9)
     assert read_mask(mask > 9).dtype == np.uint8
+
+
+def test_masks_of_gifs_by_their_colours(tmp_path):
+    """Every GIF has a palette; which index is white in it is its writer's choice."""
+    disc = np.zeros((20, 30), np.uint8)
+    disc[5:12, 8:20] = 1
+    Image.fromarray(disc * 255).save(tmp_path / "grey.gif")
+    inverted = Image.fromarray(1 - disc, "P")
+    inverted.putpalette([255, 255, 255, 0, 0, 0])
+    inverted.save(tmp_path / "inverted.gif")
+    for name in ("grey", "inverted"):
+        assert np.array_equal(read_mask(tmp_path / f"{name}.gif"), disc * 255)
+    classes = Image.fromarray(disc, "P")
+    classes.putpalette([0, 0, 0, 200, 30, 10])
+    classes.save(tmp_path / "classes.gif")
+    assert read_mask_header(tmp_path / "classes.gif", content="colours").coloured
+    with pytest.raises(UserError, match=r"coloured mask.*set palette"):
+        read_mask(tmp_path / "classes.gif")
+    assert read_mask(tmp_path / "classes.gif", content="colours")[8, 10].tolist() == [200, 30, 10]
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def sections(path: Path) -> dict[str, str]:
 
 
 def publish(title: str, body: str, command: str | None = None) -> None:
-    """Print a section, and write it into RESULTS.md in place of those with its title.
+    """Write a section into RESULTS.md in place of those with its title, and print it.
 
     Args:
         title: says what was measured, and on what where a script measures several things.
@@ -62,7 +62,6 @@ def publish(title: str, body: str, command: str | None = None) -> None:
     command = command or shlex.join([Path(sys.executable).name, *sys.argv])
     facts = f"{datetime.date.today().isoformat()}, {machine()}. {versions()}, tiny {tiny_weights()}."
     section = f"{title}\n\n{facts}\n\n`{command}`\n\n{body}\n"
-    print(f"## {section}")
     with open(RESULTS, "a+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # benchmarks that end at the same time write one after the other
         file.seek(0)
@@ -73,6 +72,7 @@ def publish(title: str, body: str, command: str | None = None) -> None:
         file.seek(0)
         file.truncate()
         file.write("\n## ".join([head, *kept]))
+    print(f"## {section}")
 
 
 def _processor() -> str:

@@ -92,7 +92,6 @@ def examine_dataset(
     normalization: str | None = None,
     mask_size: int = 256,
     tiles: Tiles | None = None,
-    seed: int = 0,
     limit: int = 20,
     processes: int | None = None,
     **keys: Any,

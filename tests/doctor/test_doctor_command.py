@@ -15,6 +15,7 @@ from PIL import Image
 
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.config.recipe import Recipe
+from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.doctor import examine_dataset
 from hf_sam_adapt.reporting.report import TRUTH_COLOURS
 
@@ -48,6 +49,23 @@ def test_lines_status_json_and_sheet(root, tmp_path, capsys):
     found = json.loads((tmp_path / "found.json").read_text())
     assert not found["ok"] and [one["code"] for one in found["findings"]] == ["size-mismatch", "empty-mask"]
     assert set(found["findings"][0]) == {"severity", "code", "file", "value", "fix"}
+
+
+def test_images_are_dealt_by_the_seed_of_the_training(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for folder, shape in {"images": (16, 16, 3), "masks": (16, 16)}.items():
+        (tmp_path / folder).mkdir()
+        for number in range(20):
+            Image.fromarray(rng.integers(0, 2, shape, dtype=np.uint8)).save(tmp_path / folder / f"{number}.png")
+    dealt = []
+    for seed in (0, 3):
+        source = examine_dataset(tmp_path, seed=seed, processes=0).source
+        dealt.append([Path(row["image"]).name for row in source.tables["test"]])
+        test = load_segmentation_dataset(str(tmp_path), seed=seed).test
+        assert dealt[-1] == [Path(row["image"]).name for row in test.table]
+    assert dealt[0] != dealt[1]
+    main(["doctor", str(tmp_path), "--seed", "3"])
+    assert "seed 3" in capsys.readouterr().out
 
 
 def test_a_recipe_says_how_it_is_read(root, tmp_path, capsys):

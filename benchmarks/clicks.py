@@ -22,7 +22,7 @@ from series import model_of, run, series_arguments, spread
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.evaluation.clicks import evaluate_clicks
 from hf_sam_adapt.evaluation.sensitivity import prompt_sensitivity
-from hf_sam_adapt.reporting.report import write_json
+from hf_sam_adapt.files import write_json
 
 
 TESTED = {

@@ -13,6 +13,7 @@ from ..data.tiles import resolve_tiles
 from ..doctor.examine import Diagnosis, examine_dataset
 from ..doctor.findings import ERROR, WARNING
 from ..errors import UserError
+from ..files import write_json
 from ..names import check_image_size, class_names
 from ..sam.base_names import TINY
 from .arguments import DoctorArguments
@@ -32,7 +33,6 @@ def doctor_command(args: DoctorArguments) -> int:
     Raises:
         UserError: no data set named, no such data set, or keys that contradict each other or it.
     """
-    from ..reporting.report import write_json
 
     if args.dataset is None:
         raise UserError("doctor needs a data set, as in: hf-sam-adapt doctor my_polyps")

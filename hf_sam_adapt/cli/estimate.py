@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..config.recipe import Recipe
 from ..estimate.estimate import Estimate, estimate
-from ..reporting.report import size_text, write_json
+from ..files import write_json
+from ..reporting.report import size_text
 from .arguments import EstimateArguments
 
 

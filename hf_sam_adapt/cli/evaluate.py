@@ -12,7 +12,7 @@ from ..config.recipe import Recipe
 from ..config.shared_keys import MaskKeys
 from ..data.tiles import resolve_tiles
 from ..errors import UserError, require_extra
-from ..files import holds_run
+from ..files import holds_run, write_json
 from ..inference.variants import check_domain, routed, variants_of
 from ..names import check_route, check_tile
 from ..sam.attention import Kind
@@ -29,15 +29,9 @@ if TYPE_CHECKING:
 
 DATA_KEYS = (*(field.name for field in fields(MaskKeys)), "mask_values", "seed")
 WRITTEN = (
-    "metrics.json",
-    "per_image.csv",
-    "per_volume.csv",
-    "worst.png",
-    "samples.png",
-    "confusion.png",
-    "f_measure.png",
-    "prompt_sensitivity.png",
-)
+    "metrics.json per_image.csv per_volume.csv worst.png samples.png confusion.png f_measure.png "
+    "prompt_sensitivity.png"
+).split()
 _SCORE_KEYS = ("prompts", "metrics", "beta2", "ber_threshold", "ignore_background")
 
 
@@ -60,7 +54,6 @@ def evaluate_command(args: EvaluateArguments) -> Result:
     from ..names import class_names
     from ..reporting.curves import save_threshold_curves
     from ..reporting.prompts import print_prompt_tables, save_sensitivity
-    from ..reporting.report import write_json
 
     earlier = None if args.adapter is None else EarlierRun.read(args.adapter)
     chosen = _chosen_data(args, earlier)

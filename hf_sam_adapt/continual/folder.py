@@ -13,20 +13,12 @@ from ..files import write_text
 
 
 # The results are the same, or nothing that is finished depends on it. `domains` may grow at the end.
-_MAY_CHANGE = {
-    "domains",
-    "natural",
-    "num_workers",
-    "cache_embeddings",
-    "gradient_checkpointing",
-    "attention",
-    "compile",
-    "output_dir",
-    "report_to",
-    "push_to_hub",
-    "hub_model_id",
-    "resume_from_checkpoint",
-}
+_MAY_CHANGE = set(
+    (
+        "domains natural num_workers cache_embeddings gradient_checkpointing attention compile output_dir report_to "
+        "push_to_hub hub_model_id resume_from_checkpoint"
+    ).split()
+)
 
 
 class ContinualFolder:

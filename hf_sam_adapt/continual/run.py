@@ -16,10 +16,10 @@ from ..config.continual_recipe import NATURAL, ContinualRecipe, Domain
 from ..config.recipe import Recipe
 from ..data import SegmentationData
 from ..errors import UserError, require_extra
+from ..files import write_json
 from ..hub.push import push_folder
 from ..inference.loading import is_pool, load_plain
 from ..reporting.cards import write_card
-from ..reporting.report import write_json
 from ..sam.processing import SamAdaptProcessor
 from ..training.run import leave_processes, load_data, start_processes
 from ..upload import check_can_push

@@ -12,8 +12,8 @@ from torch import nn
 
 from ..data import SegmentationData, SegmentationSplit
 from ..evaluation import evaluate
+from ..files import write_json
 from ..inference.embeddings.split import EmbeddedSplit
-from ..reporting.report import write_json
 from ..sam.families import vision_encoder
 from ..sam.processing import SamAdaptProcessor
 from ..sam.windows import windows_removed

@@ -15,10 +15,10 @@ from PIL import Image
 from ..config.arguments import from_values, read_yaml
 from ..config.recipe import Recipe
 from ..errors import UserError, exit_status
+from ..files import whole_file, write_json
 from ..inference.variants import Variant, inference, predicted_masks
 from ..metrics import overlap
 from ..prompts import Prompt
-from ..reporting.report import write_json
 from ..training import train
 from ..training.loop import TrainingLoop
 from .job import OVER_TIME
@@ -58,9 +58,8 @@ class Watcher:
         with inference([model]):
             predictions = predicted_masks([variant], self.loop.processor, [sample], {"none": [Prompt("none")]})
             mask = next(predictions)[3]
-        temporary = self.folder / f".mask_{step}.png"
-        Image.fromarray(mask.astype(np.uint8) * 255).save(temporary)
-        os.replace(temporary, self.folder / f"mask_{step}.png")
+        with whole_file(self.folder / f"mask_{step}.png") as part:
+            Image.fromarray(mask.astype(np.uint8) * 255).save(part)
         self.scores.append((step, overlap(mask, sample.mask).iou))
 
     def write(self, state: str, step: int) -> None:

@@ -13,53 +13,13 @@ from ..errors import UserError
 ERROR, WARNING = "error", "warning"
 SEVERITIES = (ERROR, WARNING)
 CODES = frozenset(
-    {
-        "affine-mismatch",
-        "alpha",
-        "annotations",
-        "bit-depth",
-        "channels",
-        "class-missing",
-        "class-share",
-        "contradiction",
-        "duplicate",
-        "empty-mask",
-        "few-images",
-        "flat-image",
-        "frames",
-        "full-mask",
-        "group-by",
-        "ignored-mask",
-        "inverted-mask",
-        "label-map",
-        "layout",
-        "leakage",
-        "lossy-mask",
-        "mask-values",
-        "missing-image",
-        "missing-mask",
-        "missing-slices",
-        "mixed-crs",
-        "mixed-encoding",
-        "near-duplicate",
-        "nodata",
-        "normalization",
-        "not-finite",
-        "odd-file",
-        "odd-size",
-        "orientation",
-        "other-grid",
-        "palette",
-        "refused",
-        "same-stem",
-        "size-mismatch",
-        "soft-edges",
-        "spacing",
-        "split-shift",
-        "tiny-object",
-        "truncated",
-        "unreadable",
-    }
+    (
+        "affine-mismatch alpha annotations bit-depth channels class-missing class-share contradiction duplicate "
+        "empty-mask few-images flat-image frames full-mask group-by ignored-mask inverted-mask label-map layout "
+        "leakage lossy-mask mask-values missing-image missing-mask missing-slices mixed-crs mixed-encoding "
+        "near-duplicate nodata normalization not-finite odd-file odd-size orientation other-grid palette refused "
+        "same-stem size-mismatch soft-edges spacing split-shift tiny-object truncated unreadable"
+    ).split()
 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,13 +39,6 @@ MASK_COLOURS = {"zero_shot": (230, 120, 20), "adapted": (30, 110, 230)}
 TITLES = {"zero_shot": "zero-shot", "adapted": "adapted"}
 PANEL, GAP, BAND = 320, 4, 22  # pixels of a picture: width of a panel, space between two, height for titles
 NAME_LENGTH, NAMES_KEY = 44, "image_names"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that `path` holds the old or the new content at any moment, never a part of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def print_table(metrics: dict[str, Any]) -> None:

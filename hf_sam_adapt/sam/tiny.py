@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from transformers import SamModel
 
-from ..errors import UserError
-from ..files import follow_umask
+from ..files import check_free, follow_umask
 from .base_names import TINY, tiny_folder
 from .processing import SamAdaptProcessor
 
@@ -36,8 +35,7 @@ def export_tiny(folder: str | Path) -> None:
         UserError: if the folder holds anything.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists and is not an empty folder", fix="name another")
+    check_free(folder)
     model, processor = load_tiny_sam()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -23,13 +23,13 @@ from ..config.recipe import Recipe, ResolvedRecipe
 from ..data import SegmentationData, load_segmentation_dataset
 from ..data.reading import READ_KEYS
 from ..errors import UserError, require_extra
+from ..files import write_json
 from ..hub.push import push_folder
 from ..inference.embeddings.cache import EmbeddingCache, check_cacheable
 from ..inference.loading import load_plain, save_adapter
 from ..inference.precision import warn_if_emulated
 from ..reporting.cards import write_card
 from ..reporting.curves import save_threshold_curves
-from ..reporting.report import write_json
 from ..sam.families import vision_encoder
 from ..sam.processing import SamAdaptProcessor
 from ..sam.windows import windows_removed

@@ -21,22 +21,10 @@ from ..files import publish, write_text
 
 # Whatever a run writes; a folder that holds one of these belongs to somebody.
 _OWN = (
-    "recipe.yaml",
-    "splits.json",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "config.json",
-    "model.safetensors",
-    "preprocessor_config.json",
-    "metrics.json",
-    "samples.png",
-    "curve.png",
-    "experts.png",
-    "f_measure.png",
-    "confusion.png",
-    "README.md",
-    "checkpoints",
-)
+    "recipe.yaml splits.json adapter_config.json adapter_model.safetensors config.json model.safetensors "
+    "preprocessor_config.json metrics.json samples.png curve.png experts.png f_measure.png confusion.png "
+    "README.md checkpoints"
+).split()
 # What may differ between a run and its continuation without making it another run.
 _MAY_CHANGE = {
     "batch_size",  # with the number of processes; the images of an optimizer step are compared instead

@@ -10,6 +10,7 @@ from PIL import Image
 from sams import perturb, random_sam
 
 from hf_sam_adapt.evaluation import evaluate
+from hf_sam_adapt.files import write_json
 from hf_sam_adapt.inference.loading import build_model
 from hf_sam_adapt.reporting.report import (
     ABSENT,
@@ -21,7 +22,6 @@ from hf_sam_adapt.reporting.report import (
     print_table,
     save_samples,
     truth_colour,
-    write_json,
 )
 from hf_sam_adapt.sam.processing import SamAdaptProcessor
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from ...data.walk import is_leftover
 from ...errors import UserError
+from ...files import check_free, whole_folder
 from ...upload import check_can_push
-from ..checkpoints.folder import check_free, write_whole
 from .coco import read_coco
 from .cvat import read_cvat
 from .geojson import read_geojson
@@ -79,7 +79,7 @@ def convert_annotations(
     if not place.exists():
         raise UserError("does not exist", where=source, fix="name the folder or file of the annotations")
     if out is not None:
-        check_free(Path(out))
+        check_free(Path(out), "out")
     if push is not None:
         check_can_push(push)
     with _unpacked(place) as root, tempfile.TemporaryDirectory() as scratch:
@@ -96,7 +96,7 @@ def convert_annotations(
         if root != place:
             _check_inside(annotations, [root] + ([pictures] if pictures else []), place)
         target = Path(out) if out is not None else Path(scratch) / "data"
-        with write_whole(target) as part:
+        with whole_folder(target) as part:
             paired = part if layout == "folder" else Path(scratch) / "paired"
             paired.mkdir(exist_ok=True)
             names = write_folder(annotations, paired, classes)

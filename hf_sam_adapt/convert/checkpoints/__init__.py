@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ...files import check_free
 from ...inference.loading import load_base
 from .autogluon import predictor_files
 from .checkpoint import Checkpoint, read_checkpoint
@@ -15,7 +16,6 @@ from .conv_lora import convert_conv_lora
 from .cosam import UNTOLD as COSAM_UNTOLD
 from .cosam import convert_cosam, convert_cosam_pool
 from .engine import Base, Request
-from .folder import check_free
 from .sam2_adapter import UNTOLD as SAM2_ADAPTER_UNTOLD
 from .sam2_adapter import convert_sam2_adapter
 from .sam_adapter import CWSAM_UNTOLD, SAM_ADAPTER_UNTOLD, convert_cwsam, convert_sam_adapter
@@ -140,7 +140,7 @@ def convert_official_checkpoint(
                 fix="all else is in the tensors",
             )
     folder = Path(out_folder)
-    check_free(folder)
+    check_free(folder, "out")
     adapted = None if base is None else Base(base, *load_base(base))
     if adapted is not None and adapted.model.config.model_type != ADAPTED.get(format, "sam"):
         raise UserError(

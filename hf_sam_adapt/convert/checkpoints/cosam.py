@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ...errors import UserError
-from ...files import check_domain_name
+from ...files import check_domain_name, whole_folder
 from ...sam.processing import SamAdaptProcessor
 from ...tuners.common.hq import HQ_MODULES
 from ...tuners.l2p import L2pConfig
@@ -24,7 +24,7 @@ from ...tuners.moda.router import DomainRouter
 from ...tuners.sam_decoder import SamDecoderConfig
 from .checkpoint import Checkpoint, check_finite, read_checkpoint
 from .engine import Adapter, Request, Rules, Tensors, renamed, sam_config_of, split, write_converted
-from .folder import save_config, write_whole
+from .folder import save_config
 from .meta_names import META_NAMES
 
 
@@ -106,7 +106,7 @@ def convert_cosam_pool(
 
     Args:
         checkpoints: holds `adapter_<domain>.pth` of every domain and `task_classifier_after_<n>th_*.pth`.
-        folder: see `write_whole`.
+        folder: see `whole_folder`.
         domains: the domains in the order of their training; None: the official one.
         classifier: name of the classifier's file in `checkpoints`; None: the newest.
 
@@ -126,7 +126,7 @@ def convert_cosam_pool(
             key="checkpoint",
             fix="name those that were trained before it as domains",
         )
-    with write_whole(folder) as part:
+    with whole_folder(folder) as part:
         notes_of = {name: convert_cosam(read_checkpoint(path), part / name, request) for name, path in files.items()}
         configs = [SamDecoderConfig.from_pretrained(str(part / name)) for name in files]
         processor = SamAdaptProcessor.from_pretrained(part / next(iter(files)))

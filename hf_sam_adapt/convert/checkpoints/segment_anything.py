@@ -10,13 +10,12 @@ from torch import nn
 from transformers import SamConfig, SamModel
 
 from ...errors import UserError
-from ...files import follow_umask
+from ...files import follow_umask, whole_folder
 from ...sam.families import encoder_shape, vision_encoder
 from ...sam.input_channels import input_channels
 from ...sam.processing import SamAdaptProcessor
 from .checkpoint import Checkpoint, check_finite
 from .engine import Request, Tensors, check_image_size, renamed, sam_config_of
-from .folder import write_whole
 from .meta_names import META_NAMES, POSITIONS, PROMPT_ENCODER_NAMES, PROMPT_POSITIONS, TO_META_NAMES
 
 
@@ -82,7 +81,7 @@ def convert_segment_anything(checkpoint: Checkpoint, folder: Path, request: Requ
     shape = encoder_shape(sam)
     check_image_size(shape.image_size, request.image_size)
     processor = SamAdaptProcessor(shape.image_size, shape.patch_size) if base is None else base.processor
-    with write_whole(folder) as part:
+    with whole_folder(folder) as part:
         sam.save_pretrained(part)
         processor.save_pretrained(part)
         follow_umask(part)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ... import __version__
 from ...errors import UserError, require_extra
-from ...files import follow_umask, write_text
+from ...files import check_free, follow_umask, whole_folder, write_text
 from ...inference.forward import pool_of
 from ...inference.loading import Loaded, load_named, method_of
 from ...sam.attention import use_fast_attention
@@ -24,7 +24,6 @@ from ...sam.families import SAM, family_of
 from ...sam.mask_choice import stop_choosing
 from ...training.earlier_run import EarlierRun
 from ..checkpoints.checkpoint import read_checkpoint
-from ..checkpoints.folder import check_free, write_whole
 from ..checkpoints.segment_anything import meta_state, registry_name, sam_of_checkpoint
 from .check import (
     Comparison,
@@ -115,7 +114,7 @@ def export(
     check_dataset_named(dataset, earlier)
     kinds = kinds_of(loaded, earlier)
     tested = TestImages.of(earlier, dataset, loaded, limit)
-    with write_whole(folder) as part:
+    with whole_folder(folder) as part:
         exported: Exported
         if format in ("onnx", "torch"):
             graphs = _Graphs(loaded, kinds, format, precision, opset, encoder_input, aot, progress)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ...files import write_json
 from ...inference.uncertainty import rank_key
-from ..report import write_json
 from .result import ImageResult, Writer
 
 

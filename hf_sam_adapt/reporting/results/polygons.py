@@ -14,7 +14,7 @@ import yaml
 from ...data.annotations import CHECKED, SOURCE
 from ...data.outlines import signed_area
 from ...errors import UserError
-from ...files import is_plain_name, whole_file
+from ...files import is_plain_name, whole_file, write_json
 from ...inference.instances import coco_content
 from .result import Area, ImageResult, Writer
 
@@ -62,7 +62,7 @@ class LabelmeWriter(Writer):
             "imageWidth": width,
             SOURCE: {"file": result.path.as_posix(), "name": result.name},
         }
-        write_whole_json(path, content)
+        write_json(path, content, indent=1, ensure_ascii=False)
         return {self.key: file}
 
     def is_done(self, record: Mapping[str, Any], name: str) -> bool:
@@ -86,7 +86,7 @@ class LabelmeWriter(Writer):
             if image is not None:
                 content["imagePath"] = stem + image.suffix
                 os.replace(image, path.with_name(content["imagePath"]))
-            write_whole_json(target, content)
+            write_json(target, content, indent=1, ensure_ascii=False)
             path.unlink()
             record[self.key] = target.relative_to(self.folder).as_posix()
 
@@ -167,7 +167,7 @@ class CocoWriter(Writer):
             "annotations": self.annotations,
             "categories": [{"id": label, "name": name} for label, name in self.options.labels.items()],
         }
-        write_whole_json(self.folder / self.file, content)
+        write_json(self.folder / self.file, content, indent=1, ensure_ascii=False)
 
     def _add(self, result: ImageResult, areas: Sequence[dict[str, Any]]) -> None:
         """An image with its annotations, numbered from 1 on behind those that are there."""
@@ -261,14 +261,8 @@ class GeoJsonWriter(Writer):
             "features": features,
             "image": image | {"height": height, "width": width},
         }
-        write_whole_json(self.folder / file, content)
+        write_json(self.folder / file, content, indent=1, ensure_ascii=False)
         return {self.key: file}
-
-
-def write_whole_json(path: Path, content: Any) -> None:
-    """JSON that is there as a whole or not at all, and its folder with it."""
-    with whole_file(path) as part:
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _coco_area(area: Area) -> dict[str, Any]:

@@ -15,19 +15,9 @@ EVAL_ROUTINGS = ("argmax", "soft", "uniform")
 
 # Fields of LoraConfig that change what A and B are, or the base weights.
 _OTHER_METHODS = (
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "velora_config",
-    "alora_invocation_tokens",
-    "monteclora_config",
-    "arrow_config",
-    "kasa_config",
-    "layer_replication",
-    "target_parameters",
-    "megatron_config",
-    "trainable_token_indices",
-)
+    "use_dora use_qalora use_bdlora velora_config alora_invocation_tokens monteclora_config arrow_config "
+    "kasa_config layer_replication target_parameters megatron_config trainable_token_indices"
+).split()
 
 
 @dataclass

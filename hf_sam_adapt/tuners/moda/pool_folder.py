@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from ...errors import UserError, first_line
+from ...files import whole_file
 from ...repository import DOMAINS, commit_of, domains_of, find_file
 from ...sam.base_names import stored
 from ...sam.fingerprint import check_fingerprint
@@ -136,7 +136,5 @@ def _write(path: Path, content: bytes) -> None:
     """Replace a file at once; one with this content is left alone."""
     if path.is_file() and path.read_bytes() == content:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_bytes(content)

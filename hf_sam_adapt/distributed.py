@@ -80,15 +80,19 @@ def _raised(batch: Any) -> Any:
     return batch
 
 
+def own_cores() -> int:
+    """CPUs of this process; systems other than Linux tell only those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usual_workers() -> int:
     """Processes that load images where nobody says how many: beside a GPU this process's share of the cores, less the
     one that launches the kernels, at most 8; none on a CPU, whose cores compute.
     """
     if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of torchrun and accelerate launch
-    return min(_MOST_WORKERS, max(1, cores // beside - 1))
+    return min(_MOST_WORKERS, max(1, own_cores() // beside - 1))
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -27,7 +27,7 @@ from ..data.splits import group_keys
 from ..data.tiles import Tiles
 from ..data.volumes.folder import VolumeReader, unread_in_volume_set
 from ..data.walk import is_leftover
-from ..distributed import SampleLoader
+from ..distributed import SampleLoader, own_cores
 from ..errors import UserError, require_extra
 from .checks import (
     SplitFacts,
@@ -262,18 +262,13 @@ class _Chunks(Dataset):
         return [(split, self.examiner(row)) for row in rows]
 
 
-def _cpus() -> int:
-    """CPUs of this process; systems other than Linux tell only those of the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _examined(
     tables: dict[str, datasets.Dataset], examiner: Examiner, processes: int | None
 ) -> Iterator[tuple[str, SampleFacts]]:
     """Facts of every row, in order; a bounded number of chunks is under way."""
     total = sum(len(table) for table in tables.values())
     if processes is None:
-        processes = min(MAX_PROCESSES, _cpus()) if total > ALONE and _cpus() > 1 else 0
+        processes = min(MAX_PROCESSES, own_cores()) if total > ALONE and own_cores() > 1 else 0
     loader = SampleLoader(_Chunks(tables, examiner), batch_size=None, num_workers=processes)
     with tqdm(total=total, unit="image", disable=not sys.stderr.isatty()) as bar:
         for chunk in loader:

@@ -134,12 +134,11 @@ def reduced_labels(
     scene: OpenSample,
     tiles: Tiles,
     num_labels: int,
-    batch_size: int = 1,
 ) -> tuple[Sample, np.ndarray]:
     """As `reduced_scene`, with the label map uint8 (h, w) of a model with classes."""
     picture, step = reduced(scene, SHOWN)
     truth, labels = (np.zeros(picture.shape[:2], np.uint8) for _ in range(2))
-    for window, found in label_windows(model, processor, scene, tiles, num_labels, None, batch_size):
+    for window, found in label_windows(model, processor, scene, tiles, num_labels, None, 1):
         sample_window(truth, scene.mask(window), window, step)
         sample_window(labels, found, window, step)
     return Sample(picture, truth, scene.id, scene.index, scene.path), labels

@@ -5,6 +5,7 @@ from torch import nn
 
 from ..errors import UserError
 from .families import family_of, find_vision_encoder
+from .image_size import placed_like, replace_parameter
 
 
 ORIGINAL = "_hf_sam_adapt_original_projection"
@@ -61,9 +62,7 @@ def restore_channels(model: nn.Module) -> None:
     original = getattr(encoder, ORIGINAL, None)
     if original is None:
         return
-    current = _projection(encoder).weight
-    original.data = original.data.to(device=current.device, dtype=current.dtype)
-    original.requires_grad_(current.requires_grad)
+    placed_like(original, _projection(encoder).weight)
     delattr(encoder, ORIGINAL)
     _set_weight(model, encoder, original, original.shape[1])
 
@@ -74,8 +73,7 @@ def _projection(encoder: nn.Module) -> nn.Conv2d:
 
 def _set_weight(model: nn.Module, encoder: nn.Module, weight: nn.Parameter, channels: int) -> None:
     projection = _projection(encoder)
-    # By-passes register_parameter, which PEFT's low_cpu_mem_usage patches (see image_size.replace_parameter).
-    projection._parameters["weight"] = weight
+    replace_parameter(projection, "weight", weight)
     projection.in_channels = channels
     family = family_of(encoder)
     family.patch_embedding_of(encoder).num_channels = channels

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..inference.embeddings.split import EmbeddedSplit
 
 MAX_OBJECTS = 8  # per image in training; the decoder's activations grow with them
+LOOKED_AT = 64  # images, for one that has an object to prompt
 
 Key = tuple[int, int]  # (epoch, index of the image)
 
@@ -131,11 +132,10 @@ class TrainingSamples(Dataset):
         wanted = ("pixel_values", "reshaped_input_sizes", "labels", "prompts")
         return {**{name: inputs[name] for name in wanted}, "weight": torch.tensor([weight])}
 
-    def lack_objects(self, tried: int = 64) -> str | None:
-        """What to say where none of the images has an object that is large enough to be prompted; else None.
+    def lack_objects(self) -> str | None:
+        """What to say where no image has an object that is large enough to be prompted; else None.
 
-        Args:
-            tried: images with foreground that are looked at, drawn by the seed, until one has such an object.
+        Images with foreground are looked at, drawn by the seed, until one has such an object, at most `LOOKED_AT`.
         """
         if set(self.kinds) == {"none"}:
             return None
@@ -152,7 +152,7 @@ class TrainingSamples(Dataset):
             if len(training_prompt(mask, "point", np.random.default_rng(0), instances=instances)):
                 return None
             seen += 1
-            if seen == tried:
+            if seen == LOOKED_AT:
                 break
         what = "tile" if isinstance(self.split, RandomTiles) else "image"
         return (

@@ -152,7 +152,7 @@ class Checkpoints:
     def _save_weights(self, models: list[nn.Module], weights: list[dict], folder: str) -> None:
         """Accelerate's hook: only the trained parameters are stored, not the frozen SAM."""
         weights.clear()
-        tensors = {name: gathered(p.detach()).contiguous() for name, p in _trained(self.model).items()}
+        tensors = {name: gathered(p.detach()).contiguous() for name, p in trained_parameters(self.model).items()}
         if self.accelerator.is_main_process:
             save_file(tensors, Path(folder) / _WEIGHTS, metadata={"format": "pt"})
 
@@ -161,12 +161,13 @@ class Checkpoints:
         _copy_into(self.model, Path(folder))
 
 
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a training changes, by their names."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _copy_into(model: nn.Module, checkpoint: Path) -> None:
-    tensors, trained = load_file(checkpoint / _WEIGHTS), _trained(model)
+    tensors, trained = load_file(checkpoint / _WEIGHTS), trained_parameters(model)
     if {name: t.shape for name, t in tensors.items()} != {name: p.shape for name, p in trained.items()}:
         raise UserError("its parameters are not those that this recipe trains", where=checkpoint)
     with torch.no_grad():

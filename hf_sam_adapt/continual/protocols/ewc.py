@@ -15,6 +15,7 @@ from ...errors import UserError
 from ...files import follow_umask
 from ...inference.forward import collate, segment
 from ...training.batches import TrainingSamples, to_device
+from ...training.checkpoints import trained_parameters
 from ...training.loop import batch_loss
 from ...training.run import embedding_cache
 from .naive import Naive
@@ -57,11 +58,12 @@ class Ewc(Naive):
         if task == 0:
             return
         # The loop holds what the task before has learned.
-        anchor = {name: value.detach().clone() for name, value in _trained(loop).items()}
+        anchor = {name: value.detach().clone() for name, value in trained_parameters(loop.model).items()}
         fisher = self._accumulated(task - 1, loop)
 
         def penalty(batch: dict[str, Any], logits: list[Tensor]) -> Tensor:
-            moved = ((fisher[name] * (value - anchor[name]) ** 2).sum() for name, value in _trained(loop).items())
+            trained = trained_parameters(loop.model).items()
+            moved = ((fisher[name] * (value - anchor[name]) ** 2).sum() for name, value in trained)
             return self.args.weight * torch.stack(list(moved)).sum()
 
         loop.regularizer = penalty
@@ -103,7 +105,7 @@ def fisher_information(loop: TrainingLoop, split: SegmentationSplit | EmbeddedSp
         jitter=recipe.box_jitter,
         points=recipe.points_per_object,
     )
-    parameters = _trained(loop)
+    parameters = trained_parameters(loop.model)
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
     loop.model.eval()
     rows = tqdm(range(len(split)), desc="Fisher", unit="image", disable=not accelerator.is_main_process, leave=False)
@@ -122,7 +124,3 @@ def fisher_information(loop: TrainingLoop, split: SegmentationSplit | EmbeddedSp
 
 def _load(path: Path, device: torch.device) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in load_file(path).items()}
-
-
-def _trained(loop: TrainingLoop) -> dict[str, Tensor]:
-    return {name: value for name, value in loop.model.named_parameters() if value.requires_grad}

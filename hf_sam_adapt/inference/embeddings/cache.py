@@ -8,11 +8,9 @@ import os
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import transformers
 from huggingface_hub import constants
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -21,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ...data import SegmentationSplit
-from ...distributed import SampleLoader, rank_and_world
+from ...distributed import SampleLoader, of_all_ranks, rank_and_world
 from ...errors import UserError
 from ...sam.attention import attention_kind
 from ...sam.families import family_of, find_vision_encoder
@@ -156,10 +154,7 @@ class EmbeddingCache:
         rank, world = rank_and_world()
         embedded = [EmbeddedSplit(split, self.store, further=self.further) for split in splits]
         found = [self._embed_rows(split, range(rank, len(split), world)) for split in embedded]
-        ranks: list[Any] = [found]
-        if world > 1:
-            ranks = [None] * world
-            dist.all_gather_object(ranks, found)  # no rank goes on before all have written
+        ranks = of_all_ranks(found)  # no rank goes on before all have written
         computed = sum(number for part in ranks for _, number in part)
         for store in self._stores:
             store.refresh()

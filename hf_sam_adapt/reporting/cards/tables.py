@@ -41,8 +41,11 @@ def marked(values: Sequence[float | None], lower: bool = False) -> list[str]:
 
 def scalars(scores: dict[str, Any] | None) -> dict[str, float | None]:
     """The plain numbers among the scores, in their order."""
-    numeric = (int, float, type(None))
-    return {key: value for key, value in (scores or {}).items() if _is_number(key, value, numeric)}
+    return {
+        key: value
+        for key, value in (scores or {}).items()
+        if isinstance(value, (int, float, type(None))) and not isinstance(value, bool) and key != "ignore_background"
+    }
 
 
 def score_table(test: dict[str, dict[str, Any]]) -> str:
@@ -96,10 +99,6 @@ def _shown(scores: dict[str, Any]) -> list[str]:
 def _plain(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...").strip("'")
-
-
-def _is_number(key: str, value: Any, numeric: tuple) -> bool:
-    return isinstance(value, numeric) and not isinstance(value, bool) and key != "ignore_background"
 
 
 def _escaped(cell: str) -> str:

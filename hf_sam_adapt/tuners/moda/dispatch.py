@@ -49,10 +49,7 @@ def adapter_layers(model: nn.Module) -> list[nn.Module]:
 
 def restore_order(order: list[int]) -> list[int]:
     """Where each row stands in a sequence that has row `order[i]` in place i."""
-    places = [0] * len(order)
-    for place, row in enumerate(order):
-        places[row] = place
-    return places
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 @contextmanager

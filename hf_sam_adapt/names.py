@@ -190,3 +190,30 @@ def check_id2label(id2label: Mapping[int, str], num_labels: int) -> None:
 def class_names(num_labels: int, id2label: Mapping[int, str] | None) -> list[str]:
     """The names of the classes in order, their numbers where there are none."""
     return [str((id2label or {}).get(label, label)) for label in range(num_labels)]
+
+
+def compare_names(own: Mapping[int, str], found: Mapping[int, str], name: str) -> list[str]:
+    """A note where classes of the data set `name` are called otherwise than the model calls them.
+
+    Args:
+        own: class to name, of the model.
+        found: class to name, as the data set says; `background` and `class_1` say nothing.
+
+    Raises:
+        UserError: the name of one class is another class's, so that each would be taken for the other.
+    """
+    told = {label: called for label, called in found.items() if called not in ("background", f"class_{label}")}
+    places = {called.casefold(): label for label, called in own.items()}
+    moved = {label: label for label in found} | {
+        label: places.get(called.casefold(), label) for label, called in told.items()
+    }
+    wrong = next((label for label, place in moved.items() if label != place), None)
+    if wrong is not None:
+        raise UserError(
+            f"{found[wrong]} is class {wrong} in {name} and class {moved[wrong]} of the model",
+            key="dataset",
+            fix=f"set label_map to {moved}",
+        )
+    other = [label for label in sorted(own.keys() & told.keys()) if own[label].casefold() != told[label].casefold()]
+    pairs = ", ".join(f"{label} is {found[label]} there and {own[label]} here" for label in other)
+    return [f"classes of {name} have other names: {pairs}"] if other else []

@@ -35,6 +35,9 @@ class EvaluateArguments(ComputeKeys, MetricKeys, RouteKeys, TileKeys, MaskKeys, 
         None, "Folder, Hub id, or synthetic:<domain>; unset, it and the keys of its masks are the run's.", path=DATASET
     )
     mask_values: MaskValues | None = option(None, "How mask values are read; unset = the run's, or auto.")
+    id2label: dict[int, str] | list[str] | None = option(
+        None, "Names of the data set's classes, compared with the model's; unset = as far as the data set says them."
+    )
     seed: int | None = option(None, "Seed of the splits and of the degraded `mask` prompts; unset = 0.")
     prompts: list[PromptKind] | None = option(None, "Kinds to measure; unset = no prompt.")
     metrics: list[str] | None = option(

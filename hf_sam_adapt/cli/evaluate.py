@@ -51,7 +51,7 @@ def evaluate_command(args: EvaluateArguments) -> Result:
     from ..data import load_segmentation_dataset
     from ..data.volumes.folder import is_volume_set
     from ..evaluation.instances import evaluate_instances
-    from ..names import class_names
+    from ..names import class_names, compare_names, read_id2label
     from ..reporting.curves import save_threshold_curves
     from ..reporting.prompts import print_prompt_tables, save_sensitivity
 
@@ -67,10 +67,11 @@ def evaluate_command(args: EvaluateArguments) -> Result:
     model, processor, choice = _model_and_variants(args.adapter, args.model, args.attention)
     check_domain(model, args.domain)  # a wrong one is said before anything is measured
     with state.main_process_first():
-        config = getattr(model, "peft_config", {}).get("default")
+        config, said = getattr(model, "peft_config", {}).get("default"), []
         num_labels, id2label = getattr(config, "num_labels", None), getattr(config, "id2label", None)
         if num_labels is not None and id2label is not None:  # that of an old adapter may lack some
             id2label = dict(enumerate(class_names(num_labels, id2label)))
+            said = compare_names(id2label, read_id2label(args.id2label) or {}, str(chosen["dataset"]))
         classes: dict[str, Any] = {"num_labels": num_labels, "id2label": id2label, "channels": processor.channels}
         known = None if earlier is None else earlier.known(chosen["dataset"])
         if processor.slices is not None and is_volume_set(chosen["dataset"]):
@@ -89,7 +90,8 @@ def evaluate_command(args: EvaluateArguments) -> Result:
     tiles, rounded = resolve_tiles(**cut, image_size=processor.image_size, patch_size=processor.patch_size)
     task = task_of(Recipe(**scored, **settings, **how, **cut), data)
     task.check()
-    for note in rounded + data.notes + ([] if earlier is None else earlier.notes(data, chosen["dataset"], seed)):
+    said += data.notes + ([] if earlier is None else earlier.notes(data, chosen["dataset"], seed))
+    for note in rounded + said:
         state.print(note)
     measured_on, split = data.measured
     for network in (model, choice.get("zero_shot_model")):

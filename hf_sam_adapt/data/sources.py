@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, require_extra
-from ..names import DRAWN, check_id2label, read_id2label
+from ..names import DRAWN, check_id2label, compare_names, read_id2label
 from . import coco, columns, folder
 from . import drawn_domains as generated
 from .dataset import Reader, SegmentationData, SegmentationSplit, size_mismatch
@@ -231,6 +231,7 @@ def open_source(
         mask_values = "index"
         # With a label_map the values are classes of the user's own.
         if label_map is None:
+            left_out += compare_names(read_id2label(id2label) or {}, found_labels, str(dataset))
             id2label = id2label or found_labels
             num_labels = num_labels or (len(found_labels) if len(found_labels) > 2 else None)
     empty = next((name for name in ("val", "test") if name in tables and not len(tables[name])), None)

@@ -85,7 +85,7 @@ def build(recipe: Recipe, data: SegmentationData) -> Built:
     method = method_of(loaded.config)
     if recipe.method not in (Recipe.method, method):
         raise UserError(f"{recipe.method}, but {recipe.adapter} is {method}", key="method", fix="leave method out")
-    check_adapter_classes(getattr(loaded.config, "num_labels", None), data, recipe.adapter)
+    check_adapter_classes(loaded.config, data, recipe.adapter)
     model = loaded.model
     if method == "full":
         model = build_model("full", {}, model, image_size=recipe.image_size)

@@ -26,6 +26,7 @@ from ..names import (
     check_metrics,
     check_prompt_kinds,
     class_names,
+    compare_names,
     parse_loss,
 )
 from ..reporting.class_maps import print_class_table, save_class_pictures, save_class_samples
@@ -251,14 +252,17 @@ class ClassTask(Task):
         return evaluate_classes(model, processor, split, self.channels, **self._computing, **further)
 
 
-def check_adapter_classes(found: int | None, data: SegmentationData, adapter: str) -> None:
+def check_adapter_classes(config: Any, data: SegmentationData, adapter: str) -> None:
     """Raise `UserError` unless an adapter to start from has the classes of the data set."""
+    found = getattr(config, "num_labels", None)
     if found != data.num_labels:
         raise UserError(
             f"{adapter} has num_labels {found}, the data set {data.num_labels}",
             key="adapter",
             fix="start from a fresh adapter, or make the classes agree with label_map",
         )
+    if found is not None:
+        data.notes += compare_names(getattr(config, "id2label", None) or {}, data.id2label, data.name)
 
 
 def _channel_fields(recipe: Recipe) -> dict[str, Any]:

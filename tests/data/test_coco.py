@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from hf_sam_adapt.data import load_segmentation_dataset
@@ -181,6 +182,20 @@ def test_splits_and_classes(tmp_path, layout):
     assert mask[3, 2] == 2 and mask[3, 12] == 1 and np.count_nonzero(mask) == 50
     with pytest.raises(UserError, match="num_labels"):
         load_segmentation_dataset(tmp_path, num_labels=2)
+
+
+def test_names_of_the_model_and_of_the_file(tmp_path):
+    for split in ("train", "test"):
+        write_coco(tmp_path / split / "annotations.json", tmp_path / split / "images", 4, {1: "bus", 2: "car"})
+    swapped = {0: "background", 1: "Car", 2: "bus"}
+    with pytest.raises(UserError, match=r"bus is class 1 in .* and class 2 of the model; set label_map to") as refused:
+        load_segmentation_dataset(tmp_path, num_labels=3, id2label=swapped)
+    label_map = yaml.safe_load(str(refused.value).split("label_map to ")[1])
+    mask = load_segmentation_dataset(tmp_path, num_labels=3, id2label=swapped, label_map=label_map).train[1].mask
+    assert mask[3, 2] == 2 and mask[3, 12] == 1  # bus, car
+    other = load_segmentation_dataset(tmp_path, num_labels=3, id2label={0: "ground", 1: "bus", 2: "lorry"})
+    assert any("2 is car there and lorry here" in note for note in other.notes)
+    assert not any("other names" in note for note in load_segmentation_dataset(tmp_path).notes)
 
 
 def test_bad_annotations(tmp_path):

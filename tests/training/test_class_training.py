@@ -49,6 +49,17 @@ def run(sam_folder, class_folder, output_dir, **keys):
     return train(parse_recipe(argv))
 
 
+def test_classes_in_another_order_are_refused(sam_folder, class_folder, tmp_path, capsys):
+    folder = run(sam_folder, class_folder, tmp_path / "run", method="decoder", max_steps=1)
+    swapped = json.dumps({0: "ground", 1: "dark", 2: "bright"})
+    data = ["--dataset", str(class_folder), "--id2label", swapped]
+    further = ["--num_labels", "3", "--output_dir", str(tmp_path / "next")]
+    for argv in (["evaluate", str(folder), *data], ["train", "--adapter", str(folder), *data, *further]):
+        assert main(argv) == 2
+        assert "dark is class 1 in" in capsys.readouterr().err
+    assert not (tmp_path / "next").exists()
+
+
 @pytest.mark.parametrize("method", ["cwsam", "sam_adapter", "conv_lora", "decoder"])
 def test_every_method_segments_classes(method, sam_folder, class_folder, tmp_path):
     folder = run(sam_folder, class_folder, tmp_path / "run", method=method)

@@ -197,12 +197,14 @@ def compare_names(own: Mapping[int, str], found: Mapping[int, str], name: str) -
 
     Args:
         own: class to name, of the model.
-        found: class to name, as the data set says; `background` and `class_1` say nothing.
+        found: class to name, as the data set says; `class_1`, or `background` of class 0, says nothing.
 
     Raises:
         UserError: the name of one class is another class's, so that each would be taken for the other.
     """
-    told = {label: called for label, called in found.items() if called not in ("background", f"class_{label}")}
+    told = {
+        label: called for label, called in found.items() if called != (f"class_{label}" if label else "background")
+    }
     places = {called.casefold(): label for label, called in own.items()}
     moved = {label: label for label in found} | {
         label: places.get(called.casefold(), label) for label, called in told.items()

@@ -227,11 +227,13 @@ def open_source(
     if found_labels is not None and content != "values":
         key, value = ("palette", None) if palette is not None else ("mask_values", "alpha")
         raise UserError(f"{dataset} says its classes itself", key=key, where=value, fix="leave it out")
+    stated = found_labels if palette is None else palette.id2label
+    if stated is not None and mask_values != "binary" and label_map is None:
+        left_out += compare_names(read_id2label(id2label) or {}, stated, str(dataset))
     if found_labels is not None and mask_values != "binary":
         mask_values = "index"
         # With a label_map the values are classes of the user's own.
         if label_map is None:
-            left_out += compare_names(read_id2label(id2label) or {}, found_labels, str(dataset))
             id2label = id2label or found_labels
             num_labels = num_labels or (len(found_labels) if len(found_labels) > 2 else None)
     empty = next((name for name in ("val", "test") if name in tables and not len(tables[name])), None)

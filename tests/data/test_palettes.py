@@ -124,6 +124,13 @@ def test_a_data_set_of_colours(folder):
     assert np.array_equal(merged.train[0].mask == 1, labels[merged.train.ids[0]] == 0)
 
 
+def test_the_names_of_a_palette_and_of_the_model(folder):
+    root, _ = folder
+    names = [*reversed(FUSAR_MAP_1.classes)]
+    with pytest.raises(UserError, match="building is class 0 in .* and class 4 of the model"):
+        load_segmentation_dataset(root, palette="FUSAR_MAP_1", id2label=names)
+
+
 def test_a_palette_of_two_is_binary(folder):
     root, labels = folder
     data = load_segmentation_dataset(root, palette={"rest": [0, 0, 0], "water": [0, 0, 255]})

@@ -202,9 +202,8 @@ def compare_names(own: Mapping[int, str], found: Mapping[int, str], name: str) -
     Raises:
         UserError: the name of one class is another class's, so that each would be taken for the other.
     """
-    told = {
-        label: called for label, called in found.items() if called != (f"class_{label}" if label else "background")
-    }
+    unsaid = {label: f"class_{label}" if label else "background" for label in found}
+    told = {label: called for label, called in found.items() if called != unsaid[label]}
     places = {called.casefold(): label for label, called in own.items()}
     moved = {label: label for label in found} | {
         label: places.get(called.casefold(), label) for label, called in told.items()

@@ -127,7 +127,7 @@ def test_a_data_set_of_colours(folder):
 def test_the_names_of_a_palette_and_of_the_model(folder):
     root, _ = folder
     names = [*reversed(FUSAR_MAP_1.classes)]
-    with pytest.raises(UserError, match="building is class 0 in .* and class 4 of the model"):
+    with pytest.raises(UserError, match=r"building is class 0 in .* and class 4 of the model"):
         load_segmentation_dataset(root, palette="FUSAR_MAP_1", id2label=names)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -190,25 +191,38 @@ def choose_domain(
 
 
 def within(prompt: Prompt, window: Window) -> Prompt:
-    """The part of a prompt that lies in a window, in pixels of it: boxes cut to it, points and masks inside."""
+    """The part of a prompt that lies in a window, in pixels of it: the objects that it shows, each with all it has.
+
+    It shows the object of a box that reaches into it, of a point on the object in it, of a mask with a pixel in it.
+    What else an object has beyond the window's edge is moved onto it.
+    """
     if prompt.kind == "none":
         return prompt
     corner = np.array([window.left, window.top], np.float32)
-    last = np.array([window.width - 1, window.height - 1], np.float32)
+    size = np.array([window.width, window.height], np.float32)
+    cut: dict[str, Any] = {}
+    if prompt.boxes is not None:
+        cut["boxes"] = np.asarray(prompt.boxes, np.float32) - np.tile(corner, 2)  # (n, 4)
+    if prompt.points is not None:
+        cut["points"] = np.asarray(prompt.points, np.float32) - corner  # (n, p, 2)
+    for name in ("masks", "targets"):
+        if getattr(prompt, name) is not None:
+            cut[name] = np.asarray(getattr(prompt, name))[:, window.slices[0], window.slices[1]]
     if prompt.kind == "box":
-        boxes = np.asarray(prompt.boxes, np.float32) - np.tile(corner, 2)
-        cut = boxes.clip(0, np.tile(last, 2))
-        inside = ((boxes[:, 2:] >= 0) & (boxes[:, :2] <= last)).all(axis=1)
-        return Prompt("box", boxes=cut[inside])
-    if prompt.kind == "point":
-        points = np.asarray(prompt.points, np.float32) - corner  # (n, p, 2)
-        inside = ((points >= 0) & (points <= last)).all(axis=2)  # (n, p)
-        labels = np.asarray(prompt.point_labels)
-        kept = (inside & (labels == 1)).any(axis=1)
-        # Points of one object stay together; those outside the tile lie beyond its edge and are moved onto it.
-        return Prompt("point", points=points[kept].clip(0, last), point_labels=labels[kept])
-    masks = np.asarray(prompt.masks)[:, window.slices[0], window.slices[1]]
-    return Prompt("mask", masks=masks[masks.any(axis=(1, 2))])
+        shown = ((cut["boxes"][:, 2:] >= 0) & (cut["boxes"][:, :2] < size)).all(axis=1)
+    elif prompt.kind == "point":
+        inside = ((cut["points"] >= 0) & (cut["points"] < size)).all(axis=2)  # (n, p)
+        shown = (inside & (np.asarray(prompt.point_labels) == 1)).any(axis=1)
+    else:
+        shown = cut["masks"].any(axis=(1, 2))
+    for name, end in (("boxes", np.tile(size, 2)), ("points", size)):
+        if name in cut:
+            places = cut[name]
+            cut[name] = np.where((places >= 0) & (places < end), places, places.clip(0, end - 1))
+    for name in ("point_labels", "labels", "draws"):
+        if getattr(prompt, name) is not None:
+            cut[name] = np.asarray(getattr(prompt, name))
+    return dataclasses.replace(prompt, **cut).select(shown)
 
 
 def placed(instance: Instance, window: Window, size: tuple[int, int]) -> Instance:

@@ -150,6 +150,34 @@ def test_prompts_go_to_the_tiles_that_they_lie_in():
     assert inside.masks.shape == (1, 64, 64) and inside.masks.sum() == 200
 
 
+def test_a_corrected_box_keeps_its_points_and_its_mask():
+    masks = np.zeros((2, 200, 200), bool)
+    masks[0, 60:70, 110:130] = True
+    boxes, points = np.array([[90, 60, 120, 80], [0, 0, 20, 20]]), np.array([[[110, 60], [90, 60]], [[1, 1], [2, 2]]])
+    whole = Prompt("box", boxes, points, np.array([[1, 0], [1, 1]]), masks, masks, labels=np.array([3, 4]))
+    found = within(whole, Window(50, 100, 64, 64))
+    assert found.boxes.tolist() == [[0, 10, 20, 30]] and found.points.tolist() == [[[10, 10], [0, 10]]]
+    assert found.point_labels.tolist() == [[1, 0]] and found.labels.tolist() == [3]
+    assert found.masks.shape == found.targets.shape == (1, 64, 64) and found.masks.sum() == 200
+
+
+@pytest.mark.parametrize("left", [0, 64])
+def test_between_two_tiles_one_has_the_prompt(left):
+    window = Window(0, left, 64, 64)
+    for x, of in ((63.5, 0), (63.99, 0), (64, 64), (127.9, 64)):
+        place = [] if of != left else [[pytest.approx(x - left), 5]]
+        assert within(Prompt.point((x, 5)), window).points.reshape(-1, 2).tolist() == place
+        assert len(within(Prompt.box((x, 5, x, 9)), window)) == len(place)
+
+
+def test_the_last_half_pixel_of_an_image(sam_folder):
+    base, processor = load_base(sam_folder)
+    predictor, image = SamAdaptPredictor(base.eval(), processor), drawn((50, 60))
+    for prompt in (Prompt.point((59.9, 49.9)), Prompt("box", np.array([[59.4, 20, 59.8, 49.9]], np.float32))):
+        whole, tiled = predictor.predict([image], prompt)[0], predictor.predict([image], prompt, tile=SIDE)[0]
+        assert np.array_equal(whole.logits, tiled.logits)
+
+
 def test_a_box_is_found_in_its_tiles_alone(sam_folder):
     base, processor = load_base(sam_folder)
     predictor = SamAdaptPredictor(base.eval(), processor)

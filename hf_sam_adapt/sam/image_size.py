@@ -75,6 +75,11 @@ def restore_input(model: nn.Module) -> None:
     family.set_image_size(model, encoder, original.image_size)
 
 
+def settle_input(model: nn.Module) -> None:
+    """Make the size that `resize_input` gave a model its own: nothing is left to put back."""
+    vars(find_vision_encoder(model)).pop(ORIGINAL, None)
+
+
 def resized_table(table: nn.Parameter, size: int) -> nn.Parameter:
     """Interpolate (1, h, w, C) to (1, size, size, C), or (L, C) to (size, C), in fp32 as SAM itself does."""
     with torch.no_grad():

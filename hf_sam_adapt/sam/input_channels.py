@@ -67,6 +67,11 @@ def restore_channels(model: nn.Module) -> None:
     _set_weight(model, encoder, original, original.shape[1])
 
 
+def settle_channels(model: nn.Module) -> None:
+    """Make the channels that `inflate_channels` gave a model its own: nothing is left to put back."""
+    vars(find_vision_encoder(model)).pop(ORIGINAL, None)
+
+
 def _projection(encoder: nn.Module) -> nn.Conv2d:
     return family_of(encoder).patch_embedding_of(encoder).projection
 

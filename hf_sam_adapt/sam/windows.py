@@ -83,6 +83,11 @@ def restore_windows(model: nn.Module) -> None:
     _set_indexes(model, encoder, original.global_attn_indexes)
 
 
+def settle_windows(model: nn.Module) -> None:
+    """Make it a model's own that `remove_windows` took its windows: nothing is left to put back."""
+    vars(find_vision_encoder(model)).pop(ORIGINAL, None)
+
+
 def _set_indexes(model: nn.Module, encoder: nn.Module, indexes: list[int]) -> None:
     encoder.config.global_attn_indexes = indexes
     if hasattr(model.config, "vision_config"):

@@ -173,10 +173,10 @@ class SamFamily:
             model: of this family.
             for_adapter: what `unmend_after_adapter` undoes; else it is for as long as the model lives.
         """
-        if not hasattr(model, MENDED):
-            hooks = self.fault_hooks(model)
-            if hooks is not None:
-                setattr(model, MENDED, (hooks, for_adapter))
+        hooks, until_unload = getattr(model, MENDED, (None, for_adapter))
+        hooks = self.fault_hooks(model) if hooks is None else hooks
+        if hooks is not None:
+            setattr(model, MENDED, (hooks, until_unload and for_adapter))
 
     def unmend_after_adapter(self, model: nn.Module) -> None:
         """Undo `mend(model, for_adapter=True)`."""

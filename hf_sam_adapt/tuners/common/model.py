@@ -21,10 +21,16 @@ from ...sam.families import (
     find_vision_encoder,
 )
 from ...sam.fingerprint import check_fingerprint, compute_fingerprint
-from ...sam.image_size import original_position_embedding, resize_input, restore_input
-from ...sam.input_channels import inflate_channels, input_channels, original_channels, restore_channels
+from ...sam.image_size import original_position_embedding, resize_input, restore_input, settle_input
+from ...sam.input_channels import (
+    inflate_channels,
+    input_channels,
+    original_channels,
+    restore_channels,
+    settle_channels,
+)
 from ...sam.mask_choice import let_choose, stop_choosing
-from ...sam.windows import remove_windows, restore_windows, windows_removed
+from ...sam.windows import remove_windows, restore_windows, settle_windows, windows_removed
 from .adapter_checks import check_adapter_keys, check_adapter_name
 from .config import SamConfigMixin
 from .decoder import decoder_parameters, early_layer, prompt_encoder_parameters, resolve_decoder
@@ -186,9 +192,9 @@ class SamTunerMixin(Undoable):
     def _install_mask_token_default(self, model: nn.Module) -> None:
         if find_mask_decoder(model) is None:
             return
-        remove_mask_token_hooks(model)  # one of an adapter that is gone would look at a layer that is gone
+        merged = remove_mask_token_hooks(model)  # one of an adapter that is gone would look at a layer that is gone
         anchor = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
-        MaskTokenDefault(anchor, self.peft_config).register(model)
+        MaskTokenDefault(anchor, self.peft_config, merged).register(model)
 
     @classmethod
     def is_overlay_target(cls, config: SamConfigMixin, model: nn.Module, key: str) -> bool:
@@ -288,18 +294,31 @@ class SamTunerMixin(Undoable):
         model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         for overlay in overlays:
             overlay.stop_capturing()
-        remove_mask_token_hooks(model)
+        merged_default = remove_mask_token_hooks(model)
         if merge and find_mask_decoder(model) is not None:
-            configs = {name: self.peft_config[name] for name in merged}
-            MaskTokenDefault(None, configs).register(model)
+            merged_default = next((self.peft_config[name].multimask_output for name in merged), merged_default)
             stop_choosing(model)
-        if not merge and find_vision_encoder(model) is not None:
-            restore_windows(model)
-            restore_input(model)
-            restore_channels(model)
-            family_of(model).unmend_after_adapter(model)
-            let_choose(model)
+        if merged_default is not None:
+            MaskTokenDefault(None, {}, merged_default).register(model)
+        if find_vision_encoder(model) is not None:
+            self._keep_base(model) if merge else self._restore_base(model)
         return model
+
+    @staticmethod
+    def _keep_base(model: nn.Module) -> None:
+        """What the adapters changed around their weights is the merged model's own."""
+        settle_windows(model)
+        settle_input(model)
+        settle_channels(model)
+        family_of(model).mend(model)
+
+    @staticmethod
+    def _restore_base(model: nn.Module) -> None:
+        restore_windows(model)
+        restore_input(model)
+        restore_channels(model)
+        family_of(model).unmend_after_adapter(model)
+        let_choose(model)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args, **kwargs):

@@ -108,12 +108,19 @@ def one_line(error: BaseException) -> str:
 def exit_status(action: Callable[[], object]) -> int:
     """Exit status of `action`, its `UserError` printed as one line; `recipes/train.py` ends the same way.
 
-    An action that returns a number sets the status itself.
+    So is what the system refuses, such as a full disk; errors of connections stay as they are. An action that returns
+    a number sets the status itself.
     """
     try:
         result = _with_extra_named(action)
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.strerror is None or isinstance(error, ConnectionError):
+            raise
+        file = error.filename2 or error.filename  # of two, where a file was to go
+        print(f"error: {'' if file is None else f'{file}: '}{error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

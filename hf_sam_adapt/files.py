@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,11 +88,17 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def temporary_path(path: Path, kind: str = "tmp") -> Path:
+    """A hidden path beside `path` with its suffixes, whose name is short however long that of `path` is."""
+    mark = zlib.crc32(os.fsencode(path.name))
+    return path.with_name(f".{kind}_{os.getpid()}_{mark:08x}_{path.name[-24:]}")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, with its suffixes, that becomes `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp_{os.getpid()}_{path.name}")
+    temporary = temporary_path(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -103,6 +110,13 @@ def write_json(path: Path, content: Any, *, indent: int = 2, ensure_ascii: bool 
     """Write JSON so that `path` holds the old or the new content at any moment, never a part of it."""
     with whole_file(path) as part:
         part.write_text(json.dumps(content, indent=indent, ensure_ascii=ensure_ascii) + "\n", encoding="utf-8")
+
+
+def check_folder(folder: Path, key: str | None = None) -> None:
+    """Raise `UserError` where a file stands in the way of `folder`, named by the key `key`."""
+    taken = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if taken.exists() and not taken.is_dir():
+        raise UserError(f"{taken} is a file", key=key, fix="name a folder")
 
 
 def check_free(folder: Path, key: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import errno
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from hf_sam_adapt.data.encoding import MaskEncoding, check_threshold, parse_labe
 from hf_sam_adapt.data.palettes import resolve_palette
 from hf_sam_adapt.distributed import SampleLoader
 from hf_sam_adapt.errors import UserError, exit_status
-from hf_sam_adapt.files import check_domain_name
+from hf_sam_adapt.files import check_domain_name, write_json
 from hf_sam_adapt.names import check_id2label
 from hf_sam_adapt.upload import push_again
 
@@ -91,6 +92,19 @@ def test_exit_status(capsys):
     assert (exit_status(lambda: None), exit_status(lambda: 1)) == (0, 1)
     with pytest.raises(ValueError, match="a bug"):
         exit_status(lambda: failing(ValueError("a bug")))
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert exit_status(lambda: (tmp_path / "file/x").write_text("")) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/file/x: Not a directory\n"
+    assert exit_status(lambda: write_json(tmp_path, {})) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory\n"
+    assert exit_status(lambda: failing(OSError(errno.ENOSPC, "No space left on device"))) == 2
+    assert capsys.readouterr().err == "error: No space left on device\n"
+    for error in (OSError("a library's"), BrokenPipeError(errno.EPIPE, "Broken pipe")):
+        with pytest.raises(type(error)):
+            exit_status(lambda error=error: failing(error))
 
 
 class Samples(torch.utils.data.Dataset):

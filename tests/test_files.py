@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hf_sam_adapt import ConvLoraConfig, ModaConfig, ModaModel, SamAdapterConfig
 from hf_sam_adapt.convert.annotations import convert_annotations
 from hf_sam_adapt.convert.checkpoints.folder import write_adapter
 from hf_sam_adapt.errors import UserError
-from hf_sam_adapt.files import is_plain_name, plain_name
+from hf_sam_adapt.files import check_folder, is_plain_name, plain_name, temporary_path, whole_file
 from hf_sam_adapt.inference.loading import load_adapted, load_base, save_adapter
 from hf_sam_adapt.sam.processing import SamAdaptProcessor
 from hf_sam_adapt.sam.tiny import export_tiny
@@ -131,3 +132,22 @@ def test_weights_have_the_mode_of_any_new_file(umask, tmp_path):
     assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {
         path.name: oct(0o666 & ~umask) for path in files
     }
+
+
+def test_a_name_of_any_length_is_written_whole(tmp_path):
+    path = tmp_path / f"{'病' * 80}_mask.png"
+    with whole_file(path) as part:
+        assert part.suffix == ".png"
+        part.write_text("x")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert temporary_path(path) != temporary_path(path.with_name(f"a{path.name}"))
+    assert temporary_path(tmp_path / "a.nii.gz").name.endswith(".nii.gz")
+
+
+def test_a_file_in_the_way_of_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file/deep/er"):
+        with pytest.raises(UserError, match="output_dir: .*file is a file; name a folder"):
+            check_folder(folder, "output_dir")
+    check_folder(tmp_path / "new/deep")
+    check_folder(Path("new"))

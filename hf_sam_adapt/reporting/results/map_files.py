@@ -12,6 +12,7 @@ from ...data.images import IGNORE
 from ...data.rasters import gdal_settings, quiet_places, raster_of
 from ...data.tiles import Window
 from ...errors import UserError, first_line, require_extra
+from ...files import temporary_path
 
 
 BLOCK = 512  # side of the blocks of a GeoTIFF
@@ -46,7 +47,7 @@ class MapFile:
         import rasterio
 
         self.path, self.cog, self.size = path, cog, size
-        self._part = path.with_name(f".part_{path.name}")
+        self._part = temporary_path(path, "part")
         self._env = gdal_settings()
         self._first, self._rows = 0, np.zeros((0, size[1]), dtype)
         place: dict[str, Any] = {}
@@ -101,7 +102,7 @@ class MapFile:
         with self._env:
             self._file.close()
             if self.cog:
-                cog = self.path.with_name(f".cog_{self.path.name}")
+                cog = temporary_path(self.path, "cog")
                 try:
                     rasterio.shutil.copy(self._part, cog, driver="COG", compress="deflate", resampling="nearest")
                     cog.replace(self.path)
@@ -137,7 +138,7 @@ def write_polygons(labels: Path, path: Path, driver: str, names: Mapping[int, st
     import rasterio
     import shapely
 
-    part = path.with_name(f".part_{path.name}")
+    part = temporary_path(path, "part")
     part.unlink(missing_ok=True)
     count, batch = 0, POLYGONS_AT_ONCE if driver == "GPKG" else None
     with gdal_settings(), rasterio.open(labels) as file, gdal_settings(_rows_of_blocks(file)):

@@ -13,7 +13,7 @@ from ...data.images import IGNORE
 from ...data.scenes import valid_of
 from ...data.tiles import Window
 from ...errors import require_extra
-from ...files import whole_file
+from ...files import temporary_path, whole_file
 from ..class_maps import class_legend, class_overlay, with_legend
 from ..report import MASK_COLOURS, overlay
 from .map_files import MapFile, check_place, write_polygons
@@ -142,8 +142,8 @@ class PackageWriter(MapWriter):
     def begin(self, path: Path, name: str, size: tuple[int, int]) -> Sink:
         self.check(path)
         (file,) = self.files(name)
-        labels = MapFile(self.folder / f".labels_{self.key}_{name}.tif", str(path), size)
-        return _PolygonSink(self, labels, self.folder / file)
+        labels = temporary_path(self.folder / f"{file}.tif", "labels")
+        return _PolygonSink(self, MapFile(labels, str(path), size), self.folder / file)
 
 
 class MapGeoJsonWriter(PackageWriter):

@@ -40,6 +40,7 @@ CONFIGS = {
     "decoder-iou": lambda **fields: SamDecoderConfig(train_iou_head=True, train_no_mask_embed=True, **fields),
 }
 METHODS = [name for name in CONFIGS if name != "sam_adapter-bias"]
+POINT = torch.tensor([[[[20.0, 30.0]]]]).expand(2, -1, -1, -1)
 
 
 @pytest.fixture(params=CONFIGS)
@@ -253,6 +254,25 @@ def test_a_second_adapter_leaves_what_was_mended_in_a_merged_model():
     expected = masks(merged, x, input_points=points)
     unloaded = get_peft_model(merged, SamDecoderConfig()).unload()
     assert torch.equal(masks(unloaded, x, input_points=points), expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "place"),
+    [
+        (SamAdapterConfig(scale_factor=4, modules_to_save=["neck"]), "vision_encoder.neck"),
+        (ConvLoraConfig(modules_to_save=["neck"]), "vision_encoder.neck"),
+        (SamAdapterConfig(scale_factor=4, decoder="frozen", modules_to_save=["mask_decoder"]), "mask_decoder"),
+        (SamDecoderConfig(modules_to_save=["prompt_encoder"]), "prompt_encoder"),
+    ],
+)
+def test_unload_takes_the_trained_copies_away(config, place):
+    base = random_sam()
+    model = perturb(get_peft_model(random_sam(), config))
+    assert any("modules_to_save" in name for name, p in model.named_parameters() if p.requires_grad)
+    unloaded = model.unload()
+    assert type(unloaded.get_submodule(place)) is type(base.get_submodule(place))
+    assert list(unloaded.state_dict()) == list(base.state_dict())
+    assert torch.equal(masks(unloaded, input_points=POINT), masks(base, input_points=POINT))
 
 
 def test_sam_adapter_says_why_it_does_not_merge():

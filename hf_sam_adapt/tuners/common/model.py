@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from ...errors import UserError
@@ -289,6 +290,8 @@ class SamTunerMixin(Undoable):
         `multimask_output`; saved and loaded again it is a plain SAM, with its default."""
         if merge:
             self._check_overlays_merge(adapter_names, safe_merge)
+        else:
+            drop_saved_copies(self.model)
         merged = adapter_names or self.active_adapters
         overlays = [module for module in self.model.modules() if isinstance(module, ParameterOverlay)]
         model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
@@ -343,6 +346,13 @@ class SamTunerMixin(Undoable):
         if config.strict_load:
             check_adapter_keys(cls, model, config, adapter_name, remapped)
         return remapped
+
+
+def drop_saved_copies(model: nn.Module) -> None:
+    """Put the base's modules back where `modules_to_save` trained copies: PEFT's `unload` leaves a copy in place."""
+    for path, module in reversed(list(model.named_modules())):  # what is inside another first
+        if isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(path, module.original_module)
 
 
 def name_tiny(model: nn.Module, config: PeftConfig) -> None:

@@ -12,7 +12,6 @@ import torch
 from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from ...errors import UserError
@@ -23,7 +22,7 @@ from ...sam.per_thread import CallLock
 from ...upload import upload_folder
 from ..common.adapter_checks import check_adapter_name
 from ..common.config import SamConfigMixin
-from ..common.model import name_tiny
+from ..common.model import drop_saved_copies, name_tiny
 from ..common.undo import Undoable, forget_load
 from ..sam_decoder import SamDecoderConfig
 from .config import ModaConfig
@@ -247,9 +246,7 @@ class ModaModel(DomainPool, Undoable, BaseTuner):
         if merge:
             self._refuse_merge()
         DomainDispatch.remove(self.model)
-        for path, module in list(self.model.named_modules()):
-            if isinstance(module, ModulesToSaveWrapper):  # PEFT would leave the active domain's copy behind
-                self.model.set_submodule(path, module.original_module)
+        drop_saved_copies(self.model)
         if self.inner is None:
             del self.model.peft_config
         else:

@@ -23,6 +23,7 @@ from ..inference.instances import (
     find_instances,
     scene_components,
 )
+from ..inference.prediction import trains_estimate
 from ..inference.tiled import TiledRun, assembled
 from ..inference.variants import Variant, inference, variants_of
 from ..prompts import Prompt, components, instance_masks
@@ -114,7 +115,7 @@ class Instances(Measurement):
     def options(self, variant: Variant) -> dict[str, Any]:
         """Of `find_instances`, for a variant."""
         config = getattr(variant.model, "peft_config", {}).get("default")
-        rated = variant.name == "zero_shot" or bool(getattr(config, "train_iou_head", False))
+        rated = variant.name == "zero_shot" or trains_estimate(config)
         return {"has_estimate": rated, "points_per_side": self.points_per_side}
 
     def add(self, variant: Variant, inputs: BatchFeature, samples: Sequence[Any], embeddings: ImageEmbeddings) -> None:

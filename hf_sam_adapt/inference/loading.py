@@ -31,6 +31,7 @@ from ..sam.tiny import TINY, load_tiny_sam
 from ..tuners.common.decoder import freeze_outside_adapter
 from ..tuners.moda import ModaModel
 from ..tuners.stock import stock_tuner
+from .prediction import trains_estimate
 
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -70,7 +71,7 @@ class Loaded:
     @property
     def has_estimate(self) -> bool:
         """Whether the model's estimate of a mask's IoU means anything: SAM's own does until the masks change."""
-        return self.plain or bool(getattr(self.config, "train_iou_head", False))
+        return self.plain or trains_estimate(self.config)
 
 
 def load_for_inference(adapter: str | None, model: str | None = None, attention: Kind = "auto") -> Loaded:

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from peft import PeftConfig
 
 from ..errors import UserError
 from ..sam.processing import SamAdaptProcessor
@@ -74,3 +75,8 @@ def logit_of(threshold: float) -> float:
     if not 0 < threshold < 1:
         raise UserError(f"{threshold} is not a probability between 0 and 1", key="threshold")
     return math.log(threshold / (1 - threshold))
+
+
+def trains_estimate(config: PeftConfig | None) -> bool:
+    """Whether an adapter trained the estimate of a mask's IoU; of a pool, whether its domains did, which all agree."""
+    return bool(getattr(getattr(config, "inner", config), "train_iou_head", False))

@@ -66,6 +66,12 @@ def test_a_pools_classes_are_those_of_its_domains():
     )
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_pool_estimates_its_iou_where_its_domains_do(trained):
+    config = ModaConfig(inner=SamDecoderConfig(train_iou_head=trained))
+    assert Loaded(nn.Identity(), SamAdaptProcessor(64, 8), config, "tiny").has_estimate is trained
+
+
 def test_lora_loads_without_this_package(sam_folder, tmp_path):
     model, _ = trained("lora", sam_folder)
     save_adapter(model, tmp_path / "run")

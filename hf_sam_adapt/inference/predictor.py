@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from ..data.channels import load_image
 from ..data.scenes import ImageWindows
 from ..data.tiles import Tiles, resolve_tiles
 from ..errors import UserError
+from ..names import check_route
 from ..prompts import Prompt
 from ..sam.attention import Kind
 from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
+from .checks import check_options, check_prompt
 from .forward import segment, segment_scored
 from .instances import Instance, InstanceSource, find_instances
 from .loading import Loaded, load_named
@@ -41,7 +43,6 @@ from .variants import (
 )
 
 
-MAKE_PROMPT = "make it by Prompt.box, point, clicks or mask"
 ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
 
 
@@ -181,6 +182,7 @@ class SamAdaptPredictor:
         check_options(instances, batch_size=batch_size, points_per_side=points_per_side)
         options: dict[str, Any] = {"instances": instances, "points_per_side": points_per_side, "min_score": min_score}
         options["threshold"] = threshold
+        check_route(route, tile)
         tiles, _ = self.tiles(tile, overlap)
         if images is None:
             if tiles is not None:
@@ -200,7 +202,7 @@ class SamAdaptPredictor:
         if tiles is not None:
             for image, prompt in zip(listed, asked):
                 with opened_any(image, self.processor.channels) as opened:
-                    how: dict[str, Any] = {"instances": instances, "points_per_side": points_per_side}
+                    how: dict[str, Any] = {key: value for key, value in options.items() if key != "min_score"}
                     run = self.run_tiles(opened, tiles, prompt, domain, route, batch_size=batch_size, **how)
                     results.append(
                         assembled(run, self.classes, self.has_estimate, cut=logit_of(threshold), min_score=min_score)
@@ -228,6 +230,7 @@ class SamAdaptPredictor:
         batch_size: int = 4,
         instances: InstanceSource | None = None,
         points_per_side: int = 16,
+        threshold: float = 0.5,
     ) -> TiledRun:
         """Windows of the logits of one image, in memory that does not grow with its height: see `TiledRun`.
 
@@ -235,9 +238,11 @@ class SamAdaptPredictor:
             UserError: as `predict`.
         """
         prompt = prompt or Prompt("none")
-        self.check([prompt], domain, instances)
+        self.check([prompt], domain, instances, threshold)
+        check_route(route, tiles)
         check_prompt(prompt, image.size)
         grid = tiles.grid(image.size)
+        options: dict[str, Any] = {"has_estimate": self.has_estimate, "points_per_side": points_per_side}
         chances: list[dict[str, float]] = []
         if domain is None and route == "image" and len(grid) > 1:
             with self.lock:
@@ -253,7 +258,7 @@ class SamAdaptPredictor:
             batch_size=batch_size,
             precision=self.precision,
             instances=instances,
-            instance_options={"has_estimate": self.has_estimate, "points_per_side": points_per_side},
+            instance_options=options | {"cut": logit_of(threshold)},
             lock=self.lock,
             routed=chances,
         )
@@ -367,28 +372,3 @@ class SamAdaptPredictor:
                 f"{len(listed)} prompts for {count} images", key="prompts", fix="give one Prompt, or one an image"
             )
         return listed
-
-
-def check_options(
-    instances: str | None, kinds: Iterable[str] = (), *, batch_size: int = 1, points_per_side: int = 1
-) -> None:
-    """Raise `UserError` for options that no model takes; `kinds` are those of the prompts, `none` apart."""
-    for key, value in (("batch_size", batch_size), ("points_per_side", points_per_side)):
-        if value < 1:
-            raise UserError(f"{value} is below 1", key=key)
-    if instances is not None and instances not in (sources := get_args(InstanceSource)):
-        raise UserError(f"{instances!r} is unknown", key="instances", fix=f"use {' or '.join(sources)}")
-    if instances is not None and kinds:
-        raise UserError(f"instances, {min(kinds)}: instances are found without a prompt", fix="give one of them")
-
-
-def check_prompt(prompt: Prompt, size: tuple[int, int], where: object = "the image") -> None:
-    """Raise `UserError` unless `prompt` is complete, and its boxes and points lie in an image of `size` (H, W)."""
-    height, width = size
-    values = {"none": (), "box": prompt.boxes, "point": prompt.points, "mask": prompt.masks}
-    if values.get(prompt.kind) is None:
-        raise UserError(f"no prompt of kind {prompt.kind!r}", key="prompts", fix=MAKE_PROMPT)
-    for places in (prompt.boxes, prompt.points):
-        corners = np.empty((0, 2)) if places is None else np.asarray(places).reshape(-1, 2)  # (x, y) pairs
-        if not (np.isfinite(corners).all() and (corners >= 0).all() and (corners < [width, height]).all()):
-            raise UserError(f"it reaches outside {where}, which has {width}x{height} pixels", where=prompt.kind)

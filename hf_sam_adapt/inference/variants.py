@@ -15,6 +15,7 @@ from torch import nn
 from transformers.image_processing_utils import BatchFeature
 
 from ..errors import UserError
+from ..files import BASE
 from ..prompts import Prompt
 from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
@@ -98,12 +99,14 @@ def inference(models: Sequence[nn.Module], precision: str = "no") -> Iterator[No
 
 
 def check_domain(model: nn.Module, domain: str | None) -> None:
-    """Raise `UserError` for a domain of a model that is no pool, or one that the pool does not have."""
+    """Raise `UserError` for a domain of a model that is no pool, or one that the pool does not have, or `base` of a
+    pool whose domains have classes."""
     if domain is None:
         return
     if not isinstance(model, ModaModel):
         raise UserError(f"{domain}, but the adapter is not a pool of domains", key="domain", fix="leave domain out")
-    model.resolve(domain)
+    if model.resolve(domain) == BASE and model.moda_config.num_labels is not None:
+        raise UserError("base, but plain SAM has no classes", key="domain", fix="name one of the pool's domains")
 
 
 def routed(model: nn.Module, domain: str | None) -> AbstractContextManager:

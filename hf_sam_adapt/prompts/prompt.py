@@ -82,8 +82,17 @@ class Prompt:
 
     @classmethod
     def mask(cls, *masks: Any) -> Prompt:
-        """One object for each rough mask, bool (H, W) of the image's size. Raises `UserError` for other values."""
-        return cls("mask", masks=boolean_masks(np.stack([np.asarray(mask) for mask in masks])))
+        """One object for each rough mask, bool (H, W) of the image's size.
+
+        Raises:
+            UserError: no mask, masks of several sizes, or other values.
+        """
+        arrays = [np.asarray(mask) for mask in masks]
+        shapes = {array.shape for array in arrays}
+        if len(shapes) != 1 or len(min(shapes)) != 2:
+            found = ", ".join(map(str, sorted(shapes))) or "nothing"
+            raise UserError(f"prompt mask: {found}", fix="give arrays (H, W) of the image's size, one an object")
+        return cls("mask", masks=boolean_masks(np.stack(arrays)))
 
     def __len__(self) -> int:
         """Number of objects n; 0 for kind "none"."""

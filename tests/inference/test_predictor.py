@@ -1,6 +1,7 @@
 """The predictor beside transformers' own forward: masks, scores, classes, domains, threads, refusals."""
 
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -216,6 +217,11 @@ REFUSED |= {
     "kind": (lambda p, i: p.predict(i[0], Prompt("boxes")), "prompts: no prompt of kind 'boxes'"),
     "mask": (lambda p, i: p.predict(i[0], Prompt.mask(np.ones((9, 9), bool))), "mask of 9x9 for an image of 70x40"),
     "precision": (lambda p, i: SamAdaptPredictor(p.model, p.processor, precision="bf17"), "precision: 'bf17' is unk"),
+    "route": (lambda p, i: p.predict(i, route="xx"), "route: 'xx' is unknown; use image or tile"),
+    "route of tiles": (lambda p, i: p.predict(i, tile=32, route="xx"), "route: 'xx' is unknown; use image or tile"),
+    "no mask": (lambda p, i: Prompt.mask(), "prompt mask: nothing; give arrays"),
+    "sizes": (lambda p, i: Prompt.mask(np.ones((3, 4)), np.ones((4, 4))), r"prompt mask: \(3, 4\), \(4, 4\); give"),
+    "stack": (lambda p, i: Prompt.mask(np.ones((2, 3, 4))), r"prompt mask: \(2, 3, 4\); give arrays"),
     "three": (lambda p, i: Prompt.box((1, 2, 3)), r"box: \(1, 2, 3\) is not a box"),
     "corners": (lambda p, i: Prompt.box(5, 5, 1, 9), "box: 5 5 1 9 is not a box; give x0 y0 x1 y1 with x0 <= x1"),
     "words": (lambda p, i: Prompt.point("here"), "point: here is not a point; give x y"),
@@ -224,6 +230,67 @@ REFUSED |= {
     "labels": (lambda p, i: Prompt.clicks([(1, 2)], [2]), r"point: labels \[2\] of 1 points"),
     "grey": (lambda p, i: Prompt.mask(np.full((4, 4), 7)), "values other than 0 and 1"),
 }
+
+
+def numbers(kind, **fields):
+    """A prompt of plain lists, whatever its shapes."""
+    return Prompt(kind, **{name: None if value is None else np.array(value) for name, value in fields.items()})
+
+
+BAD_PROMPTS = {
+    "swapped": (numbers("box", boxes=[[9, 9, 1, 1]]), "box: corners in another order; give x0 y0 x1 y1"),
+    "flat box": (numbers("box", boxes=[1, 1, 9, 9]), "prompts: boxes: int64 of shape"),
+    "three": (numbers("box", boxes=[[1, 1, 9]]), r"prompts: boxes of shape \(1, 3\) for 1 objects"),
+    "no labels": (numbers("point", points=[[[1, 1]]]), "prompts: points and their labels go together"),
+    "no points": (numbers("box", boxes=[[1, 1, 9, 9]], point_labels=[[1]]), "points and their labels go together"),
+    "pairs": (numbers("point", points=[[1, 1]], point_labels=[[1]]), "prompts: points: int64 of shape"),
+    "label 2": (numbers("point", points=[[[1, 1]]], point_labels=[[2]]), "point: labels other than 1"),
+    "label -1": (numbers("point", points=[[[1, 1]]], point_labels=[[-1]]), "point: labels other than 1"),
+    "few labels": (numbers("point", points=[[[1, 1], [2, 2]]], point_labels=[[1]]), "point_labels of shape"),
+    "few rows": (numbers("point", points=[[[1, 1]], [[2, 2]]], point_labels=[[1]]), "point_labels of shape"),
+    "no click": (Prompt("point", points=np.ones((1, 0, 2)), point_labels=np.ones((1, 0))), "points of shape"),
+    "objects": (
+        numbers("box", boxes=[[1, 1, 9, 9]], points=[[[1, 1]], [[2, 2]]], point_labels=[[1], [1]]),
+        r"prompts: points of shape \(2, 1, 2\) for 1 objects",
+    ),
+    "ragged": (Prompt("box", boxes=[[1, 1, 9, 9], [1]]), "boxes: rows of several lengths"),
+    "words": (Prompt("box", boxes=np.array([["a", "b", "c", "d"]])), "prompts: boxes: <U1 of shape"),
+    "flat mask": (Prompt("mask", masks=np.ones((40, 70), bool)), "prompts: masks: bool of shape"),
+    "large mask": (Prompt("mask", masks=np.ones((1, 80, 140), bool)), "mask of 140x80 for an image of 70x40"),
+}
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+@pytest.mark.parametrize("case", BAD_PROMPTS)
+def test_bad_prompts_are_one_clear_error(sam_folder, images, case, tile):
+    prompt, message = BAD_PROMPTS[case]
+    with pytest.raises(UserError, match=message):
+        SamAdaptPredictor.from_pretrained(sam_folder).predict(images[0], prompt, tile=tile)
+
+
+def test_a_prompt_without_objects_finds_nothing(sam_folder, images):
+    predictor = SamAdaptPredictor.from_pretrained(sam_folder)
+    for prompt in (
+        Prompt("box", boxes=np.empty((0, 4))),
+        Prompt("point", points=np.empty((0, 1, 2)), point_labels=np.empty((0, 1))),
+    ):
+        for tile in (None, 32):
+            assert not predictor.predict(images[0], prompt, tile=tile)[0].mask.any()
+
+
+def test_a_pool_of_classes_has_no_base(sam_folder):
+    base, processor = load_base(sam_folder)
+    inner = {"peft_type": "SAM_DECODER", "decoder": "class_wise", "num_labels": 3}
+    model = ModaModel(base, ModaConfig(inner=inner, reject=0.0))
+    model.add_domain("soil")
+    model.observe(processor(coloured(0, 4, 0))["pixel_values"])
+    model.finish_domain()
+    predictor = SamAdaptPredictor(model.eval(), processor, classes=["a", "b", "c"])
+    image = coloured(0, 1, 1)[0]
+    assert predictor.predict(image, domain="soil")[0].classes.keys() == {"a", "b", "c"}
+    for call in (predictor.predict, predictor.set_image, partial(predictor.predict, tile=32)):
+        with pytest.raises(UserError, match="domain: base, but plain SAM has no classes"):
+            call(image, domain="base")
 
 
 @pytest.mark.parametrize("case", REFUSED)

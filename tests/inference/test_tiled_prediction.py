@@ -226,6 +226,15 @@ def test_instances_of_tiles(sam_folder, source):
         assert found.mask[union].all()
 
 
+def test_instances_of_tiles_keep_to_the_threshold():
+    predictor, (image, _) = SamAdaptPredictor.from_pretrained("tiny"), draw_sample("cells", "test", 3, size=(100, 120))
+    how = {"instances": "grid", "points_per_side": 8, "threshold": 0.9}
+    whole, tiled = (predictor.predict([image], tile=tile, **how)[0].instances for tile in (None, 256))
+    assert len(whole) > 1 and len(whole) == len(tiled)
+    for one, other in zip(whole, tiled):
+        assert np.array_equal(one.mask, other.mask)
+
+
 @pytest.fixture(scope="module")
 def pool(sam_folder):
     base, processor = load_base(sam_folder)

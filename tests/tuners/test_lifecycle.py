@@ -257,6 +257,20 @@ def test_a_second_adapter_leaves_what_was_mended_in_a_merged_model():
 
 
 @pytest.mark.parametrize(
+    "config",
+    [
+        SamAdapterConfig(layers_to_transform=[]),
+        CwsamConfig(num_labels=3, layers_to_transform=[]),
+        ConvLoraConfig(layers_to_transform=[]),
+        ConvLoraConfig(target_modules=r".*attn\.qkv", layers_to_transform=[]),
+    ],
+)
+def test_no_block_at_all_is_refused(config):
+    with pytest.raises(UserError, match=r"layers_to_transform: \[\] names no block; leave it out for all"):
+        get_peft_model(random_sam(), config)
+
+
+@pytest.mark.parametrize(
     ("config", "place"),
     [
         (SamAdapterConfig(scale_factor=4, modules_to_save=["neck"]), "vision_encoder.neck"),

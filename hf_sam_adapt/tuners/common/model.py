@@ -129,7 +129,9 @@ class SamTunerMixin(Undoable):
                 )
 
     def check_layers(self, config: SamConfigMixin, model_config: dict) -> None:
-        """Raise `UserError` if `layers_to_transform` names a layer that the encoder does not have."""
+        """Raise `UserError` if `layers_to_transform` names no layer, or one that the encoder does not have."""
+        if layer_indices(config) == []:
+            raise UserError("[] names no block", key="layers_to_transform", fix="leave it out for all")
         known = find_family(self.model) is not None
         depth = encoder_shape(self.model).num_hidden_layers if known else model_config.get("num_hidden_layers")
         named = layer_indices(config) or []

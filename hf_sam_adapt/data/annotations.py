@@ -23,6 +23,7 @@ IGNORE_LABELS = ("__ignore__", "ignore")
 ONLY_CLASS = "object"  # where no area has a label
 CHECKED = "checked"  # flag of a predicted annotation that a person has looked at
 SOURCE = "source"  # key of an annotation file that was predicted; labelme keeps it
+CLASSES = "classes"  # key of such a file: the names of the classes 1, 2, …
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data.annotations import find_image, image_side, label_of, stem_of
+from ...data.annotations import CLASSES, find_image, image_side, label_of, stem_of
 from ...data.areas import Bounds, corner_bounds, fill_polygon
 from ...data.folder import IMAGE_SUFFIXES
 from ...data.walk import files_below
@@ -25,7 +25,7 @@ def read_geojson(source: Path, images: Path | None = None, encoding: str | None 
 
     Polygons, also with holes, become regions; points and lines have no area and are left out. The label is
     `classification.name` of a feature (QuPath), or its `label`, `class` or `name`. The image is the one that the file
-    names under `image`, or of the file's own stem.
+    names under `image`, or of the file's own stem. Of files that `predict` wrote the classes keep their order.
 
     Args:
         source: folder, or one such file.
@@ -37,6 +37,7 @@ def read_geojson(source: Path, images: Path | None = None, encoding: str | None 
     """
     files = [source] if source.is_file() else files_below(source, SUFFIXES)
     annotations = Annotations(encoding=encoding)
+    lists = []
     for file in files:
         features, content = _load(file, annotations)
         if features is None:
@@ -47,6 +48,8 @@ def read_geojson(source: Path, images: Path | None = None, encoding: str | None 
         stem = stem_of(relative if split == UNSPLIT else Path(*relative.parts[1:]))
         said: Any = content.get("image")
         said = said if isinstance(said, dict) else {}
+        if said and CLASSES in content:
+            lists.append(content[CLASSES])
         height, width = (image_side(said.get(key), f"{file}: {key}") for key in ("height", "width"))
         size = (height, width) if height is not None and width is not None else None
         regions = [region for feature in features for region in _regions(feature, file, annotations)]
@@ -54,6 +57,7 @@ def read_geojson(source: Path, images: Path | None = None, encoding: str | None 
         annotations.images.append(AnnotatedImage(split, stem, image, size, regions, str(file)))
     if not annotations.images:
         raise UserError("no GeoJSON file in it", where=source, fix="name the folder of the .geojson files")
+    annotations.take_order(lists)
     return annotations
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data.annotations import CHECKED, SOURCE, find_image, image_side, label_of, stem_of
+from ...data.annotations import CHECKED, CLASSES, SOURCE, find_image, image_side, label_of, stem_of
 from ...data.folder import IMAGE_SUFFIXES
 from ...data.images import read_mask
 from ...data.walk import files_below
@@ -30,7 +30,7 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
     Polygons, rectangles (also turned ones), circles and masks become regions; other shapes, such as points and lines,
     have no area and are left out. Polygons of one group are one object, which a class mask does not tell. The image
     is the file that `imagePath` names or the embedded `imageData`. What `predict` wrote counts only with the flag
-    `checked`, so that no prediction becomes a truth unseen.
+    `checked`, so that no prediction becomes a truth unseen; its classes keep their order.
 
     Args:
         source: folder.
@@ -43,6 +43,7 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
     files = sorted(files_below(source, {".json"}))
     annotations = Annotations(encoding=encoding)
     annotated: set[Path | None] = set()
+    lists = []
     for file in files:
         content = _load(file, annotations)
         if content is None:
@@ -53,6 +54,8 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
             if path := _image(content, file, images)[1]:
                 annotated.add(path)
             continue
+        if SOURCE in content and CLASSES in content:
+            lists.append(content[CLASSES])
         relative = file.relative_to(source)
         split = split_of(relative.parts[0]) if len(relative.parts) > 1 else UNSPLIT
         stem = stem_of(relative if split == UNSPLIT else Path(*relative.parts[1:]))
@@ -78,6 +81,7 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
         raise UserError(problem, where=source, fix=f"correct them in labelme and set the flag {CHECKED}")
     if not annotations.images:
         raise UserError("no JSON file of labelme in it", where=source, fix="name the folder that labelme saved to")
+    annotations.take_order(lists)
     alone = [path for path in files_below(source, IMAGE_SUFFIXES) if path.resolve() not in annotated]
     if alone:
         annotations.left_out["image without a JSON file"] += len(alone)

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from ...data.annotations import read_text
+from ...data.annotations import label_of, read_text
 from ...data.areas import Bounds, corner_bounds, fill_polygon
 from ...data.folder import SPLIT_NAMES
 from ...files import plain_name
@@ -91,6 +91,18 @@ class Annotations:
         if encoding is not None:
             self.notes[f"file read as {encoding}, as it is not UTF-8; if names look wrong, give --encoding"] += 1
         return text
+
+    def take_order(self, lists: Sequence[Any]) -> None:
+        """Take the classes as `predict` listed them in each of its files, if the `lists` agree; others come after.
+
+        A list of one class says nothing of an order, and may be of a name that nobody uses.
+        """
+        first = lists[0] if lists else None
+        if not isinstance(first, list) or len(first) < 2 or any(other != first for other in lists):
+            return
+        occurring = {region.label for image in self.images for region in image.regions if region.label is not None}
+        listed = list(dict.fromkeys(str(label_of(name)) for name in first))
+        self.classes = [*listed, *sorted(occurring - set(listed))]
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import yaml
 
-from ...data.annotations import CHECKED, SOURCE
+from ...data.annotations import CHECKED, CLASSES, SOURCE
 from ...data.outlines import signed_area
 from ...errors import UserError
 from ...files import is_plain_name, whole_file, write_json
 from ...inference.instances import coco_content
-from .result import Area, ImageResult, Writer
+from .result import Area, ImageResult, Writer, copy_suffix
 
 
 LABELME_VERSION = "5.5.0"  # of the fields that are written
+_PLACED = re.compile(r"\d{4,}_(.+)")  # the stem of a ranked image
 
 
 class LabelmeWriter(Writer):
@@ -33,6 +35,9 @@ class LabelmeWriter(Writer):
 
     def files(self, name: str) -> list[str]:
         return [f"labelme/{name}.json"]
+
+    def targets(self, path: Path | None, name: str) -> list[str]:
+        return [*self.files(name), f"labelme/{name}{copy_suffix(path) or '.png'}"]
 
     def write(self, result: ImageResult) -> dict[str, Any]:
         (file,) = self.files(result.name)
@@ -61,12 +66,35 @@ class LabelmeWriter(Writer):
             "imageHeight": height,
             "imageWidth": width,
             SOURCE: {"file": result.path.as_posix(), "name": result.name},
+            CLASSES: list(self.options.labels.values()),
         }
         write_json(path, content, indent=1, ensure_ascii=False)
         return {self.key: file}
 
     def is_done(self, record: Mapping[str, Any], name: str) -> bool:
         return self.key in record and (self.folder / record[self.key]).is_file()
+
+    def drawn(self, files: Sequence[str], names: Collection[str], own: Collection[str]) -> list[str]:
+        """The files of a person under the names of predictions: annotations that have lost or never had their source,
+        and, of ranked images, what lies under a name that begins with a place.
+
+        Args:
+            files: that are to be written.
+            names: of the images.
+            own: files that predictions have written.
+        """
+        placed = sorted((self.folder / "labelme").iterdir()) if (self.folder / "labelme").is_dir() else []
+        ranked = [
+            path.relative_to(self.folder).as_posix()
+            for path in placed
+            if self.options.ranked and (match := _PLACED.fullmatch(path.stem)) and match[1] in names
+        ]
+        annotations = [file for file in (*files, *ranked) if PurePath(file).match("labelme/*.json")]
+        found = [file for file in annotations if (self.folder / file).exists() and not self._has_source(file)]
+        return found + [file for file in ranked if file not in own and not self._has_source(file)]
+
+    def _has_source(self, file: str) -> bool:
+        return SOURCE in read_annotation((self.folder / file).with_suffix(".json"))
 
     def finish(self, order: Sequence[dict[str, Any]]) -> None:
         self._remove_others({self.folder / record[self.key]: record["file"] for record in order})
@@ -133,6 +161,7 @@ class CocoWriter(Writer):
     """`coco.json` for all images: polygons, each with its `score`. `file_name` is the image's path as it was given."""
 
     key, file = "coco", "coco.json"
+    common = (file,)
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -143,7 +172,7 @@ class CocoWriter(Writer):
         return []
 
     def is_done(self, record: Mapping[str, Any], name: str) -> bool:
-        return (self.folder / self.file).is_file()
+        return self.key in record and (self.folder / self.file).is_file()
 
     def write(self, result: ImageResult) -> dict[str, Any]:
         self._add(result, [_coco_area(area) for area in result.areas(self.options.simplify)])
@@ -187,6 +216,10 @@ class InstancesWriter(CocoWriter):
     """
 
     key, file = "instances_coco", "instances.json"
+    common = (file,)
+
+    def is_done(self, record: Mapping[str, Any], name: str) -> bool:
+        return "instances" in record and (self.folder / self.file).is_file()
 
     def write(self, result: ImageResult) -> dict[str, Any]:
         self._add(
@@ -205,9 +238,13 @@ class YoloWriter(Writer):
     """`yolo/labels/<name>.txt` beside copies in `yolo/images`, with a `data.yaml` that names classes and folders."""
 
     key = "yolo"
+    common = ("yolo/data.yaml",)
 
     def files(self, name: str) -> list[str]:
         return [f"yolo/labels/{name}.txt"]
+
+    def targets(self, path: Path | None, name: str) -> list[str]:
+        return [*self.files(name), f"yolo/images/{name}{copy_suffix(path) or '.png'}"]
 
     def write(self, result: ImageResult) -> dict[str, Any]:
         (file,) = self.files(result.name)
@@ -260,6 +297,7 @@ class GeoJsonWriter(Writer):
             "type": "FeatureCollection",
             "features": features,
             "image": image | {"height": height, "width": width},
+            CLASSES: list(self.options.labels.values()),
         }
         write_json(self.folder / file, content, indent=1, ensure_ascii=False)
         return {self.key: file}

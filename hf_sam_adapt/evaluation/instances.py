@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,8 @@ def evaluate_instances(
     """Finds the instances of every image and compares them with the true ones.
 
     The true ones are those that the data set tells apart (COCO files), or else the connected components of at least
-    0.05 % of the image. In a distributed run every rank calls it; all return the same.
+    0.05 % of the image. Ignored pixels are left out of the found ones; those that lie mostly on them do not count. In
+    a distributed run every rank calls it; all return the same.
 
     Args:
         model, adapted, zero_shot, zero_shot_model: see `variants_of`.
@@ -93,7 +95,7 @@ def evaluate_instances(
                 with variant.active():
                     run = TiledRun(variant.model, processor, scene, grid, Prompt("none"), **options, **how)
                     own = assembled(run, None, False).instances or []
-                found.found[variant.name].append(_described(sample, own))
+                found.found[variant.name].append(_described(sample, without_ignored(own, sample.mask)))
     return found.result()
 
 
@@ -125,7 +127,8 @@ class Instances(Measurement):
                 self.truth.append(_described(sample, true_ones))
         options = self.options(variant)
         per_image = find_instances(variant.model, self.processor, inputs, embeddings, self.source, **options)
-        self.found[variant.name] += [_described(*pair) for pair in zip(samples, per_image, strict=True)]
+        for sample, own in zip(samples, per_image, strict=True):
+            self.found[variant.name].append(_described(sample, without_ignored(own, sample.mask)))
 
     def result(self) -> dict[str, Any]:
         parts = of_all_ranks((self.truth, self.found))
@@ -175,6 +178,16 @@ def average_precision(truth: Sequence[Described], found: Sequence[Described]) ->
         evaluation.accumulate()
         evaluation.summarize()
     return {name: max(0.0, float(evaluation.stats[place])) for place, name in enumerate(("ap", "ap50", "ap75"))}
+
+
+def without_ignored(instances: Sequence[Instance], mask: np.ndarray) -> list[Instance]:
+    """Found instances without the pixels that `mask` (H, W) ignores; those with more than half of them there go."""
+    known, kept = mask != IGNORE, []
+    for instance in instances:
+        part = instance.part & known[instance.where.slices]
+        if 2 * np.count_nonzero(part) >= np.count_nonzero(instance.part):
+            kept.append(dataclasses.replace(instance, part=part))
+    return kept
 
 
 def _true_masks(split: SegmentationSplit | EmbeddedSplit, sample: Sample | EmbeddedSample) -> np.ndarray:

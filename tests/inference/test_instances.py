@@ -1,6 +1,7 @@
 """Instances: run lengths and average precision against pycocotools, suppression and grids against plain loops."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ from sams import perturb, random_sam
 from hf_sam_adapt.cli.predict import predict
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.areas import decode_runs
+from hf_sam_adapt.data.dataset import Sample
+from hf_sam_adapt.data.images import IGNORE
 from hf_sam_adapt.data.run_length_encoding import encode_runs
+from hf_sam_adapt.data.tiles import Tiles
 from hf_sam_adapt.errors import UserError
+from hf_sam_adapt.evaluation import instances as measuring
 from hf_sam_adapt.evaluation.instances import average_precision, evaluate_instances
 from hf_sam_adapt.inference import instances as module
 from hf_sam_adapt.inference.forward import segment_scored
@@ -26,7 +31,7 @@ from hf_sam_adapt.inference.instances import (
     stability,
 )
 from hf_sam_adapt.inference.loading import build_model, load_base, save_adapter
-from hf_sam_adapt.inference.variants import embeddings_of, inference, model_inputs
+from hf_sam_adapt.inference.variants import Variant, embeddings_of, inference, model_inputs
 from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
 
@@ -173,6 +178,35 @@ def test_average_precision():
     # Precision 2/3 up to recall 1/2 where 0.6 is enough (51 of 101 levels), 1/2 up to recall 1/4 (26) where not.
     assert scores["ap50"] == pytest.approx(51 / 101 * 2 / 3) and scores["ap75"] == pytest.approx(26 / 101 / 2)
     assert scores["ap"] == pytest.approx((3 * scores["ap50"] + 7 * scores["ap75"]) / 10)
+
+
+@pytest.mark.parametrize("tiles", [None, Tiles(40, 8)])
+@pytest.mark.parametrize(("false_one", "expected"), [(False, 1.0), (True, 0.5)])
+def test_what_lies_on_ignored_pixels_does_not_count(sam_folder, monkeypatch, tiles, false_one, expected):
+    pytest.importorskip("pycocotools")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[5:25, 5:25], mask[25:30, 5:25], mask[35:60, 35:60] = 1, IGNORE, IGNORE
+    wider, false = np.zeros((2, 64, 64), bool)
+    wider[5:30, 5:25] = True  # the object, with the ignored pixels beside it
+    false[40:50, 5:15] = True
+    own = [Instance(mask == IGNORE, 0.9), Instance(wider, 0.8)] + [Instance(false, 0.85)] * false_one
+    base, processor = load_base(sam_folder)
+    split, sample = (
+        SimpleNamespace(instances=lambda index: None),
+        Sample(np.zeros((64, 64, 3), np.uint8), mask, "a", 0),
+    )
+    if tiles is None:
+        monkeypatch.setattr(measuring, "find_instances", lambda *args, **options: [own])
+        variant = Variant("zero_shot", base)
+        found = measuring.Instances(processor, [variant], split, "grid")
+        found.add(variant, None, [sample], None)
+        result = found.result()
+    else:
+        scene = SimpleNamespace(size=(64, 64), index=0, sample=lambda window: sample)
+        monkeypatch.setattr(measuring, "own_scenes", lambda *args: [scene])
+        monkeypatch.setattr(measuring, "assembled", lambda *args: SimpleNamespace(instances=own))
+        result = evaluate_instances(base, processor, split, "grid", adapted=False, progress=False, tiles=tiles)
+    assert result["zero_shot"]["ap"] == pytest.approx(expected)
 
 
 def test_evaluation_of_components(sam_folder, make_dataset):

@@ -132,7 +132,12 @@ class BerMetric(StreamingMetric):
         return 6
 
     def _measure(self, prediction: np.ndarray, mask: np.ndarray) -> list[float]:
-        counts = overlap(as_mask(prediction) if self.threshold is None else prediction > self.threshold, mask)
+        if self.threshold is None:
+            prediction = as_mask(prediction)
+        else:
+            check_probabilities(prediction[mask != IGNORE])
+            prediction = prediction > self.threshold
+        counts = overlap(prediction, mask)
         known = int(np.count_nonzero(mask != IGNORE))
         wrong = counts.truth - counts.intersection, counts.prediction - counts.intersection
         pixels = counts.truth, known - counts.truth
@@ -166,9 +171,7 @@ class SaliencyMetric(StreamingMetric):
     def _measure(self, prediction: np.ndarray, mask: np.ndarray) -> Any:
         known = mask != IGNORE
         prediction = prediction.astype(np.float64)
-        low, high = prediction[known].min(), prediction[known].max()
-        if not 0 <= low <= high <= 1:  # NaN, too
-            raise ValueError(f"prediction holds {low:.3g} to {high:.3g}; give probabilities, e.g. logits.sigmoid()")
+        low, high = check_probabilities(prediction[known])
         if self.normalize and low < high:
             prediction = (prediction - low) / (high - low)
         return self._measure_map(prediction, (mask != 0) & known, known)
@@ -373,6 +376,14 @@ def gathered(metric: StreamingMetric) -> StreamingMetric:
         dist.all_gather_object(totals, metric.totals)
         metric.totals = np.sum(totals, axis=0)
     return metric
+
+
+def check_probabilities(values: np.ndarray) -> tuple[float, float]:
+    """The lowest and the highest of the known pixels. Raises `ValueError` unless all lie in 0..1."""
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= 1:  # NaN, too
+        raise ValueError(f"prediction holds {low:.3g} to {high:.3g}; give probabilities, e.g. logits.sigmoid()")
+    return low, high
 
 
 def as_mask(prediction: np.ndarray) -> np.ndarray:

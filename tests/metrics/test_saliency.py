@@ -236,3 +236,12 @@ def test_what_is_no_probability_is_refused(metric, wrong):
     prediction[1, 1] = wrong
     with pytest.raises(ValueError, match="give probabilities"):
         metric().update(prediction, np.ones((3, 4), np.uint8))
+
+
+@pytest.mark.parametrize("wrong", [np.array([[2.0, 0.5]]), np.array([[np.nan, 0.5]]), np.array([[255, 0]], np.uint8)])
+def test_a_threshold_is_for_probabilities(wrong):
+    metric, mask = BerMetric(threshold=0.5), np.array([[1, 0]], np.uint8)
+    with pytest.raises(ValueError, match="give probabilities"):
+        metric.update(wrong, mask)
+    metric.update(np.array([[0.7, 9.0]]), np.array([[1, 255]], np.uint8))
+    assert metric.compute()["ber"] == 0

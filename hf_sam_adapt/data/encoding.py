@@ -257,10 +257,12 @@ def check_classes(values: np.ndarray, num_labels: int | None, name: str) -> None
 
 def present_values(mask: np.ndarray, name: str) -> np.ndarray:
     """Which of the 256 values occur in a mask: bool (256,). Raises `UserError` if it holds others."""
-    if mask.dtype != np.uint8:
-        wrong = mask[(mask < 0) | (mask > 255) | (mask % 1 != 0)][0]
+    if mask.dtype not in (bool, np.uint8):
+        wrong = mask[~((mask >= 0) & (mask <= 255) & (mask % 1 == 0))]
+        if not len(wrong):
+            return value_counts(mask.astype(np.uint8)) > 0
         raise UserError(
-            f"mask value {wrong:g}, class indices are integers in 0..254 and 255 = ignore",
+            f"mask value {wrong[0]:g}, class indices are integers in 0..254 and 255 = ignore",
             where=name,
             fix=f"{_SOFT_HINT}, or say with label_map what it means",
             code="mask-values",

@@ -146,3 +146,11 @@ def test_none_is_empty_and_unknown_kinds_raise():
 def test_select():
     prompt = derive_prompts(two_objects(), "point").select([1])
     assert len(prompt) == 1 and prompt.points.tolist() == derive_prompts(two_objects(), "point").points[1:].tolist()
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.float32])
+def test_masks_of_any_type(dtype):
+    mask = np.zeros((40, 40), np.uint8)
+    mask[5:20, 8:30] = 1
+    found, expected = (derive_prompts(one, "box") for one in (mask.astype(dtype), mask))
+    assert np.array_equal(found.boxes, expected.boxes) and len(found) == 1

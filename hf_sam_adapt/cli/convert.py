@@ -21,10 +21,12 @@ def convert_command(args: ConvertArguments) -> None:
         if getattr(args, name) is None:
             raise UserError(f"convert needs {flag}, as in: hf-sam-adapt convert --from conv-lora CKPT --out DIR")
     of_data = args.format in DATA_FORMATS
-    unfit: tuple[str, ...] = OF_CHECKPOINTS if of_data else OF_DATA
+    unfit: tuple[str, ...] = (*OF_CHECKPOINTS, "decoder") if of_data else (*OF_DATA, "layout")
     unfit += ("images", "encoding") if args.format == "volumes" else OF_VOLUMES
+    unfit += ("images", "encoding", "classes", "layout") if args.format == "folder" else ()
+    unset = ConvertArguments()
     for name in unfit:
-        if getattr(args, name) is not None:
+        if getattr(args, name) != getattr(unset, name):
             raise UserError(f"not for --from {args.format}", key=name, fix="leave it out")
     if of_data:
         _convert_data(args)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...data.splits import group_keys
 from ...data.walk import is_leftover
 from ...errors import UserError
 from ...files import check_free, whole_folder
@@ -60,7 +62,7 @@ def convert_annotations(
         classes: names of the classes 1, 2, … in this order; None = the source's order, or by name.
         layout: "folder" of images and masks, or "datasets", for `datasets.load_from_disk`.
         push: repository of the Hub, `owner/name`.
-        group_by: keeps a group in one split where `push` or `datasets` draws them.
+        group_by: keeps a group in one split where splits are drawn: by `push`, `datasets`, or what reads `out`.
         encoding: of annotation texts that are not Unicode, such as "gbk"; None = guessed, and said.
         slices: of "volumes", how they are cut, see `SliceKeys.of`.
 
@@ -80,6 +82,10 @@ def convert_annotations(
         raise UserError("does not exist", where=source, fix="name the folder or file of the annotations")
     if out is not None:
         check_free(Path(out), "out")
+    if group_by is not None:
+        group_keys([], group_by)  # raises where it is no regular expression
+    if repeated := [name for name, count in Counter(classes).items() if count > 1]:
+        raise UserError(f"{repeated[0]} is named twice", key="classes", fix="name each class once")
     if push is not None:
         check_can_push(push)
     with _unpacked(place) as root, tempfile.TemporaryDirectory() as scratch:
@@ -95,13 +101,15 @@ def convert_annotations(
             annotations = READERS[format](root, pictures, encoding)
         if root != place:
             _check_inside(annotations, [root] + ([pictures] if pictures else []), place)
+        if group_by is not None:
+            group_keys([image.stem for image in annotations.images], group_by)
         target = Path(out) if out is not None else Path(scratch) / "data"
         with whole_folder(target) as part:
             paired = part if layout == "folder" else Path(scratch) / "paired"
             paired.mkdir(exist_ok=True)
             names = write_folder(annotations, paired, classes)
             for folder in {paired, part}:
-                write_recipe(folder, ".", names, group_by if format == VOLUMES else None)
+                write_recipe(folder, ".", names, group_by)
             if layout == "datasets":
                 save_dataset(paired, part, group_by)
         if push is not None:

@@ -118,7 +118,8 @@ class Moda(Naive):
         if self._pool is None:
             self._pool = self._opened().to(start_processes().device).eval()
             self._stored = len(self._pool.domains)
-            self._pool.keep_first(len(self.earlier) + task + 1)
+            if self._stored:
+                self._pool.keep_first(min(self._stored, len(self.earlier) + task + 1))
         pool = self._pool
         while len(pool.domains) <= len(self.earlier) + task:
             number = len(pool.domains) - len(self.earlier)

@@ -10,6 +10,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from ...errors import UserError
 from ...files import check_domain_name
+from ...names import read_id2label
 from ...sam.base_names import located, stored
 from ..registry import ensure_peft_type
 from ..sam_decoder import SamDecoderConfig
@@ -90,6 +91,10 @@ class ModaConfig(PeftConfig):
         self.inner_is_default = self.inner is None
         self.inner = build_inner(self.inner)
         self.fingerprint_is_from_file = self.base_fingerprint is not None
+        self.domain_fields = {
+            name: fields | {"id2label": read_id2label(fields["id2label"])} if "id2label" in fields else fields
+            for name, fields in self.domain_fields.items()
+        }  # JSON has text keys
         for name, value, known in (("router", self.router, ROUTERS), ("head", self.head, HEADS)):
             if value not in known:
                 raise UserError(f"{name}={value!r} is unknown", fix=f"use one of {', '.join(known)}")

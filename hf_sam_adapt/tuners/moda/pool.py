@@ -156,9 +156,17 @@ class DomainPool:
         self.set_adapter(self.active_adapters[0], inference_mode=True)
 
     def keep_first(self, count: int) -> None:
-        """Forget all domains but the first `count`, as if no other had been added; learned tokens stay as they are."""
+        """Forget all domains but the first `count`, as if no other had been added; learned tokens stay as they are.
+
+        Raises:
+            UserError: a domain is open, or there are not so many; a pool keeps at least one.
+        """
         if self.open_domain is not None:
             raise UserError(f"domain {self.open_domain!r} is open: finish_domain() first")
+        if not 1 <= count <= len(self.domains):
+            raise UserError(
+                f"{count} of {len(self.domains)} domains", key="keep_first", fix=f"keep 1 to {len(self.domains)}"
+            )
         if count < len(self.domains):
             for name in self.domains[count:]:
                 self._remove_domain(self.active_adapters[0], name)

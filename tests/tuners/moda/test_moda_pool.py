@@ -263,6 +263,27 @@ def test_a_ninth_domain_leaves_the_files_and_masks_of_eight(inner, tmp_path):
             assert torch.equal(one.route(pixels).scores, pool.route(pixels).scores)
 
 
+@pytest.mark.parametrize("count", [-1, 0, 3])
+def test_only_domains_of_the_pool_can_be_kept(count):
+    pool = build_pool(INNER["hq"], domains=("red", "green"))
+    with pytest.raises(UserError, match=f"keep_first: {count} of 2 domains; keep 1 to 2"):
+        pool.keep_first(count)
+    assert pool.domains == ["red", "green"] and list(pool.inner.peft_config) == ["default", "default:green"]
+
+
+def test_names_of_classes_that_a_domain_brought_survive_a_file_of_peft(tmp_path):
+    names = {0: "soil", 1: "crop", 2: "weed"}
+    run = get_peft_model(random_sam(), SamDecoderConfig(decoder="class_wise", num_labels=3, id2label=names))
+    run.save_pretrained(tmp_path / "run")
+    model = get_peft_model(random_sam(), ModaConfig(inner=SamDecoderConfig(), reject=0))
+    model.base_model.add_domain("field", tmp_path / "run")
+    model.base_model.observe(images("red"))
+    model.base_model.finish_domain()
+    model.save_pretrained(tmp_path / "pool")
+    loaded = PeftModel.from_pretrained(random_sam(), tmp_path / "pool").base_model
+    assert loaded.moda_config.id2label == loaded.inner.peft_config["default"].id2label == names
+
+
 @pytest.mark.slow
 def test_the_same_pool_gives_the_same_bytes(pool, tmp_path):
     code = "import sys; from sams import random_sam; from hf_sam_adapt import ModaModel; "

@@ -147,7 +147,7 @@ def test_a_name_of_any_length_is_written_whole(tmp_path):
 def test_a_file_in_the_way_of_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file/deep/er"):
-        with pytest.raises(UserError, match="output_dir: .*file is a file; name a folder"):
+        with pytest.raises(UserError, match=r"output_dir: .*file is a file; name a folder"):
             check_folder(folder, "output_dir")
     check_folder(tmp_path / "new/deep")
     check_folder(Path("new"))

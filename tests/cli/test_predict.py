@@ -66,6 +66,7 @@ def test_masks_overlays_and_json(adapter, images, tmp_path):
     settings = saved.pop("settings")
     weights = saved.pop("weights")
     assert len(weights) == 32 and weights == weights_digest(load_adapted(str(adapter)).model)
+    assert saved.pop("written") == ["a_mask.png", "a_overlay.png", "b_mask.png", "b_overlay.png"]
     assert saved == {"adapter": str(adapter), "model": None, "predictions": records}
     assert settings["threshold"] == 0.5 and settings["prompt"] == {"kind": "none"}
     for record, name in zip(records, ("a.png", "b.jpg"), strict=True):

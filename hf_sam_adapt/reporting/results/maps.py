@@ -183,8 +183,13 @@ def save_preview(
         tinted = overlay(picture, shown > 0, MASK_COLOURS["adapted"])
     else:
         tinted = with_legend(class_overlay(picture, shown, len(classes)), class_legend(shown, classes))
-    with whole_file(folder / f"{name}_preview.png") as part:
+    with whole_file(folder / preview_file(name)) as part:
         Image.fromarray(tinted).save(part, format="PNG")
+    return preview_file(name)
+
+
+def preview_file(name: str) -> str:
+    """The file of `save_preview`."""
     return f"{name}_preview.png"
 
 

@@ -82,6 +82,19 @@ def slice_header(path: Path, keys: SliceKeys) -> Header:
     return Header(height, width, lossy=False)
 
 
+def volume_targets(path: Path, name: str, keys: SliceKeys, writers: Sequence[Writer]) -> list[str]:
+    """The files that `predict_volume` writes."""
+    files = [file for writer in writers if isinstance(writer, NiftiWriter) for file in writer.files(name)]
+    single = [writer for writer in writers if not isinstance(writer, NiftiWriter)]
+    slices = range(open_grid(path, keys.slice_axis).shape[0] if single else 0)
+    return files + [file for k in slices for writer in single for file in writer.targets(None, slice_name(name, k))]
+
+
+def slice_name(name: str, number: int) -> str:
+    """What the results of a slice are called."""
+    return f"{name}_{number:04d}"
+
+
 def predict_volume(
     path: Path,
     name: str,
@@ -123,7 +136,7 @@ def predict_volume(
                 chances = np.zeros((len(labels), *maps.shape), np.float32) if chances is None else chances
                 chances[number] = maps
             if single or unsure is not None:
-                result = ImageResult(path, f"{name}_{number:04d}", displayable(image), prediction, is_slice=True)
+                result = ImageResult(path, slice_name(name, number), displayable(image), prediction, is_slice=True)
                 record: dict[str, Any] = {"file": str(path), "slice": number, **described(prediction)}
                 if unsure is not None:
                     record["uncertainty"] = uncertainty(prediction, unsure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,9 @@ class InstancePictures(Writer):
 
     def files(self, name: str) -> list[str]:
         return [f"{name}_instances.png"]
+
+    def is_done(self, record: Mapping[str, Any], name: str) -> bool:
+        return "instances" in record and all((self.folder / file).is_file() for file in self.files(name))
 
     def write(self, result: ImageResult) -> dict[str, Any]:
         instances = result.prediction.instances or []

@@ -106,15 +106,13 @@ class ImageResult:
 
     def store_image(self, folder: Path, stem: str) -> Path:
         """A copy of the image in `folder`, as it is where other tools read its format, else as PNG to look at."""
-        suffix = self.path.suffix.lower()
-        if self.is_slice or suffix not in IMAGE_SUFFIXES:
-            target = folder / f"{stem}.png"
-            with whole_file(target) as part:
-                Image.fromarray(self.image).save(part, format="PNG")
-            return target
-        target = folder / f"{stem}{suffix}"
+        suffix = copy_suffix(None if self.is_slice else self.path)
+        target = folder / f"{stem}{suffix or '.png'}"
         with whole_file(target) as part:
-            shutil.copyfile(self.path, part)
+            if suffix is None:
+                Image.fromarray(self.image).save(part, format="PNG")
+            else:
+                shutil.copyfile(self.path, part)
         return target
 
 
@@ -127,9 +125,11 @@ class Writer:
 
     Attributes:
         key: the format's name, and the key of its file in `predictions.json`.
+        common: the files for all images, as paths in `folder`.
     """
 
     key: ClassVar[str]
+    common: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, folder: Path, options: WriteOptions) -> None:
         self.folder, self.options = folder, options
@@ -139,19 +139,36 @@ class Writer:
         them."""
         raise NotImplementedError
 
+    def targets(self, path: Path | None, name: str) -> list[str]:
+        """All files that are written of the image at `path`, or of a slice; those of `files`, and copies of it."""
+        return self.files(name)
+
     def write(self, result: ImageResult) -> dict[str, Any]:
         """Write what belongs to one image; returns what `predictions.json` says of it."""
         raise NotImplementedError
 
     def is_done(self, record: Mapping[str, Any], name: str) -> bool:
-        """Whether an earlier call has written what belongs to the image of this record."""
-        return all((self.folder / file).is_file() for file in self.files(name))
+        """Whether the call that this record is of has written what belongs to its image."""
+        named = named_files(record)
+        return all(file in named and (self.folder / file).is_file() for file in self.files(name))
 
     def keep(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Take over from an earlier call the images whose records these are; they will not be written again."""
 
     def finish(self, order: Sequence[dict[str, Any]]) -> None:
         """Write what belongs to all images, `order` being their records as they are to be listed; may change them."""
+
+
+def copy_suffix(path: Path | None) -> str | None:
+    """The suffix of the copy of an image as other tools read it; None: a picture of it is stored, as of a slice."""
+    suffix = "" if path is None else path.suffix.lower()
+    return suffix if suffix in IMAGE_SUFFIXES else None
+
+
+def named_files(record: Mapping[str, Any]) -> set[str]:
+    """The files of results that a record of `predictions.json` names."""
+    values = [value for key, value in record.items() if key not in ("file", "source", "slices")]
+    return {file for value in values for file in (value if isinstance(value, list) else [value]) if type(file) is str}
 
 
 def described(prediction: Prediction) -> dict[str, Any]:

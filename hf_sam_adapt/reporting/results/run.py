@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from ...data.channels import displayable, load_image
 from ...data.inputs import find_images, output_names
 from ...data.scenes import scene_header
+from ...data.volumes.slices import SliceKeys
 from ...errors import UserError
-from ...files import holds_run
 from ...inference.instances import InstanceSource
 from ...inference.loading import load_for_inference
 from ...inference.predictor import Prediction, SamAdaptPredictor, check_options, check_prompt, logit_of
@@ -25,9 +25,10 @@ from ...prompts import Prompt
 from ...sam.attention import Kind
 from ...sam.fingerprint import weights_digest
 from .formats import make_writers
+from .guard import check_checked, check_output_dir, check_targets
 from .index import Index
-from .nifti import predict_volume, slice_header, slice_keys, volumes_among
-from .polygons import LabelmeWriter, checked_annotations
+from .maps import preview_file
+from .nifti import predict_volume, slice_header, slice_keys, volume_targets, volumes_among
 from .result import ImageResult, WriteOptions, Writer, described
 from .scene import check_scenes, place_note, predict_scene, scenes_among, usual_formats
 
@@ -123,6 +124,7 @@ def predict(
     if not 0 <= simplify < np.inf:
         raise UserError(f"{simplify} is not a number of pixels", key="simplify", fix="0 keeps every corner")
     folder = Path(output_dir)
+    check_output_dir(folder)
     make_writers(format or ["png"], folder, WriteOptions(), instances is not None)
     find_images(inputs, arrays=True)  # what is missing is said before a model is loaded
     loaded = load_for_inference(adapter, model, attention)
@@ -144,7 +146,6 @@ def predict(
     for note in notes if progress else ():
         print(note)
     names = dict(zip(paths, output_names(paths)))
-    _check_outputs(folder, names, writers)
     how: dict[str, Any] = {"points_per_side": points_per_side, "min_score": min_score, "threshold": threshold}
     cut_up: dict[str, Any] = {"tile": tile, "overlap": overlap, "route": route}
     settings: dict[str, Any] = {"domain": domain, "instances": instances}
@@ -153,9 +154,8 @@ def predict(
     settings |= {"slices": cutting.plain()} if volumes else {}
     head = {"adapter": adapter, "model": model, "weights": weights, "settings": settings}
     index = Index(folder, head, paths, writers, rank)
-    _check_replaced(index, names)
     kept = index.take_over(names) if skip_existing else []
-    _check_checked(folder, writers, index)
+    check_checked(index)
     sizes, index.failed = _readable(
         [path for path in paths if path not in kept],
         lambda path: slice_header(path, cutting) if volumes else scene_header(str(path), channels),
@@ -168,6 +168,10 @@ def predict(
     images_only = [] if volumes else list(sizes)
     by_windows = scenes_among(images_only, writers, tiles, instances is None and rank is None)
     check_scenes(images_only, writers, by_windows)
+    targets = {path: _targets(path, names[path], writers, cutting if volumes else None) for path in sizes}
+    for path in by_windows:
+        targets[path].append(preview_file(names[path]))
+    check_targets(index, targets, names)
     folder.mkdir(parents=True, exist_ok=True)
     cut = logit_of(threshold)
     where: dict[str, Any] = {"prompt": prompt, "domain": domain, "route": route}
@@ -183,19 +187,21 @@ def predict(
         with tqdm(total=len(sizes), desc="predict", unit="image", disable=not progress, leave=False) as bar:
             for path in by_windows:
                 assert tiles is not None
+                index.begin()
                 try:
                     record = predict_scene(
                         predictor, path, names[path], writers, options, tiles, cut, batch_size, **where
                     )
-                    index.records[path] = {"file": str(path), **record, **_describe(prompt), **noted(path)}
+                    index.note(path, record | _describe(prompt) | noted(path))
                 except UserError as error:
                     index.failed[path] = error
                 bar.update()
             for path in sizes if volumes else ():
+                index.begin()
                 try:
                     unsure = None if rank is None else threshold
                     record = predict_volume(path, names[path], cutting, segmented, writers, unsure, batch_size)
-                    index.records[path] = {"file": str(path), **record, **_describe(prompt)}
+                    index.note(path, record | _describe(prompt))
                 except UserError as error:
                     index.failed[path] = error
                 bar.update()
@@ -239,55 +245,11 @@ def _readable(paths: Sequence[Path], read: Callable[[Path], T]) -> tuple[dict[Pa
     return values, failed
 
 
-def _check_outputs(folder: Path, names: Mapping[Path, str], writers: Sequence[Writer]) -> None:
-    """Refuse results that would replace an input."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file", key="output_dir", fix="name a folder")
-    if holds_run(folder):
-        raise UserError(
-            f"{folder} holds a run, with which your images would be published",
-            key="output_dir",
-            fix="name another folder",
-        )
-    inputs = {path.resolve() for path in names}
-    places = {path.parent for path in inputs}
-    for writer in writers:
-        for output in (folder / file for name in names.values() for file in writer.files(name)):
-            beside = output.parent.resolve() in places and output.parent != folder
-            if output.resolve() in inputs or beside:
-                raise UserError(
-                    f"{output} is an input or lies beside one, and would be overwritten",
-                    key="output_dir",
-                    fix="name another folder",
-                )
-
-
-def _check_replaced(index: Index, names: Mapping[Path, str]) -> None:
-    """Refuse to replace files beside the inputs that no earlier prediction has written, such as true masks."""
-    places = {path.parent.resolve() for path in names}
-    earlier = {Path(file).resolve() for file in index.earlier_inputs()}
-    for path, name in names.items():
-        for output in (index.folder / file for writer in index.writers for file in writer.files(name)):
-            if output.parent.resolve() in places and output.exists() and path.resolve() not in earlier:
-                raise UserError(
-                    f"{output} is there already, and no prediction has written it",
-                    key="output_dir",
-                    fix="name another folder",
-                )
-
-
-def _check_checked(folder: Path, writers: Sequence[Writer], index: Index) -> None:
-    """Refuse to replace annotations that a person has checked."""
-    if not any(isinstance(writer, LabelmeWriter) for writer in writers):
-        return
-    kept = {folder / record[LabelmeWriter.key] for record in index.pieces() if LabelmeWriter.key in record}
-    checked = [path for path in checked_annotations(folder) if path not in kept]
-    if checked:
-        raise UserError(
-            f"{len(checked)} annotations in it are checked, such as {checked[0].name}, and would be replaced",
-            key="output_dir",
-            fix="name another folder, or give --skip_existing with the settings of before",
-        )
+def _targets(path: Path, name: str, writers: Sequence[Writer], cutting: SliceKeys | None) -> list[str]:
+    """The files that are written of an image, or of a volume that is cut."""
+    if cutting is not None:
+        return volume_targets(path, name, cutting, writers)
+    return [file for writer in writers for file in writer.targets(path, name)]
 
 
 def _describe(prompt: Prompt) -> dict[str, Any]:

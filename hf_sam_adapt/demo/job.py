@@ -124,6 +124,7 @@ class AdaptJob:
         recipe = {
             "model": str(Path(model).resolve()) if Path(model).is_dir() else model,
             "dataset": "data",  # relative, so that no path of this machine is in the result
+            "mask_values": "index",
             "output_dir": "adapter",
             "prompts": ["none", "point"],
             "max_steps": self.steps,

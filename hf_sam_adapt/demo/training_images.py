@@ -69,13 +69,11 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
 
 
 def write_pairs(pairs: Sequence[Pair], folder: Path) -> None:
-    """Write a data set in which the last pair alone is for validation."""
+    """Write a data set in which the last pair alone is for validation; `mask_values: index` reads its masks."""
     for index, pair in enumerate(pairs):
         split = folder / ("val" if index == len(pairs) - 1 else "train")
         name = f"{index:02d}_{Path(pair.picture.name).stem}.png"
-        # Grey levels that `binary` and `auto` read alike; what is to be ignored counts as background there.
-        mask = np.where(pair.mask == 1, 255, 0).astype(np.uint8)
-        for kind, array in (("images", pair.picture.image), ("masks", mask)):
+        for kind, array in (("images", pair.picture.image), ("masks", pair.mask)):
             (split / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(split / kind / name)
 

@@ -1,13 +1,16 @@
 """Trainings in the background: what they learn from, how they are watched, stopped and handed out."""
 
+import io
 import json
 import time
 import zipfile
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.synthetic import draw_sample
 from hf_sam_adapt.demo.job import AdaptJob
 from hf_sam_adapt.demo.training_images import painted_pair, read_pairs, write_pairs
@@ -30,6 +33,13 @@ def files(tmp_path):
         return [list(part) for part in zip(*found)]
 
     return draw
+
+
+class NoWorker:
+    """A process that trains nothing."""
+
+    def __init__(self):
+        self.stdin = io.StringIO()
 
 
 def wait(job, seconds=240, until=lambda now: now.is_over):
@@ -88,7 +98,20 @@ def test_the_last_pair_is_held_out(files, tmp_path):
     write_pairs(pairs, tmp_path / "data")
     assert len(list((tmp_path / "data/train/images").iterdir())) == 2
     (held_out,) = (tmp_path / "data/val/masks").iterdir()
-    assert np.array_equal(np.asarray(Image.open(held_out)), pairs[-1].mask * 255)
+    assert np.array_equal(np.asarray(Image.open(held_out)), pairs[-1].mask)
+
+
+def test_ignored_pixels_stay_ignored(files, tmp_path):
+    images, masks = files(2)
+    for file in masks:
+        mask = np.asarray(Image.open(file)) // 255
+        mask[:20] = 255
+        Image.fromarray(mask).save(file)
+    job = AdaptJob(read_pairs(images, masks, 10**6), "tiny", "hq", 1, tmp_path, worker=NoWorker)
+    keys = yaml.safe_load((job.folder / "recipe.yaml").read_text())
+    data = load_segmentation_dataset(job.folder / "data", mask_values=keys["mask_values"])
+    for split in (data.train, data.val):
+        assert set(np.unique(split[0].mask)) == {0, 1, 255} and (split[0].mask[:20] == 255).all()
 
 
 @pytest.mark.slow

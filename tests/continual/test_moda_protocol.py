@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sams import random_sam
 
 from hf_sam_adapt import ModaModel
-from hf_sam_adapt.continual.run import continual
+from hf_sam_adapt.continual.run import _open, continual
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.evaluation import evaluate
@@ -133,6 +133,16 @@ def test_the_routers_tokens_can_be_learned(moda_recipe):
     one, two = (load_file(run / "pool/adapter_model.safetensors")["tokens"] for run in (frozen, learned))
     assert one.shape == two.shape and not torch.equal(one, two)
     assert json.loads((learned / "continual.json").read_text())["oracle_ff_iou"] == 0
+
+
+def test_learned_tokens_are_those_of_their_task_when_scored_again(moda_recipe):
+    recipe = moda_recipe(protocol_args={"reject": 0, "learn_tokens": True})
+    stored = load_file(continual(recipe) / "pool/adapter_model.safetensors")
+    _, protocol = _open(recipe)
+    first = protocol.pool_after(0).router.tokens.clone()
+    again = protocol.pool_after(1).router.state_dict()
+    assert not torch.equal(first, stored["tokens"])
+    assert again.keys() == stored.keys() and all(torch.equal(again[key].cpu(), stored[key]) for key in stored)
 
 
 def test_one_domain_is_the_method_alone(moda_recipe):

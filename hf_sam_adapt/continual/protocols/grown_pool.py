@@ -61,8 +61,8 @@ class Grown(Moda):
     def recipe(self, task: int) -> Recipe:
         return self.run.recipe.task(self.run.domains[task], self.folder(task), **self._decided)
 
-    def _opened(self) -> ModaModel:
-        if not self.is_stored:
+    def _opened(self, stored: bool) -> ModaModel:
+        if not stored:
             return self._start
         base, _ = load_base(self._base_name)
         return ModaModel.from_pretrained(base, self._pool_folder)

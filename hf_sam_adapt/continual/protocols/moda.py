@@ -113,15 +113,20 @@ class Moda(Naive):
     def pool_after(self, task: int) -> ModaModel:
         """The pool with the domains of the tasks up to `task`; called for rising tasks only.
 
-        What an earlier invocation put into `pool/` is read from there, features included, not from its images again.
+        What an earlier invocation put into `pool/` is read from there, features included, not from its images again;
+        but not where tokens are learned and those in `pool/` are a later task's.
         """
+        wanted = len(self.earlier) + task + 1
         if self._pool is None:
-            self._pool = self._opened().to(start_processes().device).eval()
-            self._stored = len(self._pool.domains)
-            if self._stored:
-                self._pool.keep_first(min(self._stored, len(self.earlier) + task + 1))
+            pool = self._opened(self.is_stored)
+            self._stored = len(pool.domains)
+            if self.args.learn_tokens and self._stored > wanted:
+                pool = self._opened(stored=False)
+            self._pool = pool.to(start_processes().device).eval()
+            if pool.domains:
+                pool.keep_first(min(len(pool.domains), wanted))
         pool = self._pool
-        while len(pool.domains) <= len(self.earlier) + task:
+        while len(pool.domains) < wanted:
             number = len(pool.domains) - len(self.earlier)
             pool.add_domain(self.run.domains[number].name, self.folder(number))
             if self.args.learn_tokens:
@@ -134,12 +139,12 @@ class Moda(Naive):
                 self._save(pool)
         return pool
 
-    def _opened(self) -> ModaModel:
-        """The pool as `pool/` holds it, or an empty one."""
+    def _opened(self, stored: bool) -> ModaModel:
+        """The pool as `pool/` holds it, or the one that the run begins with."""
         self._processor = SamAdaptProcessor.from_pretrained(self.folder(0))
         config = PeftConfig.from_pretrained(str(self.folder(0)))
         base, _ = load_base(str(named_base(config.to_dict())))
-        if self.is_stored:
+        if stored:
             return ModaModel.from_pretrained(base, self._pool_folder)
         pool = ModaModel(base, ModaConfig(inner=config, **vars(self.args), seed=self.run.recipe.seed))
         pool.moda_config.base_model_name_or_path = config.base_model_name_or_path

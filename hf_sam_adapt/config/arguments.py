@@ -24,7 +24,15 @@ T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, for which 1e-3 is a number, as in YAML 1.2; YAML 1.1 takes it for text."""
+    """YAML's safe loader as YAML 1.2 has it: 1e-3 is a number, which YAML 1.1 takes for text, and keys are unique."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -70,7 +78,8 @@ def parse_arguments(
         examples, groups: command lines, and the keys under each heading, that `--help` shows.
 
     Raises:
-        UserError: unreadable file, unknown key or flag (with the nearest name), a value of another type than expected.
+        UserError: unreadable file, unknown key or flag (with the nearest name), one that is given twice, a value of
+            another type than expected.
     """
     argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
@@ -92,7 +101,7 @@ def parse_arguments(
     for key, strings in given.items():
         name, _, inner = key.partition(".")
         if inner:
-            values[name] = _with_nested(name, values.get(name), inner, _nested_value(strings))
+            values[name] = _with_nested(name, values.get(name), inner, _nested_value(key, strings))
         else:
             text_too = len(strings) == 1 and str in members(hints[name])
             values[name] = strings if takes_many(hints[name]) and not text_too else strings[0]
@@ -154,16 +163,18 @@ def _split(
 ) -> dict[str, list[str]]:
     """argv -> {field: its strings}, by `fields` of flags; what follows no flag is given to `positional`."""
     given: dict[str, list[str]] = {}
+    bare: set[str | None] = set()  # `positional`, where it is given without its flag
     index = 0
     while index < len(argv):
         token = argv[index]
         index += 1
         if not token.startswith("--"):
-            if positional is None or (given.get(positional) and not takes_many(hints[positional])):
+            if positional is None or (positional in given and (not bare or not takes_many(hints[positional]))):
                 raise UserError(
                     f"unexpected argument '{token}'", fix="a value follows its --key", code="unexpected-argument"
                 )
             given.setdefault(positional, []).append(token)
+            bare.add(positional)
             continue
         key, attached, text = token[2:].partition("=")
         key = fields.get(key, key)
@@ -181,8 +192,10 @@ def _split(
             values = ["true"]
         if not values:
             raise UserError(f"--{key} needs a value", code="no-value")
-        if key == "config" and key in given:
-            raise UserError("--config is given twice", fix="put the keys into one file, flags come after it")
+        if key in given or (not inner and any(other.startswith(f"{key}.") for other in given)):
+            also = f", also as '{' '.join(given[key])}' without it" if key in bare else ""
+            fix = "put the keys into one file, flags come after it" if key == "config" else "give it once"
+            raise UserError(f"{token.partition('=')[0]} is given twice{also}", fix=fix, code="given-twice")
         given[key] = values
     return given
 
@@ -201,11 +214,14 @@ def _with_nested(name: str, value: Any, dotted_key: str, entry: Any) -> dict:
     return result
 
 
-def _nested_value(strings: list[str]) -> Any:
+def _nested_value(key: str, strings: list[str]) -> Any:
     """One string as YAML reads it, several as a list of such."""
     if len(strings) > 1:
-        return [_nested_value([string]) for string in strings]
-    return yaml.load(strings[0], _Loader)
+        return [_nested_value(key, [string]) for string in strings]
+    try:
+        return yaml.load(strings[0], _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML ({one_line(error)})", key=key) from error
 
 
 def _check_keys(values: dict[str, Any], hints: dict[str, Any], source: str | Path) -> None:
@@ -247,7 +263,7 @@ def _coerce_one(value: Any, hint: Any) -> Any:
         items = value if isinstance(value, (list, tuple)) else [value]
         return [_coerce(item, inner[0]) for item in items]
     if hint is dict or origin is dict:
-        value = yaml.safe_load(value) if isinstance(value, str) else value
+        value = yaml.load(value, _Loader) if isinstance(value, str) else value
         if not isinstance(value, dict):
             raise TypeError
         return {_coerce(k, inner[0]): _coerce(v, inner[1]) for k, v in value.items()} if inner else value

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hf_sam_adapt.cli.arguments import PredictArguments
+from hf_sam_adapt.config.arguments import parse_arguments
 from hf_sam_adapt.config.paths import absolute
 from hf_sam_adapt.config.recipe import Recipe, parse_recipe
 from hf_sam_adapt.errors import UserError
@@ -116,6 +118,13 @@ def test_written_recipe_reads_back_equal(config, tmp_path):
         ("--report_to mlflow", "report_to: unknown 'mlflow'"),
         ("--config missing.yaml", "missing.yaml: No such file"),
         ("--method_args.a 1 --method_args.a.b 2", "method_args.a is '1', not a mapping"),
+        ("--method_args.a {", "method_args.a: not valid YAML"),
+        ("--epochs 1 --epochs 2", "--epochs is given twice; give it once"),
+        ("--epochs=1 --seed 3 --epochs 1", "--epochs is given twice"),
+        ("--prompts none --prompts box", "--prompts is given twice"),
+        ("--method_args.r 4 --method_args.r 8", "--method_args.r is given twice"),
+        ("--method_args.r 4 --method_args {a:1}", "--method_args is given twice"),
+        ("--label_map {1:2,1:3}", "label_map: .* is not a mapping"),
     ],
 )
 def test_each_mistake_is_one_line(argv, message):
@@ -128,6 +137,9 @@ def test_each_mistake_is_one_line(argv, message):
     ("text", "message"),
     [
         ("lr_schedular: cosine", "unknown key 'lr_schedular'.*'lr_scheduler'"),
+        ("seed: 1\nepochs: 2\nseed: 3", "recipe.yaml: not valid YAML .*'seed' is given twice.*line 3"),
+        ("id2label: {0: a, 1: b, 1: c}", "'1' is given twice"),
+        ("method_args:\n  r: 4\n  r: 8", "'r' is given twice"),
         ("epochs: [1, 2]", "epochs: '1 2' is not an integer"),
         ("batch_size: true", "batch_size: 'True' is not an integer"),
         ("model: {a: b}", "model: .* is not text"),
@@ -176,3 +188,20 @@ def test_conv_lora_recipes_have_the_published_settings(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"--config recipes/{path.name}" in line for line in header)
     assert "Licence of the data:" in " ".join(line.removeprefix("# ") for line in header)
+
+
+def test_values_without_a_flag_go_to_one_key_once():
+    def inputs(line):
+        return parse_arguments(PredictArguments, line.split(), positional="inputs").inputs
+
+    assert inputs("a.jpg b.jpg --adapter x c.jpg") == ["a.jpg", "b.jpg", "c.jpg"]
+    assert inputs("--inputs a.jpg b.jpg") == ["a.jpg", "b.jpg"]
+    with pytest.raises(UserError, match=r"^--inputs is given twice, also as 'a.jpg' without it; give it once$"):
+        inputs("a.jpg --inputs b.jpg")
+    with pytest.raises(UserError, match="unexpected argument 'b.jpg'"):
+        inputs("--inputs=a.jpg b.jpg")
+
+
+def test_what_a_file_merges_may_be_given_again(config):
+    text = "id2label: &names {0: a, 1: b}\nmethod_args: {<<: *names, 1: c}\n"
+    assert parse_recipe(config(text)).method_args == {0: "a", 1: "c"}

@@ -95,6 +95,8 @@ def parse_arguments(
         if also_in_config is not None:
             elsewhere = {field.name for field in dataclasses.fields(also_in_config)} - hints.keys()
             values = {key: value for key, value in values.items() if key not in elsewhere}
+            if "adapter" in hints and "adapter" not in given:
+                _check_no_run(Path(path))
         _check_keys(values, hints, path)
         flags = {key.partition(".")[0] for key in given}
         values |= change_paths(cls, {k: v for k, v in values.items() if k not in flags}, found_from(path))
@@ -228,6 +230,15 @@ def _check_keys(values: dict[str, Any], hints: dict[str, Any], source: str | Pat
     for key in values:
         if key not in hints:
             raise UserError(f"unknown key '{key}'", where=source, fix=_nearest(key, hints), code="unknown-key")
+
+
+def _check_no_run(file: Path) -> None:
+    """Refuse the recipe of a run, which names the model before the training, in place of the run."""
+    if file.name == "recipe.yaml" and any(
+        (file.parent / name).is_file() for name in ("adapter_config.json", "config.json")
+    ):
+        fix = f"name the run by --adapter {file.parent}, or the plain SAM by --adapter none"
+        raise UserError(f"not given, and {file} is that of a run", key="adapter", fix=fix)
 
 
 def _nearest(name: str, known: typing.Iterable[str]) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_sam_adapt.cli.arguments import PredictArguments
+from hf_sam_adapt.cli.arguments import EvaluateArguments, PredictArguments
 from hf_sam_adapt.config.arguments import parse_arguments
 from hf_sam_adapt.config.paths import absolute
 from hf_sam_adapt.config.recipe import Recipe, parse_recipe
@@ -196,12 +196,26 @@ def test_values_without_a_flag_go_to_one_key_once():
 
     assert inputs("a.jpg b.jpg --adapter x c.jpg") == ["a.jpg", "b.jpg", "c.jpg"]
     assert inputs("--inputs a.jpg b.jpg") == ["a.jpg", "b.jpg"]
-    with pytest.raises(UserError, match=r"^--inputs is given twice, also as 'a.jpg' without it; give it once$"):
+    with pytest.raises(UserError, match=r"^--inputs is given twice, also as 'a\.jpg' without it; give it once$"):
         inputs("a.jpg --inputs b.jpg")
-    with pytest.raises(UserError, match="unexpected argument 'b.jpg'"):
+    with pytest.raises(UserError, match=r"unexpected argument 'b\.jpg'"):
         inputs("--inputs=a.jpg b.jpg")
 
 
 def test_what_a_file_merges_may_be_given_again(config):
     text = "id2label: &names {0: a, 1: b}\nmethod_args: {<<: *names, 1: c}\n"
     assert parse_recipe(config(text)).method_args == {0: "a", 1: "c"}
+
+
+@pytest.mark.parametrize("beside", ["adapter_config.json", "config.json"])
+@pytest.mark.parametrize("arguments", [PredictArguments, EvaluateArguments])
+def test_a_runs_recipe_without_its_run_is_refused(config, tmp_path, arguments, beside):
+    def parse(*flags):
+        return parse_arguments(arguments, [*config("seed: 1\nadapter: some/start\n"), *flags], also_in_config=Recipe)
+
+    assert parse().adapter == "some/start"  # no run's
+    (tmp_path / beside).write_text("{}")
+    with pytest.raises(UserError, match=r"^adapter: not given, and .*recipe\.yaml is that of a run; name the run"):
+        parse("--model", "tiny")
+    assert parse("--adapter", str(tmp_path)).adapter == str(tmp_path)
+    assert parse("--adapter", "none", "--model", "tiny").adapter is None

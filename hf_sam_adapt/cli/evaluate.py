@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from ..config.recipe import Recipe
 from ..config.shared_keys import MaskKeys
 from ..data.tiles import resolve_tiles
 from ..errors import UserError, require_extra
-from ..files import holds_run, write_json
+from ..files import check_folder, holds_run, write_json
 from ..inference.variants import check_domain, routed, variants_of
 from ..names import check_route, check_tile
 from ..sam.attention import Kind
@@ -44,7 +45,8 @@ def evaluate_command(args: EvaluateArguments) -> Result:
     process and under `accelerate launch`.
 
     Raises:
-        UserError: no data set, adapter or model named; other classes than the model's; `output_dir` is a run folder.
+        UserError: no data set, adapter or model named; other classes than the model's; `output_dir` is a run folder or
+            its logs, or has files of these names that no evaluation has written.
     """
     from accelerate import PartialState
 
@@ -116,7 +118,7 @@ def evaluate_command(args: EvaluateArguments) -> Result:
         print_prompt_tables(metrics)
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
-            for name in WRITTEN:
+            for name in WRITTEN[1:]:  # metrics.json, by which they are known as ours, is replaced
                 (output_dir / name).unlink(missing_ok=True)
             write_json(output_dir / "metrics.json", metrics)
             save_threshold_curves(output_dir / "f_measure.png", result.test.get("none") or {})
@@ -234,11 +236,35 @@ def _checked(args: EvaluateArguments, chosen: dict[str, Any]) -> Path | None:
         raise UserError(f"{args.clicks} is below 0", key="clicks")
     if args.instances:
         require_extra("instances", "average precision")
-    if args.output_dir is None:
-        return None
-    folder = Path(args.output_dir)
+    return None if args.output_dir is None else _output_folder(Path(args.output_dir).expanduser())
+
+
+def _output_folder(folder: Path) -> Path:
+    """The folder, in which nothing will be replaced but an earlier evaluation."""
+    check_folder(folder, "output_dir")
     if holds_run(folder):
         raise UserError(
             f"{folder} holds a run, whose metrics.json would be lost", key="output_dir", fix="name another folder"
         )
+    place = folder.resolve()
+    if any(part.name == "logs" and holds_run(part.parent) for part in (place, *place.parents)):
+        raise UserError(
+            f"{folder} holds the logs of a run, which would be lost", key="output_dir", fix="name another folder"
+        )
+    there = [folder / name for name in WRITTEN if (folder / name).exists()]
+    if there and not _is_evaluation(folder / "metrics.json"):
+        raise UserError(
+            f"{there[0]} is there already, and no evaluation has written it",
+            key="output_dir",
+            fix="name another folder, or move it away",
+        )
     return folder
+
+
+def _is_evaluation(file: Path) -> bool:
+    """Whether it is the metrics.json of an evaluation; that of a training says more."""
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(metrics, dict) and {"test", "measured_on"} <= metrics.keys() and "train" not in metrics

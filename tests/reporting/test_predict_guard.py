@@ -174,3 +174,37 @@ def test_a_name_too_long_for_its_result_is_said_before_anything_is_computed(imag
     assert not (tmp_path / "out").exists()
     (images / f"{'a' * 245}.png").rename(images / f"{'a' * 240}.png")
     assert len(predict(images, tmp_path / "out", "png", "labelme", "yolo")) == 2
+
+
+def test_labels_of_other_images_are_counted(images, tmp_path, capsys):
+    choice = {"format": ["yolo"], "model": "tiny", "output_dir": tmp_path / "out"}
+    predict_files([str(images)], **choice)
+    assert "labels of other images" not in capsys.readouterr().out
+    predict_files([str(images / "a.png")], **choice)
+    assert f"{tmp_path}/out/yolo: 1 labels of other images are there, too\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"min_score": 0.5}, "min_score: no instances are asked for; set instances, or leave it out"),
+        ({"points_per_side": 4}, "points_per_side: no instances are asked for"),
+        ({"min_score": 7.0, "instances": "components"}, "min_score: 7.0 is not a score, 0 to 1"),
+        ({"min_score": float("nan"), "instances": "grid"}, "min_score: nan is not"),
+        ({"output_dir": "file/x"}, "output_dir: .*file is a file; name a folder"),
+    ],
+)
+def test_options_without_effect_are_refused(choice, message, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=message):
+        predict_files([str(images)], model="tiny", progress=False, **{"output_dir": "out", **choice})
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_at_home(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(images)
+    (record,) = predict("~/data/images/a.png", "~/out")
+    assert record["file"] == str(images / "a.png") and (tmp_path / "out/a_mask.png").is_file()
+    assert not list(images.glob("~*"))

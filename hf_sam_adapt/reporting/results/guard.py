@@ -9,7 +9,7 @@ from pathlib import Path
 from ...errors import UserError
 from ...files import check_folder, holds_run
 from .index import Index, files_of
-from .polygons import LabelmeWriter, checked_annotations
+from .polygons import LabelmeWriter, YoloWriter, checked_annotations
 
 
 _NAME_LIMIT = 255  # bytes of a file's name on the usual file systems
@@ -67,6 +67,18 @@ def earlier_files(index: Index, names: Mapping[Path, str]) -> set[str]:
     known = {str(path): name for path, name in names.items()}
     files = (files_of(record, known.get(record["file"])) for record in index.before["predictions"])
     return set().union(*files)
+
+
+def other_labels(index: Index, names: Mapping[Path, str]) -> list[str]:
+    """What to say of labels of other images, which stay beside those of this call, and under its `data.yaml`."""
+    notes = []
+    for writer in index.writers:
+        if isinstance(writer, YoloWriter):
+            own = {index.folder / file for name in names.values() for file in writer.files(name)}
+            others = [path for path in (index.folder / "yolo/labels").glob("*.txt") if path not in own]
+            if others:
+                notes.append(f"{index.folder / 'yolo'}: {len(others)} labels of other images are there, too")
+    return notes
 
 
 def check_checked(index: Index) -> None:

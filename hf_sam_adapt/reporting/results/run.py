@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,7 +26,7 @@ from ...prompts import Prompt
 from ...sam.attention import Kind
 from ...sam.fingerprint import weights_digest
 from .formats import make_writers
-from .guard import check_checked, check_output_dir, check_targets
+from .guard import check_checked, check_output_dir, check_targets, other_labels
 from .index import Index
 from .maps import preview_file
 from .nifti import predict_volume, slice_header, slice_keys, volume_targets, volumes_among
@@ -34,6 +35,7 @@ from .scene import check_scenes, place_note, predict_scene, scenes_among, usual_
 
 
 T = TypeVar("T")
+POINTS_PER_SIDE = 16
 
 
 def predict(
@@ -46,7 +48,7 @@ def predict(
     box: Sequence[float] | None = None,
     point: Sequence[float] | None = None,
     instances: InstanceSource | None = None,
-    points_per_side: int = 16,
+    points_per_side: int = POINTS_PER_SIDE,
     min_score: float = 0.0,
     format: Sequence[str] | None = None,
     probability: bool = False,
@@ -69,8 +71,8 @@ def predict(
 
     Their names begin with the file's stem; files of one stem are told apart by their folder and, where that is not
     enough, by a number. Results have the size of their image as it is shown (EXIF rotation applied). Files of the same
-    name in `output_dir`, as an earlier call leaves them, are overwritten; an input or a checked annotation never is.
-    What is interrupted leaves a list of what is done.
+    name in `output_dir`, as an earlier call leaves them, are overwritten; an input, a checked annotation and what no
+    prediction has written never are. What is interrupted leaves a list of what is done.
 
     Args:
         inputs: files, folders (their images, not those of subfolders) and glob patterns (`**` for subfolders); or
@@ -91,8 +93,8 @@ def predict(
         threshold: probability above which a pixel is foreground; not for a model with classes.
         simplify: pixels by which outlines may move so that polygons have fewer corners, see `outlines`; 0 = exact.
         rank: "uncertain" puts the images of which the model is least sure first, see `uncertainty`.
-        skip_existing: leave images as they are whose results an earlier call with the same settings has written since
-            they were changed.
+        skip_existing: leave images as they are whose results an earlier call with the same settings has written, of
+            the same files.
         tile, overlap, route: see `SamAdaptPredictor.predict`; unset, tile and overlap are those of the adapter's
             training. A raster whose formats are all of maps is read and written by windows, whatever its size, unless
             instances or a rank are asked for.
@@ -103,29 +105,31 @@ def predict(
         progress: show a bar.
 
     Returns:
-        What `predictions.json` lists, an entry per image: `file`, what each writer says of its files (`mask` and
-        `overlay`, names in `output_dir`), `height`, `width`, `foreground` (fraction of the pixels), `prompt`, `logits`
-        (`min`, `mean`, `max`), and `iou_estimate`, SAM's own estimate (None for an adapter that did not train it); of
-        a pool also `domain`, and where its router chose `router` (domain -> probability; with `route` "tile" the mean
-        over the tiles). Of a model with classes `classes` (name -> fraction of the pixels) stands for foreground,
-        logits and estimate. With `instances` also `instances`, their number, with `rank` `uncertainty`, and `skipped`
-        where an earlier result was kept. An image that cannot be read has only `file` and `error`; the others are
-        segmented.
+        What `predictions.json` lists, an entry per image: `file`, `source` (see `source_of`), what each writer says of
+        its files (`mask` and `overlay`, names in `output_dir`), `height`, `width`, `foreground` (fraction of the
+        pixels), `prompt`, `logits` (`min`, `mean`, `max`), and `iou_estimate`, SAM's own estimate (None for an adapter
+        that did not train it); of a pool also `domain`, and where its router chose `router` (domain -> probability;
+        with `route` "tile" the mean over the tiles). Of a model with classes `classes` (name -> fraction of the
+        pixels) stands for foreground, logits and estimate. With `instances` also `instances`, their number, with
+        `rank` `uncertainty`, and `skipped` where an earlier result was kept. An image that cannot be read has only
+        `file` and `error`; the others are segmented.
 
     Raises:
         UserError: no image found, none that can be read, a prompt outside an image, an output that would replace an
-            input, other settings than those of the results to skip, or a model that cannot be loaded. Every header is
-            read before anything is written.
+            input or what no prediction has written, other settings than those of the results to skip, or a model that
+            cannot be loaded. Every header is read before anything is written.
     """
     prompt = _prompt(box, point)
     kinds = {prompt.kind} - {"none"}
     check_options(instances, kinds, batch_size=batch_size, points_per_side=points_per_side)
+    _check_instances(instances, points_per_side, min_score)
     logit_of(threshold)
     if not 0 <= simplify < np.inf:
         raise UserError(f"{simplify} is not a number of pixels", key="simplify", fix="0 keeps every corner")
-    folder = Path(output_dir)
+    folder = Path(output_dir).expanduser()
     check_output_dir(folder)
     make_writers(format or ["png"], folder, WriteOptions(), instances is not None)
+    inputs = [os.path.expanduser(name) for name in inputs]
     find_images(inputs, arrays=True)  # what is missing is said before a model is loaded
     loaded = load_for_inference(adapter, model, attention)
     weights = weights_digest(loaded.model)
@@ -143,8 +147,6 @@ def predict(
         tile, overlap = trained["tile"], trained["overlap"] if overlap is None else overlap
     tiles, notes = predictor.tiles(tile, overlap)
     check_route(route, tile)
-    for note in notes if progress else ():
-        print(note)
     names = dict(zip(paths, output_names(paths)))
     how: dict[str, Any] = {"points_per_side": points_per_side, "min_score": min_score, "threshold": threshold}
     cut_up: dict[str, Any] = {"tile": tile, "overlap": overlap, "route": route}
@@ -172,6 +174,8 @@ def predict(
     for path in by_windows:
         targets[path].append(preview_file(names[path]))
     check_targets(index, targets, names)
+    for note in [*notes, *other_labels(index, names)] if progress else ():
+        print(note)
     folder.mkdir(parents=True, exist_ok=True)
     cut = logit_of(threshold)
     where: dict[str, Any] = {"prompt": prompt, "domain": domain, "route": route}
@@ -232,6 +236,15 @@ def _prompt(box: Sequence[float] | None, point: Sequence[float] | None) -> Promp
     if box is not None:
         return Prompt.box(*box)
     return Prompt("none") if point is None else Prompt.point(*point)
+
+
+def _check_instances(instances: InstanceSource | None, points_per_side: int, min_score: float) -> None:
+    """Refuse a score that is none, and what has no effect where no instances are asked for."""
+    if not 0 <= min_score <= 1:
+        raise UserError(f"{min_score} is not a score, 0 to 1", key="min_score")
+    for key, given in (("min_score", min_score != 0), ("points_per_side", points_per_side != POINTS_PER_SIDE)):
+        if instances is None and given:
+            raise UserError("no instances are asked for", key=key, fix="set instances, or leave it out")
 
 
 def _readable(paths: Sequence[Path], read: Callable[[Path], T]) -> tuple[dict[Path, T], dict[Path, UserError]]:

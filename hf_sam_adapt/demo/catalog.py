@@ -11,6 +11,7 @@ from ..data.walk import files_below, is_leftover
 from ..errors import UserError
 from ..inference.loading import ADAPTER_CONFIG
 from ..reporting.report import size_text
+from ..repository import HubName
 
 
 PLAIN = ""  # the value that stands for plain SAM
@@ -58,12 +59,13 @@ def choices(adapters: list[str], model: str) -> list[Choice]:
         model: the plain SAM.
 
     Raises:
-        UserError: a folder with nothing to load in it.
+        UserError: a folder with nothing to load in it, a damaged one, or a path where there is none.
     """
     found = [Choice(f"Plain SAM, zero-shot ({model})", PLAIN, PLAIN)]
     for name in adapters:
         folder = Path(name).expanduser()
         if not folder.is_dir():
+            _check_hub_name(name)
             found.append(Choice(name, name, name))
             continue
         folders = (
@@ -84,6 +86,16 @@ def choices(adapters: list[str], model: str) -> list[Choice]:
     ]
 
 
+def _check_hub_name(name: str) -> None:
+    """Refuse what is no folder, but a path: with more parts than a Hub id, or below a folder that is there."""
+    place = Path(name).expanduser()
+    below = "@" not in name and len(place.parts) > 1 and Path(place.parts[0]).is_dir()
+    if place.is_absolute() or name.startswith(".") or place.exists() or below:
+        fix = "name a run folder" + (f", or a Hub id with its revision, {name}@main" if below else "")
+        raise UserError(f"{name} is no folder", key="adapters", fix=fix)
+    HubName.parse(name)
+
+
 def _is_adapter(folder: Path) -> bool:
     if is_leftover(folder.name):
         return False
@@ -91,14 +103,20 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _describe(folder: Path) -> Choice:
-    weights = [path for path in files_below(folder, {".safetensors"}) if "checkpoints" not in path.parts]
+    files = files_below(folder, {".safetensors"})
+    weights = [path for path in files if "checkpoints" not in path.relative_to(folder).parts]
     size = size_text(sum(path.stat().st_size for path in weights))
     own = folder.parent == built_in_folder()
     # A continual run's pool is in its folder `pool`, which says nothing.
     name = f"{folder.resolve().parent.name}/{folder.name}" if folder.name in _GENERIC else folder.name
     title = _TITLES.get(folder.name, folder.name) if own else name
     file = folder / ADAPTER_CONFIG
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if not isinstance(config, dict):
+            raise ValueError(f"a {type(config).__name__} in place of a mapping")
+    except (OSError, ValueError) as error:
+        raise UserError(f"not readable ({error})", where=file, fix="save the adapter again, or remove it") from error
     method = _METHODS.get(kind, kind) if (kind := config.get("peft_type")) else "whole model"
     if config.get("pool"):
         method = f"{method} pool of {len(config.get('domains', ()))} domains"

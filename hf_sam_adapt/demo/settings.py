@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..config.arguments import option
 from ..config.paths import MODEL
@@ -42,8 +43,14 @@ class DemoArguments:
         for name in ("max_megapixels", "max_megabytes", "max_seconds"):
             if getattr(self, name) < 1:
                 raise UserError(f"{getattr(self, name)} is below 1", key=name)
-        self.adapters = self.adapters or os.environ.get(ADAPTERS_VARIABLE, "").replace(",", " ").split()
+        self.adapters = self.adapters or _named(os.environ.get(ADAPTERS_VARIABLE, ""))
         self.model = self.model or os.environ.get(MODEL_VARIABLE) or "tiny"
+
+
+def _named(text: str) -> list[str]:
+    """The names between commas, or between spaces where these are not in the name of a folder."""
+    parts = [part.strip() for part in text.split(",")]
+    return [name for part in parts for name in ([part] if Path(part).expanduser().is_dir() else part.split()) if name]
 
 
 def on_a_space() -> bool:

@@ -42,6 +42,35 @@ def test_settings_from_the_environment(monkeypatch):
         DemoArguments(max_seconds=0)
 
 
+def test_folders_with_spaces_in_the_environment(monkeypatch, tmp_path):
+    (tmp_path / "my runs/polyp").mkdir(parents=True)
+    for text, wanted in (
+        (f"{tmp_path}/my runs/polyp", [f"{tmp_path}/my runs/polyp"]),
+        (f"me/a me/b, {tmp_path}/my runs,", ["me/a", "me/b", f"{tmp_path}/my runs"]),
+    ):
+        monkeypatch.setenv("HF_SAM_ADAPT_DEMO_ADAPTERS", text)
+        assert DemoArguments().adapters == wanted
+
+
+def test_paths_of_no_adapter_are_refused_at_the_start(adapters, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(adapters["hq"], "checkpoints/polyp")
+    for name in ("checkpoints/typo", "/data/gone", "./gone", "~/gone", "checkpoints/polyp/adapter_config.json"):
+        with pytest.raises(UserError, match=f"adapters: {name} is no folder; name a run folder"):
+            catalog.choices([name], "tiny")
+    with pytest.raises(UserError, match="neither a folder nor the name of a repository"):
+        catalog.choices(["me/polyp@one@two"], "tiny")
+    assert [one.value for one in catalog.choices(["me/polyp", "checkpoints/polyp@main"], "tiny")][1:3] == [
+        "me/polyp",
+        "checkpoints/polyp@main",
+    ]
+    assert " 0 B" not in catalog.choices(["checkpoints"], "tiny")[1].label
+    for text in ("{", "[]"):
+        (tmp_path / "checkpoints/polyp/adapter_config.json").write_text(text)
+        with pytest.raises(UserError, match=r"polyp/adapter_config\.json: not readable .*; save the adapter again"):
+            catalog.choices(["checkpoints"], "tiny")
+
+
 def test_adapters_that_are_offered(adapters, tmp_path):
     root = adapters["hq"].rpartition("/")[0]
     listed = catalog.choices([root, "me/polyp"], "tiny")

@@ -169,6 +169,7 @@ def test_drawn_noise_where_no_data_set_is_known(lora_run, tmp_path):
         ({"format": "tflite"}, "format: 'tflite' is unknown; use one of onnx"),
         ({"precision": "int4"}, "precision: 'int4' is unknown"),
         ({"precision": "fp16", "format": "torch"}, "precision: only --format onnx takes it, not torch"),
+        ({"opset": 3, "format": "torch"}, "opset: only --format onnx takes it, not torch"),
         ({"encoder_input": "image", "format": "sam-pth"}, "encoder_input: only --format onnx or torch takes it"),
         ({"aot": True}, "aot: only --format torch takes it, not onnx"),
         ({"limit": -1}, "limit: -1 is below 0"),

@@ -40,6 +40,7 @@ from .parts import check_encoder_input, merged, parts_of
 from .programs import program_runner, write_program
 
 
+OPSET = 18
 FORMATS = ("onnx", "torch", "sam-pth", "transformers")
 # The largest difference of a logit as a share of the image's largest, above which nothing is written.
 BOUNDS = {"no": 1e-4, "fp16": 2e-2, "int8": 0.2}
@@ -76,7 +77,7 @@ def export(
     format: str = "onnx",
     model: str | None = None,
     precision: str = "no",
-    opset: int = 18,
+    opset: int = OPSET,
     encoder_input: str = "pixels",
     aot: bool = False,
     dataset: str | None = None,
@@ -152,6 +153,7 @@ def _check_options(
             raise UserError(f"{value!r} is unknown", key=key, fix=f"use one of {', '.join(known)}")
     for key, given, fitting, takers in (
         ("precision", precision != "no", ("onnx",), "onnx"),
+        ("opset", opset != OPSET, ("onnx",), "onnx"),
         ("encoder_input", encoder_input != "pixels", ("onnx", "torch"), "onnx or torch"),
         ("aot", aot, ("torch",), "torch"),
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,14 +39,21 @@ class Built:
     base_name: str
 
 
-def load_model(recipe: Recipe, data: SegmentationData) -> tuple[ResolvedRecipe, nn.Module, SamAdaptProcessor]:
+def load_model(
+    recipe: Recipe, data: SegmentationData, like: SamAdaptProcessor | None = None
+) -> tuple[ResolvedRecipe, nn.Module, SamAdaptProcessor]:
     """The resolved recipe, the model to train, and the processor of its images.
+
+    Args:
+        like: images are prepared as by this processor, where the recipe does not say; None: as by the model's own.
 
     Raises:
         UserError: keys that do not fit the data set or the model, or a model that cannot be loaded.
     """
     task_of(recipe, data).check()
     built = build(recipe, data)
+    if like is not None:
+        built = replace(built, processor=like)
     resolved = resolve(recipe, data, built)
     processor = SamAdaptProcessor.from_dict(
         built.processor.to_dict(),

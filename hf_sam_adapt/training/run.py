@@ -53,6 +53,7 @@ def train(
     *,
     data: SegmentationData | None = None,
     prepare: Callable[[TrainingLoop], None] | None = None,
+    like: SamAdaptProcessor | None = None,
     keep_processes: bool = False,
 ) -> Path:
     """Adapt SAM as `recipe` says: train, choose the best checkpoint, measure on the test images, save.
@@ -64,6 +65,7 @@ def train(
         data: used in place of the recipe's data set.
         prepare: given the loop before its first step and before it is resumed; may change the model's weights and set
             `loop.regularizer`.
+        like: images are prepared as by this processor, see `load_model`.
         keep_processes: leave their group as it is, for what they do together next.
 
     Returns:
@@ -90,7 +92,7 @@ def train(
             data.notes += earlier.notes(data, recipe.dataset, recipe.seed)
     if recipe.early_stopping is not None and data.val is None:
         raise UserError("there are no validation images", key="early_stopping", fix="add some, or leave it out")
-    resolved, model, processor = load_model(recipe, data)
+    resolved, model, processor = load_model(recipe, data, like)
     if resolved.cache_embeddings:
         check_cacheable(model)
     folder.check_same_run(resolved)

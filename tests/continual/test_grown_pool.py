@@ -13,6 +13,7 @@ from hf_sam_adapt.continual.run import continual
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.inference.loading import load_adapted, load_base
+from hf_sam_adapt.sam.processing import SamAdaptProcessor
 
 
 INNER = {
@@ -48,8 +49,12 @@ def test_a_further_domain(pool, continual_recipe, domain_folders, sam_folder, tm
     images = torch.stack(
         [torch.from_numpy(one.image) for one in load_segmentation_dataset(domain_folders["third"]).test]
     )
+    own = {"resample": "bicubic", "antialias": False, "image_mean": [0.4, 0.5, 0.6]}
+    SamAdaptProcessor.from_dict(SamAdaptProcessor.from_pretrained(pool).to_dict(), **own).save_pretrained(pool)
     before = load_adapted(str(pool))
     run = continual(grow(continual_recipe, pool))
+    for folder in ("tasks/1-third", "pool"):
+        assert SamAdaptProcessor.from_pretrained(run / folder).to_dict() == before.processor.to_dict()
     results = json.loads((run / "continual.json").read_text())
     assert results["domains"] == ["third"] and results["earlier"] == ["first", "second"]
     assert results["model"] == sam_folder and results["method"] == before.config.inner.peft_type.lower().replace(
@@ -82,6 +87,9 @@ def test_what_the_pool_decides_is_not_said_again(pool, continual_recipe, tmp_pat
         ({"protocol_args": {"head": "ridge", "reject": 0}}, r"protocol_args: the pool .* has its own"),
         ({"method_args": {"decoder": "hq"}}, r"method_args: the pool .* has its own"),
         ({"domains": [{"name": "first", "dataset": "x"}]}, "'first' is in the pool already"),
+        ({"image_size": 128}, r"image_size: the pool .* has 64, not 128"),
+        ({"resize": "squash"}, r"resize: the pool .* has pad, not squash"),
+        ({"normalization": "percentile"}, r"normalization: the pool .* has imagenet, not percentile"),
         ({"protocol": "naive"}, "is a pool of domains; `continual` with protocol moda adds domains to it"),
     ):
         recipe = grow(continual_recipe, pool)
@@ -94,3 +102,17 @@ def test_what_the_pool_decides_is_not_said_again(pool, continual_recipe, tmp_pat
     with pytest.raises(UserError, match=r"method: lora, but the domains of .* are decoder"):
         continual(recipe)
     assert not (tmp_path / "after").exists()
+
+
+@pytest.mark.parametrize("pool", ["decoder"], indirect=True)
+def test_a_base_model_in_another_place(pool, continual_recipe, sam_folder, tmp_path):
+    shutil.copytree(sam_folder, tmp_path / "copy")
+    config = json.loads((pool / "adapter_config.json").read_text())
+    (pool / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    recipe = grow(continual_recipe, pool, image_size=64, resize="pad")
+    with pytest.raises(UserError, match="does not name its base model"):
+        continual(recipe)
+    recipe.model = str(tmp_path / "copy")
+    run = continual(recipe)
+    assert json.loads((run / "continual.json").read_text())["model"] == recipe.model
+    assert load_adapted(str(run / "pool")).base_name == recipe.model

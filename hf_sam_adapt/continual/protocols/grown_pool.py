@@ -28,7 +28,7 @@ class Grown(Moda):
 
     def __init__(self, run: ContinualRun, args: ModaArgs) -> None:
         recipe = run.recipe
-        start = load_adapted(str(recipe.adapter))
+        start = load_adapted(str(recipe.adapter), recipe.model)
         assert isinstance(start.model, ModaModel)  # that is when this class is chosen
         config, inner = start.model.moda_config, build_inner(start.model.moda_config.inner)
         if args != ModaArgs() or recipe.method_args:
@@ -38,11 +38,18 @@ class Grown(Moda):
             raise UserError(
                 f"{recipe.method}, but the domains of {recipe.adapter} are {method_of(inner)}", key="method"
             )
+        reads = {"image_size": start.processor.image_size, "resize": start.processor.resize}
+        kind = (start.processor.normalization or {"kind": "imagenet"})["kind"]
+        for key, own in {**reads, "normalization": kind}.items():
+            given = getattr(recipe, key)
+            if given not in (None, own):
+                raise UserError(f"the pool {recipe.adapter} has {own}, not {given}", key=key, fix=f"leave {key} out")
         for domain in run.domains:
             check_domain_name(domain.name, config.domains)
         super().__init__(run, ModaArgs(**{name: getattr(config, name) for name in vars(args)}))
         self.earlier = list(config.domains)
-        self._start, self._processor, self._base_name = start.model, start.processor, str(start.base_name)
+        self._start, self._base_name = start.model, str(start.base_name)
+        self._processor = self.like = start.processor
         default = type(inner)().to_dict()
         set_fields = {key: value for key, value in inner.to_dict().items() if value != default.get(key)}
         self._decided: dict[str, Any] = {
@@ -50,8 +57,7 @@ class Grown(Moda):
             "model": self._base_name,
             "method": self.method,
             "method_args": {key: value for key, value in set_fields.items() if key not in FILE_FIELDS},
-            "image_size": start.processor.image_size,
-            "resize": start.processor.resize,
+            **reads,
         }
 
     @property

@@ -13,6 +13,7 @@ from torch import nn
 from ...config.recipe import Recipe
 from ...data import SegmentationData
 from ...inference.loading import load_adapted
+from ...sam.processing import SamAdaptProcessor
 from ...training.resolve import load_model
 from ...training.run import start_processes, train
 from ...training.run_folder import is_finished
@@ -39,6 +40,7 @@ class Naive:
 
     args_cls: type = NaiveArgs
     earlier: Sequence[str] = ()  # what was known before the run and has no test set in it
+    like: SamAdaptProcessor | None = None  # prepares the images of all trainings; None: as the base model's own
 
     def __init__(self, run: ContinualRun, args: Any) -> None:
         self.run, self.args = run, args
@@ -46,7 +48,7 @@ class Naive:
 
     def check(self) -> nn.Module:
         """Build the first task's model: what it refuses is refused before anything is written."""
-        _, model, _ = load_model(self.recipe(0), self.data(0))
+        _, model, _ = load_model(self.recipe(0), self.data(0), self.like)
         return model
 
     @property
@@ -71,7 +73,8 @@ class Naive:
         done = is_finished(self.folder(task))
         start_processes().wait_for_everyone()
         if not done:
-            train(self.recipe(task), data=self.data(task), prepare=partial(self.prepare, task), keep_processes=True)
+            prepare = partial(self.prepare, task)
+            train(self.recipe(task), data=self.data(task), prepare=prepare, like=self.like, keep_processes=True)
 
     def recipe(self, task: int) -> Recipe:
         """The recipe of a task's training."""

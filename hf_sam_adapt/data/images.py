@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from io import BytesIO
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from .mask_pages import mask_page
 from .nodata import filled, valid_pixels
 from .stored import (
     ALPHA_MODES,
+    BROKEN,
     EXIF_ORIENTATION,
     WIDE_MODES,
     Encoded,
@@ -182,7 +184,7 @@ def load_array(source: Encoded, name: str | None = None) -> np.ndarray:
     """The array of a `.npy` file, memory-mapped; of encoded bytes, in memory. Raises `UserError` naming it."""
     try:
         return np.load(source, mmap_mode=None if isinstance(source, BytesIO) else "r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (*BROKEN, TokenError) as error:
         raise UserError(
             f"not a readable .npy array ({reason(error)})",
             where=name or source,

@@ -169,6 +169,8 @@ def raster_of(path: str | os.PathLike) -> Raster | None:
             if not has_rasterio() and page.compression not in tifffile.TIFF.DECOMPRESSORS:
                 return None
             shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
+            if 0 in shape:
+                raise ValueError("without a pixel")
             kinds = [getattr(one, "subfiletype", 0) & _REDUCED_OR_MASK for one in file.pages]
             tags = {tag: page.tags.valueof(tag) for tag in (*PLACE_TAGS, *_GEO_KEYS) if tag in page.tags}
             placed = any(tag in tags for tag in PLACE_TAGS)
@@ -199,7 +201,12 @@ def open_raster(raster: Raster) -> Iterator[Any]:
     Raises:
         UserError: what is read is corrupt, or compressed in a way that needs the extra.
     """
-    opened = _ByRasterio(raster) if has_rasterio() else _ByTifffile(raster)
+    try:
+        opened = _ByRasterio(raster) if has_rasterio() else _ByTifffile(raster)
+    except BROKEN as error:
+        if isinstance(error, UserError):
+            raise
+        raise _corrupt(raster, error) from error
     try:
         yield opened
     finally:

@@ -30,6 +30,7 @@ BROKEN = (
     KeyError,
     IndexError,
     RuntimeError,
+    ArithmeticError,
     SyntaxError,
     EOFError,
     struct.error,
@@ -330,6 +331,8 @@ def _tiff_values(source: Any, name: str, channels: int | None) -> Values:
                 series, first = file.series[0], file.pages.first
                 others = sum(not (one.keyframe.subfiletype & 5) for one in file.series[1:])
                 array = series.asarray() if pixels else placeholder(series.shape, series.dtype)
+                if not array.size:
+                    raise ValueError("without a pixel")
                 axes, extra = series.axes, first.extrasamples
                 lossy = is_lossy_compression(first.compression)
                 orientation = first.tags.valueof(EXIF_ORIENTATION, default=1)

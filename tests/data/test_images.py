@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_sam_adapt.data.images import read_header, read_image, read_mask, read_mask_header
+from hf_sam_adapt.data.images import load_array, read_header, read_image, read_mask, read_mask_header
 from hf_sam_adapt.errors import UserError
 
 
@@ -188,3 +188,13 @@ def test_a_header_reveals_a_file_cut_short(tmp_path, extension):
     path.write_bytes(whole[:-3000])
     with pytest.raises(UserError, match=rf"bad\.{extension}: corrupt image"):
         read_header(str(path))
+
+
+@pytest.mark.parametrize("head", [b"{'descr': '|u1'(", b"{'descr': '|u9', ", b"{'descr: '|u1', ", b"\xff\xfe\xfd"])
+def test_a_damaged_array_file_is_named(rgb, tmp_path, head):
+    np.save(tmp_path / "a.npy", rgb)
+    content = bytearray((tmp_path / "a.npy").read_bytes())
+    content[10 : 10 + len(head)] = head
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.npy: not a readable \.npy array"):
+        load_array(str(tmp_path / "a.npy"))

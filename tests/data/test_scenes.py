@@ -12,7 +12,7 @@ from hf_sam_adapt.data import load_segmentation_dataset, rasters
 from hf_sam_adapt.data.channels import load_image
 from hf_sam_adapt.data.images import read_mask
 from hf_sam_adapt.data.rasters import raster_of
-from hf_sam_adapt.data.scenes import block_means, check_grid, open_image, open_mask, reduced, valid_of
+from hf_sam_adapt.data.scenes import block_means, check_grid, open_image, open_mask, reduced, scene_header, valid_of
 from hf_sam_adapt.data.tiles import Tiles, Window
 from hf_sam_adapt.doctor.examine import examine_dataset
 from hf_sam_adapt.errors import UserError
@@ -177,6 +177,22 @@ def test_a_corrupt_block_is_refused_by_name(tmp_path, reader):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.tif"):
         stitched(path, None)
+
+
+@pytest.mark.parametrize("tags", ["ImageWidth", "ImageLength", "ImageLength TileWidth TileOffsets"])
+@pytest.mark.parametrize("channels", [None, 3])
+def test_damaged_tags_are_refused_by_name(tmp_path, reader, tags, channels):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, random((40, 50, 3), "uint8"), tile=(16, 16), compression="zlib", photometric="rgb")
+    with tifffile.TiffFile(path) as file:
+        kinds = [file.pages.first.tags[tag].offset + 2 for tag in tags.split()]
+    content = bytearray(path.read_bytes())
+    for kind in kinds:
+        content[kind : kind + 2] = b"\xff\xff"  # no data type: the tag is read as if it were missing
+    path.write_bytes(content)
+    for read in (load_image, scene_header, stitched):
+        with pytest.raises(UserError, match=r"a\.tif: "):
+            read(path, channels)
 
 
 def test_masks_by_windows(tmp_path, reader):

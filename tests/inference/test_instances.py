@@ -191,10 +191,8 @@ def test_what_lies_on_ignored_pixels_does_not_count(sam_folder, monkeypatch, til
     false[40:50, 5:15] = True
     own = [Instance(mask == IGNORE, 0.9), Instance(wider, 0.8)] + [Instance(false, 0.85)] * false_one
     base, processor = load_base(sam_folder)
-    split, sample = (
-        SimpleNamespace(instances=lambda index: None),
-        Sample(np.zeros((64, 64, 3), np.uint8), mask, "a", 0),
-    )
+    split = SimpleNamespace(instances=lambda index: None)
+    sample = Sample(np.zeros((64, 64, 3), np.uint8), mask, "a", 0)
     if tiles is None:
         monkeypatch.setattr(measuring, "find_instances", lambda *args, **options: [own])
         variant = Variant("zero_shot", base)

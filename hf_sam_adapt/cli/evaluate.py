@@ -85,6 +85,8 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             key="dataset",
             fix="make them agree with label_map, palette or mask_values",
         )
+    if data.slices is None and args.surface_tolerance != EvaluateArguments.surface_tolerance:
+        raise UserError(f"of volumes, and {data.name} has none", key="surface_tolerance", fix="leave it out")
     how = {key: getattr(args, key) for key in ("batch_size", "precision", "num_workers")}
     scored = {"prompts": prompts, "metrics": further, "ignore_background": ignore_background, "seed": seed}
     scored["surface_tolerance"] = args.surface_tolerance

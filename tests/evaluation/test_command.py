@@ -203,3 +203,8 @@ def test_clicks_are_refused_where_there_are_none(sam_folder, make_dataset, tmp_p
         run("--adapter", adapter, "--dataset", data, "--clicks", -1)
     with pytest.raises(UserError, match="prompt_sensitivity: 'mask' is not one of box, point"):
         run("--adapter", adapter, "--dataset", data, "--prompt_sensitivity", "mask")
+
+
+def test_a_tolerance_of_surfaces_is_of_volumes(sam_folder, make_dataset):
+    with pytest.raises(UserError, match=r"surface_tolerance: of volumes, and .* has none; leave it out"):
+        run("--model", sam_folder, "--dataset", make_dataset(), "--surface_tolerance", "3")

@@ -67,14 +67,26 @@ def files_below(root: Path, suffixes: Collection[str] | None = None, *, deep: bo
         suffixes: wanted, in lower case; None = all.
 
     Raises:
-        UserError: a folder that cannot be listed.
+        UserError: a folder that cannot be listed, or a file whose name is not UTF-8.
     """
-    return [
+    files = [
         folder / name
         for folder, _, names in walk(root, deep=deep)
         for name in names
         if suffixes is None or suffix_of(name) in suffixes
     ]
+    for file in files:
+        _check_name(file)
+    return files
+
+
+def _check_name(file: Path) -> None:
+    """Refuse a name that no table or JSON file can hold, as an archive unpacked with a wrong encoding leaves it."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError as error:
+        where = os.fsencode(file).decode("utf-8", "backslashreplace")
+        raise UserError("its name is not UTF-8", where=where, fix="rename it, or unpack the archive again") from error
 
 
 def suffix_of(name: str) -> str:

@@ -1,5 +1,8 @@
 """Which files of a folder are taken: sub-folders, Unicode forms of names, leftovers of systems and tools."""
 
+import os
+import re
+import shutil
 import unicodedata
 
 import datasets
@@ -313,3 +316,20 @@ def test_rows_are_known_by_what_they_hold():
         part = sides(places)
         lent = [key for key in part if part[key] != whole[key]]
         assert all(list(part.values()).count(part[key]) == 1 and part[key] != "train" for key in lent)
+
+
+def test_a_name_that_is_not_utf_8_is_said(tmp_path):
+    """As Windows' archives leave it where their encoding is not known."""
+    pairs(tmp_path / "data")
+    image = next((tmp_path / "data/images").iterdir())
+    try:
+        shutil.copy(image, os.fsencode(image.parent) + b"/f\xe4.png")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 alone")
+    said = r"images/f\\xe4\.png: its name is not UTF-8; rename it"
+    for read in (load_segmentation_dataset, files_below):
+        with pytest.raises(UserError, match=said):
+            read(tmp_path / "data")
+    (finding,) = examine_dataset(tmp_path / "data").findings.ordered()
+    assert re.search(said, finding.line())
+    assert files_below(tmp_path / "data", {".txt"}) == []

@@ -153,6 +153,8 @@ class SamAdaptProcessor(BaseImageProcessor):
             `unpack` turns into the network's input. With `normalization` they are that input already.
         """
         images = [image_array(image, self.channels) for image in as_list(images)]
+        if not images:
+            raise UserError("none given", key="images")
         sizes = [image.shape[:2] for image in images]
         how = (self.resample, self.antialias, self.arithmetic)
         inputs = [resized(image, self.reshaped_size(image.shape[:2]), *how) for image in images]
@@ -214,7 +216,7 @@ class SamAdaptProcessor(BaseImageProcessor):
         """
         sizes = _as_sizes(original_sizes)
         per_image = [None] * len(sizes) if labels is None else labels
-        return [self._transform_prompt(*item) for item in zip(prompts, sizes, per_image)]
+        return [self._transform_prompt(*item) for item in zip(prompts, sizes, per_image, strict=True)]
 
     def post_process_masks(
         self,
@@ -231,8 +233,8 @@ class SamAdaptProcessor(BaseImageProcessor):
         Returns:
             Per image float logits (n, H, W), bilinear, no threshold (the boundary is at 0).
         """
-        results = []
-        for low, original, reshaped in zip(logits, _as_sizes(original_sizes), _as_sizes(reshaped_input_sizes)):
+        results, sizes = [], (_as_sizes(original_sizes), _as_sizes(reshaped_input_sizes))
+        for low, original, reshaped in zip(logits, *sizes, strict=True):
             if len(low) == 0:
                 results.append(low.new_zeros((0, *original), dtype=torch.float32))
                 continue
@@ -293,9 +295,8 @@ class SamAdaptProcessor(BaseImageProcessor):
             ready.points = _tensor(np.asarray(prompt.points) * scale, torch.float32)
             ready.point_labels = _tensor(prompt.point_labels, torch.int64)
         if prompt.masks is not None:
-            ready.masks = torch.from_numpy(
-                self._resize_mask_prompts(boolean_masks(checked_objects(prompt.masks, size)))
-            )
+            masks = boolean_masks(checked_objects(prompt.masks, size))
+            ready.masks = torch.from_numpy(self._resize_mask_prompts(masks))
         if prompt.targets is not None:
             targets = torch.from_numpy(self._resize_labels(checked_objects(prompt.targets, size)))
             ready.targets = targets if labels is None else targets.masked_fill_(labels == IGNORE, IGNORE)
@@ -355,11 +356,8 @@ class SamAdaptProcessor(BaseImageProcessor):
         squashes = re.match(r"Sam[23]", str(config.get("image_processor_type"))) is not None
         for step in ("do_resize", "do_rescale", "do_normalize", "do_pad", "do_convert_rgb"):
             if config.get(step) is False and not (squashes and step == "do_pad"):
-                raise UserError(
-                    f"{step} is false",
-                    key="preprocessor_config.json",
-                    fix="set it to true, SAM's preprocessing needs it",
-                )
+                fix = "set it to true, SAM's preprocessing needs it"
+                raise UserError(f"{step} is false", key="preprocessor_config.json", fix=fix)
         if "image_size" not in config:
             size = config.get("size")
             config["image_size"] = _side(size) if isinstance(size, dict) else size

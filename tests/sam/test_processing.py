@@ -288,6 +288,7 @@ def test_reads_the_file_of_a_plain_sam(tmp_path):
         (lambda p, image: SamAdaptProcessor(100), "image_size: 100"),
         (lambda p, image: SamAdaptProcessor(64, resize="stretch"), "'stretch'"),
         (lambda p, image: SamAdaptProcessor(64, resample="lanczos"), "resample: 'lanczos'"),
+        (lambda p, image: p([]), "images: none given"),
         (lambda p, image: p(image, np.zeros((4, 4), np.uint8)), "4x4 for an image of 30x20"),
         (lambda p, image: p([image, image], [np.zeros((20, 30), np.uint8)]), "1 given for 2 images"),
         (lambda p, image: p(image.astype(np.float32)), "float32"),
@@ -298,3 +299,11 @@ def test_reads_the_file_of_a_plain_sam(tmp_path):
 def test_bad_input(call, message):
     with pytest.raises(UserError, match=message):
         call(SamAdaptProcessor(64), np.zeros((20, 30, 3), np.uint8))
+
+
+def test_prompts_and_logits_are_one_an_image():
+    processor = SamAdaptProcessor(64)
+    with pytest.raises(ValueError, match="shorter"):
+        processor.transform_prompts([Prompt.point((1, 1))] * 2, [(10, 10)])
+    with pytest.raises(ValueError, match="shorter"):
+        processor.post_process_masks(torch.zeros(2, 1, 16, 16), [(10, 10)], [(64, 64)])

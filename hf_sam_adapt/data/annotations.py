@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from ..errors import UserError
+from .areas import FARTHEST
 from .stored import EXIF_ORIENTATION, open_stored
 from .walk import one_form
 
@@ -181,9 +182,9 @@ def image_side(value: Any, name: str) -> int | None:
         return None
     try:
         side = float(value)
-        if isinstance(value, bool) or not math.isfinite(side) or side != int(side):
+        if isinstance(value, bool) or not math.isfinite(side) or side != int(side) or side >= FARTHEST:
             raise ValueError(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{value!r} is not a height or width in pixels", where=name, fix="correct it there") from error
     return int(side) if side > 0 else None
 

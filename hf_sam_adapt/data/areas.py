@@ -24,6 +24,7 @@ FIXES = {
     FIRST_PIXEL: "multiply the coordinates by width and height",
 }
 
+FARTHEST = 2**31  # in pixels, beyond any image
 Bounds = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
@@ -37,7 +38,7 @@ def draw_segmentation(segmentation: list | dict, height: int, width: int, name: 
             mask |= fill_polygon(corners, height, width)
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"a damaged segmentation ({first_line(error)})", where=name, fix="correct the annotation"
         ) from error
@@ -50,7 +51,7 @@ def segmentation_bounds(segmentation: list | dict) -> Bounds | None:
         return None
     try:
         corners = np.concatenate([np.empty((0, 2)), *_polygons(segmentation)])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return corner_bounds(corners)
 
@@ -70,9 +71,15 @@ def _polygons(segmentation: list) -> list[np.ndarray]:
     polygons = [
         np.asarray(corners, np.float64).reshape(-1, 2) for corners in ([segmentation] if flat else segmentation)
     ]
-    if not all(np.isfinite(corners).all() for corners in polygons):
-        raise ValueError("a coordinate that is not a number")
+    for corners in polygons:
+        check_places(corners)
     return polygons
+
+
+def check_places(coordinates: Any) -> None:
+    """Raise `ValueError` for coordinates that no image has: NaN, infinite or farther than `FARTHEST`."""
+    if not (np.abs(coordinates) < FARTHEST).all():
+        raise ValueError("a coordinate that is not a number of pixels")
 
 
 def fill_polygon(corners: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -227,7 +227,8 @@ def test_bad_annotations(tmp_path):
         write_coco(file, tmp_path, 2, {1: "x"}, **{part: [item]})
         with pytest.raises(UserError, match=message):
             load_segmentation_dataset(tmp_path)
-    for segmentation in ([[0, 0, 3]], {"size": [HEIGHT, WIDTH]}, 5):
+    far = [[[0, 0, x, 0, 3, 3]] for x in (1e300, 10**400, float("nan"))]
+    for segmentation in ([[0, 0, 3]], {"size": [HEIGHT, WIDTH]}, 5, *far):
         with pytest.raises(UserError, match=r"^x: a damaged segmentation"):
             draw_segmentation(segmentation, HEIGHT, WIDTH, "x")
     write_coco(file, tmp_path, 2, {1: "x"}, annotations=[])

@@ -66,7 +66,7 @@ def _read_xml(file: Path, folders: list[Path], annotations: Annotations) -> Anno
         for shape in shapes:
             try:
                 area = _shape(shape)
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise UserError(f"a damaged {shape.tag} ({error!r})", where=name, fix="correct it in CVAT") from error
             if area is None:
                 annotations.left_out[f"{shape.tag} without an area"] += 1

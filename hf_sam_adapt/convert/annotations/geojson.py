@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...data.annotations import CLASSES, find_image, image_side, label_of, stem_of
-from ...data.areas import Bounds, corner_bounds, fill_polygon
+from ...data.areas import Bounds, check_places, corner_bounds, fill_polygon
 from ...data.folder import IMAGE_SUFFIXES
 from ...data.walk import files_below
 from ...errors import UserError
@@ -106,6 +106,8 @@ def _load(file: Path, annotations: Annotations) -> tuple[list[dict[str, Any]] | 
 def _regions(feature: dict[str, Any], file: Path, annotations: Annotations) -> list[Region]:
     """One for each polygon of a feature."""
     geometry, properties = feature.get("geometry") or {}, feature.get("properties") or {}
+    if not isinstance(geometry, dict):
+        raise UserError(f"a damaged geometry ({str(geometry)[:40]!r})", where=file, fix="export it again")
     kind = geometry.get("type")
     if kind not in ("Polygon", "MultiPolygon"):
         annotations.left_out[f"{kind or 'feature'} without an area"] += 1
@@ -116,7 +118,7 @@ def _regions(feature: dict[str, Any], file: Path, annotations: Annotations) -> l
         label = label_of(next((name for name in names if name is not None), None))
         polygons = [geometry["coordinates"]] if kind == "Polygon" else geometry["coordinates"]
         areas = [Rings([_ring(ring) for ring in polygon]) for polygon in polygons]
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"a damaged {kind} ({error!r})", where=file, fix="export it again") from error
     return [Region(label, area) for area in areas if area.rings]
 
@@ -124,8 +126,7 @@ def _regions(feature: dict[str, Any], file: Path, annotations: Annotations) -> l
 def _ring(corners: list[Any]) -> np.ndarray:
     """(n, 2) without the corner that closes it; a height above the ground is left out."""
     ring = np.asarray([corner[:2] for corner in corners], np.float64).reshape(-1, 2)
-    if not np.isfinite(ring).all():
-        raise ValueError("a coordinate that is not a number")
+    check_places(ring)
     return ring[:-1] if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring
 
 

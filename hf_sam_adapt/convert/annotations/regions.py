@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...data.annotations import label_of, read_text
-from ...data.areas import Bounds, corner_bounds, fill_polygon
+from ...data.areas import Bounds, check_places, corner_bounds, fill_polygon
 from ...data.folder import SPLIT_NAMES
 from ...files import plain_name
 
@@ -107,7 +107,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Polygon:
-    """Inside of a path; one that crosses itself is even-odd.
+    """Inside of a path; one that crosses itself is even-odd. Raises `ValueError` for corners that are no places.
 
     Attributes:
         corners: (n, 2), (x, y) from the image's corner, in pixels.
@@ -116,6 +116,9 @@ class Polygon:
 
     corners: np.ndarray
     relative: bool = False
+
+    def __post_init__(self) -> None:
+        check_places(self.corners)
 
     def _pixels(self, height: int, width: int) -> np.ndarray:
         return self.corners * (width, height) if self.relative else self.corners
@@ -134,6 +137,9 @@ class Bitmap:
     pixels: np.ndarray
     left: int
     top: int
+
+    def __post_init__(self) -> None:
+        check_places((self.left, self.top))
 
     def draw(self, height: int, width: int) -> np.ndarray:
         mask = np.zeros((height, width), bool)
@@ -158,6 +164,7 @@ def polygon(points: Sequence[Sequence[float]]) -> Polygon:
 
 def rectangle(x1: float, y1: float, x2: float, y2: float, degrees: float = 0) -> Polygon:
     """Between two opposite corners, turned clockwise about its centre."""
+    check_places((x1, y1, x2, y2))
     centre = np.array([x1 + x2, y1 + y2]) / 2
     corners = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.float64)
     return Polygon((corners - centre) @ _turn(degrees) + centre)
@@ -165,6 +172,7 @@ def rectangle(x1: float, y1: float, x2: float, y2: float, degrees: float = 0) ->
 
 def ellipse(x: float, y: float, rx: float, ry: float, degrees: float = 0) -> Polygon:
     """About (x, y) with two half-axes, turned clockwise about its centre."""
+    check_places((x, y, rx, ry))
     angles = np.arange(ELLIPSE_CORNERS) * (2 * math.pi / ELLIPSE_CORNERS)
     # A polygon between the inner and the outer one has the area of the ellipse.
     stretch = math.sqrt((2 * math.pi / ELLIPSE_CORNERS) / math.sin(2 * math.pi / ELLIPSE_CORNERS))

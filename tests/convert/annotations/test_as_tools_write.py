@@ -140,7 +140,7 @@ def test_sizes(tmp_path, format, size):
     assert np.array_equal(masks["masks/1.png"], mask_of(BOXES))
 
 
-@pytest.mark.parametrize("size", ["wide", 40.5, True, [40], float("nan")])
+@pytest.mark.parametrize("size", ["wide", 40.5, True, [40], float("nan"), 1e300, pytest.param(10**400, id="huge")])
 def test_what_is_no_size(tmp_path, size):
     root = tmp_path / "source"
     photograph(root / "1.jpg")

@@ -361,6 +361,15 @@ def cvat_size(rng, root):
     (root / "annotations.xml").write_text(XML.replace('height="40"', 'height="forty"', 1))
 
 
+def cvat_with(old, new):
+    return lambda rng, root: (root / "annotations.xml").write_text(XML.replace(old, new))
+
+
+def geojson_with(geometry):
+    content = {"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": geometry}]}
+    return lambda rng, root: (root / "a.geojson").write_text(json.dumps(content))
+
+
 def cvat_colours(rng, root):
     (root / "SegmentationClass").mkdir()
     (root / "labelmap.txt").write_text("wall:1,2\n")
@@ -385,6 +394,14 @@ def cvat_colours(rng, root):
         ("cvat", lambda rng, root: None, "neither annotations.xml nor labelmap.txt"),
         ("cvat", cvat_rle, "image a/one.jpg: a damaged mask"),
         ("cvat", cvat_size, "image a/one.jpg: height: 'forty' is not a height or width"),
+        ("cvat", cvat_with("10,5;", "nan,5;"), "image a/one.jpg: a damaged polygon .*not a number of pixels"),
+        ("cvat", cvat_with('xtl="20"', 'xtl="1e300"'), "image a/one.jpg: a damaged box .*not a number of pixels"),
+        ("cvat", cvat_with('rotation="90"', 'rotation="nan"'), "image a/one.jpg: a damaged box"),
+        ("cvat", cvat_with('rx="2"', 'rx="inf"'), "image a/one.jpg: a damaged ellipse"),
+        ("cvat", cvat_with('left="40"', 'left="inf"'), "image a/one.jpg: a damaged mask"),
+        ("cvat", cvat_with('left="40"', 'left="1e300"'), "image a/one.jpg: a damaged mask .*not a number of pixels"),
+        ("geojson", geojson_with("POINT (1 2)"), r"a.geojson: a damaged geometry \('POINT"),
+        ("geojson", geojson_with({"type": "Polygon", "coordinates": [[[0, 0], [1e300, 0], [1, 1]]]}), "damaged Polyg"),
         ("cvat", cvat_colours, "labelmap.txt: it must map 2 to 255 classes"),
     ],
 )

@@ -27,8 +27,8 @@ def folder(tmp_path):
 
 
 def run(folder, sam_folder, output, *options):
-    command = ["predict", str(folder), "--model", sam_folder, "--output_dir", str(output), "--tile", "64", *options]
-    status = main(command)
+    tile = [] if "--tile" in options else ["--tile", "64"]
+    status = main(["predict", str(folder), "--model", sam_folder, "--output_dir", str(output), *tile, *options])
     index = output / "predictions.json"
     return status, json.loads(index.read_text())["predictions"] if index.is_file() else None
 

@@ -430,7 +430,7 @@ def test_mask_token_default_beside_lora_and_after_a_deletion(tmp_path):
             "another method has layers already",
         ),
         (None, ConvLoraConfig(target_modules=["typo"]), "matches no module that this method could adapt"),
-        (None, SamAdapterConfig(layers_to_transform=[], target_modules=r".*layers\.\d+"), "matches no module"),
+        (None, SamAdapterConfig(target_modules=r".*no_such_layers\.\d+"), "matches no module"),
         (None, ConvLoraConfig(target_modules=["lin1"], decoder="frozen"), "Conv-LoRA adapts maps of the encoder"),
         (None, SamDecoderConfig(modules_to_save=["mask_decoder"]), "which the adapter brings along"),
         (SamAdapterConfig(scale_factor=4), SamAdapterConfig(target_modules=r".*layers\.\d+"), "match both"),

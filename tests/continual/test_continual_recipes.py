@@ -86,9 +86,9 @@ def test_two_steps_a_domain_through_the_command_line(tmp_path, make_dataset, mon
     }
     run = tmp_path / "run"
     domains = [json.dumps({name: folder}) for name, folder in folders.items()]
-    flags = ["--max_steps", 2, "--output_dir", run, "--domains", *domains]
+    flags = ["--output_dir", run, "--domains", *domains]
     monkeypatch.setenv("HF_SAM_ADAPT_CACHE", str(tmp_path / "cache"))
-    first = launch(*flags)
+    first = launch(*flags, "--max_steps", 2)
     assert first.returncode == 0, first.stderr[-3000:]
     assert "Over all test sets" in first.stdout and "Routing accuracy" in first.stdout
     assert (run / "matrix.png").stat().st_size > 1000 and (run / "curves.png").stat().st_size > 1000

@@ -67,7 +67,7 @@ def test_one_of_two_processes_pushes_the_pool(hub, make_dataset, sam_folder, tmp
         "--domains",
         *domains,
     ]
-    done = launch(hub, tmp_path, "continual.py", *flags, "--domains", *domains)
+    done = launch(hub, tmp_path, "continual.py", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(commits(hub)) == 1 and done.stdout.count("Pushed ") == 1
     names = set(hub.files("me/both"))

@@ -100,6 +100,7 @@ def test_a_further_domain_needs_no_training_images_of_the_earlier_ones(moda_reci
         ({"protocol_args": {"reject": 2}}, "protocol_args: reject=2"),
         ({"protocol_args": {"num_tokens": 0}}, "protocol_args: num_tokens=0"),
         ({"method_args": {"decoder": "hqq"}}, "decoder='hqq' is unknown"),
+        ({"normalization": "percentile"}, "normalization: each domain would be normalised by its own"),
         ({"domains": ["neck"]}, "'neck' is part of a module path"),
         ({"protocol": "l2p", "protocol_args": {"top_k": 50}}, "top_k=50"),
     ],

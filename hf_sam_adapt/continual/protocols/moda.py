@@ -61,9 +61,12 @@ class Moda(Naive):
             raise UserError(
                 "full leaves no adapter that a pool could hold", key="method", fix="use another method with moda"
             )
-        if run.recipe.channels is not None:
+        fitted = run.recipe.normalization not in (None, "imagenet")
+        if run.recipe.channels is not None or fitted:
             raise UserError(
-                "each domain would be normalised by its own statistics", key="channels", fix="moda takes photographs"
+                "each domain would be normalised by its own statistics, and a pool has one processor",
+                key="channels" if run.recipe.channels is not None else "normalization",
+                fix="leave it out: moda takes photographs",
             )
         try:
             ModaConfig(**vars(args))

@@ -32,6 +32,7 @@ LABEL_MAPS = {
     "camvid": {0: 255, 4: 1, **dict.fromkeys((1, 2, 3, 5, 6, 7, 8, 9, 10, 11), 0)},
 }
 NATURAL = "camvid"
+STEPS = {"--max_steps": "150", "--eval_every": "50", "--checkpoint_every": "150"}  # unless `--extra` has others
 CACHED = {"cache_embeddings": True}
 HQ = {"method": "decoder", "method_args": {"decoder": "hq"}, **CACHED}
 INNER: dict[str, dict[str, Any]] = {
@@ -67,10 +68,10 @@ def run(name: str, protocol: str, inner: str, domains: tuple[str, ...], seed: in
         command += ["recipes/continual.py", "--protocol", protocol, "--seed", str(seed), "--output_dir", str(folder)]
         command += ["--domains", *(json.dumps(domain(one, args.data)) for one in domains)]
         command += ["--natural", json.dumps(domain(NATURAL, args.data)), "--augment", "none"]
-        command += ["--max_steps", "150", "--eval_every", "50", "--checkpoint_every", "150"]
         for key, value in INNER[inner].items():
             command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-        command += shlex.split(args.extra)
+        given = shlex.split(args.extra)
+        command += [word for flag, value in STEPS.items() if flag not in given for word in (flag, value)] + given
         print(shlex.join(command), flush=True)
         start = time.perf_counter()
         if subprocess.run(command, cwd=ROOT, check=False).returncode == 0:

@@ -38,7 +38,7 @@ class Measurement:
     Attributes:
         title: of its section in RESULTS.md.
         commands: of this Python, in order and from the root of the project; `{data}`, `{runs}` and `{extra}` stand for
-            the folders and for the flags of trainings, and `{seeds}` for their seeds.
+            the folders and for the flags of trainings, `{flags}` for those without the steps, `{seeds}` for their seeds.
         published: whether the last command writes the section; else it is what that command prints.
         after: called with the folder of the runs when all commands are done.
     """
@@ -103,7 +103,7 @@ MEASUREMENTS = {
         "Training and test images of camouflage",
         (
             "python benchmarks/train_and_test.py --data {data} --out {runs}/train_and_test --domain camouflage "
-            " --extra {extra}",
+            " --extra {flags}",
         ),
     ),
 }
@@ -171,6 +171,7 @@ def main() -> None:
         "data": os.path.relpath(args.data, ROOT),
         "runs": os.path.relpath(args.runs / tiny_weights(), ROOT),
         "seeds": " ".join(map(str, args.seeds)),
+        "flags": args.extra,
         "extra": f"--max_steps {args.steps} {args.extra}",
     }
     with ThreadPoolExecutor(args.parallel) as executor:

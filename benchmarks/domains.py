@@ -37,8 +37,8 @@ class Measurement:
 
     Attributes:
         title: of its section in RESULTS.md.
-        commands: of this Python, in order and from the root of the project; `{data}`, `{runs}` and `{extra}` stand for
-            the folders and for the flags of trainings, `{flags}` for those without the steps, `{seeds}` for their seeds.
+        commands: of this Python, in order and from the root of the project; `{data}`, `{runs}`, `{seeds}` and
+            `{extra}` stand for the folders, the seeds and the flags of trainings, `{flags}` for those without the steps.
         published: whether the last command writes the section; else it is what that command prints.
         after: called with the folder of the runs when all commands are done.
     """

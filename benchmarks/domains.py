@@ -38,7 +38,7 @@ class Measurement:
     Attributes:
         title: of its section in RESULTS.md.
         commands: of this Python, in order and from the root of the project; `{data}`, `{runs}`, `{seeds}` and
-            `{extra}` stand for the folders, the seeds and the flags of trainings, `{flags}` for those without the steps.
+            `{extra}` stand for the folders, the seeds and the flags of trainings, `{flags}` for those without steps.
         published: whether the last command writes the section; else it is what that command prints.
         after: called with the folder of the runs when all commands are done.
     """

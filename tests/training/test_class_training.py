@@ -43,7 +43,8 @@ def class_folder(tmp_path_factory):
 
 def run(sam_folder, class_folder, output_dir, **keys):
     values = {"model": sam_folder, "dataset": class_folder, "output_dir": output_dir, "num_labels": 3, "max_steps": 3}
-    argv = ["--id2label", json.dumps(NAMES)]
+    values["id2label"] = json.dumps(NAMES)
+    argv = []
     for key, value in (values | keys).items():
         argv += [f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return train(parse_recipe(argv))

@@ -33,7 +33,6 @@ def doctor_command(args: DoctorArguments) -> int:
     Raises:
         UserError: no data set named, no such data set, or keys that contradict each other or it.
     """
-
     if args.dataset is None:
         raise UserError("doctor needs a data set, as in: hf-sam-adapt doctor my_polyps")
     for name in ("limit", "processes"):

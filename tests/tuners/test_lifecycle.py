@@ -433,6 +433,16 @@ def test_mask_token_default_beside_lora_and_after_a_deletion(tmp_path):
         (None, SamAdapterConfig(target_modules=r".*no_such_layers\.\d+"), "matches no module"),
         (None, ConvLoraConfig(target_modules=["lin1"], decoder="frozen"), "Conv-LoRA adapts maps of the encoder"),
         (None, SamDecoderConfig(modules_to_save=["mask_decoder"]), "which the adapter brings along"),
+        (
+            None,
+            SamDecoderConfig(train_no_mask_embed=True, modules_to_save=["prompt_encoder"]),
+            "prompt_encoder is in .* which the adapter brings along",
+        ),
+        (
+            None,
+            ConvLoraConfig(train_patch_embed=True, decoder="frozen", modules_to_save=["projection"]),
+            "projection is in .*patch_embed, which the adapter brings along; leave it out$",
+        ),
         (SamAdapterConfig(scale_factor=4), SamAdapterConfig(target_modules=r".*layers\.\d+"), "match both"),
     ],
 )

@@ -74,6 +74,7 @@ class SamTunerMixin(Undoable):
             family.mend(model, for_adapter=True)
         resolve_decoder(config, model)
         self._check_decoder_is_free(model, config, adapter_name)
+        self._check_saved_once(model, config)
         self._set_image_size(model, config, adapter_name)
         self._set_channels(model, config, adapter_name)
         self._set_windows(model, config, adapter_name)
@@ -104,14 +105,19 @@ class SamTunerMixin(Undoable):
                 f"adapter {adapter_name!r} brings a mask decoder, in which another method has layers already",
                 fix="use decoder='frozen' for one of them, or another copy of the base model",
             )
-        path = family_of(model).mask_decoder
-        wanted = [f"{path}.{name}" for name, _ in decoder.named_modules() if name] + [path]
+
+    def _check_saved_once(self, model: nn.Module, config: SamConfigMixin) -> None:
+        """Raise `UserError` if `modules_to_save` names what the adapter brings weights of already."""
+        decoder = find_mask_decoder(model)
+        paths = [key for key, _ in model.named_modules() if self.is_overlay_target(config, model, key)]
+        within = [f"{path}.{name}" for path in paths for name, _ in model.get_submodule(path).named_modules() if name]
         for name in config.modules_to_save or ():
-            if any(key == name or key.endswith(f".{name}") for key in wanted):
+            if any(key == name or key.endswith(f".{name}") for key in paths + within):
+                is_decoder = decoder is not None and family_of(model).mask_decoder in paths
                 raise UserError(
-                    f"{name} is in the mask decoder, which the adapter brings along",
+                    f"{name} is in {' or '.join(paths)}, which the adapter brings along",
                     key="modules_to_save",
-                    fix="leave it out or use decoder='frozen'",
+                    fix="leave it out" + " or use decoder='frozen'" * is_decoder,
                 )
 
     def _check_placed(self, model: nn.Module, config: SamConfigMixin, adapter_name: str) -> None:

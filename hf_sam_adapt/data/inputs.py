@@ -13,7 +13,7 @@ from .folder import IMAGE_SUFFIXES
 from .volumes import dicom
 from .volumes.folder import volumes_in
 from .volumes.stack import volume_stem
-from .walk import files_below, is_leftover, one_form
+from .walk import check_name, files_below, is_leftover, one_form
 
 
 def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
@@ -22,7 +22,8 @@ def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
     A folder that itself holds DICOM files is a volume.
 
     Raises:
-        UserError: nothing is named, or an input is missing, matches nothing, or is a folder without images.
+        UserError: nothing is named, or an input is missing, matches nothing, or is a folder without images; or a name
+            is not UTF-8.
     """
     if not inputs:
         raise UserError("none given", key="inputs", fix="name image files, folders or glob patterns")
@@ -54,6 +55,7 @@ def find_images(inputs: Sequence[str], arrays: bool = False) -> list[Path]:
                 f"{text} {problem}", key="inputs", fix="name image files, folders of images or glob patterns"
             )
         for match in matches:
+            check_name(match)
             found.setdefault(match.resolve(), match)
     return list(found.values())
 

@@ -76,12 +76,15 @@ def files_below(root: Path, suffixes: Collection[str] | None = None, *, deep: bo
         if suffixes is None or suffix_of(name) in suffixes
     ]
     for file in files:
-        _check_name(file)
+        check_name(file)
     return files
 
 
-def _check_name(file: Path) -> None:
-    """Refuse a name that no table or JSON file can hold, as an archive unpacked with a wrong encoding leaves it."""
+def check_name(file: Path) -> None:
+    """Raise `UserError` for a name that is not UTF-8, as archives unpacked with a wrong encoding leave it.
+
+    No table and no JSON file could hold it.
+    """
     try:
         str(file).encode()
     except UnicodeEncodeError as error:

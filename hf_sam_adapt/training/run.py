@@ -90,6 +90,8 @@ def train(
         data = load_data(recipe)
         if (earlier := _earlier_run(recipe)) is not None:
             data.notes += earlier.notes(data, recipe.dataset, recipe.seed)
+        if data.slices is None and recipe.surface_tolerance != Recipe.surface_tolerance:
+            raise UserError(f"of volumes, and {data.name} has none", key="surface_tolerance", fix="leave it out")
     if recipe.early_stopping is not None and data.val is None:
         raise UserError("there are no validation images", key="early_stopping", fix="add some, or leave it out")
     resolved, model, processor = load_model(recipe, data, like)

@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hf_sam_adapt.cli.predict import PredictArguments, find_images, output_names, predict_command
+from hf_sam_adapt.cli.predict import PredictArguments, output_names, predict_command
 from hf_sam_adapt.convert.annotations import convert_annotations
 from hf_sam_adapt.convert.annotations.push import reading_of, write_parquet
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.data.annotations import find_image
+from hf_sam_adapt.data.inputs import find_images
 from hf_sam_adapt.data.notes import public
+from hf_sam_adapt.data.volumes.folder import volumes_in
 from hf_sam_adapt.data.walk import files_below, is_leftover
 from hf_sam_adapt.demo.training_images import read_pairs
 from hf_sam_adapt.doctor import examine_dataset
@@ -333,3 +335,10 @@ def test_a_name_that_is_not_utf_8_is_said(tmp_path):
     (finding,) = examine_dataset(tmp_path / "data").findings.ordered()
     assert re.search(said, finding.line())
     assert files_below(tmp_path / "data", {".txt"}) == []
+    named = os.fsdecode(os.fsencode(image.parent) + b"/f\xe4.png")
+    for inputs in ([named], [str(image.parent / "f?.png")]):
+        with pytest.raises(UserError, match=said):
+            find_images(inputs)
+    os.rename(named, named[: -len("png")] + "nii")
+    with pytest.raises(UserError, match=said.replace("png", "nii")):
+        volumes_in(image.parent)

@@ -20,6 +20,7 @@ from hf_sam_adapt.inference.forward import encode
 from hf_sam_adapt.inference.loading import build_model, load_adapted, load_base, save_adapter
 from hf_sam_adapt.metrics import constant_mask
 from hf_sam_adapt.sam.processing import SamAdaptProcessor
+from hf_sam_adapt.training.run import train
 
 
 def save_run(folder, sam_folder, method="sam_adapter", image_size=None, method_args=None, **recipe):
@@ -208,3 +209,5 @@ def test_clicks_are_refused_where_there_are_none(sam_folder, make_dataset, tmp_p
 def test_a_tolerance_of_surfaces_is_of_volumes(sam_folder, make_dataset):
     with pytest.raises(UserError, match=r"surface_tolerance: of volumes, and .* has none; leave it out"):
         run("--model", sam_folder, "--dataset", make_dataset(), "--surface_tolerance", "3")
+    with pytest.raises(UserError, match=r"surface_tolerance: of volumes, and .* has none; leave it out"):
+        train(Recipe(model=sam_folder, dataset=str(make_dataset()), surface_tolerance=3.0))

@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import UserError
 from ..folder import IMAGE_SUFFIXES, SPLIT_NAMES, Problem, check_alone, refuse, split_by_top_folders
 from ..images import Header, read_mask
-from ..walk import files_below, one_form, walk
+from ..walk import check_name, files_below, one_form, walk
 from . import dicom
 from .slices import SliceKeys
 from .stack import KEPT_BYTES, Grid, open_grid, open_stack, volume_stem, volume_suffix
@@ -173,6 +173,7 @@ def _volumes(folder: Path) -> Iterator[tuple[str, Path]]:
     for place, series, files, _ in _walk(folder):
         for name in sorted([*series, *files]):
             path = place / name
+            check_name(path)
             stem = volume_stem(path) if name in files else name
             relative = path.parent.relative_to(folder) / stem
             yield one_form(relative.as_posix()), path

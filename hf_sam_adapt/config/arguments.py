@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import os
 import re
 import sys
 import typing
@@ -107,6 +108,8 @@ def parse_arguments(
         else:
             text_too = len(strings) == 1 and str in members(hints[name])
             values[name] = strings if takes_many(hints[name]) and not text_too else strings[0]
+    # A shell leaves the ~ of `--adapter=~/runs/polyp` as it is.
+    values |= change_paths(cls, values, lambda key, value, names: os.path.expanduser(value))
     return from_values(cls, values)
 
 

@@ -82,6 +82,13 @@ def test_a_flag_starts_at_the_working_directory(project, monkeypatch):
     assert recipe.dataset == "data/polyp"
 
 
+def test_the_tilde_of_a_flag_is_the_home_folder(project, monkeypatch):
+    monkeypatch.setenv("HOME", str(project))
+    recipe = parse_recipe(["--dataset=~/data/polyp", "--output_dir=~/runs/new"])
+    assert recipe.dataset == f"{project}/data/polyp"
+    assert recipe.output_dir == f"{project}/runs/new"
+
+
 @pytest.mark.parametrize(("key", "value"), [("dataset", "data/polyp"), ("model", "sam"), ("adapter", "polyp/adapter")])
 def test_what_lies_in_the_working_directory_alone_is_refused_with_the_right_path(project, monkeypatch, key, value):
     monkeypatch.chdir(project)

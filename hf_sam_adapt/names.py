@@ -27,6 +27,7 @@ AUGMENTATIONS = ("flip", "vflip", "rotate", "scale", "crop", "colour", "jitter")
 METRIC_NAMES = ("s_measure", "e_measure", "f_measure", "weighted_f", "mae", "auc", "ber")
 # The settings that are keys, and the arguments that they are, by metric.
 METRIC_SETTINGS = {"beta2": {"f_measure": "beta2", "weighted_f": "beta2"}, "ber_threshold": {"ber": "threshold"}}
+MaskValues = Literal["auto", "binary", "index", "alpha"]
 IgnoreBackground = bool | Literal["official"]
 PromptKind = Literal["none", "box", "point", "mask"]
 PROMPT_KINDS: tuple[str, ...] = get_args(PromptKind)

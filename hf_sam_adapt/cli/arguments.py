@@ -13,14 +13,13 @@ from ..config.shared_keys import (
     ComputeKeys,
     DataKeys,
     MaskKeys,
-    MaskValues,
     MetricKeys,
     RouteKeys,
     TileKeys,
     VolumeKeys,
 )
 from ..errors import UserError
-from ..names import METRIC_NAMES, PromptKind
+from ..names import METRIC_NAMES, MaskValues, PromptKind
 
 
 @dataclass

@@ -10,11 +10,10 @@ from typing import Any, Literal
 
 from ..errors import UserError
 from ..files import check_domain_name
-from ..names import DRAWN
+from ..names import DRAWN, MaskValues
 from .arguments import from_values, option
 from .paths import DATASET
 from .recipe import Recipe
-from .shared_keys import MaskValues
 
 
 NATURAL = "natural"  # name of the data set that is evaluated only

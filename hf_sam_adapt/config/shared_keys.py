@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..names import AUGMENTATIONS
+from ..names import AUGMENTATIONS, MaskValues
 from .arguments import option
 from .paths import DATASET, MODEL, NAME
-
-
-MaskValues = Literal["auto", "binary", "index", "alpha"]
 
 
 SliceAxis = Literal["axial", "coronal", "sagittal"]

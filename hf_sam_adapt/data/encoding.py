@@ -6,18 +6,18 @@ import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 
 from ..errors import UserError
+from ..names import MaskValues
 from .images import IGNORE
 from .notes import Note
 from .palettes import Palette, to_labels
 
 
-MASK_VALUES = ("auto", "binary", "index", "alpha")
-MaskValues = Literal["auto", "binary", "index", "alpha"]
+MASK_VALUES = get_args(MaskValues)
 LOSSY_THRESHOLD = 127
 COUNTED_AT_ONCE = 2**24  # pixels
 SOFT_VALUES = 8  # so many values between 0 and the largest are soft edges rather than classes

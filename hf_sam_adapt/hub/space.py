@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..upload import check_can_push, push_again, upload
 
 
-PUSHED_SUFFIXES = (".py", ".txt", ".md", ".png", ".jpg", ".json", ".yaml", ".safetensors")
+SPACE_SUFFIXES = (".py", ".txt", ".md", ".png", ".jpg", ".json", ".yaml", ".safetensors")
 SpaceSdk = Literal["docker", "gradio"]
 _DOCKERFILE = "Dockerfile"
 _BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE")
@@ -145,7 +145,7 @@ def space_files(folder: Path) -> dict[str, Path]:
     return {
         inside.as_posix(): path
         for inside, path in files.items()
-        if (path.suffix in PUSHED_SUFFIXES or inside.name == _DOCKERFILE)
+        if (path.suffix in SPACE_SUFFIXES or inside.name == _DOCKERFILE)
         and not any(part.startswith("__") for part in inside.parts)
     }
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 SHARD_BYTES, GROUP_BYTES = 400_000_000, 32_000_000
-SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
+_HUB_NAMES = {"train": "train", "val": "validation", "test": "test"}
 
 
 def push_dataset(folder: Path, repo: str, group_by: str | None = None, again: str | None = None) -> str:
@@ -108,7 +108,7 @@ def write_parquet(folder: Path, stage: Path, reading: Reading) -> dict[str, int]
         print(note)
     counts = {}
     for split, table in source.tables.items():
-        name = SPLIT_NAMES[split]
+        name = _HUB_NAMES[split]
         counts[name] = len(table)
         _write_shards(table, stage / "data", name)
     return counts

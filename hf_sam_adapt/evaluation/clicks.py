@@ -14,7 +14,7 @@ from ..data.images import IGNORE
 from ..distributed import of_all_ranks
 from ..inference.forward import segment
 from ..inference.variants import OBJECTS_AT_ONCE, Variant, variants_of
-from ..prompts import Prompt, components, inner_point
+from ..prompts import MAX_OBJECTS, Prompt, components, inner_point
 from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
 from .measurement import Measurement, measured
@@ -41,7 +41,7 @@ def evaluate_clicks(
     zero_shot_model: nn.Module | None = None,
     precision: str = "no",
     num_workers: int | None = 0,
-    max_objects: int = 32,
+    max_objects: int = MAX_OBJECTS,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Clicks on the objects of every image, each on its own, and scores the masks at original size.
@@ -72,7 +72,7 @@ class Clicks(Measurement):
     """What `evaluate_clicks` measures."""
 
     def __init__(
-        self, processor: SamAdaptProcessor, variants: Sequence[Variant], clicks: int, max_objects: int = 32
+        self, processor: SamAdaptProcessor, variants: Sequence[Variant], clicks: int, max_objects: int = MAX_OBJECTS
     ) -> None:
         self.processor, self.clicks, self.max_objects = processor, clicks, max_objects
         self.traces: dict[str, list[Trace]] = {variant.name: [] for variant in variants}

@@ -26,6 +26,7 @@ from ..prompts import Prompt, derive_prompts
 from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
 from .measurement import Measurement
+from .objects import ObjectCount
 from .tiled import own_scenes, tiled_maps
 from .volumes import is_of_volumes, pack, score_volumes, summary
 
@@ -51,6 +52,7 @@ class ImageRecord:
         labelled: whether the mask holds anything but 255 = ignore.
         domain: of a pool, the domain that segmented the image, or most of its tiles; None otherwise.
         masks: per prompt kind and variant the mask by `pack`, of slices of volumes; empty for other images.
+        objects: how many of its objects have a prompt, and how many have none.
     """
 
     index: int
@@ -60,6 +62,7 @@ class ImageRecord:
     labelled: bool = True
     domain: str | None = None
     masks: dict[str, dict[str, bytes]] = field(default_factory=dict, repr=False)
+    objects: ObjectCount = ObjectCount()
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,11 @@ class EvalResult:
     test: dict[str, dict[str, dict[str, Any] | None]]
     records: list[ImageRecord]
     volumes: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def objects(self) -> ObjectCount:
+        """Of all images that are scored."""
+        return ObjectCount.total(record.objects for record in self.records if record.labelled)
 
 
 class _Prompted(Dataset):
@@ -264,10 +272,17 @@ def _score_batch(
             score("none", "constant", position, mask)
             stream("constant", position, mask, mask)
     return [
-        ImageRecord(index, sample.id, dict(image_scores), dict(image_boundaries), counts, domain, dict(image_masks))
-        for (index, sample, _), image_scores, image_boundaries, counts, domain, image_masks in zip(
-            batch, scores, boundaries, labelled, domains, masks, strict=True
+        ImageRecord(
+            index,
+            sample.id,
+            dict(scores[position]),
+            dict(boundaries[position]),
+            labelled[position],
+            domains[position],
+            dict(masks[position]),
+            ObjectCount.of(derived),
         )
+        for position, (index, sample, derived) in enumerate(batch)
     ]
 
 
@@ -292,8 +307,11 @@ def _score_scene(
     """
 
     def prompts(mask: np.ndarray, window: Window) -> dict[str, Prompt]:
-        return prompts_of(mask, kinds, scene.index, seed, window[:2])
+        derived = prompts_of(mask, kinds, scene.index, seed, window[:2])
+        objects.append(ObjectCount.of(derived))
+        return derived
 
+    objects: list[ObjectCount] = []
     sums: dict[tuple[str, str], Overlap] = {}
     whole: dict[tuple[str, str], np.ndarray] = {}
     chances: dict[tuple[str, str], np.ndarray] = {}
@@ -320,7 +338,7 @@ def _score_scene(
     boundaries = {key: boundary_overlap(mask, truth) for key, mask in whole.items()} if boundary else {}
     masks = {key: pack(mask) for key, mask in whole.items() if key[1] != "constant"} if keep else {}
     parts = _by_kind(sums), _by_kind(boundaries), labelled, most_common(domains), _by_kind(masks)
-    return ImageRecord(scene.index, scene.id, *parts)
+    return ImageRecord(scene.index, scene.id, *parts, ObjectCount.total(objects))
 
 
 def _by_kind(values: Mapping[tuple[str, str], T]) -> dict[str, dict[str, T]]:

@@ -3,12 +3,13 @@
 from ..names import PROMPT_KINDS
 from .centres import at_centres, centres
 from .corrections import corrected
-from .derive import MIN_AREA, components, degrade, derive_prompts, inner_point, tight_box
+from .derive import MAX_OBJECTS, MIN_AREA, components, degrade, derive_prompts, inner_point, tight_box
 from .prompt import Prompt, boolean_masks
 from .training import instance_masks, training_prompt
 
 
 __all__ = [
+    "MAX_OBJECTS",
     "MIN_AREA",
     "PROMPT_KINDS",
     "Prompt",

@@ -11,6 +11,7 @@ from .prompt import Prompt
 
 
 MIN_AREA = 0.0005  # components below 0.05 % of the image are noise of the annotation
+MAX_OBJECTS = 32  # of an image
 
 
 def derive_prompts(
@@ -19,7 +20,7 @@ def derive_prompts(
     *,
     num_labels: int | None = None,
     rng: np.random.Generator | None = None,
-    max_objects: int = 32,
+    max_objects: int = MAX_OBJECTS,
     mask_values: str = "auto",
 ) -> Prompt:
     """Prompts that an annotator with the truth at hand would give.
@@ -43,8 +44,8 @@ def derive_prompts(
     if kind == "none":
         return Prompt("none")
     (mask,) = decode_masks([(mask, False)], mask_values)
-    targets, labels = components(mask, num_labels=num_labels, max_objects=max_objects)
-    prompt = Prompt(kind, targets=targets, labels=labels)
+    targets, labels, left_out = _components(mask, num_labels, max_objects)
+    prompt = Prompt(kind, targets=targets, labels=labels, left_out=left_out)
     if kind == "box":
         prompt.boxes = np.stack([tight_box(t) for t in targets]) if len(targets) else np.zeros((0, 4), np.float32)
     elif kind == "point":
@@ -58,9 +59,16 @@ def derive_prompts(
 
 
 def components(
-    mask: np.ndarray, *, num_labels: int | None = None, max_objects: int = 32
+    mask: np.ndarray, *, num_labels: int | None = None, max_objects: int = MAX_OBJECTS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Connected components of `mask` (uint8 (H, W)), largest first: bool (n, H, W) and their classes int64 (n,)."""
+    return _components(mask, num_labels, max_objects)[:2]
+
+
+def _components(
+    mask: np.ndarray, num_labels: int | None, max_objects: int
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """What `components` returns, and the number of those that are too small or too many, with their pixels."""
     from scipy import ndimage
 
     smallest = MIN_AREA * mask.size
@@ -69,12 +77,13 @@ def components(
         foreground = (mask == label) if num_labels else (mask > 0) & (mask != IGNORE)
         numbered, count = ndimage.label(foreground, structure=np.ones((3, 3), bool))
         areas = np.bincount(numbered.ravel(), minlength=count + 1)
-        found += [(areas[i], label, numbered, i) for i in range(1, count + 1) if areas[i] >= smallest]
+        found += [(areas[i], label, numbered, i) for i in range(1, count + 1)]
     found.sort(key=lambda item: -item[0])
-    found = found[:max_objects]
-    targets = [numbered == i for _, _, numbered, i in found]
+    kept = [item for item in found if item[0] >= smallest][:max_objects]
+    left_out = len(found) - len(kept), int(sum(item[0] for item in found[len(kept) :]))
+    targets = [numbered == i for _, _, numbered, i in kept]
     stacked = np.stack(targets) if targets else np.zeros((0, *mask.shape), bool)
-    return stacked, np.array([label for _, label, _, _ in found], np.int64)
+    return stacked, np.array([label for _, label, _, _ in kept], np.int64), left_out
 
 
 def degrade(target: np.ndarray, rng: np.random.Generator) -> np.ndarray:

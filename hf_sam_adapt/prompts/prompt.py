@@ -34,6 +34,7 @@ class Prompt:
         targets: bool (n, H, W), the true objects; from the processor uint8 (n, S, S) in {0, 1, 255 = ignore}.
         labels: int64 (n,), the class of each object.
         draws: float32 (n, rounds) in [0, 1): which wrong pixel each correction of a training shows, see `corrected`.
+        left_out: objects of the mask that `derive_prompts` found too small, or too many, and their pixels.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Prompt:
     targets: np.ndarray | torch.Tensor | None = None
     labels: np.ndarray | torch.Tensor | None = None
     draws: np.ndarray | torch.Tensor | None = None
+    left_out: tuple[int, int] = (0, 0)
 
     @classmethod
     def box(cls, *boxes: Any) -> Prompt:

@@ -21,7 +21,7 @@ from ..evaluation.tiled import reduced_scene
 from ..inference.variants import inference, predicted_masks, variants_of
 from ..metrics import overlap
 from ..metrics.stream import TITLES as METRIC_TITLES
-from ..prompts import Prompt
+from ..prompts import MAX_OBJECTS, MIN_AREA, Prompt
 from ..sam.processing import SamAdaptProcessor
 
 
@@ -39,6 +39,19 @@ MASK_COLOURS = {"zero_shot": (230, 120, 20), "adapted": (30, 110, 230)}
 TITLES = {"zero_shot": "zero-shot", "adapted": "adapted"}
 PANEL, GAP, BAND = 320, 4, 22  # pixels of a picture: width of a panel, space between two, height for titles
 NAME_LENGTH, NAMES_KEY = 44, "image_names"
+
+
+def left_out_sentence(metrics: dict[str, Any]) -> str:
+    """Says how many objects no prompt was given for; empty where that is none."""
+    objects = metrics.get("objects") or {"left_out": 0}
+    if not objects["left_out"]:
+        return ""
+    count, share = objects["left_out"], objects["left_out_share"]
+    return (
+        f"{count:,} of {objects['prompted'] + count:,} objects, with {share:.1%} of the foreground, got no prompt: "
+        f"they are below {MIN_AREA:.2%} of the image (or tile) or not among its {MAX_OBJECTS} largest. "
+        "Their pixels count all the same."
+    )
 
 
 def print_table(metrics: dict[str, Any]) -> None:
@@ -60,6 +73,8 @@ def print_table(metrics: dict[str, Any]) -> None:
     console = wide_console()
     if metrics["test"]:
         console.print(table)
+    if left_out := left_out_sentence(metrics):
+        console.print(left_out)
     if further := _further_rows(metrics["test"].get("none") or {}):
         table = Table("without prompts", title=f"{images} images: further metrics")
         for title in ("zero-shot", "adapted", "constant"):

@@ -115,6 +115,10 @@ class Task(ABC):
     ) -> None:
         """Write `per_image.csv`, and the ten worst images as `worst.png`."""
 
+    def object_facts(self, result: Any) -> dict[str, Any]:
+        """`{"objects": …}` of `metrics.json` where images were prompted, else empty."""
+        return {}
+
     @abstractmethod
     def print_tables(self, metrics: dict[str, Any]) -> None:
         """Print the scores in a run's `metrics.json`."""
@@ -174,6 +178,9 @@ class BinaryTask(Task):
         how: dict[str, Any] = {"precision": self.recipe.precision, "seed": self.recipe.seed, "worst": SHOWN}
         how["tiles"] = tiles_of(self.recipe, processor)
         save_samples(folder / SHEET, model, processor, split, result, **how, **zero_shot)
+
+    def object_facts(self, result: Any) -> dict[str, Any]:
+        return {"objects": result.objects.facts()} if set(self.recipe.prompts) != {"none"} else {}
 
     def print_tables(self, metrics: dict[str, Any]) -> None:
         print_table(metrics)

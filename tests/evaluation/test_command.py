@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -63,7 +64,9 @@ def test_adapter_beside_zero_shot(sam_folder, make_dataset, tmp_path, capsys):
     )
     assert result == expected
     metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics == {"test": expected.test, "measured_on": "test"}
+    objects = {"prompted": expected.objects.prompted, "left_out": 0, "left_out_share": 0.0}
+    assert metrics == {"test": expected.test, "measured_on": "test", "objects": objects}
+    assert objects["prompted"] >= 4
     assert set(metrics["test"]["none"]) == {"zero_shot", "adapted", "constant"}
     assert Image.open(output / "samples.png").size == (4 * 320, 3 * (22 + round(316 * 48 / 64)))
     printed = capsys.readouterr().out
@@ -204,6 +207,24 @@ def test_clicks_are_refused_where_there_are_none(sam_folder, make_dataset, tmp_p
         run("--adapter", adapter, "--dataset", data, "--clicks", -1)
     with pytest.raises(UserError, match="prompt_sensitivity: 'mask' is not one of box, point"):
         run("--adapter", adapter, "--dataset", data, "--prompt_sensitivity", "mask")
+
+
+@pytest.mark.parametrize("tile", [(), ("--tile", 64, "--overlap", 0)])
+def test_objects_without_a_prompt_are_counted(sam_folder, make_dataset, tmp_path, capsys, tile):
+    data = make_dataset(test=2, size=(64, 64))
+    for number, path in enumerate(sorted((data / "test/masks").iterdir())):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[4:10, 4:10] = 1
+        mask[30, 30 : 31 + number] = 1  # 0.05 % are 2.05 pixels
+        Image.fromarray(mask).save(path)
+    output = tmp_path / "eval"
+    run("--model", sam_folder, "--dataset", data, "--prompts", "none", "point", *tile, "--output_dir", output)
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["objects"] == {"prompted": 2, "left_out": 2, "left_out_share": round(3 / 75, 6)}
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 of 4 objects, with 4.0% of the foreground, got no prompt: they are below 0.05%" in printed
+    run("--model", sam_folder, "--dataset", data, "--prompts", "none")
+    assert "got no prompt" not in capsys.readouterr().out
 
 
 def test_a_tolerance_of_surfaces_is_of_volumes(sam_folder, make_dataset):

@@ -34,7 +34,9 @@ def test_small_components_do_not_count():
     mask = np.zeros((100, 100), np.uint8)  # 0.05 % are 5 pixels
     mask[10, 10:14] = 1
     mask[20, 20:25] = 1
-    assert derive_prompts(mask, "box").boxes.tolist() == [[20, 20, 24, 20]]
+    prompt = derive_prompts(mask, "box")
+    assert prompt.boxes.tolist() == [[20, 20, 24, 20]]
+    assert prompt.left_out == (1, 4)
 
 
 def test_diagonal_pixels_are_connected_and_ignored_ones_are_not_foreground():
@@ -53,6 +55,7 @@ def test_at_most_the_largest():
     assert len(prompt) == 32
     areas = prompt.targets.sum(axis=(1, 2))
     assert (np.diff(areas) <= 0).all()
+    assert prompt.left_out == (8, (mask > 0).sum() - prompt.targets.sum())
     assert len(derive_prompts(mask, "box", max_objects=3)) == 3
 
 

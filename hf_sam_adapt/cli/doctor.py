@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ from ..data.reading import READ_KEYS
 from ..data.tiles import resolve_tiles
 from ..doctor.examine import Diagnosis, examine_dataset
 from ..doctor.findings import ERROR, WARNING
+from ..doctor.model_input import model_input
 from ..errors import UserError
 from ..files import write_json
 from ..names import check_image_size, class_names
-from ..sam.base_names import TINY
 from .arguments import DoctorArguments
 
 
-IMAGE_SIZE, PATCH, TINY_IMAGE_SIZE = 1024, 16, 256
 KEPT = 20  # findings of a cause in the JSON
 SHOWN = ("severity", "code", "file", "value", "fix")  # of each
 
@@ -41,15 +39,16 @@ def doctor_command(args: DoctorArguments) -> int:
     for file in (args.json, args.contact_sheet):
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise UserError("its folder does not exist", where=file, fix="create it")
-    image_size = args.image_size or _image_size(args.model)
-    check_image_size(image_size, PATCH, "SAM")
-    tiles, notes = resolve_tiles(args.tile, args.overlap, image_size, PATCH)
+    of_model = model_input(args.model)
+    image_size = args.image_size or of_model.image_size
+    check_image_size(image_size, of_model.size_step, of_model.title)
+    tiles, notes = resolve_tiles(args.tile, args.overlap, image_size, of_model.patch_size)
     for note in notes:
         print(note)
     diagnosis = examine_dataset(
         args.dataset,
         tiles=tiles,
-        mask_size=4 * (image_size // PATCH),
+        mask_size=4 * (image_size // of_model.patch_size),
         limit=KEPT if args.limit is None else args.limit,
         **{key: getattr(args, key) for key in (*READ_KEYS, "normalization", "processes")},
     )
@@ -62,11 +61,11 @@ def doctor_command(args: DoctorArguments) -> int:
     if args.json is not None:
         write_json(Path(args.json), _plain(args.dataset, diagnosis))
     if args.contact_sheet is not None:
-        _draw(args, diagnosis, image_size)
+        _draw(args, diagnosis, image_size, args.resize or of_model.resize)
     return 0 if diagnosis.ok else 1
 
 
-def _draw(args: DoctorArguments, diagnosis: Diagnosis, image_size: int) -> None:
+def _draw(args: DoctorArguments, diagnosis: Diagnosis, image_size: int, resize: str) -> None:
     """The contact sheet of the training images that can be read."""
     from ..doctor.contact_sheet import save_contact_sheet
 
@@ -84,40 +83,10 @@ def _draw(args: DoctorArguments, diagnosis: Diagnosis, image_size: int) -> None:
         normalization=args.normalization,
         channels=args.channels,
         image_size=image_size,
-        resize=args.resize or _resize(args.model),
+        resize=resize,
         seed=args.seed,
     )
     print(f"Contact sheet: {args.contact_sheet}")
-
-
-def _image_size(model: str | None) -> int:
-    """Side of the input of a model: as its folder says; SAM's where it has none here.
-
-    Raises:
-        UserError: a folder whose config says no size.
-    """
-    if model in (None, TINY):
-        return TINY_IMAGE_SIZE
-    file = Path(str(model)).expanduser() / "config.json"
-    if not file.is_file():
-        return IMAGE_SIZE
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        config = config.get("tracker_config") or config  # of a SAM 3 for videos
-        return int(config["vision_config"].get("image_size") or config["prompt_encoder_config"]["image_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError("not the config of a SAM", key="model", where=file, fix="name a SAM") from error
-
-
-def _resize(model: str | None) -> str:
-    """How a model's family brings images to a square; as SAM does where there is no folder that tells the family."""
-    from ..sam.families import SAM, family_of_type  # it imports torch
-
-    file = Path(str(model)).expanduser() / "config.json"
-    if model in (None, TINY) or not file.is_file():
-        return SAM.processor["resize"]
-    model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type", SAM.model_type)
-    return family_of_type(model_type, str(model)).processor["resize"]
 
 
 def _summary(diagnosis: Diagnosis) -> list[str]:

@@ -19,17 +19,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # Keys of a preset that go with its method alone.
 _OF_METHOD = {"cache_embeddings", "augment"}
+_UNCHANGED: tuple = (None, ["none"], "none", [])  # of `augment`: images that stay as they are
 
 
 def with_preset(values: dict[str, Any]) -> dict[str, Any]:
     """A recipe's keys with those of its `preset` where they are not given.
 
-    What belongs to the preset's method is left out where another method, or an adapter to start from, is named; an
-    adapter keeps its base model.
+    What belongs to the preset's method is left out where another method, or an adapter to start from, is named, and
+    cached embeddings where images change; an adapter keeps its base model.
     """
-    chosen = dict(PRESETS.get(values.get("preset") or "", {}))
+    preset = values.get("preset")
+    chosen = dict(PRESETS.get(preset, {})) if isinstance(preset, str) else {}
     if values.get("adapter") is not None:
         chosen.pop("model", None)
     if values.get("adapter") is not None or values.get("method", chosen.get("method")) != chosen.get("method"):
         chosen = {key: value for key, value in chosen.items() if key not in {*_OF_METHOD, "method"}}
-    return chosen | values
+    if values.get("tile") is not None or values.get("augment") not in _UNCHANGED:
+        chosen.pop("cache_embeddings", None)  # whose images are the same in each epoch
+    return chosen | {key: value for key, value in values.items() if value is not None or key not in chosen}

@@ -133,7 +133,7 @@ def _load(recipe: ContinualRecipe, domain: Domain) -> SegmentationData:
 
 def _score(run: ContinualRun, protocol: Naive, task: int, name: str) -> Scores:
     path = run.folder.evaluations / protocol.tasks[task] / f"{name}.json"
-    return remembered(path, run.tests.images(name).ids, lambda: protocol.score(task, name))
+    return remembered(path, run.tests.digest(name), lambda: protocol.score(task, name))
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -152,9 +152,7 @@ def _zero_shot(run: ContinualRun, protocol: Naive, names: list[str]) -> dict[str
         return score(base, processor, run.tests.for_model(name, base, processor), run.recipe, adapted=False)
 
     path = run.folder.evaluations / "zero_shot"
-    return {
-        name: remembered(path / f"{name}.json", run.tests.images(name).ids, partial(compute, name)) for name in names
-    }
+    return {name: remembered(path / f"{name}.json", run.tests.digest(name), partial(compute, name)) for name in names}
 
 
 def collect(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
 from ..data import SegmentationData, SegmentationSplit
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from ..config.recipe import Recipe
 
 Scores = dict[str, Any]
-_IMAGES = "test_images"  # beside the kinds of prompts: a digest of the images' ids
+_IMAGES = "test_images"  # beside the kinds of prompts: `TestImages.digest`
 
 
 def score(
@@ -56,14 +58,13 @@ def score(
     return {kind: scores[name] for kind, scores in result.test.items()}
 
 
-def remembered(path: Path, ids: Sequence[str], compute: Callable[[], Scores]) -> Scores:
+def remembered(path: Path, digest: str, compute: Callable[[], Scores]) -> Scores:
     """The scores in `path`, computed and written there if there are none of these images; all processes call it.
 
     Args:
-        ids: of the test images, which may have become others since the scores were written.
+        digest: of the test images, which may have become others since the scores were written.
     """
     state = start_processes()
-    digest = hashlib.blake2b("\n".join(ids).encode(), digest_size=16).hexdigest()
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {_IMAGES: None}
     known = stored.pop(_IMAGES, digest) == digest
     # Every process has looked before one of them writes.
@@ -90,6 +91,20 @@ class TestImages:
     def __init__(self, data: dict[str, SegmentationData], recipe: Recipe) -> None:
         self.data, self.recipe = data, recipe
         self._embedded: dict[tuple[str, bool], EmbeddedSplit] = {}
+        self._digests: dict[str, str] = {}
+
+    def digest(self, name: str) -> str:
+        """Of the names, masks and sizes of files of data set `name`: another one where any has changed."""
+        if name not in self._digests:
+            split, summary = self.images(name), hashlib.blake2b(digest_size=16)
+            for index, (row, image_id) in enumerate(zip(split.table, split.ids)):
+                path = split.reader.path(row)
+                size = None if path is None else os.path.getsize(path)
+                mask = split.mask(index)
+                summary.update(repr((image_id, size, mask.shape)).encode())
+                summary.update(np.ascontiguousarray(mask).data)
+            self._digests[name] = summary.hexdigest()
+        return self._digests[name]
 
     def images(self, name: str) -> SegmentationSplit:
         return self.data[name].measured[1]

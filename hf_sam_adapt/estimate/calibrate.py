@@ -65,8 +65,12 @@ def calibrate(recipe: Recipe) -> dict:
         for step in range(STEPS):
             loop._optimizer_step(step, batches).tolist()  # waits for a GPU
             cost.step()
-        if few.val is not None:
-            loop._validate()
+        if few.val is not None and few.val_chooses:
+            try:
+                loop._validate()
+            except UserError as error:
+                if error.code != "no-foreground":  # as of the first images alone; they have been segmented by then
+                    raise
     tiles = tiles_of(recipe, processor)
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]

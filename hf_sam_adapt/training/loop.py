@@ -140,6 +140,12 @@ class TrainingLoop:
                 key="resume_from_checkpoint",
                 fix="keep processes * batch_size * accumulation",
             )
+        if self.state.step > self.schedule.total:
+            raise UserError(
+                f"{path} stands at step {self.state.step}, and this run ends at step {self.schedule.total}",
+                key="resume_from_checkpoint",
+                fix="raise max_steps or epochs, or start in another output_dir",
+            )
         self.accelerator.print(f"Resumed at step {self.state.step} of {self.schedule.total}.")
         if self.allocate_ranks is not None:
             self.accelerator.print("note: the tuner's scores of what is important are not kept; they start anew.")

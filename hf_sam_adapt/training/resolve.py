@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from torch import nn
 
 from ..config.recipe import Recipe, ResolvedRecipe
@@ -90,13 +91,19 @@ def build(recipe: Recipe, data: SegmentationData) -> Built:
         raise UserError("an adapter to start from has its own config", key="method_args", fix="leave method_args out")
     loaded = load_adapted(recipe.adapter, model=recipe.model, trainable=True, attention=recipe.attention)
     method = method_of(loaded.config)
-    if recipe.method not in (Recipe.method, method):
+    if recipe.method != Recipe.method and not is_of_method(loaded.config, recipe.method):
         raise UserError(f"{recipe.method}, but {recipe.adapter} is {method}", key="method", fix="leave method out")
     check_adapter_classes(loaded.config, data, recipe.adapter)
     model = loaded.model
     if method == "full":
         model = build_model("full", {}, model, image_size=recipe.image_size)
     return Built(model, loaded.processor, method, loaded.base_name or recipe.adapter)
+
+
+def is_of_method(config: PeftConfig | None, method: str) -> bool:
+    """Whether a recipe with this method trains such an adapter: `peft` trains PEFT's LoRA, too, by its other names."""
+    found = method_of(config)
+    return method == found or (method, found) == ("peft", "lora")
 
 
 def resolve(recipe: Recipe, data: SegmentationData, built: Built) -> ResolvedRecipe:

@@ -129,6 +129,17 @@ class BinaryTask(Task):
 
     default_loss = DEFAULT_LOSS["binary"]
 
+    def check(self) -> None:
+        super().check()
+        decoder = self.recipe.method_args.get("decoder", "class_wise")
+        if self.recipe.method == "cwsam" and decoder == "class_wise" and self.recipe.adapter is None:
+            raise UserError(
+                "cwsam segments classes, the data set has one",
+                key="method",
+                fix="set num_labels and how masks name their classes (label_map, palette, mask_values: index), or use "
+                "another method",
+            )
+
     def loss_weights(self) -> torch.Tensor | None:
         if self.recipe.class_weights is not None:
             raise UserError("the data set has one class", key="class_weights", fix="leave class_weights out")

@@ -40,6 +40,21 @@ def test_the_cpu_preset_caches_only_for_its_own_method():
     assert same.cache_embeddings
 
 
+@pytest.mark.parametrize("flags", [("--augment", "flip"), ("--tile", "auto")])
+def test_the_cpu_preset_caches_no_images_that_change(flags):
+    recipe = parse_recipe(["--preset", "cpu", *flags])
+    assert recipe.method == "decoder" and not recipe.cache_embeddings
+
+
+def test_an_empty_key_is_not_given_and_a_list_is_no_preset(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("preset: 8gb\nmodel:\n")
+    assert parse_recipe(["--config", str(file)]).model == PRESETS["8gb"]["model"]
+    file.write_text("preset: [8gb]\n")
+    with pytest.raises(UserError, match=r"^preset: "):
+        parse_recipe(["--config", str(file)])
+
+
 def test_an_adapter_keeps_its_model_and_method():
     recipe = parse_recipe(["--preset", "80gb", "--adapter", "me/polyp"])
     assert recipe.model is None and recipe.batch_size == 8

@@ -83,3 +83,6 @@ def test_overlap_of_rows_is_the_sum_of_absolute_products():
 def test_olora_wants_loras(continual_recipe):
     with pytest.raises(UserError, match="olora adds up fresh LoRAs, not method decoder; use method lora"):
         continual(continual_recipe(protocol="olora"))
+    for field in ({"rank_pattern": {"layers.0.attn.qkv": 4}}, {"alpha_pattern": {"qkv": 4}}, {"use_dora": True}):
+        with pytest.raises(UserError, match=rf"method_args\.{next(iter(field))}: olora adds up LoRAs of one rank"):
+            continual(continual_recipe(**LORA | {"method_args": {"r": 2, **field}}))

@@ -14,6 +14,7 @@ import hf_sam_adapt.continual.scoring as scoring
 from hf_sam_adapt.config.continual_recipe import ContinualRecipe
 from hf_sam_adapt.continual.metrics import summary
 from hf_sam_adapt.continual.run import continual
+from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.errors import UserError
 from hf_sam_adapt.sam.windows import remove_windows
 
@@ -208,7 +209,22 @@ def test_scores_of_other_test_images_are_computed_anew(tmp_path):
         return {"none": {"iou": 0.5}}
 
     path = tmp_path / "scores" / "a.json"
-    for ids, count in ((["x", "y"], 1), (["x", "y"], 1), (["x", "y", "z"], 2), (["x", "y", "z"], 2)):
-        assert scoring.remembered(path, ids, compute) == {"none": {"iou": 0.5}} and len(calls) == count
+    for digest, count in (("x", 1), ("x", 1), ("y", 2), ("y", 2)):
+        assert scoring.remembered(path, digest, compute) == {"none": {"iou": 0.5}} and len(calls) == count
     path.write_text(json.dumps({"none": {"iou": 0.25}}))  # by an earlier version
-    assert scoring.remembered(path, ["x"], compute) == {"none": {"iou": 0.25}} and len(calls) == 2
+    assert scoring.remembered(path, "x", compute) == {"none": {"iou": 0.25}} and len(calls) == 2
+
+
+def test_a_corrected_mask_makes_other_test_images(make_dataset):
+    data = make_dataset(test=2)
+
+    def digest():
+        return scoring.TestImages({"a": load_segmentation_dataset(str(data))}, None).digest("a")
+
+    before = digest()
+    assert digest() == before
+    path = sorted((data / "test/masks").iterdir())[1]
+    mask = np.array(Image.open(path))
+    mask[0, 0] = not mask[0, 0]
+    Image.fromarray(mask).save(path)
+    assert digest() != before

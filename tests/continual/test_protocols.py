@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import hf_sam_adapt.continual.protocols.ewc as ewc
 import hf_sam_adapt.continual.protocols.naive as naive_module
 from hf_sam_adapt.continual.protocols.er import reservoir
 from hf_sam_adapt.continual.protocols.lwf import distillation
@@ -60,6 +61,28 @@ def test_fisher_is_a_mean_of_squared_gradients_summed_over_tasks(continual_recip
     assert first.keys() == second.keys() and not (run / "ewc/3-third.safetensors").exists()
     assert all((second[name] >= 0.5 * first[name]).all() and (first[name] >= 0).all() for name in first)
     assert any((second[name] > 0.5 * first[name]).any() for name in first)
+
+
+def test_ewc_holds_the_iou_head_and_a_torn_file_is_no_file(continual_recipe, monkeypatch):
+    keys = {"protocol": "ewc", "prompts": ["box"], "method_args": {"train_iou_head": True}}
+
+    def torn(values, path):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(ewc, "save_file", torn)
+        continual(continual_recipe(**keys))
+    run = continual(continual_recipe(**keys))
+    fisher = load_file(run / "ewc" / "1-first.safetensors")
+    heads = {name: value for name, value in fisher.items() if "iou_prediction_head" in name}
+    assert heads and all(value.any() for value in heads.values())
+
+
+def test_naive_goes_on_with_a_lora_by_another_name(continual_recipe):
+    run = continual(continual_recipe(method="peft", method_args={"peft_type": "DORA", "r": 2}))
+    config = json.loads((run / "tasks/2-second/adapter_config.json").read_text())
+    assert config["use_dora"] and config["r"] == 2
 
 
 def test_the_regularizer_is_part_of_the_loss(continual_recipe, monkeypatch):

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from corpus import FAULTS, draw, make_corpus
 from PIL import Image
+from sams import RANDOM_SAMS
 
 from hf_sam_adapt.cli import main
 from hf_sam_adapt.config.recipe import Recipe
 from hf_sam_adapt.data import load_segmentation_dataset
 from hf_sam_adapt.doctor import examine_dataset
+from hf_sam_adapt.doctor.model_input import model_input
 from hf_sam_adapt.reporting.report import TRUTH_COLOURS
 
 
@@ -99,6 +101,34 @@ def test_a_recipe_says_how_it_is_read(root, tmp_path, capsys):
 def test_bad_usage_is_2(root, argv, message, capsys):
     assert main(["doctor", *(token.format(root=root) for token in argv)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "refused"),
+    [("sam3_tracker", 98, None), ("sam3_tracker", 96, 98), ("sam2", 128, None), ("sam2", 112, 128), ("sam", 64, None)],
+)
+def test_the_size_that_a_models_family_takes(root, tmp_path, capsys, family, size, refused):
+    RANDOM_SAMS[family]().save_pretrained(tmp_path / "model")
+    argv = ["doctor", str(root), "--model", str(tmp_path / "model"), "--processes", "0", "--image_size", str(size)]
+    status = main(argv)
+    said = capsys.readouterr().err
+    assert (status == 2) == bool(refused)
+    assert not refused or f"the nearest is {refused}" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "patch"),
+    [
+        (None, 256, 16),
+        ("facebook/sam-vit-huge", 1024, 16),
+        ("syscv-community/sam-hq-vit-base", 1024, 16),
+        ("facebook/sam2.1-hiera-tiny", 1024, 16),
+        ("facebook/sam3", 1008, 14),
+    ],
+)
+def test_the_input_of_a_model_that_is_not_here(name, side, patch):
+    found = model_input(name)
+    assert (found.image_size, found.patch_size) == (side, patch)
 
 
 def test_other_kinds_of_data_sets(tmp_path, capsys):

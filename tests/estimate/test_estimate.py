@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from sams import random_sam
 from transformers import AutoConfig
 
@@ -126,6 +127,15 @@ def test_a_training_of_fewer_steps_than_are_timed(sam_folder, make_dataset, tmp_
     for keys in ({"max_steps": 1}, {"epochs": 1}):
         found = calibrate(Recipe(**wanted, **keys, batch_size=2))
         assert found["seconds"] > 0 and found["images"] == 3
+
+
+@pytest.mark.parametrize("empty", [2, 3])
+def test_validation_images_without_foreground_are_timed_or_left_out(sam_folder, make_dataset, tmp_path, empty):
+    data = make_dataset(train=3, val=3)
+    for path in sorted((data / "val/masks").iterdir())[:empty]:
+        Image.new("L", Image.open(path).size).save(path)
+    recipe = Recipe(model=sam_folder, dataset=str(data), output_dir=str(tmp_path / "run"), max_steps=1, batch_size=1)
+    assert calibrate(recipe)["seconds"] > 0
 
 
 def test_an_epoch_of_tiles_is_counted(sam_folder, make_dataset, tmp_path):

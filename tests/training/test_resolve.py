@@ -48,3 +48,9 @@ def test_what_does_not_fit_the_data_or_the_model_is_refused(sam_folder, keys, me
     data.num_labels, data.id2label = 3, {0: "background", 1: "a", 2: "b"}
     with pytest.raises(UserError, match=message):
         load_model(recipe, data)
+
+
+def test_cwsam_of_one_class_says_what_it_needs(sam_folder):
+    recipe = Recipe(model=sam_folder, dataset="synthetic:polyp", method="cwsam")
+    with pytest.raises(UserError, match=r"^method: cwsam segments classes, the data set has one; set num_labels"):
+        load_model(recipe, load_data(recipe))

@@ -259,6 +259,14 @@ def test_a_resumed_run_must_be_the_same(keys, message, short_recipe):
         run(short_recipe(**keys, resume_from_checkpoint="latest"))
 
 
+def test_a_run_that_stands_behind_its_end_is_left_as_it_is(short_recipe):
+    folder = run(short_recipe())
+    before = (folder / "recipe.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"stands at step 4, and this run ends at step 2; raise max_steps or epochs"):
+        run(short_recipe(max_steps=2, resume_from_checkpoint="latest"))
+    assert (folder / "recipe.yaml").read_bytes() == before
+
+
 def test_a_run_goes_on_with_more_steps_and_other_divisions(short_recipe):
     folder = run(short_recipe())
     keys = {"max_steps": 6, "batch_size": 1, "gradient_accumulation_steps": 2, "num_workers": 1}

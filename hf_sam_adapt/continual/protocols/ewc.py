@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...errors import UserError
-from ...files import follow_umask
-from ...inference.forward import collate, segment
+from ...files import follow_umask, whole_file
+from ...inference.forward import PromptedSam, collate
 from ...training.batches import TrainingSamples, to_device
 from ...training.checkpoints import trained_parameters
 from ...training.loop import batch_loss
@@ -82,8 +82,8 @@ class Ewc(Naive):
                 fisher = {name: self.args.decay * earlier[name] + value for name, value in fisher.items()}
             loop.accelerator.wait_for_everyone()
             if loop.accelerator.is_main_process:
-                path.parent.mkdir(exist_ok=True)
-                save_file(fisher, path)
+                with whole_file(path) as part:
+                    save_file(fisher, part)
                 follow_umask(path.parent)
             loop.accelerator.wait_for_everyone()
         return _load(path, device)
@@ -108,13 +108,14 @@ def fisher_information(loop: TrainingLoop, split: SegmentationSplit | EmbeddedSp
     parameters = trained_parameters(loop.model)
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
     loop.model.eval()
+    model = PromptedSam(loop.model)
     rows = tqdm(range(len(split)), desc="Fisher", unit="image", disable=not accelerator.is_main_process, leave=False)
     for index in rows:
         batch = to_device(collate([samples[0, index]]), loop.processor, accelerator.device)
         with accelerator.autocast():
             inputs = batch.get("pixel_values"), batch["prompts"]
-            logits = segment(loop.model, *inputs, image_embeddings=batch.get("image_embeddings"))
-        loss, _ = batch_loss([maps.float() for maps in logits], batch, str(recipe.loss))
+            logits, _, estimates = model(*inputs, image_embeddings=batch.get("image_embeddings"))
+        loss, _ = batch_loss([maps.float() for maps in logits], batch, str(recipe.loss), estimates=estimates)
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for name, gradient in zip(parameters, gradients):
             if gradient is not None:

@@ -8,6 +8,7 @@ from ...config.recipe import Recipe
 from ...errors import UserError
 from ...files import check_domain_name
 from ...inference.loading import load_adapted, load_base, method_of
+from ...training.resolve import is_of_method
 from ...tuners.moda import ModaModel
 from ...tuners.moda.config import FILE_FIELDS, build_inner
 from .moda import Moda, ModaArgs
@@ -34,7 +35,7 @@ class Grown(Moda):
         if args != ModaArgs() or recipe.method_args:
             key = "method_args" if recipe.method_args else "protocol_args"
             raise UserError(f"the pool {recipe.adapter} has its own", key=key, fix=f"leave {key} out")
-        if recipe.method not in (Recipe.method, method_of(inner)):
+        if recipe.method != Recipe.method and not is_of_method(inner, recipe.method):
             raise UserError(
                 f"{recipe.method}, but the domains of {recipe.adapter} are {method_of(inner)}", key="method"
             )

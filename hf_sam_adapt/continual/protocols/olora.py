@@ -43,12 +43,19 @@ class Olora(Naive):
     def __init__(self, run: ContinualRun, args: OloraArgs) -> None:
         super().__init__(run, args)
         recipe = run.recipe
-        if recipe.method != "lora" or recipe.adapter is not None or recipe.method_args.get("use_rslora"):
+        if recipe.method != "lora" or recipe.adapter is not None:
             raise UserError(
                 f"olora adds up fresh LoRAs, not method {recipe.method}",
                 key="protocol",
-                fix="use method lora, without adapter and use_rslora",
+                fix="use method lora, without adapter",
             )
+        for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
+            if recipe.method_args.get(name):
+                raise UserError(
+                    "olora adds up LoRAs of one rank and one scaling",
+                    key=f"method_args.{name}",
+                    fix="leave it out, or use another protocol",
+                )
         fields = LORA_SIZE | recipe.method_args
         self.rank, self.alpha = fields["r"], fields["lora_alpha"]
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, first_line
 
 
 _PLAIN = re.compile(r"[^/\\:\x00-\x1f]+")
@@ -110,6 +110,17 @@ def write_json(path: Path, content: Any, *, indent: int = 2, ensure_ascii: bool 
     """Write JSON so that `path` holds the old or the new content at any moment, never a part of it."""
     with whole_file(path) as part:
         part.write_text(json.dumps(content, indent=indent, ensure_ascii=ensure_ascii) + "\n", encoding="utf-8")
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The content of a JSON file. Raises `UserError` if it is damaged, or no mapping."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise UserError(f"not JSON ({first_line(error)})", where=path, fix="copy it again") from error
+    if not isinstance(content, dict):
+        raise UserError("not a JSON object of names and values", where=path)
+    return content
 
 
 def check_folder(folder: Path, key: str | None = None) -> None:

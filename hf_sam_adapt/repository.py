@@ -126,3 +126,10 @@ def domains_of(weights: Path) -> list[str] | None:
     for index, name in enumerate(domains):
         check_domain_name(name, domains[:index])
     return domains
+
+
+def is_local(name: str) -> bool:
+    """Whether what a recipe names is a folder or file of this machine rather than on the Hub."""
+    path = Path(name).expanduser()
+    other = "@" not in name and name.count("/") != 1  # a revision may hold slashes
+    return path.exists() or path.is_absolute() or other or name.startswith(".")

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_session, get_token
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_session,
+    get_token,
+)
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
@@ -25,7 +34,7 @@ from safetensors import SafetensorError, safe_open
 
 from .data.walk import is_leftover
 from .errors import UserError, first_line
-from .repository import domains_of
+from .repository import domains_of, is_local
 from .sam.base_names import TINY
 
 
@@ -36,6 +45,12 @@ PUSHED_SUFFIXES = (".safetensors", ".json", ".yaml", ".md", ".png")
 # Names of the user's images, which may be patients'; the recipe's seed draws the same splits again.
 KEPT_AT_HOME = ("splits.json",)
 _EVAL_RESULTS = ".eval_results"
+# What runs, adapters and models consist of; what of an earlier one is no more would be loaded in place of the new.
+_OWN_FILES = re.compile(
+    r"(adapter_config|config|generation_config|preprocessor_config|processor_config|metrics|continual|doctor)\.json"
+    r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|recipe\.yaml"
+    r"|(samples|curve|confusion|experts|f_measure|matrix|curves)\.png|\.eval_results/[^/]+\.yaml"
+)
 _PATIENCE = 60.0  # seconds of new tries after the first failure
 _SILENCE = 60.0  # seconds without a byte after which a connection counts as lost; the client would wait for ever
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -159,7 +174,9 @@ def upload(
     def commit() -> CommitInfo:
         # Not upload_folder, which may make several commits. A commit whose answer was lost is not made twice: the
         # client leaves out files that the repository holds already.
+        operations: list[CommitOperationAdd | CommitOperationDelete]
         operations = [CommitOperationAdd(inside, str(path)) for inside, path in chosen.items()]
+        operations += [CommitOperationDelete(inside) for inside in stale]
         return api.create_commit(
             name, operations, commit_message="Upload with hf_sam_adapt", repo_type=repo_type, revision=revision
         )
@@ -172,10 +189,23 @@ def upload(
         chosen = files(name)
         if revision is not None:
             _patiently(lambda: api.create_branch(name, branch=revision, repo_type=repo_type, exist_ok=True))
+        stale: list[str] = []
+        if repo_type == "model":
+            there = _patiently(lambda: api.list_repo_files(name, revision=revision, repo_type=repo_type))
+            stale = _of_an_earlier_push(there, chosen)
         done = _patiently(commit)
         seen = "private" if _patiently(lambda: api.repo_info(name, repo_type=repo_type)).private else "public"
+    if stale:
+        print(f"Removed {len(stale)} files there that an earlier push had left: {', '.join(stale)}")
     print(f"Pushed {len(chosen)} files to {created} ({seen}): {done.commit_url}")
     return done.commit_url
+
+
+def _of_an_earlier_push(there: Sequence[str], chosen: Collection[str]) -> list[str]:
+    """The files in a repository that make up a run, an adapter or a pool, and are not of the one that comes now."""
+    domains = {str(Path(path).parent) for path in there if path.endswith("/adapter_config.json")}
+    own = [path for path in there if _OWN_FILES.fullmatch(path) or str(Path(path).parent) in domains]
+    return sorted(set(own) - set(chosen))
 
 
 def _check_contents(folder: Path) -> list[str]:
@@ -201,9 +231,9 @@ def _check_contents(folder: Path) -> list[str]:
         raise UserError(
             f"{config_file} names no base model", key="push", fix="set base_model_name_or_path to its Hub id"
         )
-    if base != TINY and Path(base).exists():
+    if base != TINY and is_local(base):
         print(
-            f"note: {config_file} names the folder {base} as base model, which only you have: push that too and set "
+            f"note: {config_file} names the folder {base} as base model, which nobody else has: push that too and set "
             "base_model_name_or_path to its Hub id",
             file=sys.stderr,
         )

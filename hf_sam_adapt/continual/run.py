@@ -18,7 +18,8 @@ from ..data import SegmentationData
 from ..errors import UserError, require_extra
 from ..files import write_json
 from ..hub.push import push_folder
-from ..inference.loading import is_pool, load_plain
+from ..inference.loading import load_plain
+from ..inference.processors import is_pool
 from ..reporting.cards import write_card
 from ..sam.processing import SamAdaptProcessor
 from ..training.run import leave_processes, load_data, start_processes

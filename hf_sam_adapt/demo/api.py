@@ -77,7 +77,10 @@ class Api:
         try:
             state = ImageState(read_picture(image, self.app.max_pixels))
             entry = self.app.entry(adapter, session)
-            result = segment_image(state, entry, _clicks(points, box).prompt(), domain or None)
+            prompt = _clicks(points, box).prompt()
+            if prompt.kind != "none" and entry.predictor.classes is not None:
+                raise UserError("this adapter names the class of every pixel and takes no points and no box")
+            result = segment_image(state, entry, prompt, domain or None)
             variant = "zero_shot" if entry.is_plain else "adapted"
             paths = save_results(Path(tempfile.mkdtemp(dir=self.app.files(session))), state.picture, result, variant)
         except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import tempfile
@@ -112,6 +113,8 @@ class DemoApp:
                 spare, self._spare = self._spare, None
             return spare if spare is not None and spare.poll() is None else start_worker()
 
+        if not isinstance(steps, (int, float)) or not math.isfinite(steps):
+            raise UserError(f"{steps} is no number", key="steps")
         model = self.args.model or "tiny"
         return AdaptJob(pairs, model, method, int(steps), self.folder, self.args.max_seconds, worker)
 

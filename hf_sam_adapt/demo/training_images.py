@@ -63,9 +63,14 @@ def painted_pair(picture: np.ndarray, layers: Sequence[np.ndarray], name: str) -
 
 
 def check_pairs(pairs: Sequence[Pair]) -> None:
-    """Raise `UserError` where there are too few or too many to learn from."""
+    """Raise `UserError` where there are too few or too many to learn from, or one twice."""
     if not FEWEST_PAIRS <= len(pairs) <= MOST_PAIRS:
         raise UserError(f"{len(pairs)} images with masks: give {FEWEST_PAIRS} to {MOST_PAIRS}, the last is held out")
+    for number, pair in enumerate(pairs):
+        for earlier in pairs[:number]:
+            if np.array_equal(earlier.picture.image, pair.picture.image):
+                names = f"{earlier.picture.name} and {pair.picture.name}"
+                raise UserError(f"{names} are the same image", fix="give each once; the last is held out")
 
 
 def write_pairs(pairs: Sequence[Pair], folder: Path) -> None:
@@ -79,10 +84,23 @@ def write_pairs(pairs: Sequence[Pair], folder: Path) -> None:
 
 
 def _matched(images: Sequence[str], masks: Sequence[str]) -> list[str]:
-    """The masks in the order of the images."""
+    """The masks in the order of the images: by their names, or as they come where none is named like an image.
+
+    Raises:
+        UserError: some are named like an image and others are not.
+    """
     stems = {one_form(Path(mask).stem).lower().removesuffix("mask").rstrip("_- "): mask for mask in masks}
     named = [stems.get(one_form(Path(image).stem).lower()) for image in images]
-    return [mask for mask in named if mask] if all(named) and len(set(named)) == len(masks) else list(masks)
+    if not any(named):
+        return list(masks)
+    alone = [Path(image).name for image, mask in zip(images, named) if mask is None]
+    alone += [Path(mask).name for mask in masks if mask not in named]
+    if alone or len(set(named)) < len(masks):
+        raise UserError(
+            f"some masks are named like their images, but not {', '.join(alone) or 'each another one'}",
+            fix="name all masks like their images, or none",
+        )
+    return [mask for mask in named if mask]
 
 
 def _read(image: str, mask: str, max_pixels: int) -> Pair:

@@ -18,6 +18,7 @@ from ..distributed import of_all_ranks
 from ..errors import UserError, require_extra
 from ..inference.instances import (
     MIN_AREA,
+    POINTS_PER_SIDE,
     Instance,
     InstanceSource,
     coco_content,
@@ -49,7 +50,7 @@ def evaluate_instances(
     split: SegmentationSplit | EmbeddedSplit,
     source: InstanceSource,
     *,
-    points_per_side: int = 16,
+    points_per_side: int = POINTS_PER_SIDE,
     batch_size: int = 4,
     adapted: bool = True,
     zero_shot: bool = True,
@@ -108,7 +109,7 @@ class Instances(Measurement):
         variants: Sequence[Variant],
         split: SegmentationSplit | EmbeddedSplit,
         source: InstanceSource,
-        points_per_side: int = 16,
+        points_per_side: int = POINTS_PER_SIDE,
     ) -> None:
         self.processor, self.split, self.source, self.points_per_side = processor, split, source, points_per_side
         self.truth: list[Described] = []

@@ -10,19 +10,32 @@ import numpy as np
 from ..errors import UserError
 from ..prompts import Prompt
 from ..sam.image_inputs import checked_objects
-from .instances import InstanceSource
+from .instances import POINTS_PER_SIDE, InstanceSource
 
 
 MAKE_PROMPT = "make it by Prompt.box, point, clicks or mask"
 
 
 def check_options(
-    instances: str | None, kinds: Iterable[str] = (), *, batch_size: int = 1, points_per_side: int = 1
+    instances: str | None,
+    kinds: Iterable[str] = (),
+    *,
+    batch_size: int = 1,
+    points_per_side: int = POINTS_PER_SIDE,
+    min_score: float = 0.0,
 ) -> None:
-    """Raise `UserError` for options that no model takes; `kinds` are those of the prompts, `none` apart."""
+    """Raise `UserError` for options that no model takes, or that have no effect where no instances are asked for;
+    `kinds` are those of the prompts, `none` apart."""
     for key, value in (("batch_size", batch_size), ("points_per_side", points_per_side)):
+        if not isinstance(value, (int, np.integer)):
+            raise UserError(f"{value!r} is not a whole number", key=key)
         if value < 1:
             raise UserError(f"{value} is below 1", key=key)
+    if not isinstance(min_score, (int, float, np.number)) or not 0 <= min_score <= 1:
+        raise UserError(f"{min_score} is not a score, 0 to 1", key="min_score")
+    for key, given in (("min_score", min_score != 0), ("points_per_side", points_per_side != POINTS_PER_SIDE)):
+        if instances is None and given:
+            raise UserError("no instances are asked for", key=key, fix="set instances, or leave it out")
     if instances is not None and instances not in (sources := get_args(InstanceSource)):
         raise UserError(f"{instances!r} is unknown", key="instances", fix=f"use {' or '.join(sources)}")
     if instances is not None and kinds:

@@ -19,6 +19,7 @@ from .forward import segment_scored
 from .variants import image_logits, sizes_of
 
 
+POINTS_PER_SIDE = 16  # of the grid
 InstanceSource = Literal["grid", "components"]
 POINTS_AT_ONCE = 64
 OFFSET = 1.0  # by which a stable mask's threshold may move (SAM's automatic mask generator)
@@ -74,7 +75,7 @@ def find_instances(
     source: InstanceSource,
     *,
     has_estimate: bool = False,
-    points_per_side: int = 16,
+    points_per_side: int = POINTS_PER_SIDE,
     cut: float = 0.0,
 ) -> list[list[Instance]]:
     """The instances of B images, surest first; call it inside `inference`.

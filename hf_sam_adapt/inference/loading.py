@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,13 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HTTPError
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, SamModel
 
 from ..config.methods import METHODS
 from ..errors import UserError, first_line, one_line
-from ..files import follow_umask
-from ..names import class_names
+from ..files import follow_umask, read_mapping
 from ..repository import HubName, commit_of, find_file
 from ..sam.attention import Kind, use_fast_attention
 from ..sam.families import encoder_shape, family_of, family_of_type, find_vision_encoder
@@ -31,10 +29,10 @@ from ..sam.tiny import TINY, load_tiny_sam
 from ..tuners.common.decoder import freeze_outside_adapter
 from ..tuners.moda import ModaModel
 from ..tuners.stock import stock_tuner
-from .prediction import trains_estimate
+from .prediction import classes_of, trains_estimate
+from .processors import ADAPTER_CONFIG, adapter_processor, base_processor
 
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CONFIGS = {name: method.config_class() for name, method in METHODS.items()}
 
@@ -65,8 +63,7 @@ class Loaded:
     @property
     def classes(self) -> list[str] | None:
         """Names of the classes in the order of their labels; None for a model of one class."""
-        num_labels = getattr(self.config, "num_labels", None)
-        return None if num_labels is None else class_names(num_labels, getattr(self.config, "id2label", None))
+        return classes_of(self.config)
 
     @property
     def has_estimate(self) -> bool:
@@ -144,6 +141,8 @@ def load_base(name: str, attention: Kind = "auto") -> tuple[SamModel, SamAdaptPr
         raise UserError(
             f"cannot load {name!r}: {first_line(error)} Use 'tiny', a model folder or a Hub id", key="model"
         ) from error
+    except SafetensorError as error:
+        raise UserError(f"the weights of {name} are damaged ({first_line(error)})", key="model") from error
     except RuntimeError as error:  # of transformers, for weights of another size
         raise UserError(f"the weights of {name} are not those of its config.json", key="model") from error
     if report["missing_keys"]:
@@ -154,7 +153,7 @@ def load_base(name: str, attention: Kind = "auto") -> tuple[SamModel, SamAdaptPr
         )
     family.mend(model)
     use_fast_attention(model, attention)
-    return model, _load_processor(name, model, commit)
+    return model, base_processor(name, model, commit)
 
 
 def load_plain(name: str, processor: SamAdaptProcessor, attention: Kind = "auto") -> SamModel:
@@ -272,18 +271,24 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False, a
             key="adapter",
             fix="a pickle (adapter_model.bin) can run code and is not loaded: save it again as safetensors",
         )
-    named = json.loads(config_file.read_text())
+    named = read_mapping(config_file)
     base_name = model or named_base(named)
     if not base_name:
         raise UserError(f"{path} does not name its base model", key="adapter", fix="pass --model")
-    base, processor = load_base(base_name, attention)
+    try:
+        base, processor = load_base(base_name, attention)
+    except UserError as error:
+        if model is not None:
+            raise
+        problem = f"{error.problem}, the base model that {config_file} names"
+        raise error.replace(problem=problem, fix=error.fix or "name it with --model") from error
     if named.get("pool"):
         if trainable:
             raise UserError(
                 f"{path} is a pool of domains", key="adapter", fix="`continual` with protocol moda adds domains to it"
             )
         pool = ModaModel.from_pretrained(base, path, commit)
-        return Loaded(pool, _trained_processor(path, base, processor, commit), pool.moda_config, base_name)
+        return Loaded(pool, adapter_processor(path, base, processor, commit), pool.moda_config, base_name)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error, below
         try:
@@ -291,20 +296,17 @@ def load_adapted(path: str, model: str | None = None, trainable: bool = False, a
             _check_keys(peft_model, weights)
         except UserError:
             raise
+        except SafetensorError as error:
+            problem = f"{weights} is damaged ({first_line(error)})"
+            raise UserError(problem, key="adapter", fix="copy it again") from error
         except (ValueError, KeyError, RuntimeError) as error:  # of a plain tuner, which knows no family or size
             said = f"it misses {error}" if isinstance(error, KeyError) else one_line(error)[:240]
             problem = f"{path} does not fit {base_name}, a {family_of(base).title}: {said}"
             raise UserError(problem, key="adapter", fix="name its own base model, or its file is damaged") from error
     freeze_outside_adapter(peft_model)
     peft_model.eval()
-    processor = _trained_processor(path, base, processor, commit)
+    processor = adapter_processor(path, base, processor, commit)
     return Loaded(peft_model, processor, peft_model.peft_config["default"], base_name)
-
-
-def is_pool(path: str, revision: str | None = None) -> bool:
-    """Whether a folder or Hub id is a pool of domains, as `ModaModel.save_pretrained` writes it."""
-    config_file = find_file(path, ADAPTER_CONFIG, revision)
-    return config_file is not None and bool(json.loads(config_file.read_text(encoding="utf-8")).get("pool"))
 
 
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
@@ -342,21 +344,6 @@ def _exists(name: str, file: str) -> bool:
         return False
 
 
-def _load_processor(name: str, model: nn.Module, commit: str | None) -> SamAdaptProcessor:
-    shape = encoder_shape(model)
-    for file_name in ("preprocessor_config.json", "processor_config.json"):
-        file = find_file(name, file_name, commit)
-        if file is not None:
-            # transformers' files do not say the patch size.
-            processor = SamAdaptProcessor.from_pretrained(str(file.parent), patch_size=shape.patch_size)
-            if processor.image_size != shape.image_size:
-                sizes = f"{processor.image_size} pixels a side, its model takes {shape.image_size}"
-                fix = f"one of {file.name} and config.json is another checkpoint's"
-                raise UserError(f"{name}: its processor gives images of {sizes}", key="model", fix=fix)
-            return processor
-    return SamAdaptProcessor(shape.image_size, shape.patch_size, **family_of(model).processor)
-
-
 def _check_keys(model: PeftModel, weights: Path) -> None:
     with safe_open(weights, framework="pt") as file:
         found = set(file.keys())
@@ -364,33 +351,6 @@ def _check_keys(model: PeftModel, weights: Path) -> None:
     wrong = sorted(expected ^ found)
     if wrong:
         raise ValueError(f"{len(wrong)} keys differ, the first is {wrong[0]}")
-
-
-def _trained_processor(
-    path: str, base: SamModel, processor: SamAdaptProcessor, commit: str | None
-) -> SamAdaptProcessor:
-    """The processor of an adapter's folder, of its pool, or `processor`; it must fit the adapted base."""
-    file = find_file(path, "preprocessor_config.json", commit)
-    if file is None and (pool := _pool_of(path, commit)) is not None:
-        file = find_file(pool, "preprocessor_config.json", commit)
-    if file is not None:
-        processor = SamAdaptProcessor.from_pretrained(str(file.parent))
-    size = encoder_shape(base).image_size
-    if processor.image_size != size:
-        raise UserError(
-            f"{path} was trained at image_size {processor.image_size}, its model runs at {size}",
-            key="adapter",
-            fix="the files in this folder do not belong together",
-        )
-    return processor
-
-
-def _pool_of(path: str, commit: str | None) -> str | None:
-    """The pool in whose folder a domain's adapter lies; its one processor is for all domains."""
-    if not Path(path).is_dir() and HubName.parse(path).folder is None:
-        return None
-    parent = str(Path(path).parent)
-    return parent if is_pool(parent, commit) else None
 
 
 def _nearest(word: str, known) -> str:

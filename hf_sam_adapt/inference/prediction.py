@@ -12,6 +12,7 @@ import torch
 from peft import PeftConfig
 
 from ..errors import UserError
+from ..names import class_names
 from ..sam.processing import SamAdaptProcessor
 from .instances import Instance
 from .variants import merge_objects
@@ -72,9 +73,15 @@ class TiledPrediction(Prediction):
 
 def logit_of(threshold: float) -> float:
     """The logit of a probability. Raises `UserError` unless it lies between 0 and 1."""
-    if not 0 < threshold < 1:
+    if not isinstance(threshold, (int, float, np.number)) or not 0 < threshold < 1:
         raise UserError(f"{threshold} is not a probability between 0 and 1", key="threshold")
     return math.log(threshold / (1 - threshold))
+
+
+def classes_of(config: PeftConfig | None) -> list[str] | None:
+    """Names of an adapter's classes in the order of their labels; None for one class."""
+    num_labels = getattr(config, "num_labels", None)
+    return None if num_labels is None else class_names(num_labels, getattr(config, "id2label", None))
 
 
 def trains_estimate(config: PeftConfig | None) -> bool:

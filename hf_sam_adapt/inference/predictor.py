@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 from ..data.channels import load_image
 from ..data.scenes import ImageWindows
 from ..data.tiles import Tiles, resolve_tiles
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..names import check_route
 from ..prompts import Prompt
 from ..sam.attention import Kind
@@ -24,10 +25,10 @@ from ..sam.image_embeddings import ImageEmbeddings
 from ..sam.processing import SamAdaptProcessor
 from .checks import check_options, check_prompt
 from .forward import segment, segment_scored
-from .instances import Instance, InstanceSource, find_instances
+from .instances import POINTS_PER_SIDE, Instance, InstanceSource, find_instances
 from .loading import Loaded, load_named
 from .precision import check_precision
-from .prediction import Prediction, logit_of
+from .prediction import Prediction, classes_of, logit_of
 from .tiled import Route, TiledRun, assembled, choose_domain, opened_any
 from .variants import (
     check_domain,
@@ -84,7 +85,7 @@ class SamAdaptPredictor:
         model: `PeftModel`, `ModaModel` or `SamModel`, on its device.
         processor: the one that it was trained with.
         has_estimate: whether the model's estimate of a mask's IoU means anything.
-        classes: names of the classes in the order of their labels; None for one class.
+        classes: names of the classes in the order of their labels; None = as the adapter's config says.
         precision: "no", "bf16" or "fp16" autocast.
 
     Attributes:
@@ -102,7 +103,8 @@ class SamAdaptPredictor:
     ) -> None:
         check_precision(precision)
         self.model, self.processor, self.precision = model, processor, precision
-        self.has_estimate, self.classes = has_estimate, None if classes is None else list(classes)
+        self.has_estimate = has_estimate
+        self.classes = classes_of(_config_of(model)) if classes is None else list(classes)
         self.lock = threading.RLock()
         self._current = threading.local()
 
@@ -135,7 +137,11 @@ class SamAdaptPredictor:
         cls, loaded: Loaded, *, device: str | torch.device | None = None, precision: str = "no"
     ) -> SamAdaptPredictor:
         """The predictor of what `load_adapted` or `load_for_inference` returned; `device` as in `from_pretrained`."""
-        model = loaded.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        usual = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            model = loaded.model.to(usual if device is None else device).eval()
+        except (AssertionError, RuntimeError, ValueError, TypeError) as error:  # none of that name here, or no device
+            raise UserError(f"{device!r} cannot be used: {first_line(error)}", key="device") from error
         return cls(
             model, loaded.processor, has_estimate=loaded.has_estimate, classes=loaded.classes, precision=precision
         )
@@ -148,7 +154,7 @@ class SamAdaptPredictor:
         instances: InstanceSource | None = None,
         *,
         batch_size: int = 4,
-        points_per_side: int = 16,
+        points_per_side: int = POINTS_PER_SIDE,
         min_score: float = 0.0,
         tile: int | Literal["auto"] | None = None,
         overlap: int | Literal["auto"] | None = None,
@@ -179,7 +185,7 @@ class SamAdaptPredictor:
             UserError: an image that cannot be read, a prompt outside its image, a prompt for a model with classes, a
                 domain that is not there. Nothing is returned then, also of the other images.
         """
-        check_options(instances, batch_size=batch_size, points_per_side=points_per_side)
+        check_options(instances, batch_size=batch_size, points_per_side=points_per_side, min_score=min_score)
         options: dict[str, Any] = {"instances": instances, "points_per_side": points_per_side, "min_score": min_score}
         options["threshold"] = threshold
         check_route(route, tile)
@@ -195,7 +201,12 @@ class SamAdaptPredictor:
             asked = self._one_each(prompts, 1) if prompts is None or isinstance(prompts, Prompt) else list(prompts)
             return self.decode(encoded[[0] * len(asked)], asked, **options)
         single = isinstance(images, ImageInput) and getattr(images, "ndim", 3) < 4
+        if isinstance(images, bytes) or not isinstance(images, (ImageInput, Iterable)):
+            raise _no_image(images)
         listed: list[ImageInput] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
+        if tiles is None and self.processor.tiling is not None:
+            cut = ", ".join(f"{key}={value!r}" for key, value in self.processor.tiling.items())
+            warnings.warn(f"the model was trained on tiles, and these images are not cut: give {cut}", stacklevel=2)
         asked = self._one_each(prompts, len(listed))
         self.check(asked, domain, instances, threshold)
         results: list[Prediction] = []
@@ -229,7 +240,7 @@ class SamAdaptPredictor:
         *,
         batch_size: int = 4,
         instances: InstanceSource | None = None,
-        points_per_side: int = 16,
+        points_per_side: int = POINTS_PER_SIDE,
         threshold: float = 0.5,
     ) -> TiledRun:
         """Windows of the logits of one image, in memory that does not grow with its height: see `TiledRun`.
@@ -281,12 +292,12 @@ class SamAdaptPredictor:
         prompts: Prompt | Iterable[Prompt] | None = None,
         instances: InstanceSource | None = None,
         *,
-        points_per_side: int = 16,
+        points_per_side: int = POINTS_PER_SIDE,
         min_score: float = 0.0,
         threshold: float = 0.5,
     ) -> list[Prediction]:
         """As `predict`, of images that are encoded: a `Prediction` for each."""
-        check_options(instances, points_per_side=points_per_side)
+        check_options(instances, points_per_side=points_per_side, min_score=min_score)
         asked = self._one_each(prompts, len(encoded))
         self.check(asked, None, instances, threshold)
         cut = logit_of(threshold)
@@ -360,6 +371,8 @@ class SamAdaptPredictor:
         return Prediction(labels, None, dict(zip(self.classes, shares.tolist())), *kept)
 
     def _read(self, image: ImageInput) -> Any:
+        if not isinstance(image, ImageInput):
+            raise _no_image(image)
         return load_image(Path(image), self.processor.channels) if isinstance(image, (str, Path)) else image
 
     @staticmethod
@@ -372,3 +385,13 @@ class SamAdaptPredictor:
                 f"{len(listed)} prompts for {count} images", key="prompts", fix="give one Prompt, or one an image"
             )
         return listed
+
+
+def _config_of(model: nn.Module) -> Any:
+    """The config of a pool, or of the active adapter; None without any."""
+    configs = getattr(model, "peft_config", {})
+    return getattr(model, "moda_config", configs.get(getattr(model, "active_adapter", "default")))
+
+
+def _no_image(value: Any) -> UserError:
+    return UserError(f"{type(value).__name__} is no image", key="images", fix="give files, PIL images or arrays")

@@ -7,6 +7,7 @@ from PIL import Image, ImageOps
 from hf_sam_adapt.data.images import read_image
 from hf_sam_adapt.demo.images import LARGEST_SHOWN, SMALLEST_SHOWN, read_binary_mask, read_picture
 from hf_sam_adapt.demo.session import Clicks, Session
+from hf_sam_adapt.demo.training_images import _matched, check_pairs, read_pairs
 from hf_sam_adapt.errors import UserError
 
 
@@ -23,6 +24,23 @@ def rotated(path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by 90 degrees
     return save(path / "turned.png", Image.fromarray(PIXELS), exif=exif)
+
+
+def test_masks_go_by_their_names_or_by_their_order(tmp_path):
+    def files(*names):
+        for number, name in enumerate(names):
+            values = np.full((8, 8), 40 * number + 1, np.uint8)
+            Image.fromarray(values).save(tmp_path / name)
+        return [str(tmp_path / name) for name in names]
+
+    images = files("a.png", "b.png")
+    assert _matched(images, files("b_mask.png", "a_mask.png")) == files("a_mask.png", "b_mask.png")
+    assert _matched(images, files("1.png", "2.png")) == files("1.png", "2.png")
+    with pytest.raises(UserError, match=r"some masks are named like their images, but not a\.png, c_mask\.png"):
+        _matched(images, files("b_mask.png", "c_mask.png"))
+    pairs = read_pairs([images[0], images[1], images[0]], files("1.png", "2.png", "3.png"), 10**6)
+    with pytest.raises(UserError, match=r"a\.png and a\.png are the same image"):
+        check_pairs(pairs)
 
 
 def test_exif_rotation(tmp_path):

@@ -250,11 +250,27 @@ def test_a_pool_is_pushed_with_its_domains_alone(connected, tmp_path, capsys):
         pool.push_to_hub("me/pool2")
 
 
+def test_what_an_earlier_push_left_goes(connected, folder, sam_folder, capsys, tmp_path):
+    assert main(["push", str(folder), "--repo", "me/polyp"]) == 0
+    model = tmp_path / "whole"
+    save_adapter(load_base(sam_folder)[0], model)
+    capsys.readouterr()
+    assert main(["push", str(model), "--repo", "me/polyp"]) == 0
+    there = set(connected.files("me/polyp"))
+    assert {"config.json", "model.safetensors"} <= there and "notes.json" in there  # the author's own
+    assert not there & {"adapter_config.json", "adapter_model.safetensors"}
+    assert "Removed" in (said := capsys.readouterr().out) and "adapter_config.json" in said
+
+
 def test_a_local_base_model_is_said(connected, folder, sam_folder, capsys):
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": sam_folder}))
     assert main(["push", str(folder), "--repo", "me/polyp"]) == 0
     assert f"note: {folder / 'adapter_config.json'} names the folder {sam_folder}" in capsys.readouterr().err
+    elsewhere = {**config, "base_model_name_or_path": "/scratch/me/sam"}
+    (folder / "adapter_config.json").write_text(json.dumps(elsewhere))
+    assert main(["push", str(folder), "--repo", "me/polyp"]) == 0
+    assert "names the folder /scratch/me/sam as base model, which nobody else has" in capsys.readouterr().err
 
 
 def test_half_written_files_are_found(folder, tmp_path):

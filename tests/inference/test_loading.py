@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -55,6 +56,45 @@ def test_all_methods_train_the_same_decoder_parts(method, sam_folder):
     loss = model(pixel_values=torch.randn(2, 3, 64, 64), multimask_output=False).pred_masks.square().mean()
     loss.backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("adapter_model.safetensors", None, r"adapter_model\.safetensors is damaged"),
+        ("adapter_config.json", b"{half", r"adapter_config\.json: not JSON"),
+        ("adapter_config.json", b"[1]", "not a JSON object"),
+        ("preprocessor_config.json", b"{half", "not the settings of a processor"),
+        ("../base/model.safetensors", None, "the weights of .* are damaged"),
+    ],
+)
+def test_damaged_files_are_one_error(sam_folder, tmp_path, name, content, said):
+    shutil.copytree(sam_folder, tmp_path / "base")
+    model, processor = trained("lora", str(tmp_path / "base"))
+    run = tmp_path / "run"
+    save_adapter(model, run)
+    processor.save_pretrained(run)
+    file = run / name
+    file.write_bytes(file.read_bytes()[:-9] if content is None else content)
+    with pytest.raises(UserError, match=said):
+        load_adapted(str(run))
+
+
+def test_the_base_of_another_place_is_named_by_its_file(sam_folder, tmp_path):
+    model, _ = trained("lora", sam_folder)
+    save_adapter(model, tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "nowhere"}))
+    with pytest.raises(UserError, match=r"nowhere.*the base model that .*adapter_config\.json names"):
+        load_adapted(str(tmp_path))
+
+
+def test_an_adapter_of_other_channels_needs_its_processor(sam_folder, tmp_path):
+    base = load_base(sam_folder)[0]
+    model = build_model("decoder", {"in_channels": 4, "train_patch_embed": True}, base)
+    save_adapter(model, tmp_path)
+    with pytest.raises(UserError, match="its model takes images of 4 channels, its processor gives 3"):
+        load_adapted(str(tmp_path))
 
 
 def test_a_pools_classes_are_those_of_its_domains():

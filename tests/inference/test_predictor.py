@@ -1,6 +1,7 @@
 """The predictor beside transformers' own forward: masks, scores, classes, domains, threads, refusals."""
 
 import threading
+import warnings
 from functools import partial
 
 import numpy as np
@@ -209,6 +210,19 @@ REFUSED = {
 
 
 REFUSED |= {
+    "half": (lambda p, i: p.predict(i, batch_size=2.5), "batch_size: 2.5 is not a whole number"),
+    "score": (lambda p, i: p.predict(i, min_score=0.9), "min_score: no instances are asked for"),
+    "no score": (lambda p, i: p.predict(i, instances="grid", min_score=float("nan")), "min_score: nan is not a score"),
+    "threshold": (lambda p, i: p.predict(i, threshold="a"), "threshold: a is not a probability"),
+    "number": (lambda p, i: p.predict(5), "images: int is no image"),
+    "bytes": (lambda p, i: p.predict(b"file"), "images: bytes is no image"),
+    "none of them": (lambda p, i: p.predict([None]), "images: NoneType is no image"),
+    "set none": (lambda p, i: p.set_image(None), "images: NoneType is no image"),
+    "device": (lambda p, i: SamAdaptPredictor.from_pretrained("tiny", device="gpu"), "device: 'gpu' cannot be used"),
+    "no device": (
+        lambda p, i: SamAdaptPredictor.from_pretrained("tiny", device="meta:x"),
+        "device: 'meta:x' cannot be used",
+    ),
     "batch": (lambda p, i: p.predict(i, batch_size=0), "batch_size: 0 is below 1"),
     "points": (lambda p, i: p.predict(i, instances="grid", points_per_side=0), "points_per_side: 0 is below 1"),
     "source": (lambda p, i: p.predict(i, instances="grids"), "instances: 'grids' is unknown; use grid or components"),
@@ -230,6 +244,21 @@ REFUSED |= {
     "labels": (lambda p, i: Prompt.clicks([(1, 2)], [2]), r"point: labels \[2\] of 1 points"),
     "grey": (lambda p, i: Prompt.mask(np.full((4, 4), 7)), "values other than 0 and 1"),
 }
+
+
+def test_classes_and_tiles_are_those_of_the_model(sam_folder):
+    base, processor = load_base(sam_folder)
+    model = build_model("decoder", {"decoder": "class_wise", "num_labels": 3}, base)
+    image = np.zeros((40, 60, 3), np.uint8)
+    (found,) = SamAdaptPredictor(model, processor).predict(image)
+    assert found.mask.dtype == np.uint8 and list(found.classes) == ["0", "1", "2"]
+    processor.tiling = {"tile": 32, "overlap": 4}
+    predictor = SamAdaptPredictor(model, processor)
+    with pytest.warns(UserWarning, match="trained on tiles, and these images are not cut: give tile=32, overlap=4"):
+        predictor.predict(image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        predictor.predict(image, tile=32, overlap=4)
 
 
 def numbers(kind, **fields):

@@ -8,10 +8,9 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from ...errors import UserError
-from ...repository import HubName, find_file
+from ...repository import HubName, find_file, is_local
 from ...sam.families import SAM, SamFamily, family_of_type
 from ...sam.tiny import TINY, tiny_folder
-from .public import is_local
 
 
 _LICENSE = ("license", "license_name", "license_link")

@@ -8,16 +8,10 @@ from typing import TypeVar
 
 from ...config.paths import FILE
 from ...config.recipe import Recipe
+from ...repository import is_local
 
 
 R = TypeVar("R", bound=Recipe)
-
-
-def is_local(name: str) -> bool:
-    """Whether what a recipe names is a folder or file of this machine rather than on the Hub."""
-    path = Path(name).expanduser()
-    other = "@" not in name and name.count("/") != 1  # a revision may hold slashes
-    return path.exists() or path.is_absolute() or other or name.startswith(".")
 
 
 def public_recipe(recipe: R) -> R:

@@ -16,7 +16,7 @@ from ...data.inputs import find_images, output_names
 from ...data.scenes import scene_header
 from ...data.volumes.slices import SliceKeys
 from ...errors import UserError
-from ...inference.instances import InstanceSource
+from ...inference.instances import POINTS_PER_SIDE, InstanceSource
 from ...inference.loading import load_for_inference
 from ...inference.predictor import Prediction, SamAdaptPredictor, check_options, check_prompt, logit_of
 from ...inference.tiled import Route
@@ -35,7 +35,6 @@ from .scene import check_scenes, place_note, predict_scene, scenes_among, usual_
 
 
 T = TypeVar("T")
-POINTS_PER_SIDE = 16
 
 
 def predict(
@@ -121,8 +120,7 @@ def predict(
     """
     prompt = _prompt(box, point)
     kinds = {prompt.kind} - {"none"}
-    check_options(instances, kinds, batch_size=batch_size, points_per_side=points_per_side)
-    _check_instances(instances, points_per_side, min_score)
+    check_options(instances, kinds, batch_size=batch_size, points_per_side=points_per_side, min_score=min_score)
     logit_of(threshold)
     if not 0 <= simplify < np.inf:
         raise UserError(f"{simplify} is not a number of pixels", key="simplify", fix="0 keeps every corner")
@@ -236,15 +234,6 @@ def _prompt(box: Sequence[float] | None, point: Sequence[float] | None) -> Promp
     if box is not None:
         return Prompt.box(*box)
     return Prompt("none") if point is None else Prompt.point(*point)
-
-
-def _check_instances(instances: InstanceSource | None, points_per_side: int, min_score: float) -> None:
-    """Refuse a score that is none, and what has no effect where no instances are asked for."""
-    if not 0 <= min_score <= 1:
-        raise UserError(f"{min_score} is not a score, 0 to 1", key="min_score")
-    for key, given in (("min_score", min_score != 0), ("points_per_side", points_per_side != POINTS_PER_SIDE)):
-        if instances is None and given:
-            raise UserError("no instances are asked for", key=key, fix="set instances, or leave it out")
 
 
 def _readable(paths: Sequence[Path], read: Callable[[Path], T]) -> tuple[dict[Path, T], dict[Path, UserError]]:

@@ -115,7 +115,7 @@ def evaluate_command(args: EvaluateArguments) -> Result:
             parts: Any = how | choice | {"tiles": tiles}
             answers["instances"] = evaluate_instances(model, processor, split, args.instances, **parts)
     if state.is_main_process:
-        metrics = {"test": result.test, "measured_on": measured_on, **task.object_facts(result), **answers}
+        metrics = {"test": result.test, "measured_on": measured_on, **task.counted(result), **answers}
         task.print_tables(metrics)
         print_prompt_tables(metrics)
         if output_dir is not None:

@@ -23,9 +23,11 @@ def predict_command(args: PredictArguments) -> int:
         Exit status: 1 if an image could not be read, else 0.
     """
     for folder in filter(Path.is_dir, map(Path, args.inputs)):
-        below = len(files_below(folder, IMAGE_SUFFIXES)) - len(files_below(folder, IMAGE_SUFFIXES, deep=False))
+        here = files_below(folder, IMAGE_SUFFIXES, deep=False)
+        below = [path for path in files_below(folder, IMAGE_SUFFIXES) if path not in here]
         if below:
-            print(f"{folder}: {below} images in its sub-folders are not read; name those, or '{folder}/**/*.png'")
+            patterns = " ".join(f"'{folder}/**/*{suffix}'" for suffix in sorted({path.suffix for path in below}))
+            print(f"{folder}: {len(below)} images in its sub-folders are not read; name those, or {patterns}")
     records = predict(**vars(args))
     failed = [record for record in records if "error" in record]
     for note in [record["note"] for record in records if "note" in record]:

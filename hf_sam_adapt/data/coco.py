@@ -33,7 +33,7 @@ from .areas import (
     segmentation_bounds,
 )
 from .channels import load_header, load_image
-from .folder import SPLIT_NAMES, has_masks
+from .folder import SPLIT_NAMES, has_masks, split_folders
 from .images import IGNORE, Header
 from .notes import Note, public
 from .walk import files_below
@@ -100,9 +100,9 @@ class CocoReader:
 def find_annotations(root: Path) -> dict[str, Path]:
     """Annotation file per split ("all" for one file without a split); empty if `root` is no COCO folder."""
     files = {}
-    named = _json_files(root / "annotations")
+    named, parts = _json_files(root / "annotations"), split_folders(root)
     for split, folders in SPLIT_NAMES.items():
-        names = [root / folder / name for folder in folders for name in FILE_NAMES]
+        names = [parts[split] / name for name in FILE_NAMES if split in parts]
         names += [path for folder in folders for path in named if path.name.lower().startswith(f"instances_{folder}")]
         path = next((path for path in names if path.is_file()), None)
         if path:

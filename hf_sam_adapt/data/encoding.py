@@ -175,7 +175,12 @@ def resolve_encoding(
         mask_values = "index"
     mask_values = check_threshold(threshold, mask_values)
     if mask_values in ("binary", "alpha"):
-        return MaskEncoding(mask_values, num_labels, label_map, threshold, draws_ignored=draws_ignored), []
+        encoding = MaskEncoding(mask_values, num_labels, label_map, threshold, draws_ignored=draws_ignored)
+        both = [name for name, values, _ in masks if np.flatnonzero(values[1:]).tolist() == [0, IGNORE - 1]]
+        if not both or threshold is not None or draws_ignored:
+            return encoding, []
+        said = f"{len(both)} masks hold both 1 and 255, such as {both[0]}: both are foreground"
+        return encoding, [f"{said}; mask_values: index has 255 ignored"]
     lossless = []
     for name, values, lossy in masks:
         if lossy:

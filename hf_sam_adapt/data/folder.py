@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -85,14 +86,28 @@ class FileReader:
         return open_mask(row["mask"], self.content)
 
 
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders of splits in `root`, by split; `Test` is one as `test` is."""
+    found = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()} if root.is_dir() else {}
+    named = {split: [found[name] for name in names if name in found] for split, names in SPLIT_NAMES.items()}
+    return {split: folders[0] for split, folders in named.items() if folders}
+
+
+def split_lists(root: Path) -> list[Path]:
+    """Files such as `train.csv` or `splits/test.txt`, by which other programs deal images to splits."""
+    names = "|".join(name for names in SPLIT_NAMES.values() for name in names)
+    wanted = re.compile(rf"([a-z]+[_-])*({names})([_-][a-z]+)*\.(csv|tsv|txt|lst|json)", re.IGNORECASE)
+    return [path for path in files_below(root) if wanted.fullmatch(path.name)]
+
+
 def has_images(root: Path) -> bool:
     """Whether `root` has a folder `images` or `train/images`."""
-    return (root / "images").is_dir() or (root / "train" / "images").is_dir()
+    return any((folder / "images").is_dir() for folder in (root, split_folders(root).get("train", root)))
 
 
 def has_masks(root: Path) -> bool:
     """Whether `root` has a folder `masks` or `train/masks`."""
-    return (root / "masks").is_dir() or (root / "train" / "masks").is_dir()
+    return any((folder / "masks").is_dir() for folder in (root, split_folders(root).get("train", root)))
 
 
 def refuse(error: UserError, files: list[str]) -> None:
@@ -119,14 +134,11 @@ def find_pairs(
     Raises:
         UserError: images without masks or the reverse, two files of one stem, or an empty folder.
     """
-    if (root / "images").is_dir() and ((root / "masks").is_dir() or not (root / "train" / "images").is_dir()):
+    folders = split_folders(root)
+    in_train = "train" in folders and (folders["train"] / "images").is_dir()
+    if (root / "images").is_dir() and ((root / "masks").is_dir() or not in_train):
         return split_by_top_folders(_pair_folder(root, mask_suffix, arrays, problem), root / "images")
-    tables = {}
-    for split, names in SPLIT_NAMES.items():
-        folder = next((root / name for name in names if (root / name).is_dir()), None)
-        if folder is not None:
-            tables[split] = _pair_folder(folder, mask_suffix, arrays, problem)
-    return tables
+    return {split: _pair_folder(folder, mask_suffix, arrays, problem) for split, folder in folders.items()}
 
 
 def split_by_top_folders(table: datasets.Dataset, where: Path) -> dict[str, datasets.Dataset]:

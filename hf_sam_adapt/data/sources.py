@@ -291,11 +291,16 @@ def _open(
     if folder.has_images(root):
         tables = folder.find_pairs(root, mask_suffix, arrays=channels is not None, problem=problem)
         left_out = _left_out(root, folder.unread_files(root, tables), _UNREAD)
+        if "all" in tables and (lists := folder.split_lists(root)):
+            count = f"{len(lists)} lists of splits are not read"
+            fix = "the splits are folders train, val and test with images and masks"
+            left_out.append(Note(f"{count}, such as {lists[0].relative_to(root)}: {fix}", count))
         return tables, folder.FileReader(channels, content), None, left_out
     raise UserError(
         "the folder has neither images/ and masks/, nor train/images and train/masks, nor a COCO annotations.json",
         key="dataset",
         where=name,
+        fix="rename its folders and give an image and its mask one name (parquet: save it by datasets' save_to_disk)",
     )
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data.coco import CocoReader
 from ..data.encoding import MaskEncoding, map_values, present_values
-from ..data.folder import FileReader, unread_files
+from ..data.folder import IMAGE_SUFFIXES, FileReader, split_lists, unread_files
 from ..data.images import IGNORE
 from ..data.palettes import to_labels
 from ..data.reading import READ_KEYS, Reading
@@ -199,7 +199,12 @@ def _odd_files(root: Path, source: Source, told: set[str]) -> Iterator[Finding]:
     unread = unread_in_volume_set(root) if volumes else unread_files(root, source.tables)
     for path in (path for path in unread if str(path) not in told):
         value, fix = f"a file of type {path.suffix.lower() or 'none'}, which nothing reads", "remove it, or convert it"
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            value, fix = "an image in no folder that is read", "splits are train, val and test, with images and masks"
         yield Finding(WARNING, "odd-file", str(path), value, fix)
+    for path in split_lists(root) if source.splits is not None else ():
+        value = "a list of a split, which nothing reads"
+        yield Finding(WARNING, "odd-file", str(path), value, "move its images into folders train, val, test")
     for folder in sorted(path for part in ("images", "masks") for path in (root / part, *root.glob(f"*/{part}"))):
         for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
             if is_leftover(name):

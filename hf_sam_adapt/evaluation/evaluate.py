@@ -85,6 +85,19 @@ class EvalResult:
     records: list[ImageRecord]
     volumes: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
 
+    def empty_facts(self) -> dict[str, Any]:
+        """The part `without_foreground` of `metrics.json`: images whose truth is empty, on how many of them something
+        is found, and the mean IoU of the others, by the first kind of prompts; empty where there are none."""
+        kind = next(iter(self.test))
+        name = next(name for name in ("adapted", "zero_shot") if self.test[kind][name] is not None)
+        scores = [record.scores[kind][name] for record in self.records if record.labelled]
+        empty = [one for one in scores if not one.truth]
+        if not empty:
+            return {}
+        others = mean_overlap([one for one in scores if one.truth])["iou"]
+        found = sum(one.prediction > 0 for one in empty)
+        return {"images": len(empty), "of": len(scores), "with_findings": found, "iou_of_others": others}
+
     @property
     def objects(self) -> ObjectCount:
         """Of all images that are scored."""

@@ -41,6 +41,18 @@ PANEL, GAP, BAND = 320, 4, 22  # pixels of a picture: width of a panel, space be
 NAME_LENGTH, NAMES_KEY = 44, "image_names"
 
 
+def empty_sentence(metrics: dict[str, Any]) -> str:
+    """Says what images without foreground do to the mean IoU; empty where all have some."""
+    empty = metrics.get("without_foreground")
+    if not empty:
+        return ""
+    return (
+        f"{empty['images']:,} of {empty['of']:,} images have no foreground: their IoU is 1 where nothing is found, "
+        f"else 0 (on {empty['with_findings']:,} of them). The mean IoU of the others is "
+        f"{fraction(empty['iou_of_others'])}."
+    )
+
+
 def left_out_sentence(metrics: dict[str, Any]) -> str:
     """Says how many objects no prompt was given for; empty where that is none."""
     objects = metrics.get("objects") or {"left_out": 0}
@@ -73,8 +85,8 @@ def print_table(metrics: dict[str, Any]) -> None:
     console = wide_console()
     if metrics["test"]:
         console.print(table)
-    if left_out := left_out_sentence(metrics):
-        console.print(left_out)
+    for sentence in filter(None, (empty_sentence(metrics), left_out_sentence(metrics))):
+        console.print(sentence)
     if further := _further_rows(metrics["test"].get("none") or {}):
         table = Table("without prompts", title=f"{images} images: further metrics")
         for title in ("zero-shot", "adapted", "constant"):

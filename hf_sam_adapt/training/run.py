@@ -250,7 +250,7 @@ def finish(loop: TrainingLoop, folder: RunFolder, data: SegmentationData, cache:
         metrics = {
             "test": result.test,
             "measured_on": measured_on,
-            **loop.task.object_facts(result),
+            **loop.task.counted(result),
             "train": train,
             "data": data_facts(data),
             "environment": environment_facts(accelerator.device, accelerator.num_processes),

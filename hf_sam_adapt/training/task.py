@@ -115,8 +115,8 @@ class Task(ABC):
     ) -> None:
         """Write `per_image.csv`, and the ten worst images as `worst.png`."""
 
-    def object_facts(self, result: Any) -> dict[str, Any]:
-        """`{"objects": …}` of `metrics.json` where images were prompted, else empty."""
+    def counted(self, result: Any) -> dict[str, Any]:
+        """Parts of `metrics.json`: `objects` of prompted images, `without_foreground` where masks are empty."""
         return {}
 
     @abstractmethod
@@ -190,8 +190,10 @@ class BinaryTask(Task):
         how["tiles"] = tiles_of(self.recipe, processor)
         save_samples(folder / SHEET, model, processor, split, result, **how, **zero_shot)
 
-    def object_facts(self, result: Any) -> dict[str, Any]:
-        return {"objects": result.objects.facts()} if set(self.recipe.prompts) != {"none"} else {}
+    def counted(self, result: Any) -> dict[str, Any]:
+        objects = {"objects": result.objects.facts()} if set(self.recipe.prompts) != {"none"} else {}
+        empty = result.empty_facts()
+        return objects | ({"without_foreground": empty} if empty else {})
 
     def print_tables(self, metrics: dict[str, Any]) -> None:
         print_table(metrics)

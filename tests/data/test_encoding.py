@@ -16,6 +16,12 @@ def resolve(*masks, mask_values="auto", num_labels=None, label_map=None, lossy=(
     return resolve_encoding(items, mask_values, num_labels, label_map)
 
 
+def test_binary_masks_of_1_and_255_are_said():
+    said = resolve([0, 255], [0, 1], [0, 1, 255], mask_values="binary")[1]
+    assert said == ["1 masks hold both 1 and 255, such as c: both are foreground; mask_values: index has 255 ignored"]
+    assert resolve([0, 255], [0, 1], [0, 7, 255], mask_values="binary")[1] == []
+
+
 def test_pictures_of_0_and_255_are_binary_and_say_so():
     encoding, notes = resolve([0, 255], [0], [255])
     assert encoding.mask_values == "binary" and len(notes) == 1 and "{0, 255}" in notes[0]

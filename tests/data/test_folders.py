@@ -320,6 +320,22 @@ def test_rows_are_known_by_what_they_hold():
         assert all(list(part.values()).count(part[key]) == 1 and part[key] != "train" for key in lent)
 
 
+def test_folders_of_splits_in_any_case_and_lists_of_splits(tmp_path):
+    for split in ("Train", "VALID", "Test"):
+        pairs(tmp_path / "upper" / split)
+    data = load_segmentation_dataset(tmp_path / "upper")
+    assert len(data.train) == len(data.val) == len(data.test) == 6
+    root = tmp_path / "lists"
+    pairs(root)
+    (root / "splits").mkdir()
+    for name in ("train.csv", "splits/test_ids.txt", "test_001.json", "about.txt"):
+        (root / name).write_text("0\n")
+    notes = load_segmentation_dataset(root).notes
+    assert any(str(note).startswith("2 lists of splits are not read, such as ") for note in notes)
+    found = [finding for finding in examine_dataset(root).findings.ordered() if finding.code == "odd-file"]
+    assert {os.path.basename(finding.file) for finding in found} == {"train.csv", "test_ids.txt"}
+
+
 def test_a_name_that_is_not_utf_8_is_said(tmp_path):
     """As Windows' archives leave it where their encoding is not known."""
     pairs(tmp_path / "data")

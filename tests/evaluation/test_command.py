@@ -227,6 +227,20 @@ def test_objects_without_a_prompt_are_counted(sam_folder, make_dataset, tmp_path
     assert "got no prompt" not in capsys.readouterr().out
 
 
+def test_images_without_foreground_are_said(sam_folder, make_dataset, tmp_path, capsys):
+    data = make_dataset(test=3)
+    for path in sorted((data / "test/masks").iterdir())[:2]:
+        Image.new("L", Image.open(path).size).save(path)
+    output = tmp_path / "eval"
+    result = run("--model", sam_folder, "--dataset", data, "--prompts", "none", "--output_dir", output)
+    empty = json.loads((output / "metrics.json").read_text())["without_foreground"]
+    scores = [record.scores["none"]["zero_shot"] for record in result.records]
+    assert empty["images"] == 2 and empty["of"] == 3 and empty["iou_of_others"] == scores[2].iou
+    assert empty["with_findings"] == sum(one.prediction > 0 for one in scores[:2])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 of 3 images have no foreground: their IoU is 1 where nothing is found, else 0" in printed
+
+
 def test_a_tolerance_of_surfaces_is_of_volumes(sam_folder, make_dataset):
     with pytest.raises(UserError, match=r"surface_tolerance: of volumes, and .* has none; leave it out"):
         run("--model", sam_folder, "--dataset", make_dataset(), "--surface_tolerance", "3")

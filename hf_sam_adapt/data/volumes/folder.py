@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import UserError
-from ..folder import IMAGE_SUFFIXES, SPLIT_NAMES, Problem, check_alone, refuse, split_by_top_folders
+from ..folder import IMAGE_SUFFIXES, Problem, check_alone, refuse, split_by_top_folders, split_folders
 from ..images import Header, read_mask
 from ..walk import check_name, files_below, one_form, walk
 from . import dicom
@@ -151,8 +151,7 @@ def _splits(root: Path) -> dict[str, Path]:
     """Folder with `images` and `masks` per split, "all" for one without."""
     if (root / "images").is_dir():
         return {"all": root}
-    named = {split: [root / name for name in names if (root / name).is_dir()] for split, names in SPLIT_NAMES.items()}
-    return {split: folders[0] for split, folders in named.items() if folders}
+    return split_folders(root)
 
 
 def _image_folders(root: Path) -> list[Path]:

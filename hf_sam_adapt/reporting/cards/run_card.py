@@ -12,7 +12,7 @@ from ...config.methods import METHODS, Method
 from ...config.recipe import Recipe
 from ...names import read_id2label
 from ...sam.tiny import TINY
-from ..report import left_out_sentence, size_text
+from ..report import empty_sentence, left_out_sentence, size_text
 from .base import base_code, base_family, base_link, on_hub
 from .metadata import card_data, run_results, task_of
 from .page import HOW, TINY_LIMIT, base_of, input_facts, render, versions_fact
@@ -166,8 +166,8 @@ def measured_sentence(metrics: dict[str, Any], data: dict[str, Any]) -> str:
             "At each image's original size, over all labelled pixels together, from 0 to 1; Dice is a mean over the "
             "classes. SAM before adaptation knows no classes, so there is no zero-shot score."
         )
-    if left_out := left_out_sentence(metrics):
-        text += f" {left_out}"
+    for sentence in filter(None, (empty_sentence(metrics), left_out_sentence(metrics))):
+        text += f" {sentence}"
     constant = any("constant" in found for found in metrics["test"].values())
     if constant and data["classes"]:
         text += " *Best constant mask*: at each place the class most frequent there in the training masks."

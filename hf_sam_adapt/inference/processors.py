@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,16 @@ def adapter_processor(
         file = find_file(pool, "preprocessor_config.json", commit)
     if file is not None:
         processor = _read(file)
-    fix = "the files in this folder do not belong together, or its preprocessor_config.json is missing"
+    fix = "the files in this folder do not belong together"
     size, channels = encoder_shape(model).image_size, input_channels(vision_encoder(model))
     if processor.image_size != size:
         problem = f"{path} was trained at image_size {processor.image_size}, its model runs at {size}"
         raise UserError(problem, key="adapter", fix=fix)
     if (processor.channels or 3) != channels:
-        given = f"its processor gives {processor.channels or 3}"
-        raise UserError(f"{path}: its model takes images of {channels} channels, {given}", key="adapter", fix=fix)
+        given = f"its model takes images of {channels} channels, its processor gives {processor.channels or 3}"
+        if file is not None:
+            raise UserError(f"{path}: {given}", key="adapter", fix=fix)
+        warnings.warn(f"{path} has no preprocessor_config.json: {given}", stacklevel=2)
     return processor
 
 

@@ -42,10 +42,10 @@ def base_processor(name: str, model: nn.Module, commit: str | None) -> SamAdaptP
 def adapter_processor(
     path: str, model: nn.Module, processor: SamAdaptProcessor, commit: str | None
 ) -> SamAdaptProcessor:
-    """The processor of an adapter's folder, of its pool, or `processor`; it must fit the adapted `model`.
+    """The processor of an adapter's folder, of its pool, or `processor`, compared with the adapted `model`.
 
     Raises:
-        UserError: it gives images of another size or of other channels.
+        UserError: it gives images of another size. Of other channels it warns: a model can be called without it.
     """
     file = find_file(path, "preprocessor_config.json", commit)
     if file is None and (pool := _pool_of(path, commit)) is not None:
@@ -58,10 +58,9 @@ def adapter_processor(
         problem = f"{path} was trained at image_size {processor.image_size}, its model runs at {size}"
         raise UserError(problem, key="adapter", fix=fix)
     if (processor.channels or 3) != channels:
-        given = f"its model takes images of {channels} channels, its processor gives {processor.channels or 3}"
-        if file is not None:
-            raise UserError(f"{path}: {given}", key="adapter", fix=fix)
-        warnings.warn(f"{path} has no preprocessor_config.json: {given}", stacklevel=2)
+        given = processor.channels or 3
+        where = "the base's, as it has no preprocessor_config.json," if file is None else "its processor"
+        warnings.warn(f"{path}: its model takes images of {channels} channels, {where} gives {given}", stacklevel=2)
     return processor
 
 

@@ -389,8 +389,9 @@ class SamAdaptPredictor:
 
 def _config_of(model: nn.Module) -> Any:
     """The config of a pool, or of the active adapter; None without any."""
-    configs = getattr(model, "peft_config", {})
-    return getattr(model, "moda_config", configs.get(getattr(model, "active_adapter", "default")))
+    active = getattr(model, "active_adapter", None)
+    config = model.peft_config[active] if isinstance(active, str) else None  # type: ignore[index]
+    return getattr(model, "moda_config", config)
 
 
 def _no_image(value: Any) -> UserError:

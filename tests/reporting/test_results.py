@@ -254,8 +254,8 @@ def test_the_least_sure_come_first_and_only_checked_ones_are_taken_back(adapter,
     best.write_text(json.dumps(content | {"flags": {"checked": True}, "shapes": shapes}))
     notes = convert_annotations("labelme", out / "labelme", tmp_path / "data")
     assert any("2 x prediction that nobody has looked at" in note for note in notes)
-    ((_, mask),) = masks_of(tmp_path / "data").items()
-    assert mask.sum() == 20
+    ((name, mask),) = masks_of(tmp_path / "data").items()
+    assert mask.sum() == 20 and name[0] == stems[0][0] and "0001" not in name  # without its rank
     # A second ranking neither loses the correction nor leaves an image twice.
     assert main([*argv, "--format", "labelme", "--rank", "uncertain", "--skip_existing"]) == 0
     assert "3 of them were there and are kept" in capsys.readouterr().out

@@ -6,6 +6,8 @@ import base64
 import binascii
 import json
 import math
+import re
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
     files = sorted(files_below(source, {".json"}))
     annotations = Annotations(encoding=encoding)
     annotated: set[Path | None] = set()
+    named: set[tuple[str, str]] = set()
     lists = []
     for file in files:
         content = _load(file, annotations)
@@ -58,7 +61,11 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
             lists.append(content[CLASSES])
         relative = file.relative_to(source)
         split = split_of(relative.parts[0]) if len(relative.parts) > 1 else UNSPLIT
-        stem = stem_of(relative if split == UNSPLIT else Path(*relative.parts[1:]))
+        below = relative if split == UNSPLIT else Path(*relative.parts[1:])
+        stem = stem_of(_without_rank(below, content))
+        if (split, stem) in named:  # of two predictions
+            stem = stem_of(below)
+        named.add((split, stem))
         image, path = _image(content, file, images)
         annotated.add(path)
         height, width = (image_side(content.get(key), f"{file}: {key}") for key in ("imageHeight", "imageWidth"))
@@ -86,6 +93,14 @@ def read_labelme(source: Path, images: Path | None = None, encoding: str | None 
     if alone:
         annotations.left_out["image without a JSON file"] += len(alone)
     return annotations
+
+
+def _without_rank(file: Path, content: Mapping[str, Any]) -> Path:
+    """The file by the name of its image, where `predict --rank` has put its place before that, else as it is."""
+    source = content.get(SOURCE)
+    name = source.get("name") if isinstance(source, dict) else None
+    ranked = isinstance(name, str) and re.fullmatch(rf"\d{{4,}}_{re.escape(name)}", file.stem)
+    return file.with_name(f"{name}{file.suffix}") if ranked else file
 
 
 def _load(file: Path, annotations: Annotations) -> dict[str, Any] | None:

@@ -101,7 +101,9 @@ class Command:
         quiet_libraries()
         result = imported(self.function)(args)
         if self.next is not None and (not isinstance(result, int) or result == 0) and _is_main_process():
-            print(f"Next: {PROG} {shlex.join(self.next(args))}")
+            config = next_command.config_of(argv) if self.next is next_command.to_train else None
+            words = self.next(args) if config is None else next_command.to_train(args, config)
+            print(f"Next: {PROG} {shlex.join(words)}")
         return result
 
     def parse(self, name: str, argv: list[str]) -> Any:

@@ -6,8 +6,10 @@ Words in capitals are for the user to fill in.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..config.arguments import from_file
 from ..config.continual_recipe import ContinualRecipe
 from ..config.recipe import Recipe
 from .arguments import (
@@ -54,10 +56,10 @@ def after_export_tiny(args: ExportTinyArguments) -> list[str]:
     return ["train", "--model", str(args.folder), "--dataset", "DATASET"]
 
 
-def to_train(args: DoctorArguments | EstimateArguments) -> list[str]:
-    """A training with the same keys, as far as a recipe has them."""
-    words = ["train"]
-    usual = Recipe()
+def to_train(args: DoctorArguments | EstimateArguments, config: str | None = None) -> list[str]:
+    """A training with the same keys, as far as a recipe has them; of a `config`, the file and what differs."""
+    words = ["train"] if config is None else ["train", "--config", config]
+    usual = Recipe() if config is None else from_file(Recipe, config)
     for field in dataclasses.fields(Recipe):
         value = getattr(args, field.name, None)
         if value in (None, getattr(usual, field.name)):
@@ -66,3 +68,13 @@ def to_train(args: DoctorArguments | EstimateArguments) -> list[str]:
             flag = f"--{field.name}.{key}" if key != "" else f"--{field.name}"
             words += [flag, *(map(str, single or ["none"]) if isinstance(single, list) else [str(single)])]
     return words
+
+
+def config_of(argv: Sequence[str]) -> str | None:
+    """The file that `--config` names among arguments."""
+    for word, following in zip(argv, [*argv[1:], ""]):
+        if word == "--config":
+            return following
+        if word.startswith("--config="):
+            return word.partition("=")[2]
+    return None

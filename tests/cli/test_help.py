@@ -205,6 +205,16 @@ def test_a_training_takes_the_keys_that_were_examined(kind):
     assert {key: getattr(recipe, key) for key in keys} == keys | {"augment": []}
 
 
+def test_a_training_takes_the_recipe_that_was_examined(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    keys = "method: cwsam\nlearning_rate: 0.001\nnum_labels: 2\nid2label: {0: red, 1: blue}\n"
+    file.write_text(f"dataset: synthetic:landcover\n{keys}")
+    argv = ["--config", str(file), "--seed", "3"]
+    args = COMMANDS["doctor"].parse("doctor", argv)
+    assert next_command.config_of(argv) == next_command.config_of([f"--config={file}"]) == str(file)
+    assert next_command.to_train(args, str(file)) == ["train", "--config", str(file), "--seed", "3"]
+
+
 def test_after_a_continual_run_its_pool_or_its_last_task(tmp_path):
     recipe = ContinualRecipe(domains=["synthetic:polyp"], output_dir=str(tmp_path))
     for task in ("00-a", "01-b"):

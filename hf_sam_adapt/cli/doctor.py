@@ -99,7 +99,7 @@ def _summary(diagnosis: Diagnosis) -> list[str]:
         if not facts.classes.any():
             content = "no mask can be used"
         elif diagnosis.encoding is not None and diagnosis.encoding.num_labels is None:
-            content = f"foreground {shares[1]:.1%}"
+            content = f"foreground {shares[1]:.{1 if shares[1] >= 0.001 else 4}%}"
         else:
             names = diagnosis.source.id2label if diagnosis.source is not None else {}
             content = ", ".join(f"{names.get(label, label)} {share:.1%}" for label, share in enumerate(shares))

@@ -27,11 +27,11 @@ def tab(served):
 
 @pytest.fixture
 def files(tmp_path):
-    """Images of 40x30 pixels, masks of them, and a mask of another size."""
+    """Three images of 40x30 pixels, masks of them, and a mask of another size."""
     image, mask = np.full((30, 40, 3), 90, np.uint8), np.zeros((30, 40), np.uint8)
     mask[5:20, 5:20] = 255
     for number in range(3):
-        Image.fromarray(image).save(tmp_path / f"{number}.png")
+        Image.fromarray(image + np.uint8(number)).save(tmp_path / f"{number}.png")
         Image.fromarray(mask).save(tmp_path / f"{number}_mask.png")
     Image.fromarray(mask[:20]).save(tmp_path / "small_mask.png")
     return lambda *names: [str(tmp_path / f"{name}.png") for name in names]

@@ -23,8 +23,7 @@ def predict_command(args: PredictArguments) -> int:
         Exit status: 1 if an image could not be read, else 0.
     """
     for folder in filter(Path.is_dir, map(Path, args.inputs)):
-        here = files_below(folder, IMAGE_SUFFIXES, deep=False)
-        below = [path for path in files_below(folder, IMAGE_SUFFIXES) if path not in here]
+        below = [path for path in files_below(folder, IMAGE_SUFFIXES) if path.parent != folder]
         if below:
             patterns = " ".join(f"'{folder}/**/*{suffix}'" for suffix in sorted({path.suffix for path in below}))
             print(f"{folder}: {len(below)} images in its sub-folders are not read; name those, or {patterns}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,7 @@ class ObjectCount:
         return sum(counts, cls())
 
     def __add__(self, other: ObjectCount) -> ObjectCount:
-        return ObjectCount(*(one + another for one, another in zip(self._values, other._values)))
-
-    @property
-    def _values(self) -> tuple[int, int, int, int]:
-        return self.prompted, self.prompted_pixels, self.left_out, self.left_out_pixels
+        return ObjectCount(*map(add, astuple(self), astuple(other)))
 
     def facts(self) -> dict[str, Any]:
         """The part `objects` of `metrics.json`: `prompted`, `left_out`, and the share of the foreground left out."""

@@ -85,7 +85,7 @@ def use_lines(name: str, classes: bool, processor: dict[str, Any], corrected: bo
     return [
         "from PIL import Image",
         "",
-        f'inputs = processor(Image.open("{file}"))',
+        f'inputs = processor(Image.open("{_IMAGE}"))',
         f'logits = model(pixel_values=inputs.pop("pixel_values"){one}).pred_masks[:, 0]',
         f"mask = processor.post_process_masks(logits, **inputs)[0]{end}",
     ]
